@@ -122,18 +122,14 @@ def best_signed(scores: Tensor) -> Tensor:
     return 2 * best + (scores.gather(-1, best[..., None])[..., 0] < 0)
 
 
-def hadamard_select(
-    residual: Tensor, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0
-) -> Tensor:
+def hadamard_select(residual: Tensor, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
     """One signed atom per bin for the views of one unit: float [B, D] -> int64 [B, bins] in [0, 2 * bases * atoms)."""
     s = hadamard_scores(residual, bases, step, seed, unit)  # [B, J, P]
     s = s.unflatten(-1, (bins, -1))[..., :atoms]  # [B, J, M, A]
     return best_signed(s.transpose(1, 2).flatten(2))
 
 
-def hadamard_total(
-    tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0
-) -> Tensor:
+def hadamard_total(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
     """The chosen signed atoms summed: exact integers, int64 [B, D]."""
     p = next_pow2(d)
     atom, value = tokens.cpu() >> 1, 1 - 2 * (tokens.cpu() & 1)

@@ -5,10 +5,14 @@ quarter of the resolution and one call on a 768 x 512 photograph takes about hal
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from noisebook.backbones.base import Backbone
+from noisebook.errors import BackboneError
 
 SIGMA_DATA = 0.5  # standard deviation of photographs in [-1, 1], as in EDM
 
@@ -38,9 +42,7 @@ class ConvDenoiser(nn.Module):
     side of each level. Height and width of the input must be multiples of `multiple`.
     """
 
-    def __init__(
-        self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 160), blocks: int = 2, embedding: int = 128
-    ):
+    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 160), blocks: int = 2, embedding: int = 128):
         super().__init__()
         self.config = {"channels": channels, "widths": list(widths), "blocks": blocks, "embedding": embedding}
         self.channels, self.multiple = channels, 4 << (len(widths) - 1)
@@ -82,3 +84,25 @@ class ConvDenoiser(nn.Module):
         s = lam[:, None, None, None]
         norm = (s * s + SIGMA_DATA**2).rsqrt()
         return (SIGMA_DATA * norm) ** 2 * y + s * SIGMA_DATA * norm * self.residual(y * norm, lam.log())
+
+
+class ConvBackbone(Backbone):
+    """Adapter of `ConvDenoiser`: it already speaks (y, lam)."""
+
+    def __init__(self, net: ConvDenoiser):
+        super().__init__()
+        self.net, self.channels, self.multiple = net, net.channels, net.multiple
+
+    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+        y = y.contiguous(memory_format=torch.channels_last)
+        return self.net(y, torch.full((len(y),), lam, device=y.device)).contiguous()
+
+
+def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> ConvBackbone:
+    """The backbone from a checkpoint of kind `convnet`: weights are stored in bf16 and run in float32."""
+    try:
+        net = ConvDenoiser(**{**config, "widths": tuple(config["widths"])})
+        net.load_state_dict({name: t.float() for name, t in tensors.items()})
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise BackboneError(f"the checkpoint does not fit a convnet: {str(error).splitlines()[0]}") from error
+    return ConvBackbone(net.to(memory_format=torch.channels_last))

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.convnet import SIGMA_DATA, ConvDenoiser
 
 HELD_OUT = 64  # the last images are never trained on
@@ -31,10 +32,7 @@ def load_photos(path: str | Path) -> list[np.ndarray]:
         if "images" in data:
             return list(data["images"])
         blob, offsets = data["webp"].tobytes(), data["offsets"].tolist()
-    return [
-        np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB"))
-        for a, b in zip(offsets, offsets[1:], strict=False)
-    ]
+    return [np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in zip(offsets, offsets[1:], strict=False)]
 
 
 def crops(images: list[np.ndarray], count: int, size: int, rng: np.random.Generator) -> Tensor:
@@ -74,8 +72,6 @@ def train(
     learning_rate: float = 1e-3, save_every: float = 5.0,
 ) -> ConvDenoiser:  # fmt: skip
     """Trains until `minutes` of training time (summed over resumed runs) are spent; returns the moving average."""
-    from safetensors.torch import save_file
-
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = ConvDenoiser().to(device, memory_format=torch.channels_last)
@@ -101,8 +97,9 @@ def train(
                  "spent": spent, "iteration": iteration, "log": log}  # fmt: skip
         torch.save(state, out / "state.tmp")
         os.replace(out / "state.tmp", out / "state.pt")
-        weights = {k: v.bfloat16().contiguous() for k, v in average.state_dict().items()}
-        save_file(weights, out / "model.tmp")
+        weights = {k: v.bfloat16() for k, v in average.state_dict().items()}
+        write_checkpoint(out / "model.tmp", "convnet", average.config, weights)
+        os.chmod(out / "model.tmp", 0o644)
         os.replace(out / "model.tmp", out / "model.safetensors")
         (out / "log.json").write_text(json.dumps(log, indent=1))
 

@@ -1,0 +1,467 @@
+"""The command line. Pictures and files go under -o, results to stdout, logs and progress to stderr."""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisebook import __version__
+from noisebook.errors import CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from noisebook.codec import Codec
+    from noisebook.container import Container
+    from noisebook.spec import CodecSpec
+
+KNOBS = {
+    "steps": "steps of the schedule",
+    "spacing": "spacing of the levels: log, karras or ddpm",
+    "lam_max": "first noise-to-signal level",
+    "lam_min": "last noise-to-signal level",
+    "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
+    "rho": "p = 0 only: share of the noise kept each step (default 1 - 2/steps)",
+    "bins": "tokens per block at the first step",
+    "bins_last": "tokens per block at the last step (default: as at the first)",
+    "scale_pixels": "bins are for images of so many pixels and scale with the size; 0 = exact",
+    "law": "codebook: hadamard or independent",
+    "vocabulary": "values of a token: an atom and its sign",
+    "seed": "seed of the codebooks",
+    "start_bins": "tokens of the codebook start; 0 = a fixed draw",
+    "start_vocabulary": "values of a token of the start",
+    "rows": "blocks down the image, each with tokens of its own",
+    "columns": "blocks across the image",
+    "finish": "mean (best PSNR), euler or heun (probability-flow ODE)",
+    "finish_steps": "steps of the ODE finish",
+}
+
+
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------------
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="noisebook",
+        description="Images to integer tokens and back, with any pretrained diffusion model and no training.",
+    )
+    top.add_argument("--version", action="version", version=f"noisebook {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(function=function)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        return sub
+
+    encode = command("encode", run_encode, "Images to .nbk files.")
+    roundtrip = command("roundtrip", run_roundtrip, "Images to .nbk files and back: writes original | decoded and prints "
+                        "bits per pixel, PSNR, SSIM, network calls and seconds.")  # fmt: skip
+    evaluate = command("eval", run_eval, "The roundtrip table of a folder, without writing pictures.")
+    decode = command("decode", run_decode, "The .nbk files to PNG pictures.")
+    for sub in (encode, roundtrip, evaluate):
+        sub.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of them")
+        sub.add_argument("--samples", action="store_true", help="also the three photographs that scikit-image carries")
+    for sub in (encode, roundtrip):
+        sub.add_argument("--embed-spec", action="store_true", help="write the whole specification into each file (done "
+                         "anyway when the codec is not a preset)")  # fmt: skip
+    decode.add_argument("files", nargs="+", metavar="FILE")
+    for sub in (encode, roundtrip, decode):
+        sub.add_argument("-o", "--output", type=Path, default=Path("noisebook-out"), metavar="DIR",
+                         help="folder to write to (default: noisebook-out)")  # fmt: skip
+    for sub in (encode, roundtrip, evaluate, decode):
+        sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+        _add_codec_options(sub)
+    inspect = command("inspect", run_inspect, "What stands in .nbk files; needs no backbone.")
+    verify = command("verify", run_verify, "Checks .nbk files: checksum, sizes, tokens; needs no backbone.")
+    for sub in (inspect, verify):
+        sub.add_argument("files", nargs="+", metavar="FILE")
+    command("backbones", run_backbones, "The backbones and presets that come with the package.")
+    return top
+
+
+def _add_codec_options(sub: argparse.ArgumentParser) -> None:
+    from noisebook.presets import DEFAULT, Recipe
+
+    group = sub.add_argument_group("codec", "a preset, and every number of its recipe")
+    group.add_argument("--preset", help=f"codec by name (default: {DEFAULT}); see `noisebook backbones`")
+    group.add_argument("--backbone", metavar="NAME|FILE|DIR", help="another denoiser: a shipped name, a .safetensors "
+                       "file of noisebook's, or a diffusers folder")  # fmt: skip
+    for field in fields(Recipe):
+        if field.name in KNOBS:
+            assert field.default is not MISSING
+            kind = float if field.default is None or field.name == "bins" else type(field.default)
+            group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
+
+
+def _load_codec(args: argparse.Namespace) -> "tuple[Codec, int]":
+    """The codec that the options ask for, and its preset number (0 if it is not one)."""
+    from noisebook import load, presets
+
+    name = args.preset or presets.DEFAULT
+    changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
+    codec = load(name, backbone=args.backbone, device=_device(args.device), **changes)
+    for message in codec.spec.warnings():
+        if changes:
+            log(f"warning: {message}")
+    number = next((p.number for p in presets.presets().values() if p.spec.hash == codec.spec.hash), 0)
+    return codec, number
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+# ---- encode, decode, roundtrip, eval ------------------------------------------------------------------------------------
+def _inputs(args: argparse.Namespace, channels: int) -> "Iterator[tuple[str, Callable[[], np.ndarray]]]":
+    """(name, reader) of every image asked for."""
+    from noisebook import images
+
+    if not args.images and not args.samples:
+        raise ImageError("no images: name pictures or folders, or give --samples")
+    for path in images.find_images(args.images):
+        yield str(path), lambda path=path: images.read_image(path, channels)
+    if args.samples:
+        for name in images.SAMPLES:
+            yield f"{name}.png", lambda name=name: images.sample(name)[:, :, :3]
+
+
+def _to_tensor(pixels: "np.ndarray") -> Any:
+    import torch
+
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+
+
+def _to_pixels(image: Any) -> "np.ndarray":
+    """float [1, C, H, W] in [-1, 1] -> uint8 [H, W, C], rounded to nearest."""
+    return image[0].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _encode_one(codec: "Codec", number: int, embed: bool, pixels: "np.ndarray") -> bytes:
+    from noisebook.container import Container, pack
+
+    height, width = pixels.shape[:2]
+    tokens = codec.encode(_to_tensor(pixels))[0].cpu().numpy()
+    payload = pack(tokens, [(count, v) for _, count, v in codec.spec.runs_for(height, width)])
+    spec = codec.spec.to_json().encode() if embed or not number else None
+    return Container(codec.spec.hash, height, width, payload, number, spec).to_bytes()
+
+
+def _decode_one(codec: "Codec", container: "Container") -> "np.ndarray":
+    import torch
+
+    from noisebook.container import unpack
+
+    size = container.height, container.width
+    tokens = unpack(container.payload, [(count, v) for _, count, v in codec.spec.runs_for(*size)])
+    return _to_pixels(codec.decode(torch.from_numpy(tokens)[None], size))
+
+
+def _row(name: str, **values: Any) -> dict[str, Any]:
+    keys = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "calls", "seconds", "height", "width", "error")
+    return {"name": name, **dict.fromkeys(keys), **values}
+
+
+def _file_row(name: str, data: bytes, container: "Container", **values: Any) -> dict[str, Any]:
+    """A row with the size of a file: bits of the whole file, and of the payload alone, per original pixel."""
+    pixels = container.height * container.width
+    sizes = {"bpp": 8 * len(data) / pixels, "payload_bpp": 8 * len(container.payload) / pixels, "bytes": len(data)}
+    return _row(name, **sizes, height=container.height, width=container.width, **values)
+
+
+class _Names:
+    """File names for outputs: the input's stem, made unique within one run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.taken = folder, set()
+
+    def __call__(self, name: str) -> Path:
+        stem, n = Path(name).stem, 1
+        while (unique := stem if n == 1 else f"{stem}-{n}").lower() in self.taken:
+            n += 1
+        self.taken.add(unique.lower())
+        return self.folder / unique
+
+
+def _each(args: argparse.Namespace, items: Any, work: Callable[[str, Any], dict[str, Any]], spec: Any) -> int:
+    """Does `work` on every item; one that fails becomes a row with its error, and the exit code says so."""
+    rows, code = [], 0
+    for name, item in items:
+        begin = time.perf_counter()
+        try:
+            row = work(name, item)
+            row["seconds"] = time.perf_counter() - begin
+        except NoisebookError as error:
+            code = code or error.code
+            row = _row(name, error=f"{type(error).__name__}: {error}")
+        rows.append(row)
+        log(_line(row))
+    if args.json:
+        print(json.dumps({"images": rows, "codec": spec() if callable(spec) else spec}))
+    else:
+        _print_table(rows)
+    return code
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["error"]:
+        return f"{row['name']}: {row['error']}"
+    parts = [f"{row[k]:.{d}f} {unit}" for k, d, unit in (("bpp", 4, "bpp"), ("payload_bpp", 4, "payload"),
+             ("psnr", 2, "dB"), ("ssim", 4, "SSIM"), ("calls", 0, "calls"), ("seconds", 1, "s"))
+             if row[k] is not None]  # fmt: skip
+    return f"{row['name']}: " + ", ".join(parts)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    columns = [("name", "image", "{}"), ("bytes", "bytes", "{:d}"), ("bpp", "bpp", "{:.4f}"),
+               ("payload_bpp", "payload", "{:.4f}"), ("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"),
+               ("calls", "calls", "{:d}"), ("seconds", "seconds", "{:.2f}")]  # fmt: skip
+    good = [r for r in rows if not r["error"]]
+    shown = [c for c in columns if any(r[c[0]] is not None for r in good)]
+    cells = [[form.format(r[key]) if r[key] is not None else "" for key, _, form in shown] for r in good]
+    if len(good) > 1:
+        mean = ["mean"]
+        for key, _, form in shown[1:]:
+            values = [r[key] for r in good if r[key] is not None]
+            mean.append(form.replace("d", ".0f").format(sum(values) / len(values)))
+        cells.append(mean)
+    if cells:
+        head = [title for _, title, _ in shown]
+        widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(shown))]
+        for row in [head, *cells]:
+            print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+    for row in rows:
+        if row["error"]:
+            print(f"failed: {row['name']}: {row['error']}")
+
+
+def _codec_info(codec: "Codec", number: int) -> dict[str, Any]:
+    info = {"hash": codec.spec.hash.hex(), "preset": number, "decode_calls": codec.calls}
+    return {**info, "spec": json.loads(codec.spec.to_json())}
+
+
+def run_encode(args: argparse.Namespace) -> int:
+    from noisebook.container import Container
+    from noisebook.images import write_bytes
+
+    codec, number = _load_codec(args)
+    place = _Names(args.output)
+
+    def work(name: str, read: Any) -> dict[str, Any]:
+        data = _encode_one(codec, number, args.embed_spec, read())
+        target = place(name)
+        write_bytes(target.with_name(target.name + ".nbk"), data)
+        return _file_row(name, data, Container.from_bytes(data), calls=len(codec.spec.schedule))
+
+    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec, number))
+
+
+def run_roundtrip(args: argparse.Namespace) -> int:
+    return _measure(args, args.output)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    args.embed_spec = False
+    return _measure(args, None)
+
+
+def _measure(args: argparse.Namespace, output: Path | None) -> int:
+    """Encodes, decodes what the file says, compares; with `output` also writes the file and original | decoded."""
+    import numpy as np
+
+    from noisebook.container import Container
+    from noisebook.images import png_bytes, psnr, ssim, write_bytes
+
+    codec, number = _load_codec(args)
+    place = _Names(output or Path())
+
+    def work(name: str, read: Any) -> dict[str, Any]:
+        pixels = read()
+        data = _encode_one(codec, number, args.embed_spec, pixels)
+        container = Container.from_bytes(data)
+        decoded = _decode_one(codec, container)
+        if output is not None:
+            target = place(name)
+            write_bytes(target.with_name(target.name + ".nbk"), data)
+            write_bytes(target.with_name(target.name + ".png"), png_bytes(np.concatenate([pixels, decoded], 1)))
+        quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
+        return _file_row(name, data, container, **quality, calls=len(codec.spec.schedule) + codec.calls)
+
+    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec, number))
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    from noisebook.images import png_bytes, write_bytes
+
+    place = _Names(args.output)
+    codecs: dict[bytes, Codec] = {}
+
+    def work(name: str, path: Path) -> dict[str, Any]:
+        container, data = _read(path)
+        if container.codec_hash not in codecs:
+            codecs[container.codec_hash] = _codec_of(args, container)
+        codec = codecs[container.codec_hash]
+        pixels = _decode_one(codec, container)
+        target = place(name)
+        write_bytes(target.with_name(target.name + ".png"), png_bytes(pixels))
+        return _file_row(name, data, container, calls=codec.calls)
+
+    def info() -> Any:
+        return [_codec_info(c, 0) for c in codecs.values()]
+
+    return _each(args, ((f, Path(f)) for f in args.files), work, info)
+
+
+def _read(path: Path) -> "tuple[Container, bytes]":
+    from noisebook.container import Container
+
+    container = Container.read(path)
+    return container, container.to_bytes()
+
+
+def _spec_of(container: "Container") -> "CodecSpec | None":
+    """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
+    from noisebook import presets
+    from noisebook.spec import CodecSpec
+
+    if container.spec_json is not None:
+        spec = CodecSpec.from_json(container.spec_json)
+        if spec.hash != container.codec_hash:
+            raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
+        return spec
+    return next((p.spec for p in presets.presets().values() if p.spec.hash == container.codec_hash), None)
+
+
+def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
+    """The codec that a file was made with, or that the options name; refused if its hash is another."""
+    from noisebook import load, presets
+
+    if args.preset or any(getattr(args, k) is not None for k in KNOBS):
+        codec, _ = _load_codec(args)
+        if codec.spec.hash != container.codec_hash:
+            made = _spec_of(container)
+            by = _codec_name(made) if made else "an unknown codec"
+            raise CodecMismatchError(f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
+                                     f"{_codec_name(codec.spec)} (hash {codec.spec.hash.hex()})")  # fmt: skip
+        return codec
+    spec = _spec_of(container)
+    if spec is None:
+        known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
+        raise CodecMismatchError(f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
+                                 f"{container.preset}); known: {known}; give the options it was made with")  # fmt: skip
+    return load(spec, backbone=args.backbone, device=_device(args.device))
+
+
+def _codec_name(spec: "CodecSpec") -> str:
+    from noisebook import presets
+
+    name = next((f"preset {p.name!r}" for p in presets.presets().values() if p.spec.hash == spec.hash), "a custom codec")
+    return f"{name} on backbone {spec.backbone!r} ({spec.fingerprint[:16]})"
+
+
+# ---- inspect, verify, backbones -----------------------------------------------------------------------------------------
+def _describe(path: Path) -> dict[str, Any]:
+    """Everything a file says without a backbone. Raises FormatError for a damaged one."""
+    from noisebook.container import unpack
+
+    container, data = _read(path)
+    spec = _spec_of(container)
+    pixels = container.height * container.width
+    out = {"name": str(path), "bytes": len(data), "height": container.height, "width": container.width,
+           "bpp": 8 * len(data) / pixels, "payload_bytes": len(container.payload), "preset": container.preset,
+           "codec_hash": container.codec_hash.hex(), "embedded_spec": container.spec_json is not None,
+           "codec": None, "tokens": None, "error": None}  # fmt: skip
+    if spec is not None:
+        runs = spec.runs_for(container.height, container.width)
+        tokens = unpack(container.payload, [(count, v) for _, count, v in runs])
+        out |= {"codec": _codec_name(spec), "tokens": len(tokens), "steps": len(spec.schedule), "law": spec.law,
+                "vocabulary": spec.vocabulary, "seed": spec.seed, "finish": spec.finish,
+                "first_tokens": tokens[:16].tolist()}  # fmt: skip
+    return out
+
+
+def _describe_all(args: argparse.Namespace, show: Callable[[dict[str, Any]], None]) -> int:
+    rows, code = [], 0
+    for name in args.files:
+        try:
+            rows.append(_describe(Path(name)))
+        except NoisebookError as error:
+            code = code or error.code
+            rows.append({"name": name, "error": f"{type(error).__name__}: {error}"})
+        if not args.json:
+            show(rows[-1])
+    if args.json:
+        print(json.dumps({"files": rows}))
+    return code
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    def show(row: dict[str, Any]) -> None:
+        print(row["name"])
+        for key, value in row.items():
+            if key != "name" and value is not None:
+                print(f"  {key:14s} {f'{value:.4f}' if key == 'bpp' else value}")
+
+    return _describe_all(args, show)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    def show(row: dict[str, Any]) -> None:
+        unknown = "" if row["error"] or row["codec"] else " (checksum only: the codec is unknown here)"
+        print(f"{row['name']}: {row['error'] or 'ok' + unknown}")
+
+    return _describe_all(args, show)
+
+
+def run_backbones(args: argparse.Namespace) -> int:
+    from noisebook import backbones, presets
+
+    entries = [{"name": name, "bytes": (backbones.WEIGHTS / f"{name}.safetensors").stat().st_size}
+               for name in backbones.shipped()]  # fmt: skip
+    codecs = [{"name": p.name, "backbone": p.spec.backbone, "about": p.about} for p in presets.presets().values()]
+    if args.json:
+        print(json.dumps({"backbones": entries, "presets": codecs}))
+        return 0
+    print("backbones")
+    for entry in entries:
+        print(f"  {entry['name']:20s} {entry['bytes'] / 1024:8.0f} KiB")
+    print("  and any .safetensors file of noisebook's or diffusers UNet2DModel folder: --backbone PATH\npresets")
+    for entry in codecs:
+        print(f"  {entry['name']:20s} {entry['about']} (backbone {entry['backbone']})")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, or the `code` of the first error (see `noisebook.errors`)."""
+    args = parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
+    try:
+        return args.function(args)
+    except NoisebookError as error:
+        log(f"noisebook: {type(error).__name__}: {error}")
+        if args.json:
+            print(json.dumps({"images": [], "codec": None, "error": f"{type(error).__name__}: {error}"}))
+        return error.code
+    except KeyboardInterrupt:
+        log("noisebook: stopped")
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

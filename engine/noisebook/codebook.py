@@ -1,0 +1,107 @@
+"""Codebook laws: `select` finds the tokens of a residual, `noise` makes the codeword sum of tokens, on any device.
+
+The codebook is never stored: it follows from (seed, step, unit). Three implementations give the same codewords, bit for
+bit: Triton kernels for CUDA tensors, the C++ extension for CPU tensors, and the torch definition in
+`codebook_reference`, which serves (slowly, with a warning) where the extension could not be built.
+"""
+
+import functools
+import types
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from noisebook import codebook_reference as reference
+from noisebook.codebook_reference import START_STEP, next_pow2
+from noisebook.errors import ImageError, SpecError
+
+NOT_FINITE = "the residual has NaN or Inf: the image or the backbone's prediction is not finite"
+
+
+@functools.cache
+def native() -> types.ModuleType | None:
+    """The C++ extension, or None (with one warning) where it was not built."""
+    try:
+        from noisebook import _C
+    except ImportError:
+        warnings.warn("noisebook was installed without its C++ extension: codebooks on the CPU are thousands of times "
+                      "slower; install a C++ compiler and reinstall", RuntimeWarning, stacklevel=2)  # fmt: skip
+        return None
+    return _C
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """One law with its vocabulary V and seed. Shapes: B images, U units (blocks), D dimensions of a view, M bins.
+
+    Raises SpecError where V, M and D do not fit together (hadamard: V and M powers of two, M <= P).
+    """
+
+    law: str
+    vocabulary: int
+    seed: int
+
+    def shape(self, bins: int, d: int) -> tuple[int, ...]:
+        """(bins, atoms, bases) of law `hadamard`, (bins, atoms) of `independent`: the arguments of the kernels."""
+        p = next_pow2(d)
+        if not 1 <= bins <= p or bins & (bins - 1):
+            raise SpecError(f"{bins} bins do not fit a view of {d} dimensions: use a power of two up to {p}")
+        if self.law == "independent":
+            return bins, self.vocabulary // 2
+        atoms = min(self.vocabulary // 2, p // bins)
+        return bins, atoms, self.vocabulary // (2 * atoms)
+
+    def select(self, residual: Tensor, bins: int, step: int) -> Tensor:
+        """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M] in [0, V).
+
+        A residual that is not finite raises ImageError on the CPU; on CUDA, which must not wait for the answer, the
+        caller checks once at the end (`Codec` does).
+        """
+        shape = self.shape(bins, residual.shape[-1])
+        residual = residual.contiguous()
+        if residual.is_cuda:
+            import noisebook_kernels as kernels
+
+            return getattr(kernels, f"{self.law}_select")(residual, *shape, step, self.seed)
+        if not torch.isfinite(residual).all():
+            raise ImageError(NOT_FINITE)
+        if (c := native()) is not None:
+            return torch.from_numpy(getattr(c, f"{self.law}_select")(residual.numpy(), *shape, step, self.seed))
+        select = getattr(reference, f"{self.law}_select")
+        views = residual.unbind(1)
+        return torch.stack([select(r, *shape, step, self.seed, unit) for unit, r in enumerate(views)], 1)
+
+    def noise(self, tokens: Tensor, d: int, step: int) -> Tensor:
+        """z(tokens), exact on every device: int64 [B, U, M] -> float32 [B, U, D] of root mean square 1 in each view."""
+        shape = self.shape(tokens.shape[-1], d)
+        tokens = tokens.contiguous()
+        if tokens.is_cuda:
+            import noisebook_kernels as kernels
+
+            return getattr(kernels, f"{self.law}_noise")(tokens, d, *shape, step, self.seed)
+        if (c := native()) is not None:
+            return torch.from_numpy(getattr(c, f"{self.law}_noise")(tokens.numpy(), d, *shape, step, self.seed))
+        total = getattr(reference, f"{self.law}_total")
+        parts = [total(t, d, *shape, step, self.seed, unit) for unit, t in enumerate(tokens.unbind(1))]
+        return reference.unit_rms(torch.stack(parts, 1))
+
+    def backtrace(self, y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float, step: int) -> Tensor:
+        """x0_hat + keep (y - x0_hat) + gain z(tokens), method.md section 2: float32 [B, U, D], fused on CUDA."""
+        if y.is_cuda:
+            import noisebook_kernels as kernels
+
+            shape = self.shape(tokens.shape[-1], y.shape[-1])
+            fused = getattr(kernels, f"{self.law}_backtrace")
+            y, x0_hat, tokens = y.contiguous(), x0_hat.contiguous(), tokens.contiguous()
+            return fused(y, x0_hat, tokens, keep, gain, *shape, step, self.seed)
+        return x0_hat + keep * (y - x0_hat) + gain * self.noise(tokens, y.shape[-1], step)
+
+
+def start_noise(units: int, d: int, seed: int, device: torch.device) -> Tensor:
+    """The initial noise when no token pays for it: float32 [U, D] of root mean square 1 in each view."""
+    return torch.stack([reference.start_noise(d, seed, unit) for unit in range(units)]).to(device)
+
+
+__all__ = ["START_STEP", "Codebook", "start_noise"]

@@ -1,0 +1,290 @@
+"""The loop: de-noise, select, back-trace. Encoder and decoder are the same walk; the decoder is told the tokens.
+
+x0_hat = D(y, lam)                                          the network
+token  = select(x0 - x0_hat)                                the encoder chooses, the decoder reads
+y      = x0_hat + keep (y - x0_hat) + gain z(token)         keep = lam_down / lam, gain^2 = lam_next^2 - lam_down^2
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from noisebook.backbones import Backbone
+from noisebook.codebook import NOT_FINITE, START_STEP, Codebook, start_noise
+from noisebook.errors import CodecMismatchError, ImageError, SpecError
+from noisebook.spec import CodecSpec
+
+Chooser = Callable[["Tokens", Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, U, M]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A run of the token stream: those of one step (`START_STEP`: of the codebook start), `offset` places in."""
+
+    step: int
+    bins: int
+    vocabulary: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start."""
+
+    step: Tensor
+    unit: Tensor
+    bin: Tensor
+    vocabulary: Tensor
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def bits(self) -> float:
+        """log2 of the number of token streams."""
+        return float(self.vocabulary.double().log2().sum())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A codec at one image size: the padded size, the shape of the state, its views and where each token run lies."""
+
+    height: int
+    width: int
+    padded: tuple[int, int]
+    state: tuple[int, int, int]  # [C, h, w]
+    blocks: tuple[int, int]  # rows, columns
+    runs: tuple[Tokens, ...]  # the start (if it has tokens), then the steps that have tokens
+
+    @property
+    def units(self) -> int:
+        return self.blocks[0] * self.blocks[1]
+
+    @property
+    def dims(self) -> int:
+        """Dimensions D of one view."""
+        return math.prod(self.state) // self.units
+
+    @property
+    def length(self) -> int:
+        """Tokens of one image."""
+        return sum(run.bins for run in self.runs) * self.units
+
+    def layout(self) -> Layout:
+        rows = []
+        for run in self.runs:
+            unit = torch.arange(self.units).repeat_interleave(run.bins)
+            step = torch.full_like(unit, -1 if run.step == START_STEP else run.step)
+            vocabulary = torch.full_like(unit, run.vocabulary)
+            rows.append((step, unit, torch.arange(run.bins).repeat(self.units), vocabulary))
+        if not rows:
+            return Layout(*torch.zeros(4, 0, dtype=torch.int64).unbind())
+        return Layout(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+    def views(self, state: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, U, D]: blocks in raster order, each flattened as [channel, row, column]."""
+        (c, h, w), (r, q) = self.state, self.blocks
+        cut = state.reshape(len(state), c, r, h // r, q, w // q)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(state), self.units, self.dims)
+
+    def join(self, views: Tensor) -> Tensor:
+        """The inverse of `views`."""
+        (c, h, w), (r, q) = self.state, self.blocks
+        cut = views.reshape(len(views), r, q, c, h // r, w // q)
+        return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), c, h, w)
+
+
+class Codec:
+    """A codec: its specification and the denoiser it names.
+
+    Token tensors are int64 [B, L], ordered by (start, step, unit, bin); `layout` says what each position is. A codec of a
+    given size always gives the same number of tokens. Raises CodecMismatchError if `backbone` is not the one of `spec`,
+    SpecError if it cannot walk the schedule.
+    """
+
+    def __init__(self, spec: CodecSpec, backbone: Backbone):
+        if backbone.fingerprint != spec.fingerprint:
+            raise CodecMismatchError(
+                f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
+                f"({backbone.fingerprint[:16]})"
+            )
+        for lam in [s.lam for s in spec.schedule] + [v for v in spec.finish_levels if v > 0]:
+            if backbone.snap(lam) != lam:
+                raise SpecError(f"backbone {backbone.name!r} has no level lam = {lam}; nearest: {backbone.snap(lam)}")
+        self.spec, self.backbone = spec, backbone
+        self.book = Codebook(spec.law, spec.vocabulary, spec.seed)
+        self.start_book = Codebook(spec.law, spec.start_vocabulary, spec.seed)
+        #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
+        self.default_size = backbone.size or (512, 768)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lives and the work is done."""
+        tensor = next(self.backbone.parameters(), None)
+        tensor = tensor if tensor is not None else next(self.backbone.buffers(), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
+
+    @property
+    def calls(self) -> int:
+        """Network calls of a decode, the finish included."""
+        finish = {"mean": 1, "euler": len(self.spec.finish_levels), "heun": 2 * len(self.spec.finish_levels) - 1}
+        return len(self.spec.schedule) + (finish[self.spec.finish] if self.spec.schedule[-1].lam_next > 0 else 0)
+
+    # ---- sizes and layouts ----------------------------------------------------------------------------------------------
+    def plan(self, height: int, width: int) -> Plan:
+        """What the codec does with images of that size. Raises SpecError if tokens or blocks do not fit it."""
+        spec, (rows, columns) = self.spec, (self.spec.rows, self.spec.columns)
+        padded = self.backbone.padded(height, width)
+        state = self.backbone.state_shape(*padded)
+        for axis, (count, name) in enumerate(((rows, "rows"), (columns, "columns"))):
+            for _ in range(count):
+                if state[1 + axis] % count == 0:
+                    break
+                padded = self.backbone.padded(padded[0] + (axis == 0), padded[1] + (axis == 1))
+                state = self.backbone.state_shape(*padded)
+            else:
+                raise SpecError(f"an image of {height} x {width} cannot be cut into {count} {name} of equal size")
+        dims, runs, offset = math.prod(state) // spec.units, [], 0
+        for step, count, vocabulary in spec.runs_for(height, width):
+            run = Tokens(START_STEP if step < 0 else step, count // spec.units, vocabulary, offset)
+            (self.start_book if step < 0 else self.book).shape(run.bins, dims)  # raises where they do not fit
+            runs.append(run)
+            offset += count
+        return Plan(height, width, padded, state, (rows, columns), tuple(runs))
+
+    def layout_for(self, height: int, width: int) -> Layout:
+        """Step, unit, bin and vocabulary of every token position for images of that size."""
+        return self.plan(height, width).layout()
+
+    @property
+    def layout(self) -> Layout:
+        """`layout_for` the default size."""
+        return self.layout_for(*self.default_size)
+
+    # ---- the public verbs -----------------------------------------------------------------------------------------------
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W], uint8 or float32 in [-1, 1] -> tokens int64 [B, L] on the codec's device.
+
+        Raises ImageError for other shapes, dtypes or values that are not finite.
+        """
+        return self._encode(images, finish=False)[0]
+
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Tokens int64 [B, L] -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default `default_size`.
+
+        Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout.
+        """
+        plan = self.plan(*(size or self.default_size))
+        self._check_tokens(tokens, plan)
+        tokens = tokens.to(self.device)
+
+        def read(run: Tokens, _: Tensor) -> Tensor:
+            end = run.offset + run.bins * plan.units
+            return tokens[:, run.offset : end].reshape(len(tokens), plan.units, run.bins)
+
+        return self._walk(plan, len(tokens), read)
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
+        tokens, images = self._encode(images, finish=True)
+        assert images is not None
+        return tokens, images
+
+    # ---- the loop -------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
+        """From the start through all steps to the finish. Only `choose` differs between encoder and decoder."""
+        runs = {run.step: run for run in plan.runs}
+        y = plan.join(self._start(plan, batch, runs.get(START_STEP), choose))
+        for i, step in enumerate(self.spec.schedule):
+            x0_hat = self.backbone(y, step.lam)
+            if i in runs:
+                views = plan.views(x0_hat)
+                tokens = choose(runs[i], views)
+                y = plan.join(self.book.backtrace(plan.views(y), views, tokens, step.keep, step.gain, i))
+            else:
+                y = x0_hat + step.keep * (y - x0_hat)
+        return self._finish(plan, y) if finish else y
+
+    def _start(self, plan: Plan, batch: int, run: Tokens | None, choose: Chooser) -> Tensor:
+        """The initial state as views [B, U, D]: lam_0 times seeded noise, or times the codewords of the first tokens."""
+        lam = self.spec.schedule[0].lam
+        if run is None:
+            z = start_noise(plan.units, plan.dims, self.spec.seed, self.device)
+            return (lam * z).expand(batch, -1, -1)
+        nothing = torch.zeros(batch, plan.units, plan.dims, device=self.device)
+        return lam * self.start_book.noise(choose(run, nothing), plan.dims, START_STEP)
+
+    def _finish(self, plan: Plan, y: Tensor) -> Tensor:
+        """From the last level to an image: one x0_hat, or the probability-flow ODE dy/dlam = (y - x0_hat) / lam to 0."""
+        lam = self.spec.schedule[-1].lam_next
+        if self.spec.finish == "mean":
+            y = self.backbone(y, lam) if lam > 0 else y
+        elif lam > 0:
+            for lam_next in self.spec.finish_levels:
+                slope = (y - self.backbone(y, lam)) / lam
+                end = y + (lam_next - lam) * slope
+                if self.spec.finish == "heun" and lam_next > 0:
+                    slope = 0.5 * (slope + (end - self.backbone(end, lam_next)) / lam_next)
+                    end = y + (lam_next - lam) * slope
+                y, lam = end, lam_next
+        return self.backbone.decode(y)[:, :, : plan.height, : plan.width]
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor, finish: bool) -> tuple[Tensor, Tensor | None]:
+        x = self._to_float(images)
+        plan = self.plan(*x.shape[2:])
+        bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
+        x0 = plan.views(self.backbone.encode(F.pad(x, (0, right, 0, bottom), mode="replicate")))
+        chosen: list[Tensor] = []
+        errors: list[Tensor] = []
+
+        def pick(run: Tokens, x0_hat: Tensor) -> Tensor:
+            residual = x0 - x0_hat
+            errors.append(residual.square().mean())
+            book = self.start_book if run.step == START_STEP else self.book
+            chosen.append(book.select(residual, run.bins, run.step))
+            return chosen[-1]
+
+        y = self._walk(plan, len(x), pick, finish)
+        if not torch.isfinite(y).all():
+            raise ImageError(NOT_FINITE)
+        self._warn_of_stall(errors)
+        empty = torch.zeros(len(x), 0, dtype=torch.int64, device=self.device)
+        return torch.cat([empty, *(t.flatten(1) for t in chosen)], 1), y if finish else None
+
+    # ---- checks ---------------------------------------------------------------------------------------------------------
+    def _to_float(self, images: Tensor) -> Tensor:
+        c = self.backbone.channels
+        if images.ndim != 4 or images.shape[1] != c or 0 in images.shape:
+            raise ImageError(f"images must be [B, {c}, H, W] and not empty, not {list(images.shape)}")
+        if images.dtype == torch.uint8:
+            return images.to(self.device).float() * (2 / 255) - 1
+        if not images.is_floating_point():
+            raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
+        x = images.to(self.device, torch.float32)
+        if not (x.abs() <= 1.001).all():
+            raise ImageError("float images must be finite and in [-1, 1]; uint8 images are scaled for you")
+        return x
+
+    def _check_tokens(self, tokens: Tensor, plan: Plan) -> None:
+        if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != plan.length:
+            raise CodecMismatchError(f"this codec takes int64 tokens [B, {plan.length}] for images of {plan.height} x "
+                                     f"{plan.width}, not {tokens.dtype} {list(tokens.shape)}")  # fmt: skip
+        vocabulary = plan.layout().vocabulary.to(tokens.device)
+        if not ((tokens >= 0) & (tokens < vocabulary)).all():
+            raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
+
+    def _warn_of_stall(self, errors: list[Tensor]) -> None:
+        """The paper's sign of a codebook too small: late tokens no longer bring the prediction nearer."""
+        if len(errors) < 8:
+            return
+        first, middle, last = torch.stack([errors[1], errors[len(errors) // 2], errors[-1]]).tolist()
+        if last > 0.95 * middle and last > 0.1 * first:
+            warnings.warn("quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
+                          "vocabulary or more bins, or end at another level", RuntimeWarning, stacklevel=3)  # fmt: skip

@@ -1,0 +1,37 @@
+"""What can go wrong, one type each; every message is one line that says what to do. The command line exits with `code`."""
+
+
+class NoisebookError(Exception):
+    """Base of all errors that noisebook raises on purpose."""
+
+    code = 1
+
+
+class SpecError(NoisebookError, ValueError):
+    """A codec specification, schedule or option that is out of range or contradicts itself."""
+
+    code = 2
+
+
+class ImageError(NoisebookError, ValueError):
+    """An image that cannot be read, or that the codec cannot take."""
+
+    code = 3
+
+
+class FormatError(NoisebookError, ValueError):
+    """A file that is not a .nbk file, is truncated, or has a flipped bit."""
+
+    code = 4
+
+
+class CodecMismatchError(NoisebookError):
+    """A file or token tensor made by another codec or with another backbone."""
+
+    code = 5
+
+
+class BackboneError(NoisebookError):
+    """A backbone that cannot be found, read, or used as asked."""
+
+    code = 6

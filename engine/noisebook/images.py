@@ -1,0 +1,125 @@
+"""Reading pictures, writing files so that nothing is ever half-written, and the two metrics."""
+
+import contextlib
+import io
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from noisebook.errors import ImageError, NoisebookError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif")
+SAMPLES = ("astronaut", "cat", "coffee")  # photographs that scikit-image carries: NASA, CC0, CC0
+
+
+def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+    """The picture as uint8 [H, W, C], upright (EXIF), transparency over white, 16 bits scaled to 8, first frame.
+
+    Raises ImageError for anything that is not a readable picture, and for decompression bombs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            with Image.open(path) as image:
+                image.load()
+                return _to_uint8(image, channels)
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image that Pillow can read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("more pixels than Pillow takes for safe; split the image") from error
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, SyntaxError, IndexError, TypeError, EOFError, OverflowError, MemoryError) as error:
+        raise ImageError(f"the file is damaged: {str(error) or type(error).__name__}") from error
+
+
+def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
+    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels; Pillow raises many types here
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        if image.mode != "F":
+            values = values / 257
+        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    out = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return out if channels == 3 else out[:, :, None]
+
+
+def sample(name: str) -> np.ndarray:
+    """One of `SAMPLES`, uint8 [H, W, 3]."""
+    from skimage import data
+
+    return getattr(data, name)()
+
+
+def find_images(inputs: Iterable[str | Path]) -> list[Path]:
+    """The files named, and every picture in the folders named, by name. Raises ImageError for a folder without any."""
+    found: list[Path] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise ImageError(f"{entry}: no pictures in this folder ({', '.join(SUFFIXES)})")
+            found += inside
+        else:
+            found.append(entry)
+    return found
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file whole or not at all: a temporary file beside it, flushed to disk, then renamed.
+
+    Raises NoisebookError when the disk is full or the folder cannot be written.
+    """
+    path, temporary = Path(path), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as f:
+            temporary = f.name
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise NoisebookError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, C] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Peak signal-to-noise ratio in dB over all values of two uint8 pictures; None where they are equal (infinite)."""
+    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
+    return 10 * math.log10(255**2 / error) if error > 0 else None
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Mean structural similarity (Wang et al. 2004, 7 x 7 windows, scikit-image); None below 7 pixels a side."""
+    from skimage.metrics import structural_similarity
+
+    if min(a.shape[:2]) < 7:
+        return None
+    return float(structural_similarity(a, b, channel_axis=2, data_range=255))

@@ -1,0 +1,127 @@
+"""Codecs by name, and recipes: the few numbers a specification is built from.
+
+Presets are stored as finished specifications (`presets.json`), not recomputed, so that no rounding of another machine's
+`exp` can change their hash. Their numbers stand in files: one that has been released is never reused or changed.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisebook import schedule
+from noisebook.errors import SpecError
+from noisebook.spec import CodecSpec
+
+if TYPE_CHECKING:
+    from noisebook.backbones import Backbone
+
+PRESETS_FILE = Path(__file__).with_name("presets.json")
+DEFAULT = "photo"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `build` makes a specification of; every field is an option of the command line."""
+
+    backbone: str = "photo"
+    steps: int = 24
+    spacing: str = "log"  # of the levels: log, karras or ddpm
+    lam_max: float = 3.0  # first level
+    lam_min: float = 0.1  # last level
+    p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at lam_max; 1: no tokens
+    rho: float | None = None  # p = 0 only: share of the noise kept each step, default 1 - 2 / steps
+    bins: float = 1  # tokens a view at the first step
+    bins_last: float | None = None  # at the last step, growing by a constant factor in between; default: as the first
+    scale_pixels: int = 0  # bins are for images of so many pixels and scale with the size; 0: exact
+    law: str = "hadamard"
+    vocabulary: int = 65536
+    seed: int = 0
+    start_bins: int = 0
+    start_vocabulary: int = 65536
+    rows: int = 1
+    columns: int = 1
+    finish: str = "mean"
+    finish_steps: int = 10  # of the ODE finishes
+
+    def build(self, backbone: "Backbone") -> CodecSpec:
+        """The specification for `backbone`, its levels snapped to the model's grid. Raises SpecError for bad numbers."""
+        if self.spacing not in schedule.SPACINGS:
+            raise SpecError(f"spacing must be one of {', '.join(schedule.SPACINGS)}, not {self.spacing!r}")
+        last = self.bins if self.bins_last is None else self.bins_last
+        if not (self.bins > 0 and last > 0):
+            raise SpecError("bins must be above 0")
+        if self.steps < 1:
+            raise SpecError(f"a schedule needs at least 1 step, not {self.steps}")
+        counts = schedule.geometric(self.bins, last, self.steps)
+        if self.p == 0:
+            steps = schedule.fixed_level(backbone.snap(self.lam_max), self.steps, counts, self.rho)
+        else:
+            if self.rho is not None:
+                raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
+            grid = schedule.SPACINGS[self.spacing](self.lam_max, self.lam_min, self.steps)
+            levels = [backbone.snap(lam) for lam in grid]
+            if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+                raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
+                                f"{self.lam_max}; use fewer steps")  # fmt: skip
+            steps = schedule.falling(levels, self.p, counts)
+        end = steps[-1].lam_next
+        finish_levels = ()
+        if self.finish != "mean" and end > 0:
+            found = [backbone.snap(v) if v > 0 else 0.0 for v in schedule.finish_levels(end, self.finish_steps)]
+            finish_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
+        return CodecSpec(
+            backbone=backbone.name, fingerprint=backbone.fingerprint, schedule=steps, finish_levels=finish_levels,
+            law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
+            start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns,
+            finish=self.finish, scale_pixels=self.scale_pixels,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named codec: its number in files, the recipe it was built from, and the finished specification."""
+
+    name: str
+    number: int
+    about: str
+    recipe: Recipe
+    spec: CodecSpec
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    out = {}
+    for name, value in json.loads(PRESETS_FILE.read_text()).items():
+        spec = CodecSpec.from_json(json.dumps(value["spec"]))
+        out[name] = Preset(name, value["number"], value["about"], Recipe(**value["recipe"]), spec)
+    return out
+
+
+def get(name: str) -> Preset:
+    """The preset of that name. Raises SpecError naming those that exist."""
+    if name not in presets():
+        raise SpecError(f"no preset {name!r}: there are {', '.join(presets())}")
+    return presets()[name]
+
+
+def by_number(number: int) -> Preset | None:
+    """The preset with that number in files, if this version has it."""
+    return next((p for p in presets().values() if p.number == number), None)
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with some fields replaced. Raises SpecError for a field that does not exist."""
+    unknown = set(changes) - {f.name for f in fields(Recipe)}
+    if unknown:
+        raise SpecError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(Recipe))}")
+    return replace(recipe, **changes)
+
+
+def to_json(entries: list[Preset]) -> str:
+    """The text of `presets.json`."""
+    return json.dumps(
+        {p.name: {"number": p.number, "about": p.about, "recipe": asdict(p.recipe), "spec": json.loads(p.spec.to_json())}
+         for p in entries}, indent=1) + "\n"  # fmt: skip

@@ -1,0 +1,97 @@
+"""Where the tokens go: noise levels, how far each step goes down before noise is injected, and tokens per step.
+
+A schedule is a list of `Step(lam, lam_down, lam_next, bins)` in float64. `p` says how much of the de-noised log-distance
+is kept: ln lam_next = (1 - p) ln lam + p ln lam_down. p = 1 is the probability-flow ODE (no token), p = 1/2 the DDPM
+posterior (DDCM), and p = 0 gDDCM's fixed point, which stays at one level and needs rho = lam_down / lam instead.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from noisebook.errors import SpecError
+from noisebook.spec import Step
+
+
+def log_uniform(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels from lam_max to lam_min, evenly spaced in ln lam."""
+    _check_range(lam_max, lam_min, steps)
+    ratio = math.log(lam_min / lam_max)
+    return [lam_max, *(lam_max * math.exp(ratio * i / steps) for i in range(1, steps)), lam_min]
+
+
+def karras(lam_max: float, lam_min: float, steps: int, rho: float = 7.0) -> list[float]:
+    """steps + 1 levels from lam_max to lam_min, evenly spaced in lam^(1/rho) (Karras et al. 2022, eq. 5)."""
+    _check_range(lam_max, lam_min, steps)
+    a, b = lam_max ** (1 / rho), lam_min ** (1 / rho)
+    return [lam_max, *((a + (b - a) * i / steps) ** rho for i in range(1, steps)), lam_min]
+
+
+def ddpm(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of DDPM's linear-beta grid (T = 1000, betas 1e-4 ... 0.02), respaced evenly in time.
+
+    The part of the grid between the first level at or above lam_min and the last at or below lam_max is used.
+    """
+    _check_range(lam_max, lam_min, steps)
+    levels, abar = [], 1.0
+    for t in range(1000):
+        abar *= 1 - (1e-4 + (0.02 - 1e-4) * t / 999)
+        levels.append(math.sqrt((1 - abar) / abar))
+    inside = [lam for lam in reversed(levels) if lam_min * (1 - 1e-9) <= lam <= lam_max * (1 + 1e-9)]
+    if len(inside) < steps + 1:
+        raise SpecError(f"DDPM's grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
+    return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
+
+
+SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {"log": log_uniform, "karras": karras, "ddpm": ddpm}
+
+
+def _check_range(lam_max: float, lam_min: float, steps: int) -> None:
+    if not 0 < lam_min < lam_max < math.inf:
+        raise SpecError(f"levels need 0 < lam_min < lam_max, not {lam_min} and {lam_max}")
+    if steps < 1:
+        raise SpecError(f"a schedule needs at least 1 step, not {steps}")
+
+
+def falling(levels: Sequence[float], p: float, bins: int | Sequence[int]) -> tuple[Step, ...]:
+    """Steps through strictly falling `levels` with the same p in (0, 1]; a last level of 0 carries no token.
+
+    `bins` is one number for all steps or one a step. Raises SpecError for p = 0, whose limit on a falling schedule is
+    full re-noising and not gDDCM's fixed point; use `fixed_level` for that.
+    """
+    if not 0 < p <= 1:
+        raise SpecError(f"p must be in (0, 1] on a falling schedule, not {p}; p = 0 stays at one level and needs rho")
+    counts = [bins] * (len(levels) - 1) if isinstance(bins, int) else list(bins)
+    if len(counts) != len(levels) - 1:
+        raise SpecError(f"{len(levels) - 1} steps need as many token counts, not {len(counts)}")
+    steps = []
+    for lam, lam_next, count in zip(levels, levels[1:], counts, strict=False):
+        if lam_next == 0 or p == 1:
+            steps.append(Step(lam, lam_next, lam_next, 0))
+        else:
+            steps.append(Step(lam, min(lam * (lam_next / lam) ** (1 / p), lam_next), lam_next, count))
+    return tuple(steps)
+
+
+def fixed_level(lam: float, steps: int, bins: int | Sequence[int], rho: float | None = None) -> tuple[Step, ...]:
+    """gDDCM's fixed point, p = 0: `steps` steps that stay at `lam`, each keeping the share rho of the old noise.
+
+    rho defaults to 1 - 2 / N for N steps (best near 1 - 1.3/N ... 1 - 2.5/N).
+    """
+    rho = max(0.0, 1 - 2 / steps) if rho is None else rho
+    if not 0 <= rho < 1:
+        raise SpecError(f"rho must be in [0, 1), not {rho}")
+    counts = [bins] * steps if isinstance(bins, int) else list(bins)
+    return tuple(Step(lam, lam * rho, lam, count) for count in counts)
+
+
+def geometric(first: float, last: float, steps: int) -> list[int]:
+    """Whole token counts that grow by a constant factor from `first` to `last`: low levels can use more bits."""
+    ratio = math.log(last / first)
+    return [max(1, round(first * math.exp(ratio * i / max(1, steps - 1)))) for i in range(steps)]
+
+
+def finish_levels(lam: float, steps: int) -> tuple[float, ...]:
+    """Levels of the closing ODE pass after the last level `lam`: Karras spacing down to lam / 50, then 0."""
+    if steps < 1:
+        raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
+    return (*karras(lam, lam / 50, steps - 1)[1:], 0.0) if steps > 1 else (0.0,)

@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import ROOT, Shrink
+
+
+@pytest.fixture
+def shrink() -> Shrink:
+    return Shrink()
+
+
+@pytest.fixture
+def fresh(request) -> np.random.Generator:
+    """A generator with a new seed every run; the seed is printed when a test fails."""
+    seed = int(os.environ.get("NOISEBOOK_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
+    print(f"fresh random input: NOISEBOOK_TEST_SEED={seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real images; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("NOISEBOOK_DATA", ROOT.parent / "shared/data"))
+    if not path.is_dir():
+        pytest.skip("no real images: set NOISEBOOK_DATA")
+    return path

@@ -1,0 +1,115 @@
+"""The definition gives the known answers, and `Codebook` gives the definition, whatever serves it."""
+
+import json
+
+import pytest
+import torch
+from common import ROOT
+
+from noisebook import ImageError, SpecError, codebook
+from noisebook import codebook_reference as reference
+from noisebook.codebook import Codebook
+
+KNOWN = json.loads((ROOT / "tests/golden/codebook_known_answers.json").read_text())
+
+
+def test_philox_known_answers():
+    zero = reference.philox4x32([torch.zeros(1, dtype=torch.int64)] * 4, 0)
+    ones = reference.philox4x32([torch.full((1,), 0xFFFFFFFF)] * 4, 2**64 - 1)
+    assert [f"{int(w):08x}" for w in zero] == KNOWN["philox_zero"]
+    assert [f"{int(w):08x}" for w in ones] == KNOWN["philox_ones"]
+    with pytest.raises(ValueError, match="seed"):
+        reference.philox4x32([torch.zeros(1, dtype=torch.int64)] * 4, 2**64)
+
+
+@pytest.mark.parametrize("case", KNOWN["start"], ids=lambda c: f"d={c['d']}")
+def test_start_known_answers(case):
+    z = reference.start_noise(case["d"], int(case["seed"]))
+    assert [float(v).hex() for v in z[:4]] == case["head_hex"]
+
+
+@pytest.mark.parametrize(
+    "case", KNOWN["cases"], ids=lambda c: f"{c['law']} d={c['d']} K={c['bins'] * c['atoms'] * c['bases']}"
+)
+def test_definition_gives_the_known_answers(case):
+    shape = (case["bins"], case["atoms"]) + ((case["bases"],) if case["law"] == "hadamard" else ())
+    where = case["step"], int(case["seed"]), case["unit"]
+    if case["residual"] is not None:
+        select = getattr(reference, f"{case['law']}_select")
+        assert select(torch.tensor([case["residual"]]), *shape, *where)[0].tolist() == case["tokens"]
+    total = getattr(reference, f"{case['law']}_total")(torch.tensor([case["tokens"]]), case["d"], *shape, *where)
+    assert total[0, :16].tolist() == case["z_integer_head"]
+    assert int(total.sum()) == case["z_integer_sum"]
+    assert int(total.abs().sum()) == case["z_integer_abs_sum"]
+    assert [float(v).hex() for v in reference.unit_rms(total)[0, :4]] == case["z_float32_head_hex"]
+
+
+@pytest.mark.parametrize("extension", [True, False], ids=["_C", "definition"])
+@pytest.mark.parametrize(("law", "vocabulary"), [("hadamard", 256), ("independent", 66)])
+def test_codebook_is_the_definition(law, vocabulary, extension, fresh, monkeypatch):
+    if not extension:
+        monkeypatch.setattr(codebook, "native", lambda: None)
+    book = Codebook(law, vocabulary, int(fresh.integers(2**63)))
+    residual = torch.from_numpy(fresh.standard_normal((3, 2, 90), "float32"))
+    step, bins = int(fresh.integers(2**32)), 4
+    tokens = book.select(residual, bins, step)
+    z = book.noise(tokens, 90, step)
+    for unit in range(2):
+        shape = book.shape(bins, 90)
+        scores_of = getattr(reference, f"{law}_select")
+        if law == "hadamard" or not extension:  # the extension quantises `independent` scores, see test_native.py
+            assert torch.equal(tokens[:, unit], scores_of(residual[:, unit], *shape, step, book.seed, unit))
+        total = getattr(reference, f"{law}_total")(tokens[:, unit], 90, *shape, step, book.seed, unit)
+        assert torch.equal(z[:, unit], reference.unit_rms(total))
+    y, x0_hat = torch.from_numpy(fresh.standard_normal((2, 3, 2, 90), "float32"))
+    assert torch.equal(book.backtrace(y, x0_hat, tokens, 0.3, 0.7, step), x0_hat + 0.3 * (y - x0_hat) + 0.7 * z)
+    assert (z.square().mean(-1) - 1).abs().max() < 1e-6
+
+
+def test_canonical_shapes_and_limits():
+    assert Codebook("hadamard", 256, 0).shape(1, 3072) == (1, 128, 1)
+    assert Codebook("hadamard", 2**21, 0).shape(1, 3072) == (1, 4096, 256)
+    assert Codebook("hadamard", 256, 0).shape(64, 3072) == (64, 64, 2)
+    assert Codebook("hadamard", 2, 0).shape(1, 1) == (1, 1, 1)
+    assert Codebook("independent", 66, 0).shape(4, 3072) == (4, 33)
+    for bins, d in ((3, 64), (128, 64), (0, 64)):
+        with pytest.raises(SpecError):
+            Codebook("hadamard", 256, 0).shape(bins, d)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_residual_that_is_not_finite_is_refused(bad):
+    residual = torch.zeros(1, 1, 8)
+    residual[0, 0, 3] = bad
+    with pytest.raises(ImageError, match="not finite"):
+        Codebook("hadamard", 16, 0).select(residual, 1, 0)
+
+
+def test_without_the_extension_one_warning_says_so(monkeypatch):
+    import sys
+
+    codebook.native.cache_clear()
+    monkeypatch.setitem(sys.modules, "noisebook._C", None)
+    monkeypatch.delattr("noisebook._C", raising=False)
+    with pytest.warns(RuntimeWarning, match="C\\+\\+"):
+        assert codebook.native() is None
+    codebook.native.cache_clear()
+
+
+def test_best_scores_follow_the_law_of_gaussian_codewords(fresh):
+    """Both laws: the best of K = 4096 unsigned scores of a unit residual, against Phi(x)^K of independent N(0, I)."""
+    from math import erf, sqrt
+
+    r = torch.from_numpy(fresh.standard_normal((1, 1500)))
+    for law in ("hadamard", "independent"):
+        best = []
+        for step in range(60):
+            if law == "hadamard":
+                s = reference.hadamard_scores(r / r.norm(), 2, step, 7).flatten()[:4096]
+            else:
+                s = reference.independent_scores(r / r.norm(), 512, step, 7).flatten()
+            best.append(float(s.max()))
+        k = 4096 if law == "hadamard" else 512
+        u = sorted((0.5 * (1 + erf(b / sqrt(2)))) ** k for b in best)  # uniform if the law holds
+        distance = max(max(abs(v - i / 60), abs(v - (i + 1) / 60)) for i, v in enumerate(u))
+        assert distance < 0.27, (law, distance)  # Kolmogorov-Smirnov, n = 60: p about 2e-4

@@ -1,0 +1,227 @@
+"""The loop: encoder and decoder agree bit for bit, the update is the formula, tokens carry what they should."""
+
+import dataclasses
+import itertools
+import warnings
+
+import pytest
+import torch
+from common import random_images
+
+from noisebook import CodecMismatchError, CodecSpec, ImageError, SpecError, schedule
+from noisebook import codebook_reference as reference
+from noisebook.codebook import START_STEP
+from noisebook.codec import Codec
+from noisebook.presets import Recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
+
+
+def build(backbone, **changes) -> Codec:
+    base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
+    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone)
+
+
+CASES = {
+    "plain": {},
+    "independent": {"law": "independent", "vocabulary": 66},
+    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
+    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
+    "p=0": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
+    "p=0 rho": {"p": 0, "lam_max": 0.5, "rho": 0.9},
+    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
+    "p=1": {"p": 1},
+    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
+    "one dimension of noise": {"bins": 1, "vocabulary": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (3, 17, 40)])
+def test_decoder_makes_what_the_encoder_predicts_bit_for_bit(case, batch, height, width, shrink, fresh):
+    codec = build(shrink, **CASES[case])
+    images = random_images(fresh, batch, height, width)
+    tokens, predicted = codec.reconstruct(images)
+    assert torch.equal(codec.encode(images), tokens)
+    decoded = codec.decode(tokens, (height, width))
+    assert decoded.shape == images.shape
+    assert torch.equal(decoded, predicted)
+    layout = codec.layout_for(height, width)
+    assert tokens.dtype == torch.int64
+    assert tokens.shape == (batch, len(layout))
+    assert ((tokens >= 0) & (tokens < layout.vocabulary)).all()
+
+
+def test_update_is_the_formula_of_the_method(shrink, fresh):
+    """One hand-written walk in float64 with the reference codebook, against the codec's decode."""
+    codec = build(shrink, start_bins=2, start_vocabulary=64)
+    images = random_images(fresh, 2, 12, 20)
+    tokens = codec.encode(images)
+    d = 3 * 12 * 20
+
+    def z(some, vocabulary, step):
+        bins = some.shape[1]
+        atoms = min(vocabulary // 2, 1024 // bins)
+        return reference.unit_rms(reference.hadamard_total(some, d, bins, atoms, vocabulary // 2 // atoms, step, 0)).double()
+
+    y = 3 * z(tokens[:, :2], 64, START_STEP)
+    levels = schedule.log_uniform(3, 0.2, 6)
+    for i, (lam, lam_next) in enumerate(itertools.pairwise(levels)):
+        x0_hat = y * 0.25 / (0.25 + lam**2)
+        lam_down = lam_next**2 / lam  # p = 1/2
+        y = x0_hat + lam_down / lam * (y - x0_hat)
+        y += (lam_next**2 - lam_down**2) ** 0.5 * z(tokens[:, 2 + 4 * i : 6 + 4 * i], 256, i)
+    y = y * 0.25 / (0.25 + levels[-1] ** 2)
+    decoded = codec.decode(tokens, (12, 20)).flatten(1).double()
+    assert (decoded - y).abs().max() < 1e-5
+
+
+def test_tokens_carry_the_image_and_more_tokens_carry_more(shrink, fresh):
+    images = random_images(fresh, 4, 32, 32)
+    x = images.float() * (2 / 255) - 1
+    errors = []
+    for bins in (1, 8, 64):
+        codec = build(shrink, steps=16, bins=bins)
+        errors.append((codec.decode(codec.encode(images), (32, 32)) - x).square().mean().item())
+    assert errors[0] > 1.2 * errors[1] > 1.44 * errors[2]
+    shuffled = codec.decode(codec.encode(images).flip(0), (32, 32))
+    assert (shuffled - x).square().mean() > 2 * errors[2]  # another image's tokens decode to another image
+
+
+def test_ode_finish_follows_the_exact_flow(shrink):
+    """For white Gaussian images the flow is y(0) = y(lam) * .5 / sqrt(.25 + lam^2): Heun comes nearer than Euler."""
+    tokens = torch.zeros(1, 24, dtype=torch.int64)
+    last = {}
+    for finish, steps in (("euler", 12), ("heun", 12), ("mean", 1)):
+        codec = build(shrink, finish=finish, finish_steps=steps)
+        plan = codec.plan(8, 8)
+        y = codec._walk(plan, 1, lambda run, _: torch.zeros(1, 1, run.bins, dtype=torch.int64), finish=False)
+        exact = y * 0.5 / (0.25 + 0.2**2) ** 0.5 if finish != "mean" else y * 0.25 / (0.25 + 0.2**2)
+        last[finish] = (codec.decode(tokens, (8, 8)) - exact).abs().max() / exact.abs().max()
+    assert last["heun"] < 1e-3 < last["euler"] < 0.05
+    assert last["mean"] < 1e-6
+
+
+def test_layout_is_ordered_by_start_step_unit_bin(shrink):
+    layout = build(shrink, rows=2, columns=2, start_bins=2, start_vocabulary=32).layout_for(16, 16)
+    keys = torch.stack([layout.step, layout.unit, layout.bin], 1).tolist()
+    assert keys == sorted(keys)
+    assert keys[:4] == [[-1, 0, 0], [-1, 0, 1], [-1, 1, 0], [-1, 1, 1]]
+    assert len(keys) == 2 * 4 + 6 * 4 * 4
+    assert layout.vocabulary.tolist() == [32] * 8 + [256] * 96
+    assert layout.bits == 8 * 5 + 96 * 8
+
+
+def test_views_are_blocks_in_raster_order_and_join_inverts(shrink, fresh):
+    plan = build(shrink, rows=2, columns=3).plan(5, 7)
+    assert plan.state == (3, 6, 9)
+    x = torch.from_numpy(fresh.random((2, 3, 6, 9)))
+    views = plan.views(x)
+    assert views.shape == (2, 6, 27)
+    assert torch.equal(views[:, 4], x[:, :, 3:6, 3:6].flatten(1))
+    assert torch.equal(plan.join(views), x)
+
+
+def test_blocks_have_codebooks_of_their_own(shrink):
+    codec = build(shrink, rows=1, columns=2)
+    decoded = codec.decode(torch.zeros(1, 48, dtype=torch.int64), (8, 16))
+    assert not torch.allclose(decoded[..., :8], decoded[..., 8:], atol=0.1)
+
+
+def test_other_seeds_and_laws_give_other_noise(shrink):
+    outs = [build(shrink, **c).decode(torch.zeros(1, 24, dtype=torch.int64), (8, 8))
+            for c in ({}, {"seed": 1}, {"law": "independent"})]  # fmt: skip
+    for a, b in itertools.combinations(outs, 2):
+        assert not torch.allclose(a, b, atol=0.1)
+
+
+def test_images_in_a_batch_do_not_disturb_each_other(shrink, fresh):
+    codec = build(shrink)
+    images = random_images(fresh, 5, 16, 24)
+    together = codec.encode(images)
+    assert torch.equal(together, torch.cat([codec.encode(i[None]) for i in images]))
+
+
+def test_float_images_equal_uint8(shrink, fresh):
+    codec = build(shrink)
+    images = random_images(fresh, 2, 16, 16)
+    assert torch.equal(codec.encode(images), codec.encode(images.float() * (2 / 255) - 1))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 0, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.int64), torch.full((1, 3, 8, 8), 2.0), torch.full((1, 3, 8, 8), float("nan")),
+    ],
+)  # fmt: skip
+def test_bad_images_are_refused(images, shrink):
+    with pytest.raises(ImageError):
+        build(shrink).encode(images)
+
+
+def test_bad_tokens_are_refused(shrink):
+    codec = build(shrink)
+    good = torch.zeros(1, 24, dtype=torch.int64)
+    codec.decode(good, (8, 8))
+    for bad in (good[:, 1:], good[0], good.int(), good - 1, good + 256):
+        with pytest.raises(CodecMismatchError):
+            codec.decode(bad, (8, 8))
+
+
+def test_another_backbone_is_refused_naming_both(shrink):
+    spec = dataclasses.replace(build(shrink).spec, fingerprint="0" * 64, backbone="wanted")
+    with pytest.raises(CodecMismatchError, match=r"'wanted' \(0{16}\), not 'shrink'"):
+        Codec(spec, shrink)
+
+
+def test_what_cannot_be_walked_is_refused(shrink):
+    with pytest.raises(SpecError, match="bins"):
+        build(shrink, bins=1024).plan(8, 8)
+    with pytest.raises(SpecError, match="bins"):
+        build(shrink, start_bins=1024).plan(8, 8)
+    codec = build(shrink)
+    shrink.snap = lambda lam: 0.7
+    with pytest.raises(SpecError, match="has no level"):
+        Codec(codec.spec, shrink)
+
+
+def test_a_backbone_that_breaks_is_reported(shrink, fresh):
+    codec = build(shrink)
+    shrink.denoise = lambda y, lam, cond=None: y * (float("nan") if lam < 1 else 0.1)
+    with pytest.raises(ImageError, match="not finite"):
+        codec.encode(random_images(fresh, 1, 8, 8))
+
+
+@pytest.mark.filterwarnings("default:quality stalls")
+def test_a_stalling_codebook_is_warned_of(shrink, fresh):
+    images = random_images(fresh, 1, 32, 32)
+    with pytest.warns(RuntimeWarning, match="quality stalls"):
+        build(shrink, steps=16, bins=1, vocabulary=2).encode(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(shrink, steps=16, bins=64, vocabulary=2048).encode(images)
+
+
+def test_network_calls_are_counted(shrink):
+    class Counting(type(shrink)):
+        count = 0
+
+        def denoise(self, y, lam, cond=None):
+            self.count += 1
+            return super().denoise(y, lam)
+
+    for changes in ({}, {"finish": "euler", "finish_steps": 5}, {"finish": "heun", "finish_steps": 5}):
+        backbone = Counting()
+        codec = build(backbone, **changes)
+        codec.decode(torch.zeros(1, 24, dtype=torch.int64), (8, 8))
+        assert backbone.count == codec.calls
+
+
+def test_a_last_level_of_zero_needs_no_finish(shrink, fresh):
+    steps = schedule.falling([2, 1, 0.5, 0], 0.5, 4)
+    codec = Codec(CodecSpec("shrink", shrink.fingerprint, steps, vocabulary=64), shrink)
+    tokens, predicted = codec.reconstruct(random_images(fresh, 1, 8, 8))
+    assert tokens.shape == (1, 8)
+    assert codec.calls == 3
+    assert torch.equal(codec.decode(tokens, (8, 8)), predicted)

@@ -1,0 +1,112 @@
+"""The .nbk file: every token stream packs exactly, and nothing damaged is ever accepted."""
+
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from noisebook import CodecSpec, FormatError, schedule
+from noisebook.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
+
+
+def test_crc32c_known_answers():
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of RFC 3720's polynomial
+    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, appendix B.4
+    assert crc32c(b"\xff" * 32) == 0x62A8AB43
+
+
+@pytest.mark.parametrize("vocabulary", [2, 4, 6, 10, 256, 1000, 4094, 65536, 65538, 2**20 + 2, 2**31, 2**33])
+def test_pack_is_exact_and_tight(vocabulary, fresh):
+    for count in [0, 1, 2, 7, 63, 200]:
+        runs = [(count, vocabulary), (3, 2)]
+        tokens = np.concatenate([fresh.integers(0, vocabulary, count), fresh.integers(0, 2, 3)])
+        if count > 2:
+            tokens[:2] = [vocabulary - 1, 0]
+        data = pack(tokens, runs)
+        assert (unpack(data, runs) == tokens).all()
+        entropy = count * math.log2(vocabulary) + 3
+        assert packed_bits(runs) < entropy * 1.03 + 2
+        assert len(data) == -(-packed_bits(runs) // 8)
+        if vocabulary & (vocabulary - 1) == 0:
+            assert packed_bits(runs) == round(entropy)
+
+
+def test_unpack_refuses_what_pack_does_not_write():
+    runs = [(5, 6)]
+    good = pack(np.array([5, 5, 5, 5, 5]), runs)
+    for bad in (good + b"\0", good[:-1], b""):
+        with pytest.raises(FormatError, match="payload"):
+            unpack(bad, runs)
+    with pytest.raises(FormatError, match="padding"):
+        unpack(bytes([good[0], good[1] | 1]), runs)
+    with pytest.raises(FormatError, match="vocabulary"):
+        unpack(b"\xff\xf8", runs)
+    assert group_size(6) > 20
+
+
+def small_file(embed: bool, fresh) -> bytes:
+    spec = CodecSpec("b", "f", schedule.falling([2, 1, 0.5], 0.5, 4), vocabulary=512)
+    tokens = fresh.integers(0, 512, 8)
+    return Container(spec.hash, 48, 33, pack(tokens, [(4, 512), (4, 512)]), 0 if embed else 7,
+                     spec.to_json().encode() if embed else None).to_bytes()  # fmt: skip
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_every_bit_flip_and_truncation_raises(embed, fresh):
+    data = small_file(embed, fresh)
+    assert Container.from_bytes(data).to_bytes() == data
+    if not embed:
+        assert len(data) == OVERHEAD + 9 == 29
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            Container.from_bytes(bytes(flipped))
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            Container.from_bytes(data[:length])
+    for extra in (b"\0", b"x" * 9):
+        with pytest.raises(FormatError):
+            Container.from_bytes(data + extra)
+
+
+def resealed(data: bytes) -> bytes:
+    return data[:-4] + struct.pack("<I", crc32c(data[:-4]))
+
+
+def test_a_valid_checksum_does_not_hide_nonsense(fresh):
+    data = bytearray(small_file(True, fresh))
+    for offset, value in ((2, 0x21), (2, 0x13), (12, 0), (16, 0xFF)):
+        bad = bytearray(data)
+        bad[offset] = value
+        if offset == 12:
+            bad[12:14] = b"\0\0"
+        with pytest.raises(FormatError):
+            Container.from_bytes(resealed(bytes(bad)))
+    bomb = zlib.compress(bytes(1 << 24))
+    head = bytes(data[:16]) + struct.pack("<I", len(bomb)) + bomb
+    with pytest.raises(FormatError, match="larger"):
+        Container.from_bytes(resealed(head + b"1234"))
+    with pytest.raises(FormatError, match="cannot be unpacked"):
+        Container.from_bytes(resealed(bytes(data[:16]) + struct.pack("<I", 3) + b"abc1234"))
+
+
+def test_random_bytes_are_refused(fresh):
+    for _ in range(2000):
+        junk = fresh.bytes(int(fresh.integers(0, 80)))
+        with pytest.raises(FormatError):
+            Container.from_bytes(junk)
+        with pytest.raises(FormatError):
+            Container.from_bytes(resealed(b"\xb7N\x11" + junk + b"1234"))  # an embedded specification of noise
+
+
+def test_sizes_that_do_not_fit_and_missing_files(tmp_path):
+    for height, width in ((0, 5), (5, 65536)):
+        with pytest.raises(FormatError, match="does not fit"):
+            Container(bytes(8), height, width, b"").to_bytes()
+    with pytest.raises(FormatError, match="cannot be read"):
+        Container.read(tmp_path / "none.nbk")
+    with pytest.raises(FormatError, match="cannot be read"):
+        Container.read(tmp_path)

@@ -1,0 +1,161 @@
+"""Specifications and schedules: what is refused, what survives JSON, how many tokens an image gets."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from noisebook import CodecSpec, SpecError, Step, schedule
+from noisebook.presets import Recipe
+
+STEPS = schedule.falling(schedule.log_uniform(3, 0.1, 5), 0.5, 4)
+
+
+def make(**changes) -> CodecSpec:
+    return CodecSpec(**{"backbone": "b", "fingerprint": "f", "schedule": STEPS, **changes})
+
+
+def test_json_round_trip_keeps_every_bit_and_the_hash(fresh):
+    levels = sorted(fresh.uniform(0.01, 5, 7), reverse=True)
+    spec = make(schedule=schedule.falling(levels, 0.37, 8), seed=2**64 - 1, finish="heun", finish_levels=(levels[-1] / 3, 0))
+    again = CodecSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.hash == spec.hash
+    assert again.to_json() == spec.to_json()
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(CodecSpec)])
+def test_every_field_changes_the_hash(field):
+    other = {"backbone": "c", "fingerprint": "g", "schedule": STEPS[:-1], "law": "independent", "vocabulary": 128, "seed": 1,
+             "start_bins": 1, "start_vocabulary": 16, "rows": 2, "columns": 2, "finish": "euler",
+             "finish_levels": (0.05, 0.0), "scale_pixels": 99}  # fmt: skip
+    base = make(finish="euler", finish_levels=(0.0,)) if field == "finish_levels" else make()
+    changes = {field: other[field]}
+    if field == "finish":
+        changes["finish_levels"] = (0.0,)
+    assert dataclasses.replace(base, **changes).hash != base.hash
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": ()}, {"law": "gauss"}, {"vocabulary": 3}, {"vocabulary": 96}, {"vocabulary": 0}, {"seed": -1},
+        {"seed": 2**64}, {"rows": 0}, {"finish": "dpm"}, {"start_bins": 3}, {"start_bins": -1}, {"finish_levels": (0.0,)},
+        {"finish": "euler"}, {"finish": "euler", "finish_levels": (0.2, 0.0)}, {"finish": "heun", "finish_levels": (0.05,)},
+        {"schedule": (STEPS[0], STEPS[2])}, {"scale_pixels": -1},
+        {"schedule": (Step(3, 1, 2, 3),)},
+    ],
+)  # fmt: skip
+def test_bad_specifications_are_refused(changes):
+    with pytest.raises(SpecError):
+        make(**changes)
+
+
+@pytest.mark.parametrize("step", [(1, 1, 1, 1), (0, 0, 0, 0), (1, 0.5, 2, 1), (1, 0.6, 0.5, 1), (1, 0.5, 0.5, 1),
+                                  (1, 0.4, 0.5, 0), (math.inf, 1, 1, 0), (1, -1, 0.5, 1), (math.nan, 0, 0, 0)])  # fmt: skip
+def test_bad_steps_are_refused(step):
+    with pytest.raises(SpecError):
+        Step(*step)
+
+
+def test_json_that_is_not_a_specification_is_refused():
+    good = json.loads(make().to_json())
+    bad = ["", "[]", "{}", "null", json.dumps({**good, "extra": 1}), json.dumps({**good, "noisebook_spec": 2}),
+           json.dumps({**good, "seed": 1.5}), json.dumps({**good, "seed": True}), json.dumps({**good, "schedule": [[1, 2]]}),
+           json.dumps({**good, "schedule": 7}), json.dumps({**good, "vocabulary": "many"}),
+           json.dumps({**good, "finish_levels": None}), make().to_json()[:-1]]  # fmt: skip
+    for text in bad:
+        with pytest.raises(SpecError):
+            CodecSpec.from_json(text)
+
+
+@pytest.mark.parametrize("spacing", schedule.SPACINGS)
+def test_levels_have_both_ends_and_fall(spacing):
+    levels = schedule.SPACINGS[spacing](3.0, 0.1, 20)
+    assert len(levels) == 21
+    assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    assert levels[0] == pytest.approx(3, rel=0.02)
+    assert levels[-1] == pytest.approx(0.1, rel=0.02)
+
+
+def test_half_is_the_ddpm_posterior(fresh):
+    """p = 1/2 gives the mean and variance of q(x_t | x_s, x0) of Ho et al. 2020, eq. 7, in noise-to-signal coordinates."""
+    lam, lam_next = sorted(fresh.uniform(0.1, 5, 2), reverse=True)
+    (step,) = schedule.falling([lam, lam_next], 0.5, 1)
+    abar, abar_next = 1 / (1 + lam**2), 1 / (1 + lam_next**2)
+    alpha = abar / abar_next
+    x0_weight = math.sqrt(abar_next) * (1 - alpha) / (1 - abar) / math.sqrt(abar_next)
+    x_weight = math.sqrt(alpha) * (1 - abar_next) / (1 - abar) * math.sqrt(abar) / math.sqrt(abar_next)
+    variance = (1 - abar_next) / (1 - abar) * (1 - alpha) / abar_next
+    assert 1 - step.keep == pytest.approx(x0_weight, rel=1e-9)
+    assert step.keep == pytest.approx(x_weight, rel=1e-9)
+    assert step.gain**2 == pytest.approx(variance, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_p_is_the_kept_share_of_the_log_distance(p):
+    for s in schedule.falling([2, 1, 0.3], p, 2):
+        assert math.log(s.lam_next) == pytest.approx((1 - p) * math.log(s.lam) + p * math.log(s.lam_down))
+
+
+def test_ends_of_p():
+    for s in schedule.falling([2, 1, 0.5, 0], 1, 3):
+        assert (s.bins, s.gain, s.lam_down) == (0, 0, s.lam_next)
+    last = schedule.falling([2, 1, 0], 0.5, 4)[-1]
+    assert (last.lam_next, last.lam_down, last.bins) == (0, 0, 0)
+    for s in schedule.fixed_level(0.3, 10, 4):
+        assert (s.lam, s.lam_next, s.bins) == (0.3, 0.3, 4)
+        assert s.keep == pytest.approx(0.8)
+        assert s.keep**2 * s.lam**2 + s.gain**2 == pytest.approx(s.lam**2)
+    for call in (lambda: schedule.falling([2, 1], 0, 1), lambda: schedule.falling([2, 1], 1.5, 1),
+                 lambda: schedule.falling([2, 1], 0.5, [1, 1]), lambda: schedule.fixed_level(1, 5, 1, rho=1),
+                 lambda: schedule.log_uniform(1, 2, 5), lambda: schedule.log_uniform(2, 1, 0),
+                 lambda: schedule.ddpm(1, 0.9, 500)):  # fmt: skip
+        with pytest.raises(SpecError):
+            call()
+
+
+def test_scaled_bins_follow_the_size_of_the_image(fresh):
+    counts = schedule.geometric(3, 700, 24)
+    spec = make(schedule=schedule.falling(schedule.log_uniform(3, 0.1, 24), 0.5, counts), scale_pixels=512 * 768)
+    for height, width in [(512, 768), (768, 512), (300, 451), *fresh.integers(200, 1500, (5, 2)).tolist()]:
+        bins, _ = spec.bins_for(height, width)
+        assert all(b & (b - 1) == 0 and b > 0 for b in bins)
+        wanted = sum(counts) * height * width / (512 * 768)
+        assert sum(bins) == pytest.approx(wanted, rel=0.12), (height, width)
+    assert spec.bins_for(512, 768) == spec.bins_for(768, 512)
+    assert spec.bins_for(1, 1) == ([1] * 24, 0)
+
+
+def test_warnings_name_the_failure_signs(shrink):
+    def said(**changes):
+        return " | ".join(Recipe(**changes).build(shrink).warnings())
+
+    assert "semantic drift" in said(lam_max=3, p=0)
+    assert "semantic drift" in said(lam_max=9, lam_min=2)
+    assert "stalls" in said(vocabulary=4)
+    assert "fixed random draw" in said()
+    assert "p = 0.20" in said(p=0.2)
+    assert said(start_bins=4, start_vocabulary=256) == ""
+
+
+def test_recipes_refuse_bad_numbers(shrink):
+    for changes in ({"spacing": "cubic"}, {"bins": 0}, {"rho": 0.5}, {"steps": 0}, {"p": -0.1}, {"bins": 3}, {"lam_min": 9}):
+        with pytest.raises(SpecError):
+            Recipe(**changes).build(shrink)
+
+
+def test_recipes_snap_to_the_grid_of_the_model(shrink):
+    grid = [0.1 * 1.1**i for i in range(40)]
+    shrink.snap = lambda lam: min(grid, key=lambda g: abs(math.log(g / lam)))
+    spec = Recipe(steps=10, finish="euler", finish_steps=4, lam_min=0.5).build(shrink)
+    assert all(s.lam in grid and s.lam_next in grid for s in spec.schedule)
+    assert all(v in grid for v in spec.finish_levels[:-1])
+    with pytest.raises(SpecError, match="fewer steps"):
+        Recipe(steps=100).build(shrink)
+
+
+def test_the_hash_of_a_specification_is_pinned():
+    """The identity in every file: no version of anything may change it silently. Exact levels, no libm."""
+    assert make(schedule=(Step(2, 0.5, 1, 4), Step(1, 0.25, 0.5, 8))).hash.hex() == "bab609182e73d3e6"
