@@ -17,7 +17,7 @@ def shrink() -> Shrink:
 def fresh(request) -> np.random.Generator:
     """A generator with a new seed every run; the seed is printed when a test fails."""
     seed = int(os.environ.get("NOISEBOOK_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
-    print(f"fresh random input: NOISEBOOK_TEST_SEED={seed}")
+    request.node.add_report_section("setup", "fresh random input", f"NOISEBOOK_TEST_SEED={seed}")
     return np.random.default_rng(seed)
 
 

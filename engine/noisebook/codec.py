@@ -191,9 +191,7 @@ class Codec:
 
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
-        tokens, images = self._encode(images, finish=True)
-        assert images is not None
-        return tokens, images
+        return self._encode(images, finish=True)
 
     # ---- the loop -------------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -236,7 +234,8 @@ class Codec:
         return self.backbone.decode(y)[:, :, : plan.height, : plan.width]
 
     @torch.no_grad()
-    def _encode(self, images: Tensor, finish: bool) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, images: Tensor, finish: bool) -> tuple[Tensor, Tensor]:
+        """(tokens, what the walk ends in: the finished images, or the last state when `finish` is False)."""
         x = self._to_float(images)
         plan = self.plan(*x.shape[2:])
         bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
@@ -256,7 +255,7 @@ class Codec:
             raise ImageError(NOT_FINITE)
         self._warn_of_stall(errors)
         empty = torch.zeros(len(x), 0, dtype=torch.int64, device=self.device)
-        return torch.cat([empty, *(t.flatten(1) for t in chosen)], 1), y if finish else None
+        return torch.cat([empty, *(t.flatten(1) for t in chosen)], 1), y
 
     # ---- checks ---------------------------------------------------------------------------------------------------------
     def _to_float(self, images: Tensor) -> Tensor:

@@ -122,4 +122,4 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
 
     if min(a.shape[:2]) < 7:
         return None
-    return float(structural_similarity(a, b, channel_axis=2, data_range=255))
+    return float(structural_similarity(a, b, channel_axis=2, data_range=255))  # pyright: ignore[reportArgumentType]

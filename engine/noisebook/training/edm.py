@@ -1,4 +1,4 @@
-"""Trains a `ConvDenoiser` with the EDM loss on photographs, within a budget of minutes, on a CPU or a CUDA device.
+"""Trains a `ConvDenoiser` (denoising error over noise levels, as EDM) on photographs, within a budget of minutes, on a CPU or a CUDA device.
 
     python -m noisebook.training.edm photos.npz -o runs/photo --minutes 60      # again to resume an unfinished run
 
@@ -8,7 +8,6 @@ was not. Writes `state.pt` (to resume), `model.safetensors` (bf16, the moving av
 """
 
 import argparse
-import io
 import json
 import math
 import os
@@ -17,22 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from noisebook.backbones.checkpoint import write_checkpoint
-from noisebook.backbones.convnet import SIGMA_DATA, ConvDenoiser
+from noisebook import backbones
+from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors, correction_scale
+from noisebook.backbones.gaussian import SpectrumPrior
+from noisebook.backbones.npz import load_npz_images
 
 HELD_OUT = 64  # the last images are never trained on
-
-
-def load_photos(path: str | Path) -> list[np.ndarray]:
-    """Images of an .npz as uint8 [H, W, 3] arrays."""
-    with np.load(path) as data:
-        if "images" in data:
-            return list(data["images"])
-        blob, offsets = data["webp"].tobytes(), data["offsets"].tolist()
-    return [np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in zip(offsets, offsets[1:], strict=False)]
 
 
 def crops(images: list[np.ndarray], count: int, size: int, rng: np.random.Generator) -> Tensor:
@@ -46,11 +38,10 @@ def crops(images: list[np.ndarray], count: int, size: int, rng: np.random.Genera
     return torch.from_numpy(out).permute(0, 3, 1, 2).float() * (2 / 255) - 1
 
 
-def edm_loss(model: ConvDenoiser, x0: Tensor, lam: Tensor) -> Tensor:
-    """EDM's weighted denoising error: unit weight on the raw network's target at every level (Karras et al. 2022, eq. 8)."""
+def weighted_loss(model: ConvDenoiser, x0: Tensor, lam: Tensor) -> Tensor:
+    """Denoising error with unit weight on the raw network's target at every level (as Karras et al. 2022, eq. 8)."""
     x0_hat = model(x0 + lam[:, None, None, None] * torch.randn_like(x0), lam)
-    weight = (lam * lam + SIGMA_DATA**2) / (lam * SIGMA_DATA) ** 2
-    return (weight * (x0_hat - x0).square().mean((1, 2, 3))).mean()
+    return (correction_scale(lam) ** -2 * (x0_hat - x0).square().mean((1, 2, 3))).mean()
 
 
 @torch.no_grad()
@@ -67,15 +58,20 @@ def validate(model: ConvDenoiser, x0: Tensor, levels: tuple[float, ...] = (0.1, 
     return errors
 
 
+def _new_network(device: str) -> ConvDenoiser:
+    prior = backbones.load("gaussian-prior")
+    assert isinstance(prior, SpectrumPrior)
+    return ConvDenoiser(prior).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def train(
-    images: list[np.ndarray], out: Path, minutes: float, device: str, seed: int = 0, pixels: int = 1 << 16,
-    learning_rate: float = 1e-3, save_every: float = 5.0,
+    images: list[np.ndarray], out: Path, minutes: float, device: str, seed: int = 0, pixels: int = 3 << 14,
+    learning_rate: float = 1.5e-3, save_every: float = 5.0,
 ) -> ConvDenoiser:  # fmt: skip
     """Trains until `minutes` of training time (summed over resumed runs) are spent; returns the moving average."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = ConvDenoiser().to(device, memory_format=torch.channels_last)
-    average = ConvDenoiser().to(device, memory_format=torch.channels_last)
+    model, average = (_new_network(device) for _ in range(2))
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
     spent, iteration, log = 0.0, 0, []
@@ -97,8 +93,7 @@ def train(
                  "spent": spent, "iteration": iteration, "log": log}  # fmt: skip
         torch.save(state, out / "state.tmp")
         os.replace(out / "state.tmp", out / "state.pt")
-        weights = {k: v.bfloat16() for k, v in average.state_dict().items()}
-        write_checkpoint(out / "model.tmp", "convnet", average.config, weights)
+        write_checkpoint(out / "model.tmp", "convnet", average.config, checkpoint_tensors(average))
         os.chmod(out / "model.tmp", 0o644)
         os.replace(out / "model.tmp", out / "model.safetensors")
         (out / "log.json").write_text(json.dumps(log, indent=1))
@@ -112,7 +107,7 @@ def train(
         x0 = crops(images, pixels // size**2, size, rng).to(device, memory_format=torch.channels_last)
         lam = (torch.randn(len(x0), device=device) * 1.3 - 0.7).exp().clamp(0.02, 40)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = edm_loss(model, x0, lam)
+            loss = weighted_loss(model, x0, lam)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -134,15 +129,15 @@ def train(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m noisebook.training.edm", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m noisebook.training.edm", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", help="an .npz of photographs")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--pixels", type=int, default=1 << 16, help="pixels in a batch")
+    parser.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    train(load_photos(args.data), args.output, args.minutes, args.device, args.seed, args.pixels)
+    train(load_npz_images(args.data), args.output, args.minutes, args.device, args.seed, args.pixels)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+// The inner loops of both codebook laws, once per instruction set. Declarations and plain data only: this header is
+// seen by files compiled for different targets, so it must not define a function that the linker could merge.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace noisebook {
+
+// One random stream of docs/codebook.md; the counter's first two words (block, index) are arguments of the calls.
+struct Stream {
+    uint64_t seed;
+    uint32_t step;
+    uint32_t purpose;  // stream + 256 * unit
+};
+
+constexpr size_t kBlockWords = 4;    // 32-bit words of one Philox call
+constexpr size_t kBlockSigns = 128;  // and its signs
+constexpr size_t kMaxLanes = 16;     // sign_words writes whole vectors: up to this many blocks
+constexpr size_t kDimsBlock = 2048;  // sign_sums: at most this many dimensions a call, so that 16-bit sums cannot overflow
+constexpr size_t kDimsStep = 64;     // and a multiple of this many
+constexpr size_t kMaxRows = 8;       // rows that share the signs in registers
+
+struct Kernels {
+    const char* name;
+
+    // Words of `blocks` Philox calls. Block n has counter (block0 + n % 2^log_per_index, index0 + n / 2^log_per_index).
+    // `out` has room for `blocks` rounded up to kMaxLanes.
+    void (*sign_words)(uint32_t* out, size_t blocks, Stream stream, uint32_t index0, uint32_t block0, int log_per_index);
+
+    // out = H(flipped in), n a power of two; in == out is allowed. Entry d is negated first where bit d of `flips` is
+    // set; flips may be null. The additions of a float transform happen in one order (h = 1, 2, 4, ...) everywhere.
+    void (*transform_f32)(const float* in, const uint32_t* flips, float* out, size_t n);
+    void (*transform_i32)(const int32_t* in, const uint32_t* flips, int32_t* out, size_t n);
+
+    // The largest |x|; 0 for n = 0.
+    float (*max_abs)(const float* x, size_t n);
+
+    // sums[k * images + b] += sum of row b over the dimensions whose bit in the words of codeword k is set. The rows come
+    // in groups of `lanes` <= kMaxRows (a power of two): [group, dims / kDimsStep, lanes, kDimsStep].
+    void (*sign_sums)(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images, size_t lanes,
+                      size_t dims, int32_t* sums);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(NOISEBOOK_PORTABLE)
+#define NOISEBOOK_X86 1
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+// Beyond int32 (M P >= 2^31) speed does not matter: one 64-bit transform for all.
+void transform_i64(const int64_t* in, const uint32_t* flips, int64_t* out, size_t n);
+
+}  // namespace noisebook

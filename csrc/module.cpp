@@ -1,0 +1,186 @@
+// noisebook._C: arguments from Python are checked here, once; the rest of csrc/ trusts them.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <string>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "codebook.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace noisebook {
+namespace {
+
+constexpr uint64_t kMaxIndex = uint64_t(1) << 32, kMaxUnit = uint64_t(1) << 24, kMaxD = uint64_t(1) << 24;
+
+std::atomic<const Kernels*> kernels_in_use{nullptr};
+std::atomic<size_t> default_threads{1};
+
+std::vector<const Kernels*> available() {  // the fastest first
+    std::vector<const Kernels*> found;
+#ifdef NOISEBOOK_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        found.push_back(&avx512_kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
+#endif
+    found.push_back(&portable_kernels);
+    return found;
+}
+
+size_t processors() {  // those this process may use, not those of the machine
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return size_t(CPU_COUNT(&set));
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+}
+
+[[noreturn]] void refuse(const std::string& why) { throw py::value_error(why); }
+
+// A Python integer in [low, high]; everything else is a ValueError that names the argument.
+uint64_t integer(const py::object& value, const char* name, uint64_t low, uint64_t high) {
+    const std::string range = " must be an integer from " + std::to_string(low) + " to " + std::to_string(high);
+    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!index) {
+        PyErr_Clear();
+        refuse(name + range);
+    }
+    const uint64_t x = PyLong_AsUnsignedLongLong(index.ptr());
+    if (PyErr_Occurred()) {  // negative, or above 2^64 - 1
+        PyErr_Clear();
+        refuse(name + range);
+    }
+    if (x < low || x > high) refuse(name + range);
+    return x;
+}
+
+template <class T>
+py::array_t<T> array3(const py::object& value, const char* what) {
+    constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    if (!py::isinstance<py::array>(value)) refuse(std::string(what) + " numpy array");
+    const auto array = py::reinterpret_borrow<py::array>(value);
+    if (array.ndim() != 3 || !array.dtype().equal(py::dtype::of<T>()) || !(array.flags() & py::array::c_style) ||
+        !(array.flags() & kAligned))
+        refuse(std::string(what) + " C-contiguous numpy array");
+    return py::reinterpret_borrow<py::array_t<T>>(array);
+}
+
+struct Arguments {
+    const py::object &bins, &atoms, &bases, &step, &seed, &unit, &threads;
+};
+
+Call checked(const py::array& array, uint64_t d, bool hadamard, const Arguments& args) {
+    Call call{};
+    call.batch = size_t(array.shape(0)), call.units = size_t(array.shape(1)), call.d = d;
+    const uint64_t p = call.padded();
+    call.bins = integer(args.bins, "bins", 1, p);
+    if (call.bins & (call.bins - 1)) refuse("bins must be a power of two");
+    call.atoms = integer(args.atoms, "atoms", 1, (hadamard ? p : kMaxIndex) / call.bins);
+    call.bases = integer(args.bases, "bases", 1, kMaxIndex);
+    call.step = uint32_t(integer(args.step, "step", 0, kMaxIndex - 1));
+    call.seed = integer(args.seed, "seed", 0, UINT64_MAX);
+    call.unit = uint32_t(integer(args.unit, "unit", 0, kMaxUnit));
+    if (call.unit + uint64_t(call.units) > kMaxUnit) refuse("unit plus the number of units must not exceed 2^24");
+    call.threads = size_t(integer(args.threads, "threads", 0, 1 << 16));
+    if (!call.threads) call.threads = default_threads;
+    call.kernels = kernels_in_use;
+    return call;
+}
+
+using Select = void (*)(const Call&, const float*, int64_t*);
+using Noise = void (*)(const Call&, const int64_t*, float*);
+
+py::array_t<int64_t> select(const py::object& residual, bool hadamard, Select law, const Arguments& args) {
+    const auto array = array3<float>(residual, "the residual must be a float32 [B, U, D]");
+    const uint64_t d = uint64_t(array.shape(2));
+    if (d < 1 || d > kMaxD) refuse("the residual must have 1 to 2^24 dimensions");
+    const Call call = checked(array, d, hadamard, args);
+    py::array_t<int64_t> tokens({call.batch, call.units, size_t(call.bins)});
+    const float* from = array.data();
+    int64_t* to = tokens.mutable_data();
+    py::gil_scoped_release release;
+    law(call, from, to);
+    return tokens;
+}
+
+py::array_t<float> noise(const py::object& tokens, const py::object& d, bool hadamard, Noise law, const Arguments& args) {
+    const auto array = array3<int64_t>(tokens, "the tokens must be an int64 [B, U, M]");
+    const Call call = checked(array, integer(d, "d", 1, kMaxD), hadamard, args);
+    if (uint64_t(array.shape(2)) != call.bins) refuse("the tokens must have one column per bin");
+    const int64_t* from = array.data();
+    for (py::ssize_t i = 0; i < array.size(); ++i)  // the vocabulary 2 J A itself may not fit 64 bits
+        if (from[i] < 0 || uint64_t(from[i] >> 1) / call.atoms >= call.bases) refuse("a token is not in [0, 2 * bases * atoms)");
+    py::array_t<float> out({call.batch, call.units, call.d});
+    float* to = out.mutable_data();
+    py::gil_scoped_release release;
+    law(call, from, to);
+    return out;
+}
+
+void set_isa(const std::string& name) {
+    for (const Kernels* kernels : available()) {
+        if (name != kernels->name) continue;
+        kernels_in_use = kernels;
+        return;
+    }
+    refuse("this processor or build has no instruction set " + name);
+}
+
+}  // namespace
+}  // namespace noisebook
+
+PYBIND11_MODULE(_C, m) {
+    using namespace noisebook;
+    using Any = const py::object&;
+    m.doc() = "Both codebook laws on the CPU; docs/codebook.md defines them.";
+    kernels_in_use = available().front();
+    default_threads = processors();
+
+    const auto unit = py::arg("unit") = 0;
+    const auto threads = py::arg("threads") = 0;
+    m.def("hadamard_select",
+          [](Any residual, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+              return select(residual, true, hadamard_select, {bins, atoms, bases, step, seed, unit, threads});
+          },
+          py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
+          "float32 [B, U, D] -> int64 [B, U, M]: one signed atom per bin; view u has the streams of unit + u.");
+    m.def("hadamard_noise",
+          [](Any tokens, Any d, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+              return noise(tokens, d, true, hadamard_noise, {bins, atoms, bases, step, seed, unit, threads});
+          },
+          py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit,
+          threads, "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1.");
+    m.def("independent_select",
+          [](Any residual, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
+              return select(residual, false, independent_select, {bins, atoms, py::int_(1), step, seed, unit, threads});
+          },
+          py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+          "float32 [B, U, D] -> int64 [B, U, M]: one signed codeword per bin, by exact int8 scores.");
+    m.def("independent_noise",
+          [](Any tokens, Any d, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
+              return noise(tokens, d, false, independent_noise, {bins, atoms, py::int_(1), step, seed, unit, threads});
+          },
+          py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+          "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1.");
+
+    m.def("isa", [] { return std::string(kernels_in_use.load()->name); }, "The instruction set in use.");
+    m.def("set_isa", &set_isa, py::arg("name"), "Use this instruction set; ValueError if the processor lacks it.");
+    m.def("available_isas",
+          [] {
+              py::list names;
+              for (const Kernels* kernels : available()) names.append(kernels->name);
+              return names;
+          },
+          "Instruction sets of this processor, the fastest first.");
+    m.def("set_threads", [](Any n) { default_threads = size_t(integer(n, "threads", 1, 1 << 16)); }, py::arg("threads"),
+          "How many threads threads=0 means.");
+    m.def("get_threads", [] { return default_threads.load(); }, "How many threads threads=0 means.");
+}

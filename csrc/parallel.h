@@ -1,0 +1,51 @@
+// Threads for one call and scratch memory. Threads are started per call: some 20 us each, but nothing survives a fork
+// and two Python threads never wait for each other's pool.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace noisebook {
+
+// Calls body(worker, task) for every task; tasks of one worker come in increasing order. The body must not throw.
+template <class Body>
+void parallel_for(size_t tasks, size_t workers, const Body& body) {
+    std::atomic<size_t> next{0};
+    const auto work = [&](size_t worker) {
+        for (size_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(worker, task);
+    };
+    std::vector<std::thread> others;
+    others.reserve(workers);
+    for (size_t worker = 1; worker < workers && worker < tasks; ++worker) {
+        try {
+            others.emplace_back(work, worker);
+        } catch (const std::system_error&) {
+            break;  // the system has no more threads to give: those that run do all the tasks
+        }
+    }
+    work(0);
+    for (std::thread& thread : others) thread.join();
+}
+
+// Uninitialised memory on cache-line boundaries.
+template <class T>
+class Buffer {
+  public:
+    explicit Buffer(size_t size)
+        : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64)))) {}
+    T* get() const { return data_.get(); }
+    T& operator[](size_t i) const { return data_.get()[i]; }
+
+  private:
+    struct Free {
+        void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
+    };
+    std::unique_ptr<T, Free> data_;
+};
+
+}  // namespace noisebook
