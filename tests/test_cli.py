@@ -11,9 +11,9 @@ import torch
 from common import random_images
 from PIL import Image
 
-from noisebook import presets
+from noisebook import backbones, presets
 from noisebook.backbones.checkpoint import write_checkpoint
-from noisebook.backbones.convnet import ConvDenoiser
+from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
 from noisebook.cli import main
 from noisebook.container import Container, crc32c
 from noisebook.images import psnr
@@ -23,8 +23,8 @@ KNOBS = ["--steps", "4", "--bins", "8", "--bins-last", "8", "--vocabulary", "256
 
 def tiny_backbone(path, seed=0):
     torch.manual_seed(seed)
-    net = ConvDenoiser(widths=(8, 8), blocks=1, embedding=8)
-    write_checkpoint(path, "convnet", net.config, {k: v.bfloat16() for k, v in net.state_dict().items()})
+    net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)
+    write_checkpoint(path, "convnet", net.config, checkpoint_tensors(net))
     return str(path)
 
 

@@ -75,7 +75,8 @@ def unit_rms(total: Tensor) -> Tensor:
     """Exact integers [..., D] -> float32 [..., D] of root mean square 1. One float32 factor a row; a zero row stays 0."""
     d = total.shape[-1]
     square_sum = (total * total).sum(-1, keepdim=True).double()
-    factor = torch.where(square_sum > 0, (d / square_sum.clamp(min=1)).sqrt(), 0.0).float()
+    dims = torch.full_like(square_sum, d)  # tensor by tensor: torch divides a number by a tensor in two roundings
+    factor = torch.where(square_sum > 0, (dims / square_sum.clamp(min=1)).sqrt(), 0.0).float()
     return total.float() * factor
 
 

@@ -57,6 +57,7 @@ class ConvDenoiser(nn.Module):
         self.enter = nn.Conv2d(32 * self.channels, widths[0], 3, padding=1)
         self.leave = nn.Conv2d(widths[0], 16 * self.channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):

@@ -66,11 +66,12 @@ def _new_network(device: str) -> ConvDenoiser:
 
 def train(
     images: list[np.ndarray], out: Path, minutes: float, device: str, seed: int = 0, pixels: int = 3 << 14,
-    learning_rate: float = 1.5e-3, save_every: float = 5.0,
+    learning_rate: float = 5e-4, save_every: float = 5.0,
 ) -> ConvDenoiser:  # fmt: skip
     """Trains until `minutes` of training time (summed over resumed runs) are spent; returns the moving average."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
+    torch.set_flush_denormal(True)  # zero-initialised layers fill Adam's moments with denormals: slow on a CPU
     model, average = (_new_network(device) for _ in range(2))
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -101,10 +102,10 @@ def train(
     running, last, next_save = 1.0, time.monotonic(), spent / 60 + save_every
     while (progress := spent / 60 / minutes) < 1:
         size = 64 if progress < 0.5 else 128  # small crops first: more variety a second while the rate is high
-        warm = min(1.0, (iteration + 1) / 200)
+        warm = min(1.0, (iteration + 1) / 500)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-        x0 = crops(images, pixels // size**2, size, rng).to(device, memory_format=torch.channels_last)
+        x0 = crops(images, max(1, pixels // size**2), size, rng).to(device, memory_format=torch.channels_last)
         lam = (torch.randn(len(x0), device=device) * 1.3 - 0.7).exp().clamp(0.02, 40)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = weighted_loss(model, x0, lam)

@@ -1,0 +1,77 @@
+"""PSNR of both codebook laws on CIFAR-10 under the exact linear denoiser: the table that every change is held against.
+
+    python bench/quality.py                 # needs the data folder ($NOISEBOOK_DATA or ../shared/data)
+
+The PCA prior is fitted on the first 20,000 training images; the first 32 test images are coded. 50 steps log-uniform
+lam 5 -> .1 at p = 1/2 with one token each, then one more call for the `mean` finish; then 20 steps 3 -> .05 with 64 bins.
+PSNR is the mean over images, of the picture rounded to 8 bits.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from record import write
+from torch import Tensor
+
+from noisebook.backbones.base import fingerprint_of
+from noisebook.backbones.gaussian import PCAPrior, fit_pca
+from noisebook.codec import Codec
+from noisebook.presets import Recipe
+
+DATA = Path(os.environ.get("NOISEBOOK_DATA", Path(__file__).parents[2] / "shared/data"))
+ROWS = [  # (steps, lam_max, lam_min, bins, vocabulary, law, PSNR that method.md and the issue name)
+    (50, 5.0, 0.1, 1, 256, "hadamard", 21.2), (50, 5.0, 0.1, 1, 256, "independent", 21.2),
+    (50, 5.0, 0.1, 1, 4096, "hadamard", 23.2), (50, 5.0, 0.1, 1, 4096, "independent", 23.2),
+    (50, 5.0, 0.1, 1, 65536, "hadamard", 24.6), (50, 5.0, 0.1, 1, 1 << 18, "hadamard", 25.3),
+    (20, 3.0, 0.05, 64, 128, "hadamard", 37.1),
+]  # fmt: skip
+
+
+def pca_prior(count: int) -> PCAPrior:
+    """The PCA prior of the first `count` training images."""
+    with np.load(DATA / "cifar10_train.npz") as data:
+        config, tensors = fit_pca(data["images"][:count])
+    prior = PCAPrior((32, 32), 3, **tensors)
+    prior.fingerprint = fingerprint_of(config, tensors)
+    return prior.eval()
+
+
+def mean_psnr(images: Tensor, decoded: Tensor) -> float:
+    """uint8 and float [-1, 1] images [B, C, H, W] -> mean over images of the PSNR in dB of the rounded picture."""
+    rounded = decoded.clamp(-1, 1).add(1).mul(127.5).round()
+    error = (rounded - images).double().square().mean((1, 2, 3))
+    return float((10 * torch.log10(255**2 / error)).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    prior = pca_prior(20_000)
+    with np.load(DATA / "cifar10_test5k.npz") as data:
+        images = torch.from_numpy(data["images"][: args.images]).permute(0, 3, 1, 2)
+    rows = []
+    for steps, lam_max, lam_min, bins, vocabulary, law, expected in ROWS:
+        recipe = Recipe(steps=steps, lam_max=lam_max, lam_min=lam_min, bins=bins, vocabulary=vocabulary, law=law,
+                        seed=args.seed)  # fmt: skip
+        codec = Codec(recipe.build(prior), prior)
+        begin = time.perf_counter()
+        tokens = codec.encode(images)
+        seconds = time.perf_counter() - begin
+        psnr = mean_psnr(images, codec.decode(tokens))
+        rows.append({"law": law, "steps": steps, "bins": bins, "vocabulary": vocabulary, "lam": [lam_max, lam_min],
+                     "bits": codec.layout.bits, "psnr": psnr, "expected": expected, "calls": codec.calls,
+                     "encode_seconds": seconds})  # fmt: skip
+        print(f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocabulary:6d}, {codec.layout.bits:6.0f} bits: "
+              f"{psnr:.2f} dB (expected {expected})", flush=True)  # fmt: skip
+    about = f"first {args.images} images of cifar10_test5k.npz; PCA prior of the first 20,000 training images"
+    print(write("quality", {"about": about, "rows": rows}, args.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false
+"""From tokens to noise, for both laws: z = (the chosen signed atoms summed, exact integers) * one float32 factor.
+
+An atom of `hadamard` is a * H(b_j * H e_i), and H e_i is a row of the Walsh matrix; so all chosen atoms, of any bases,
+are summed as words of 32 sign bits (b_j xor Walsh row xor the token's sign) before the one transform. A codeword of
+`independent` is a * H u_k: the same with other words.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .fwht import fwht, high_passes, low_bits, transform
+from .layout import KEY, Key, check, check_floats, groups, log2_padded, on, warps
+from .philox import STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ROTATION, row_signs, sign_words
+
+
+@triton.jit
+def walsh_words(word, i):
+    """Bits popcount(d & i) % 2 of the dimensions d of word number `word`: uint32 of its shape. i: int32 scalar."""
+    high = word & (i >> 5)
+    high ^= high >> 16
+    high ^= high >> 8
+    high ^= high >> 4
+    high ^= high >> 2
+    high ^= high >> 1
+    low = tl.where((i & 1) != 0, 0xAAAAAAAA, 0).to(tl.uint32)
+    low ^= tl.where((i & 2) != 0, 0xCCCCCCCC, 0).to(tl.uint32)
+    low ^= tl.where((i & 4) != 0, 0xF0F0F0F0, 0).to(tl.uint32)
+    low ^= tl.where((i & 8) != 0, 0xFF00FF00, 0).to(tl.uint32)
+    low ^= tl.where((i & 16) != 0, 0xFFFF0000, 0).to(tl.uint32)
+    return (-(high & 1)).to(tl.uint32) ^ low
+
+
+@triton.jit(do_not_specialize=KEY)
+def superpose_kernel(
+    TOKENS, SUM, bins, atoms, units, unit, step, k0, k1,
+    LOGP: tl.constexpr, LOGN: tl.constexpr, HADAMARD: tl.constexpr,
+):  # fmt: skip
+    """SUM [rows, P] int32 = the signed sign vectors of TOKENS [rows, bins], the lowest LOGN bits transformed.
+
+    Grid: (rows tiles,). One program: one tile of N entries."""
+    N: tl.constexpr = 1 << LOGN
+    TILES: tl.constexpr = 1 << (LOGP - LOGN)
+    WORDS: tl.constexpr = (N + 31) // 32
+    WIDTH: tl.constexpr = N // WORDS
+    row = tl.program_id(0) // TILES
+    tile = tl.program_id(0) % TILES
+    number = unit + row % units
+    word = tile * N // 32 + tl.arange(0, WORDS)[:, None]
+    bit = tl.arange(0, WIDTH)[None, :].to(tl.uint32)
+    negative = tl.full((WORDS, WIDTH), 0, tl.int32)
+    for m in range(bins):
+        token = tl.load(TOKENS + row.to(tl.int64) * bins + m)
+        atom = token >> 1
+        if HADAMARD:
+            i = m * ((1 << LOGP) // bins) + (atom % atoms).to(tl.int32)
+            w = sign_words(word, atom // atoms, step, number, k0, k1, STREAM_BASIS) ^ walsh_words(word, i)
+        else:  # the codeword's number wraps at 2^32 as it should
+            w = sign_words(word, m * atoms + atom, step, number, k0, k1, STREAM_INDEPENDENT)
+        w ^= (-(token & 1)).to(tl.uint32)
+        negative += ((w >> bit) & 1).to(tl.int32)
+    x = fwht(tl.reshape(bins - 2 * negative, (1, N)), 1, N, LOGN)
+    d = tile * N + tl.arange(0, N)[None, :]
+    tl.store(SUM + (row.to(tl.int64) << LOGP) + d, x)
+
+
+@triton.jit
+def square_sum_kernel(SUM, SQUARES, d, LOGP: tl.constexpr, LOGN: tl.constexpr):
+    """SQUARES [rows] int64 += the squares of the first d entries of SUM [rows, P]. Grid: (rows tiles,)."""
+    row = tl.program_id(0) >> (LOGP - LOGN)
+    first = (tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)) << LOGN
+    at = first + tl.arange(0, 1 << LOGN)
+    x = tl.load(SUM + (row.to(tl.int64) << LOGP) + at, mask=at < d, other=0).to(tl.int64)
+    tl.atomic_add(SQUARES + row, tl.sum(x * x, axis=0))  # integers: any order gives the same sum
+
+
+@triton.jit(do_not_specialize=KEY)
+def update_kernel(
+    SUM, FACTOR, Y, X0, OUT, d, keep, gain, units, unit, step, k0, k1,
+    LOGP: tl.constexpr, LOGN: tl.constexpr, BACKTRACE: tl.constexpr,
+):  # fmt: skip
+    """OUT [rows, d] = z, or (X0 + keep (Y - X0)) + gain z, each operation rounded on its own. Grid: (rows tiles,)."""
+    row = tl.program_id(0) >> (LOGP - LOGN)
+    first = (tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)) << LOGN
+    at = first + tl.arange(0, 1 << LOGN)[None, :]
+    x = tl.load(SUM + (row.to(tl.int64) << LOGP) + at, mask=at < d, other=0)
+    index = tl.full((1, 1), 0, tl.int32)
+    bits = row_signs(first, index, step, unit + row % units, k0, k1, STREAM_ROTATION, 1 << LOGN)
+    z = tl.where(bits != 0, -x, x).to(tl.float32) * tl.load(FACTOR + row)  # the integer is flipped: no -0.0
+    out = row.to(tl.int64) * d + at
+    if BACKTRACE:
+        y = tl.load(Y + out, mask=at < d, other=0.0)
+        x0 = tl.load(X0 + out, mask=at < d, other=0.0)
+        z = (x0 + keep * (y - x0)) + gain * z
+    tl.store(OUT + out, z, mask=at < d)
+
+
+def _group(
+    tokens: Tensor, out: Tensor, y: Tensor, x0: Tensor, keep: float, gain: float, atoms: int, key: Key,
+    hadamard: bool, backtrace: bool,
+) -> None:  # fmt: skip
+    """tokens [rows, bins]; y, x0 (read for a back-trace only) and out [rows, D]."""
+    rows, d = out.shape
+    logp = log2_padded(d)
+    logn = low_bits(logp)
+    grid, num_warps = ((rows << (logp - logn)),), warps(1 << logn)
+    total = torch.empty((rows, 1 << logp), dtype=torch.int32, device=out.device)
+    superpose_kernel[grid](
+        tokens, total, tokens.shape[1], atoms, *key,
+        LOGP=logp, LOGN=logn, HADAMARD=hadamard, num_warps=num_warps, enable_fp_fusion=False,
+    )  # fmt: skip
+    for low, bits in high_passes(logp):
+        transform(total, total, logp, low, bits, key)
+    squares = torch.zeros(rows, dtype=torch.int64, device=out.device)
+    square_sum_kernel[grid](total, squares, d, LOGP=logp, LOGN=logn, num_warps=num_warps, enable_fp_fusion=False)
+    squares = squares.double()
+    # Two tensors: a Python number over a tensor is a reciprocal and a product in torch, two roundings instead of one.
+    factor = torch.where(squares > 0, torch.full_like(squares, d).div(squares).sqrt(), 0.0).float()
+    update_kernel[grid](
+        total, factor, y, x0, out, d, keep, gain, *key,
+        LOGP=logp, LOGN=logn, BACKTRACE=backtrace, num_warps=num_warps, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def noise(
+    tokens: Tensor, d: int, bins: int, atoms: int, bases: int | None, step: int, seed: int, unit: int,
+    y: Tensor | None = None, x0_hat: Tensor | None = None, keep: float = 0.0, gain: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """z(tokens), or the back-trace update when y and x0_hat are given: float32 [B, U, d]. bases: None for the law
+    `independent`."""
+    check(tokens, d, bins, atoms, bases, step, seed, unit)
+    if tokens.dtype != torch.int64 or not tokens.is_contiguous() or tokens.shape[-1] != bins:
+        raise ValueError(f"tokens must be contiguous int64 [B, U, {bins}], got {tokens.dtype} {tuple(tokens.shape)}")
+    batch, units = tokens.shape[:2]
+    out = torch.empty((batch, units, d), dtype=torch.float32, device=tokens.device)
+    backtrace = y is not None
+    old, clean = (y, x0_hat) if y is not None and x0_hat is not None else (out, out)
+    for name, x in (("y", old), ("x0_hat", clean)):
+        check_floats(name, x)
+        if x.shape != out.shape or x.device != out.device:
+            raise ValueError(f"{name} must be {tuple(out.shape)} on {out.device}, got {tuple(x.shape)} on {x.device}")
+    with on(tokens):
+        for b, u in groups(batch, units, 1 << log2_padded(d)):
+            key = Key.of(u.stop - u.start, unit + u.start, step, seed)
+            flat, into, y0, x0 = tokens[b, u].reshape(-1, bins), *(x[b, u].reshape(-1, d) for x in (out, old, clean))
+            _group(flat, into, y0, x0, keep, gain, atoms, key, bases is not None, backtrace)
+    return out
+
+
+def hadamard_noise(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """z(tokens): int64 [B, U, bins] -> float32 [B, U, d] of root mean square 1, the same bits on every device."""
+    return noise(tokens, d, bins, atoms, bases, step, seed, unit)
+
+
+def independent_noise(tokens: Tensor, d: int, bins: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """z(tokens): int64 [B, U, bins] -> float32 [B, U, d] of root mean square 1, the same bits on every device."""
+    return noise(tokens, d, bins, atoms, None, step, seed, unit)
+
+
+def hadamard_backtrace(
+    y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float,
+    bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0,
+) -> Tensor:  # fmt: skip
+    """(x0_hat + keep (y - x0_hat)) + gain z(tokens), float32 [B, U, D]; keep and gain are rounded to float32 first and
+    every operation on its own, so the bits are those of the same expression over `hadamard_noise` in plain torch."""
+    return noise(tokens, y.shape[-1], bins, atoms, bases, step, seed, unit, y, x0_hat, keep, gain)
+
+
+def independent_backtrace(
+    y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float,
+    bins: int, atoms: int, step: int, seed: int, unit: int = 0,
+) -> Tensor:  # fmt: skip
+    """As `hadamard_backtrace`, for the law `independent`."""
+    return noise(tokens, y.shape[-1], bins, atoms, None, step, seed, unit, y, x0_hat, keep, gain)

@@ -1,0 +1,255 @@
+"""The Triton kernels against the definition: on the GPU where there is one, in Triton's interpreter where not."""
+
+import json
+import os
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from common import ROOT
+
+from noisebook import codebook_reference as reference
+
+if torch.cuda.is_available():
+    DEVICE = "cuda"
+else:
+    assert "noisebook_kernels" not in sys.modules, "imported before TRITON_INTERPRET was set"
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
+    DEVICE = "cpu"
+
+import noisebook_kernels as kernels
+from noisebook_kernels import fwht, hadamard, independent, layout
+
+KNOWN = json.loads((ROOT / "tests/golden/codebook_known_answers.json").read_text())["cases"]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch):
+    """Whatever torch.empty returns is full of values that no kernel should leave standing."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        x = empty(*args, **kwargs)
+        return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min + 1)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def exact_z(total: torch.Tensor) -> torch.Tensor:
+    """Exact integers [B, D] -> z, with numpy's IEEE division and square root."""
+    total = total.numpy()
+    squares = (total * total).sum(-1, keepdims=True)
+    factor = np.sqrt(np.float64(total.shape[-1]) / np.maximum(squares, 1)).astype(np.float32)
+    return torch.from_numpy(total.astype(np.float32) * np.where(squares > 0, factor, np.float32(0)))
+
+
+def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return torch.equal(x.cpu().view(torch.int32), y.cpu().view(torch.int32))
+
+
+def quantised_tokens(residual, bins, atoms, step, seed, unit):
+    """The int8 search of `independent` from the definition: residual [B, D] -> tokens [B, bins]."""
+    p = reference.next_pow2(residual.shape[-1])
+    a = reference.signs(p, 0, step, reference.STREAM_ROTATION, seed, unit)
+    v = reference.fwht(a.float() * torch.nn.functional.pad(residual, (0, p - residual.shape[-1])))
+    top = v.abs().amax(-1, keepdim=True).numpy()
+    q = np.rint(np.divide(np.float32(127) * v.numpy(), top, out=np.zeros_like(v.numpy()), where=top > 0))
+    u = reference.signs(p, torch.arange(bins * atoms), step, reference.STREAM_INDEPENDENT, seed, unit)
+    scores = torch.from_numpy(q).double() @ u.double().T  # integers: exact
+    return reference.best_signed(scores.unflatten(-1, (bins, atoms)))
+
+
+def draw(rng, batch, units, d):
+    """Integers, so that float32 scores are exact and equal scores are equal."""
+    return torch.from_numpy(rng.integers(-8, 9, (batch, units, d)).astype(np.float32))
+
+
+@pytest.mark.parametrize("case", KNOWN, ids=lambda c: f"{c['law']}-{c['d']}-{c['bins']}x{c['atoms']}x{c['bases']}")
+def test_known_answers(case):
+    shape = (case["bins"], case["atoms"], *([case["bases"]] if case["law"] == "hadamard" else []))
+    counter = (case["step"], int(case["seed"]), case["unit"])
+    tokens = torch.tensor(case["tokens"]).view(1, 1, -1)
+    if case["residual"] is not None:
+        residual = torch.tensor(case["residual"], dtype=torch.float32).view(1, 1, -1).to(DEVICE)
+        got = getattr(kernels, f"{case['law']}_select")(residual, *shape, *counter)
+        assert torch.equal(got.cpu(), tokens)
+    z = getattr(kernels, f"{case['law']}_noise")(tokens.to(DEVICE), case["d"], *shape, *counter)[0, 0].tolist()
+    assert [v.hex() for v in z[:4]] == case["z_float32_head_hex"]
+    integers = np.array(case["z_integer_head"])
+    assert (np.sign(z[: len(integers)]) == np.sign(integers)).all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "d", "bins", "atoms", "bases", "unit"),
+    [
+        (1, 1, 1, 1, 1, 5, 0),
+        (33, 1, 3, 2, 2, 3, 0),
+        (1, 3, 48, 4, 9, 70, 2**24 - 3),
+        (1, 1, 20, 32, 1, 2, 5),
+        (2, 1, 300, 1, 512, 3, 0),
+        (1, 1, 3072, 8, 100, 2, 0),
+        (1, 1, 6000, 4, 1500, 2, 1),
+    ],
+)
+def test_hadamard(batch, units, d, bins, atoms, bases, unit, fresh):
+    residual, step, seed = draw(fresh, batch, units, d), int(fresh.integers(2**32)), int(fresh.integers(2**63)) * 2 + 1
+    residual[0, 0] = 0
+    shape = (bins, atoms, bases)
+    tokens = kernels.hadamard_select(residual.to(DEVICE), *shape, step, seed, unit).cpu()
+    assert tokens[0, 0].eq(0).all()
+    for u in range(units):
+        want = reference.hadamard_select(residual[:, u], *shape, step, seed, unit + u)
+        assert torch.equal(tokens[:, u], want)
+    drawn = torch.from_numpy(fresh.integers(0, 2 * bases * atoms, (min(batch, 2), units, bins)))
+    z = kernels.hadamard_noise(drawn.to(DEVICE), d, *shape, step, seed, unit)
+    for u in range(units):
+        total = reference.hadamard_total(drawn[:, u], d, *shape, step, seed, unit + u)
+        assert same_bits(z[:, u], exact_z(total))
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "d", "bins", "atoms", "bases"), [(3, 2, 700, 4, 256, 4), (1, 1, 100_000, 2, 65536, 1)]
+)
+def test_hadamard_scores_are_near_the_best(batch, units, d, bins, atoms, bases, fresh):
+    """Real residuals: the picked atom's exact score is within 1e-5 |r| of the best. The second shape has K D > 2^33."""
+    residual = torch.from_numpy(fresh.standard_normal((batch, units, d)).astype(np.float32))
+    tokens = kernels.hadamard_select(residual.to(DEVICE), bins, atoms, bases, 3, 2**64 - 1).cpu()
+    for u in range(units):
+        scores = reference.hadamard_scores(residual[:, u], bases, 3, 2**64 - 1, u)
+        scores = scores.unflatten(-1, (bins, -1))[..., :atoms].transpose(1, 2).flatten(2)
+        picked = scores.gather(-1, tokens[:, u, :, None] >> 1)[..., 0] * (1 - 2 * (tokens[:, u] & 1))
+        slack = 1e-5 * residual[:, u].double().norm(dim=-1, keepdim=True)
+        assert (picked >= scores.abs().amax(-1) - slack).all()
+    total = reference.hadamard_total(tokens[:, 0], d, bins, atoms, bases, 3, 2**64 - 1)
+    z = kernels.hadamard_noise(tokens.to(DEVICE), d, bins, atoms, bases, 3, 2**64 - 1)
+    assert same_bits(z[:, 0], exact_z(total))
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "d", "bins", "atoms", "unit"),
+    [
+        (1, 1, 1, 1, 7, 0),
+        (33, 1, 48, 4, 5, 3),
+        (2, 2, 300, 1, 300, 2**24 - 2),
+        (1, 1, 1500, 8, 1, 0),
+        (3, 1, 3072, 2, 128, 0),
+        (1, 1, 6000, 1, 140, 0),
+    ],
+)
+def test_independent(batch, units, d, bins, atoms, unit, fresh):
+    residual = torch.from_numpy(fresh.standard_normal((batch, units, d)).astype(np.float32))
+    residual[-1] *= 0 if batch > 1 else 1
+    step, seed = int(fresh.integers(2**32)), int(fresh.integers(2**63)) * 2 + 1
+    tokens = kernels.independent_select(residual.to(DEVICE), bins, atoms, step, seed, unit).cpu()
+    drawn = torch.from_numpy(fresh.integers(0, 2 * atoms, (min(batch, 2), units, bins)))
+    z = kernels.independent_noise(drawn.to(DEVICE), d, bins, atoms, step, seed, unit)
+    for u in range(units):
+        assert torch.equal(tokens[:, u], quantised_tokens(residual[:, u], bins, atoms, step, seed, unit + u))
+        scores = reference.independent_scores(residual[:, u], bins * atoms, step, seed, unit + u).unflatten(-1, (bins, -1))
+        picked = scores.gather(-1, tokens[:, u, :, None] >> 1)[..., 0] * (1 - 2 * (tokens[:, u] & 1))
+        slack = 1e-2 * residual[:, u].double().norm(dim=-1, keepdim=True)
+        assert (picked >= scores.abs().amax(-1) - slack).all()
+        total = reference.independent_total(drawn[:, u], d, bins, atoms, step, seed, unit + u)
+        assert same_bits(z[:, u], exact_z(total))
+
+
+def test_cutting_the_work_changes_nothing(monkeypatch, fresh):
+    """Small tiles, groups, workspaces and launches: several strided passes, several merges, the same tokens and z."""
+    residual, seed = draw(fresh, 2, 1, 200), int(fresh.integers(2**63))
+    tokens = torch.from_numpy(fresh.integers(0, 2 * 3 * 50, (2, 1, 4)))
+
+    def everything():
+        return (
+            kernels.hadamard_select(residual.to(DEVICE), 4, 50, 3, 1, seed),
+            kernels.hadamard_noise(tokens.to(DEVICE), 200, 4, 50, 3, 1, seed),
+            kernels.independent_select(residual.to(DEVICE), 1, 300, 1, seed),
+        )
+
+    want = everything()
+    with monkeypatch.context() as patch:
+        patch.setattr(hadamard, "BASES", 2)  # a launch has two bases at most
+        assert torch.equal(kernels.hadamard_select(residual.to(DEVICE), 4, 50, 3, 1, seed), want[0])
+    with monkeypatch.context() as patch:
+        for module in (fwht, hadamard):
+            patch.setattr(module, "TILE", 32)
+        patch.setattr(fwht, "HIGH_BITS", 2)
+        assert fwht.high_passes(8) == [(5, 1), (6, 2)]
+        patch.setattr(layout, "GROUP", 256)  # one view at a time
+        patch.setattr(hadamard, "WORKSPACE", 512)  # two bases at a time
+        patch.setattr(independent, "GROUP", 1)  # one program walks all codewords of a bin
+        for x, y in zip(everything(), want, strict=True):
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("law", ["hadamard", "independent"])
+def test_backtrace_equals_its_parts(law, fresh):
+    d, shape = 3000, (4, 64, 3) if law == "hadamard" else (4, 64)
+    y, x0 = (torch.from_numpy(fresh.standard_normal((2, 2, d)).astype(np.float32)) for _ in range(2))
+    keep, gain = (float(np.float32(v)) for v in fresh.random(2))
+    tokens = torch.from_numpy(fresh.integers(0, 128, (2, 2, 4))).to(DEVICE)
+    z = getattr(kernels, f"{law}_noise")(tokens, d, *shape, 4, 5, 6).cpu()
+    got = getattr(kernels, f"{law}_backtrace")(y.to(DEVICE), x0.to(DEVICE), tokens, keep, gain, *shape, 4, 5, 6)
+    assert same_bits(got, (x0 + keep * (y - x0)) + gain * z)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_tokens_stay_in_range_when_the_residual_is_not_finite(bad, fresh):
+    residual = torch.from_numpy(fresh.standard_normal((1, 2, 48)).astype(np.float32))
+    residual[0, 1, int(fresh.integers(48))] = bad
+    tokens = kernels.hadamard_select(residual.to(DEVICE), 4, 9, 3, 0, 0)
+    assert tokens.min() >= 0
+    assert tokens.max() < 2 * 3 * 9
+    tokens = kernels.independent_select(residual.to(DEVICE), 4, 9, 0, 0)
+    assert tokens.min() >= 0
+    assert tokens.max() < 2 * 9
+
+
+def test_groups_cover_every_view_once(fresh):
+    for _ in range(20):
+        batch, units, entries = (int(fresh.integers(0, high)) for high in (9, 9, 24))
+        seen = torch.zeros(batch, units)
+        for b, u in layout.groups(batch, units, 1 << entries):
+            assert seen[b, u].is_contiguous()
+            assert seen[b, u].numel() == 1 or seen[b, u].numel() << entries <= layout.GROUP
+            seen[b, u] += 1
+        assert seen.eq(1).all()
+
+
+def test_passes_cover_every_bit_once():
+    for logp in range(31):
+        passes = [(0, fwht.low_bits(logp)), *fwht.high_passes(logp)]
+        assert all(a + n == b for (a, n), (b, _) in pairwise(passes))
+        assert sum(passes[-1]) == logp
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bins": 3}, "bins 3"),
+        ({"bins": 128}, "bins 128"),
+        ({"atoms": 17}, "atoms 17"),
+        ({"bases": 0}, "bases 0"),
+        ({"step": 2**32}, "step"),
+        ({"seed": -1}, "seed"),
+        ({"unit": 2**24}, "units"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change, message):
+    arguments = {"bins": 4, "atoms": 16, "bases": 2, "step": 0, "seed": 0, "unit": 0} | change
+    with pytest.raises(ValueError, match=message):
+        kernels.hadamard_select(torch.zeros(1, 1, 48, device=DEVICE), **arguments)
+
+
+def test_wrong_tensors_are_refused():
+    with pytest.raises(ValueError, match="contiguous float32"):
+        kernels.hadamard_select(torch.zeros(1, 1, 48, device=DEVICE).double(), 1, 64, 1, 0, 0)
+    with pytest.raises(ValueError, match="three axes"):
+        kernels.hadamard_select(torch.zeros(1, 48, device=DEVICE), 1, 64, 1, 0, 0)
+    with pytest.raises(ValueError, match="tokens must be"):
+        kernels.hadamard_noise(torch.zeros(1, 1, 2, dtype=torch.int64, device=DEVICE), 48, 1, 64, 1, 0, 0)
+    tokens, y = torch.zeros(1, 1, 1, dtype=torch.int64, device=DEVICE), torch.zeros(1, 1, 48, device=DEVICE)
+    with pytest.raises(ValueError, match="x0_hat must be"):
+        kernels.hadamard_backtrace(y, y[..., :47].contiguous(), tokens, 0.5, 0.5, 1, 64, 1, 0, 0)

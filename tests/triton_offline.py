@@ -1,0 +1,91 @@
+"""Compiles, without a GPU, every kernel that the wrappers launch, with the arguments they launch it with.
+
+python triton_offline.py 90 prints one JSON list. The wrappers run on CPU tensors while launches are recorded instead of
+made. Run by test_triton_compile.py in a process of its own, because the interpreter is chosen when a kernel is decorated.
+"""
+
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import noisebook_kernels as kernels
+from noisebook_kernels import independent
+
+assert isinstance(kernels.hadamard.search_kernel, JITFunction), "unset TRITON_INTERPRET"
+os.environ["TRITON_INTERPRET"] = "1"  # after decoration: only so that the wrappers take CPU tensors
+POINTERS = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+launches = {}
+
+
+def record(kernel, *args, grid, warmup, **options):
+    """The signature and specialisation that a launch would have: 1 is compiled in, multiples of 16 are known as such."""
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {name: options.pop(name) for name in kernel.arg_names if name in options}
+    signature, constants, hints = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        name, x = parameter.name, values[parameter.name]
+        if parameter.is_constexpr or (type(x) is int and x == 1 and not parameter.do_not_specialize):
+            signature[name], constants[name] = "constexpr", x
+            continue
+        signature[name] = POINTERS[x.dtype] if isinstance(x, torch.Tensor) else "fp32" if type(x) is float else "i32"
+        aligned = x.data_ptr() % 16 == 0 if isinstance(x, torch.Tensor) else type(x) is int and x % 16 == 0
+        if aligned and not parameter.do_not_specialize:
+            hints[(place,)] = [["tt.divisibility", 16]]
+    name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+    key = (name, str(signature), str(constants), str(hints), str(options))
+    launches.setdefault(key, (kernel, signature, constants, hints, options))
+
+
+def run_wrappers():
+    """Small views, CIFAR and photos, latents in one search; one image and many."""
+    for d, bins, atoms, bases, batch in [(48, 4, 16, 70, 33), (3072, 1, 4096, 256, 64), (2**21, 1024, 2048, 8, 1)]:
+        residual = torch.zeros(batch, 1, d)
+        for law, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
+            if law == "hadamard" or d <= 3072:
+                getattr(kernels, f"{law}_select")(residual, *shape, 5, 7)
+            tokens = torch.zeros(batch, 1, bins, dtype=torch.int64)
+            getattr(kernels, f"{law}_noise")(tokens, d, *shape, 5, 7)
+            getattr(kernels, f"{law}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 5, 7)
+    kernels.hadamard_select(torch.zeros(1, 1, 16384), 64, 256, 64, 5, 7)
+    kernels.independent_select(torch.zeros(1, 1, 16384), 1, 4096, 5, 7)
+
+
+def compiled(arch, kernel, signature, constants, hints, options):
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(binary.asm["cubin"])
+        f.flush()
+        sass, usage = (
+            subprocess.run([TOOLS / "cuobjdump", flag, f.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-sass", "-res-usage")
+        )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    ops = collections.Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)", sass))
+    keep = ("LDL", "STL", "FFMA", "HFMA2", "IGMMA", "IMMA", "MUFU")
+    return {"registers": registers, "stack": stack, "shared": binary.metadata.shared, "instructions": ops.total(),
+            "ops": {op: ops[op] for op in keep}}  # fmt: skip
+
+
+if __name__ == "__main__":
+    arch = int(sys.argv[1])
+    independent.widest = {80: lambda device: 32, 90: lambda device: 64}[arch]
+    JITFunction.run = record
+    run_wrappers()
+    report = []
+    for (name, *_), launch in launches.items():
+        shape = {k: v for k, v in launch[2].items() if k.isupper()} | launch[4]
+        report.append({"kernel": name, "shape": shape, **compiled(arch, *launch)})
+    print(json.dumps(report))
