@@ -13,7 +13,10 @@ setup(
     version=VERSION,
     package_dir={"noisebook": "engine/noisebook", "noisebook_kernels": "kernels/noisebook_kernels"},
     packages=["noisebook", "noisebook.backbones", "noisebook.training", "noisebook_kernels"],
-    package_data={"noisebook": ["py.typed", "_C.pyi", "presets.json", "backbones/weights/*"], "noisebook_kernels": ["py.typed"]},
+    package_data={
+        "noisebook": ["py.typed", "_C.pyi", "presets.json", "backbones/weights/*"],
+        "noisebook_kernels": ["py.typed"],
+    },
     ext_modules=[
         Pybind11Extension(
             "noisebook._C",

@@ -8,7 +8,14 @@ Numbers stand in files. Once a release carries one, its entry is never changed, 
 from noisebook import backbones, presets
 from noisebook.presets import Preset, Recipe
 
-PHOTO = {"steps": 16, "lam_max": 4.0, "vocabulary": 65536, "start_bins": 8, "start_vocabulary": 65536, "scale_pixels": 512 * 768}
+PHOTO = {
+    "steps": 16,
+    "lam_max": 4.0,
+    "vocabulary": 65536,
+    "start_bins": 8,
+    "start_vocabulary": 65536,
+    "scale_pixels": 512 * 768,
+}
 RECIPES = [
     (2, "photo-low", "about 0.1 bits per pixel", Recipe(**PHOTO, lam_min=0.3, bins=20, bins_last=400)),
     (1, "photo", "about 0.25 bits per pixel (the default)", Recipe(**PHOTO, lam_min=0.2, bins=30, bins_last=1200)),
@@ -23,7 +30,9 @@ def main() -> None:
         spec = recipe.build(backbone)
         bins, start = spec.bins_for(512, 768)
         bits = 16 * (sum(bins) + start)
-        print(f"{name:12s} {spec.hash.hex()} {len(bins)} steps, {bits / (512 * 768):.4f} payload bits per pixel at 512 x 768")
+        print(
+            f"{name:12s} {spec.hash.hex()} {len(bins)} steps, {bits / (512 * 768):.4f} payload bits per pixel at 512 x 768"
+        )
         entries.append(Preset(name, number, about, recipe, spec))
     presets.PRESETS_FILE.write_text(presets.to_json(entries))
 

@@ -8,13 +8,11 @@ PSNR is the mean over images, of the picture rounded to 8 bits.
 """
 
 import argparse
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from record import write
+from record import DATA, write
 from torch import Tensor
 
 from noisebook.backbones.base import fingerprint_of
@@ -22,7 +20,6 @@ from noisebook.backbones.gaussian import PCAPrior, fit_pca
 from noisebook.codec import Codec
 from noisebook.presets import Recipe
 
-DATA = Path(os.environ.get("NOISEBOOK_DATA", Path(__file__).parents[2] / "shared/data"))
 ROWS = [  # (steps, lam_max, lam_min, bins, vocabulary, law, PSNR that method.md and the issue name)
     (50, 5.0, 0.1, 1, 256, "hadamard", 21.2), (50, 5.0, 0.1, 1, 256, "independent", 21.2),
     (50, 5.0, 0.1, 1, 4096, "hadamard", 23.2), (50, 5.0, 0.1, 1, 4096, "independent", 23.2),
@@ -70,7 +67,7 @@ def main() -> None:
         print(f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocabulary:6d}, {codec.layout.bits:6.0f} bits: "
               f"{psnr:.2f} dB (expected {expected})", flush=True)  # fmt: skip
     about = f"first {args.images} images of cifar10_test5k.npz; PCA prior of the first 20,000 training images"
-    print(write("quality", {"about": about, "rows": rows}, args.seed))
+    print("written:", write("quality", {"about": about, "rows": rows}, args.seed).name)
 
 
 if __name__ == "__main__":

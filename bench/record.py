@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results"
+DATA = Path(os.environ.get("NOISEBOOK_DATA", ROOT.parent / "shared/data"))
 
 
 def cpu_model() -> str:
@@ -18,6 +20,14 @@ def cpu_model() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """How this process was called, as one would call it from the root of the checkout."""
+    script = Path(sys.argv[0]).resolve()
+    name = f"python {script.relative_to(ROOT)}" if script.is_relative_to(ROOT) else script.name
+    arguments = [os.path.relpath(a, ROOT) if os.path.isabs(a) else a for a in sys.argv[1:]]
+    return " ".join([name, *arguments])
 
 
 def provenance(seed: int | None, device: str = "cpu") -> dict[str, Any]:
@@ -33,7 +43,7 @@ def provenance(seed: int | None, device: str = "cpu") -> dict[str, Any]:
         "versions": {"noisebook": noisebook.__version__, "torch": torch.__version__, "numpy": numpy.__version__,
                      "python": platform.python_version()},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]), "seed": seed,
+        "command": command_line(), "seed": seed,
     }  # fmt: skip
 
 

@@ -6,31 +6,21 @@ Random inputs; nothing is extrapolated: torch makes and scores every codeword, 2
 a fast path and torch is timed in one test, in turns, and its ratio of medians stands in extra_info.
 """
 
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import noisebook._C as native
 import numpy as np
 import pytest
 import torch
+from record import cpu_model
 
-import noisebook
+import noisebook._C as native
 
 D = 3072
 CHUNK = (256 << 20) // (4 * D)  # 21,845 codewords of float32
 ISAS = native.available_isas()
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if "model name" in line:
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 @pytest.fixture
@@ -39,14 +29,7 @@ def bench(benchmark):
     if benchmark.disabled:
         pytest.skip("needs --benchmark-enable")
     before = native.isa(), torch.get_num_threads()
-    benchmark.extra_info.update(
-        device=cpu_model(),
-        isa=native.isa(),
-        noisebook=noisebook.__version__,
-        torch=torch.__version__,
-        numpy=np.__version__,
-        python=platform.python_version(),
-    )
+    benchmark.extra_info.update(device=cpu_model(), isa=native.isa())
     yield benchmark
     native.set_isa(before[0])
     torch.set_num_threads(before[1])

@@ -18,7 +18,20 @@ from noisebook.cli import main
 from noisebook.container import Container, crc32c
 from noisebook.images import psnr
 
-KNOBS = ["--steps", "4", "--bins", "8", "--bins-last", "8", "--vocabulary", "256", "--scale-pixels", "0", "--start-bins", "0"]
+KNOBS = [
+    "--steps",
+    "4",
+    "--bins",
+    "8",
+    "--bins-last",
+    "8",
+    "--vocabulary",
+    "256",
+    "--scale-pixels",
+    "0",
+    "--start-bins",
+    "0",
+]
 
 
 def tiny_backbone(path, seed=0):
@@ -69,7 +82,9 @@ def test_roundtrip_writes_what_it_reports(capsys, tmp_path, pictures, codec):
         assert row["calls"] == 4 + 5
         assert row["seconds"] > 0
         assert row["error"] is None
-    assert sorted(p.name for p in out.iterdir()) == sorted(f"{s}.{e}" for s in ("odd", "tall", "wide") for e in ("nbk", "png"))
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        f"{s}.{e}" for s in ("odd", "tall", "wide") for e in ("nbk", "png")
+    )
 
 
 def test_encode_then_decode_gives_the_roundtrip_picture(capsys, tmp_path, pictures, codec):

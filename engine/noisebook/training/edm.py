@@ -1,4 +1,4 @@
-"""Trains a `ConvDenoiser` (denoising error over noise levels, as EDM) on photographs, within a budget of minutes, on a CPU or a CUDA device.
+"""Trains a `ConvDenoiser` on photographs within a budget of minutes, on a CPU or a CUDA device.
 
     python -m noisebook.training.edm photos.npz -o runs/photo --minutes 60      # again to resume an unfinished run
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook import backbones
+from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors, correction_scale
 from noisebook.backbones.gaussian import SpectrumPrior
 from noisebook.backbones.npz import load_npz_images
