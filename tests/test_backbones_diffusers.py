@@ -60,7 +60,7 @@ def noise(*shape):
 def test_x0_hat_is_the_schedulers(tmp_path, schedule, prediction):
     unet, scheduler = tiny_unet(), scheduler_of(schedule, prediction)
     backbone = backbones.load(write_folder(tmp_path / "tiny", unet, scheduler))
-    assert (backbone.name, backbone.size, backbone.channels) == ("tiny", (16, 16), 3)
+    assert (backbone.name, backbone.native_size, backbone.channels) == ("tiny", (16, 16), 3)
     for t in (1, 50, 500, 900):
         abar = scheduler.alphas_cumprod[t].item()
         lam = math.sqrt((1 - abar) / abar)
@@ -158,7 +158,7 @@ def test_layouts_names_and_fingerprint(tmp_path):
 def test_half_precision_weights_grey_images_and_sizes(tmp_path):
     grey = tiny_unet(in_channels=1, out_channels=1, sample_size=(16, 24)).half()
     backbone = backbones.load(write_folder(tmp_path / "grey", grey))
-    assert (backbone.channels, backbone.size) == (1, (16, 24))
+    assert (backbone.channels, backbone.native_size) == (1, (16, 24))
     assert backbone.denoise(noise(1, 1, 16, 24), 1.0).dtype == torch.float32
     free = backbones.load(write_folder(tmp_path / "free", tiny_unet(sample_size=None)))
     assert (free.size, free.multiple) == (None, 2)

@@ -241,3 +241,21 @@ def test_help_is_fast():
 
     helped = "import sys; sys.argv = ['noisebook', '--help']\nfrom noisebook.cli import main\nmain()"
     assert best(helped) - best("pass") < 0.5
+
+
+def test_a_diffusers_folder_codes_pictures_of_any_size(capsys, tmp_path, pictures):
+    """Its one size is tiled; --embed is automatic; decode finds the same fingerprint again."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(sample_size=16, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+                                 down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    unet.save_pretrained(tmp_path / "net")
+    diffusers.DDPMScheduler(prediction_type="sample").save_pretrained(tmp_path / "net")
+    codec = ["--backbone", tmp_path / "net", *KNOBS]
+    assert run(capsys, "roundtrip", pictures, "-o", tmp_path / "a", *codec)[0] == 0
+    files = sorted((tmp_path / "a").glob("*.nbk"))
+    code, _, err = run(capsys, "decode", *files, "-o", tmp_path / "b", "--backbone", tmp_path / "net")
+    assert code == 0, err
+    for file in files:
+        both = np.asarray(Image.open(tmp_path / "a" / f"{file.stem}.png"))
+        assert (np.asarray(Image.open(tmp_path / "b" / f"{file.stem}.png")) == both[:, both.shape[1] // 2 :]).all()

@@ -10,6 +10,7 @@ from common import random_images
 
 from noisebook import CodecMismatchError, CodecSpec, ImageError, SpecError, schedule
 from noisebook import codebook_reference as reference
+from noisebook.backbones.tiled import Tiled
 from noisebook.codebook import START_STEP
 from noisebook.codec import Codec
 from noisebook.presets import Recipe
@@ -225,3 +226,21 @@ def test_a_last_level_of_zero_needs_no_finish(shrink, fresh):
     assert tokens.shape == (1, 8)
     assert codec.calls == 3
     assert torch.equal(codec.decode(tokens, (8, 8)), predicted)
+
+
+def test_a_backbone_of_one_size_pads_small_images_and_is_tiled_for_large_ones(shrink, fresh):
+    shrink.size = (16, 24)
+    codec = build(shrink)
+    assert codec.default_size == (16, 24)
+    images = random_images(fresh, 2, 9, 20)
+    tokens, predicted = codec.reconstruct(images)
+    assert predicted.shape == images.shape
+    assert torch.equal(codec.decode(tokens, (9, 20)), predicted)
+    with pytest.raises(ImageError, match="Tiled"):
+        codec.encode(random_images(fresh, 1, 17, 20))
+    tiled = Tiled(shrink)
+    large = random_images(fresh, 1, 40, 50)
+    tokens, predicted = build(tiled).reconstruct(large)
+    assert torch.equal(build(tiled).decode(tokens, (40, 50)), predicted)
+    shrink.size = None  # tiles of a pointwise denoiser blend into what it gives on the whole image
+    assert (build(shrink).decode(tokens, (40, 50)) - predicted).abs().max() < 1e-5

@@ -17,7 +17,7 @@ HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skim
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["training"],
+    ["training", "files"],
     ["codec"],
     ["presets"],
     ["codebook", "schedule", "container", "backbones", "images"],

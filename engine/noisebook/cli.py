@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook import __version__
-from noisebook.errors import CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError
+from noisebook.errors import CodecMismatchError, ImageError, NoisebookError, SpecError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from noisebook.codec import Codec
     from noisebook.container import Container
-    from noisebook.spec import CodecSpec
 
 KNOBS = {
     "steps": "steps of the schedule",
@@ -101,8 +100,8 @@ def _add_codec_options(sub: argparse.ArgumentParser) -> None:
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
 
 
-def _load_codec(args: argparse.Namespace) -> "tuple[Codec, int]":
-    """The codec that the options ask for, and its preset number (0 if it is not one)."""
+def _load_codec(args: argparse.Namespace) -> "Codec":
+    """The codec that the options ask for."""
     from noisebook import load, presets
 
     name = args.preset or presets.DEFAULT
@@ -111,8 +110,7 @@ def _load_codec(args: argparse.Namespace) -> "tuple[Codec, int]":
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
-    number = next((p.number for p in presets.presets().values() if p.spec.hash == codec.spec.hash), 0)
-    return codec, number
+    return codec
 
 
 def _device(name: str) -> str:
@@ -138,37 +136,6 @@ def _inputs(args: argparse.Namespace, channels: int) -> "Iterator[tuple[str, Cal
     if args.samples:
         for name in images.SAMPLES:
             yield f"{name}.png", lambda name=name: images.sample(name)[:, :, :3]
-
-
-def _to_tensor(pixels: "np.ndarray") -> Any:
-    import torch
-
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-
-
-def _to_pixels(image: Any) -> "np.ndarray":
-    """float [1, C, H, W] in [-1, 1] -> uint8 [H, W, C], rounded to nearest."""
-    return image[0].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def _encode_one(codec: "Codec", number: int, embed: bool, pixels: "np.ndarray") -> bytes:
-    from noisebook.container import Container, pack
-
-    height, width = pixels.shape[:2]
-    tokens = codec.encode(_to_tensor(pixels))[0].cpu().numpy()
-    payload = pack(tokens, [(count, v) for _, count, v in codec.spec.runs_for(height, width)])
-    spec = codec.spec.to_json().encode() if embed or not number else None
-    return Container(codec.spec.hash, height, width, payload, number, spec).to_bytes()
-
-
-def _decode_one(codec: "Codec", container: "Container") -> "np.ndarray":
-    import torch
-
-    from noisebook.container import unpack
-
-    size = container.height, container.width
-    tokens = unpack(container.payload, [(count, v) for _, count, v in codec.spec.runs_for(*size)])
-    return _to_pixels(codec.decode(torch.from_numpy(tokens)[None], size))
 
 
 def _row(name: str, **values: Any) -> dict[str, Any]:
@@ -249,25 +216,28 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             print(f"failed: {row['name']}: {row['error']}")
 
 
-def _codec_info(codec: "Codec", number: int) -> dict[str, Any]:
-    info = {"hash": codec.spec.hash.hex(), "preset": number, "decode_calls": codec.calls}
+def _codec_info(codec: "Codec") -> dict[str, Any]:
+    from noisebook.files import preset_number
+
+    info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_calls": codec.calls}
     return {**info, "spec": json.loads(codec.spec.to_json())}
 
 
 def run_encode(args: argparse.Namespace) -> int:
     from noisebook.container import Container
+    from noisebook.files import encode_picture
     from noisebook.images import write_bytes
 
-    codec, number = _load_codec(args)
+    codec = _load_codec(args)
     place = _Names(args.output)
 
     def work(name: str, read: Any) -> dict[str, Any]:
-        data = _encode_one(codec, number, args.embed_spec, read())
+        data = encode_picture(codec, read(), args.embed_spec)
         target = place(name)
         write_bytes(target.with_name(target.name + ".nbk"), data)
         return _file_row(name, data, Container.from_bytes(data), calls=len(codec.spec.schedule))
 
-    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec, number))
+    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec))
 
 
 def run_roundtrip(args: argparse.Namespace) -> int:
@@ -284,16 +254,17 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
     import numpy as np
 
     from noisebook.container import Container
+    from noisebook.files import decode_picture, encode_picture
     from noisebook.images import png_bytes, psnr, ssim, write_bytes
 
-    codec, number = _load_codec(args)
+    codec = _load_codec(args)
     place = _Names(output or Path())
 
     def work(name: str, read: Any) -> dict[str, Any]:
         pixels = read()
-        data = _encode_one(codec, number, args.embed_spec, pixels)
+        data = encode_picture(codec, pixels, args.embed_spec)
         container = Container.from_bytes(data)
-        decoded = _decode_one(codec, container)
+        decoded = decode_picture(codec, container)
         if output is not None:
             target = place(name)
             write_bytes(target.with_name(target.name + ".nbk"), data)
@@ -301,64 +272,47 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
         quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
         return _file_row(name, data, container, **quality, calls=len(codec.spec.schedule) + codec.calls)
 
-    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec, number))
+    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec))
 
 
 def run_decode(args: argparse.Namespace) -> int:
+    from noisebook.container import Container
+    from noisebook.files import decode_picture
     from noisebook.images import png_bytes, write_bytes
 
     place = _Names(args.output)
     codecs: dict[bytes, Codec] = {}
 
     def work(name: str, path: Path) -> dict[str, Any]:
-        container, data = _read(path)
+        container = Container.read(path)
         if container.codec_hash not in codecs:
             codecs[container.codec_hash] = _codec_of(args, container)
         codec = codecs[container.codec_hash]
-        pixels = _decode_one(codec, container)
+        pixels = decode_picture(codec, container)
         target = place(name)
         write_bytes(target.with_name(target.name + ".png"), png_bytes(pixels))
-        return _file_row(name, data, container, calls=codec.calls)
+        return _file_row(name, container.to_bytes(), container, calls=codec.calls)
 
     def info() -> Any:
-        return [_codec_info(c, 0) for c in codecs.values()]
+        return [_codec_info(c) for c in codecs.values()]
 
     return _each(args, ((f, Path(f)) for f in args.files), work, info)
-
-
-def _read(path: Path) -> "tuple[Container, bytes]":
-    from noisebook.container import Container
-
-    container = Container.read(path)
-    return container, container.to_bytes()
-
-
-def _spec_of(container: "Container") -> "CodecSpec | None":
-    """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
-    from noisebook import presets
-    from noisebook.spec import CodecSpec
-
-    if container.spec_json is not None:
-        spec = CodecSpec.from_json(container.spec_json)
-        if spec.hash != container.codec_hash:
-            raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
-        return spec
-    return next((p.spec for p in presets.presets().values() if p.spec.hash == container.codec_hash), None)
 
 
 def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
     """The codec that a file was made with, or that the options name; refused if its hash is another."""
     from noisebook import load, presets
+    from noisebook.files import codec_name, spec_of
 
     if args.preset or any(getattr(args, k) is not None for k in KNOBS):
-        codec, _ = _load_codec(args)
+        codec = _load_codec(args)
         if codec.spec.hash != container.codec_hash:
-            made = _spec_of(container)
-            by = _codec_name(made) if made else "an unknown codec"
+            made = spec_of(container)
+            by = codec_name(made) if made else "an unknown codec"
             raise CodecMismatchError(f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
-                                     f"{_codec_name(codec.spec)} (hash {codec.spec.hash.hex()})")  # fmt: skip
+                                     f"{codec_name(codec.spec)} (hash {codec.spec.hash.hex()})")  # fmt: skip
         return codec
-    spec = _spec_of(container)
+    spec = spec_of(container)
     if spec is None:
         known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
         raise CodecMismatchError(f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
@@ -366,39 +320,14 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
     return load(spec, backbone=args.backbone, device=_device(args.device))
 
 
-def _codec_name(spec: "CodecSpec") -> str:
-    from noisebook import presets
-
-    name = next((f"preset {p.name!r}" for p in presets.presets().values() if p.spec.hash == spec.hash), "a custom codec")
-    return f"{name} on backbone {spec.backbone!r} ({spec.fingerprint[:16]})"
-
-
 # ---- inspect, verify, backbones -----------------------------------------------------------------------------------------
-def _describe(path: Path) -> dict[str, Any]:
-    """Everything a file says without a backbone. Raises FormatError for a damaged one."""
-    from noisebook.container import unpack
-
-    container, data = _read(path)
-    spec = _spec_of(container)
-    pixels = container.height * container.width
-    out = {"name": str(path), "bytes": len(data), "height": container.height, "width": container.width,
-           "bpp": 8 * len(data) / pixels, "payload_bytes": len(container.payload), "preset": container.preset,
-           "codec_hash": container.codec_hash.hex(), "embedded_spec": container.spec_json is not None,
-           "codec": None, "tokens": None, "error": None}  # fmt: skip
-    if spec is not None:
-        runs = spec.runs_for(container.height, container.width)
-        tokens = unpack(container.payload, [(count, v) for _, count, v in runs])
-        out |= {"codec": _codec_name(spec), "tokens": len(tokens), "steps": len(spec.schedule), "law": spec.law,
-                "vocabulary": spec.vocabulary, "seed": spec.seed, "finish": spec.finish,
-                "first_tokens": tokens[:16].tolist()}  # fmt: skip
-    return out
-
-
 def _describe_all(args: argparse.Namespace, show: Callable[[dict[str, Any]], None]) -> int:
+    from noisebook.files import describe
+
     rows, code = [], 0
     for name in args.files:
         try:
-            rows.append(_describe(Path(name)))
+            rows.append(describe(Path(name)))
         except NoisebookError as error:
             code = code or error.code
             rows.append({"name": name, "error": f"{type(error).__name__}: {error}"})

@@ -120,7 +120,7 @@ class Codec:
         self.book = Codebook(spec.law, spec.vocabulary, spec.seed)
         self.start_book = Codebook(spec.law, spec.start_vocabulary, spec.seed)
         #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
-        self.default_size = backbone.size or (512, 768)
+        self.default_size = backbone.native_size or (512, 768)
 
     @property
     def device(self) -> torch.device:

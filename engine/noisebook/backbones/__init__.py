@@ -28,7 +28,8 @@ def shipped() -> list[str]:
 
 
 def load(name: str | Path, device: str = "cpu") -> Backbone:
-    """The backbone of that name, `.safetensors` file or diffusers folder, on `device`, in evaluation mode.
+    """The backbone of that name, `.safetensors` file or diffusers folder, on `device`, in evaluation mode;
+    one that takes a single size is tiled, so that it takes any.
 
     Raises BackboneError when there is none, or it cannot be read.
     """
@@ -50,6 +51,10 @@ def load(name: str | Path, device: str = "cpu") -> Backbone:
         raise BackboneError(
             f"no backbone {str(name)!r}: give one of {', '.join(shipped())}, a .safetensors file, or a diffusers folder"
         )
+    if backbone.size is not None:
+        from noisebook.backbones.tiled import Tiled
+
+        backbone = Tiled(backbone)
     return backbone.to(device).eval().requires_grad_(False)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisebook.errors import ImageError
+
 
 class Backbone(nn.Module):
     """Base of all adapters. `y = x0 + lam * eps` in noise-to-signal coordinates, whatever the model's family uses inside.
@@ -32,8 +34,17 @@ class Backbone(nn.Module):
         """The level nearest to lam that the model knows (discrete-time models); lam itself otherwise."""
         return lam
 
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        """The (height, width) it was made for, if it was made for one."""
+        return self.size
+
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest (height, width) it takes that holds such an image."""
+        """The smallest (height, width) it takes that holds such an image. Raises ImageError where none does."""
+        if self.size is not None:
+            if height > self.size[0] or width > self.size[1]:
+                raise ImageError(f"backbone {self.name!r} takes {self.size} pixels only, not {(height, width)}: use Tiled")
+            return self.size
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:

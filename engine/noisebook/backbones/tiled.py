@@ -50,6 +50,11 @@ class Tiled(Backbone):
         self.inner, self.name, self.channels = inner, inner.name, inner.channels
         self.fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": self.overlap}, {})
 
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """The size of a tile."""
+        return self.min_size
+
     def snap(self, lam: float) -> float:
         """The inner backbone's level nearest to lam."""
         return self.inner.snap(lam)

@@ -1,0 +1,69 @@
+"""README and docs: the examples run, the links lead somewhere, the tables are those of bench/results."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from common import ROOT, Shrink, random_images
+
+import noisebook
+
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_tables_come_from_the_results():
+    done = subprocess.run([sys.executable, ROOT / "bench/tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_the_python_example_of_the_readme_runs():
+    code = blocks(ROOT / "README.md", "python")[0].replace("512", "64").replace("768", "96")
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["decoded"].shape == (2, 3, 64, 96)
+    assert scope["tokens"].shape == (2, len(scope["layout"]))
+
+
+def test_a_network_of_ones_own_plugs_in_by_the_page(fresh):
+    """docs/backbones.md, run as written, with the velocity of the white Gaussian model as the network."""
+
+    class Velocity(torch.nn.Module):
+        def forward(self, x, t):
+            t = float(t[0])
+            lam = t / (1 - t)
+            x0_hat = Shrink().denoise(x / (1 - t), lam)
+            return (x - x0_hat) / t  # v = eps - x0, x = (1 - t) x0 + t eps
+
+    scope = {"my_network": Velocity()}
+    exec(blocks(ROOT / "docs/backbones.md", "python")[0], scope)
+    codec = scope["codec"]
+    images = random_images(fresh, 2, 24, 32)
+    same = noisebook.load("photo", backbone=Shrink(), steps=20)
+    mine, theirs = codec.decode(codec.encode(images), (24, 32)), same.decode(same.encode(images), (24, 32))
+    assert (mine - theirs).abs().mean() < 0.05 * theirs.std()
+
+
+def test_commands_and_options_named_in_the_readme_exist(capsys):
+    from noisebook.cli import main
+
+    helps = ""
+    for command in ("encode", "decode", "roundtrip", "eval", "inspect", "verify", "backbones"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        helps += capsys.readouterr().out
+    section = (ROOT / "README.md").read_text().split("## Command line")[1].split("## Python")[0]
+    for option in set(re.findall(r"`(--[a-z-]+)", section)):
+        assert option in helps, option
+    assert blocks(ROOT / "README.md", "bash")[0].count("\n") == 2, "two commands do all the set-up"
