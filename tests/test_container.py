@@ -1,13 +1,16 @@
 """The .nbk file: every token stream packs exactly, and nothing damaged is ever accepted."""
 
+import hashlib
+import json
 import math
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from common import ROOT
 
-from noisebook import CodecSpec, FormatError, schedule
+from noisebook import CodecSpec, FormatError, Step, schedule
 from noisebook.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
 
 
@@ -110,3 +113,52 @@ def test_sizes_that_do_not_fit_and_missing_files(tmp_path):
         Container.read(tmp_path / "none.nbk")
     with pytest.raises(FormatError, match="cannot be read"):
         Container.read(tmp_path)
+
+
+GOLDEN = ROOT / "tests/golden/format_v1.nbk"
+GOLDEN_SPEC = CodecSpec("golden", "f" * 64, (Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 32)), law="independent", vocabulary=10,
+                        seed=7, start_bins=2, start_vocabulary=256, rows=1, columns=2)  # fmt: skip
+GOLDEN_TOKENS = [*(50 * i % 256 for i in range(4)), *(i * i % 10 for i in range(192))]
+
+
+def test_the_golden_file_of_version_1_reads_for_ever():
+    """Written by the first release. If this fails, files of users no longer read: never regenerate it."""
+    container = Container.read(GOLDEN)
+    assert (container.height, container.width, container.preset) == (5, 7, 0)
+    assert container.spec_json is not None
+    spec = CodecSpec.from_json(container.spec_json)
+    assert spec == GOLDEN_SPEC
+    assert spec.hash == container.codec_hash
+    runs = [(count, vocabulary) for _, count, vocabulary in spec.runs_for(5, 7)]
+    assert unpack(container.payload, runs).tolist() == GOLDEN_TOKENS
+    assert container.to_bytes()[:16] == GOLDEN.read_bytes()[:16]  # zlib may compress the rest in another way
+
+
+def test_a_reader_written_from_the_page_alone():
+    """docs/format.md in plain integers, sharing no code with the package, reads the golden file."""
+    data = GOLDEN.read_bytes()
+    assert data[:2] == b"\xb7N"
+    assert data[2] == 0x11
+    size = int.from_bytes(data[16:20], "little")
+    spec = zlib.decompress(data[20 : 20 + size])
+    assert hashlib.sha256(spec).digest()[:8] == data[4:12]
+    value = json.loads(spec)
+    units = value["rows"] * value["columns"]
+    runs = [(value["start_bins"] * units, value["start_vocabulary"])]
+    runs += [(step[3] * units, value["vocabulary"]) for step in value["schedule"]]
+    payload = data[20 + size : -4]
+    bits, at, tokens = int.from_bytes(payload, "big"), 8 * len(payload), []
+    for count, v in runs:
+        g = 1
+        while v & (v - 1) and v ** (g + 1) < 2**63:
+            g += 1
+        while count:
+            r = min(g, count)
+            width = (v**r - 1).bit_length()
+            at -= width
+            number = bits >> at & (1 << width) - 1
+            tokens += [number // v ** (r - 1 - i) % v for i in range(r)]
+            count -= r
+    assert tokens == GOLDEN_TOKENS
+    assert 0 <= at < 8
+    assert bits & (1 << at) - 1 == 0
