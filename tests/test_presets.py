@@ -1,0 +1,87 @@
+"""The presets: what they promise in bits and quality, on real photographs, with the shipped weights."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import noisebook
+from noisebook import SpecError, backbones, images, presets
+from noisebook.container import OVERHEAD, Container
+from noisebook.files import decode_picture, encode_picture
+
+RATES = {"photo-low": 0.1, "photo": 0.25, "photo-high": 0.5}
+
+
+def test_every_preset_is_its_recipe_on_the_shipped_backbone():
+    entries = presets.presets()
+    assert set(RATES) <= set(entries)
+    assert len({p.number for p in entries.values()}) == len(entries)
+    for preset in entries.values():
+        assert 0 < preset.number < 256
+        built = preset.recipe.build(backbones.load(preset.spec.backbone))
+        assert built.fingerprint == preset.spec.fingerprint, "the weights changed: run bench/make_presets.py"
+        for a, b in zip(built.schedule, preset.spec.schedule, strict=True):  # another libm may round otherwise
+            assert dataclasses.astuple(a) == pytest.approx(dataclasses.astuple(b), rel=1e-12)
+        assert dataclasses.replace(built, schedule=preset.spec.schedule) == preset.spec
+        assert presets.by_number(preset.number) == preset
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_files_have_the_rate_that_the_preset_names(name):
+    """Of the whole file, at any size and orientation: within 8 %, and within 3 % at Kodak's size."""
+    spec = presets.get(name).spec
+    for height, width in [(512, 768), (768, 512), (300, 451), (400, 600), (512, 512), (1080, 1920), (1333, 1000)]:
+        bits = 8 * OVERHEAD + sum(count * (v.bit_length() - 1) for _, count, v in spec.runs_for(height, width))
+        tolerance = 0.03 if height * width == 512 * 768 else 0.08
+        assert bits / (height * width) == pytest.approx(RATES[name], rel=tolerance), (height, width)
+
+
+def test_more_bits_give_better_photographs():
+    """Real photographs through real files; PSNR rises with the rate on each, and the default is above 20 dB."""
+    for sample, (top, left) in {"astronaut": (0, 100), "coffee": (80, 100)}.items():
+        pixels = images.sample(sample)[top : top + 200, left : left + 280]
+        found = []
+        for name in RATES:
+            codec = noisebook.load(name)
+            data = encode_picture(codec, pixels)
+            assert len(data) * 8 / (200 * 280) == pytest.approx(RATES[name], rel=0.1)
+            found.append(images.psnr(pixels, decode_picture(codec, Container.from_bytes(data))))
+        assert found[0] + 0.5 < found[1] < found[2] - 0.5, (sample, found)
+        assert found[1] > 20
+
+
+def test_load_takes_presets_specifications_and_changes():
+    codec = noisebook.load("photo")
+    assert codec.spec == presets.get("photo").spec
+    assert noisebook.load(codec.spec).spec == codec.spec
+    changed = noisebook.load("photo", backbone="gaussian-prior", steps=3, seed=9)
+    assert (len(changed.spec.schedule), changed.spec.seed, changed.spec.backbone) == (3, 9, "gaussian-prior")
+    assert codec.default_size == (512, 768)
+    assert len(codec.layout) == codec.plan(512, 768).length > 6000
+    small = codec.encode(torch.zeros(1, 3, 64, 80, dtype=torch.uint8))
+    assert small.shape == (1, len(codec.layout_for(64, 80)))
+    for call in (
+        lambda: noisebook.load("best"),
+        lambda: noisebook.load("photo", quality=3),
+        lambda: noisebook.load(codec.spec, seed=3),
+    ):
+        with pytest.raises(SpecError):
+            call()
+    with pytest.raises(noisebook.CodecMismatchError, match="gaussian-prior"):
+        noisebook.load(codec.spec, backbone="gaussian-prior")
+    with pytest.raises(noisebook.BackboneError):
+        noisebook.load("photo", backbone="nothing")
+
+
+def test_kodak_at_native_size(data):
+    """Landscape and portrait in one run: the default preset is above 20 dB and keeps its rate."""
+    codec = noisebook.load("photo")
+    for name in ("kodim03.png", "kodim04.png"):
+        pixels = images.read_image(data / "kodak" / name)
+        file = encode_picture(codec, pixels)
+        decoded = decode_picture(codec, Container.from_bytes(file))
+        assert decoded.shape == pixels.shape
+        assert 8 * len(file) / np.prod(pixels.shape[:2]) == pytest.approx(0.25, rel=0.02)
+        assert (images.psnr(pixels, decoded) or 99) > 24
