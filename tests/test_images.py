@@ -84,6 +84,15 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
                 images.write_bytes(target, b"three")
         assert target.read_bytes() == b"two"
         assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            images.write_bytes(target, b"four")
+    assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NoisebookError, match="cannot be written"):
         images.write_bytes(tmp_path / "file" / "x", b"")

@@ -92,9 +92,10 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
+        raise NoisebookError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:  # also when the user interrupts; after the rename there is nothing left to remove
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise NoisebookError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _umask() -> int:
