@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [train]
 #   tests  the kernels against the definition, on the GPU        -> $OUT/gpu_tests.xml
-#   train  the embedded network; needs carry/photos256.npz       -> $OUT/model.safetensors, $OUT/log.json
+#   train  the embedded network; needs carry/photos256.npz (python bench/carry.py) -> $OUT/model.safetensors, $OUT/log.json
 # Minutes of training: MINUTES (default 8). A second call continues from $STATE (default runs/photo) while the machine is warm.
 set -euo pipefail
 cd "$(dirname "$0")/.."

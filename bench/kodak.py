@@ -18,7 +18,7 @@ from record import DATA, write
 
 from noisebook import presets
 from noisebook.cli import main as noisebook
-from noisebook.images import psnr
+from noisebook.images import psnr, read_image
 
 
 def roundtrip(argv: list[str]) -> list[dict]:
@@ -38,6 +38,37 @@ def roundtrip(argv: list[str]) -> list[dict]:
     return rows
 
 
+def classical(kind: str, pixels: np.ndarray, limit: int) -> dict | None:
+    """Pillow's JPEG or WebP at the best quality whose file is not larger than `limit` bytes; None where none is."""
+    options = {"optimize": True, "progressive": True} if kind == "JPEG" else {"method": 6}
+    best, low, high = None, 1, 100
+    while low <= high:
+        quality = (low + high) // 2
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind, quality=quality, **options)
+        if len(buffer.getvalue()) <= limit:
+            best, low = (quality, buffer), quality + 1
+        else:
+            high = quality - 1
+    if best is None:
+        return None
+    decoded = np.asarray(Image.open(best[1]).convert("RGB"))
+    size = len(best[1].getvalue())
+    return {"quality": best[0], "bpp": 8 * size / (pixels.shape[0] * pixels.shape[1]), "psnr": psnr(pixels, decoded)}
+
+
+def beside(rows: list[dict]) -> dict:
+    """JPEG and WebP at no more bytes than each image has in `rows`: mean bits and PSNR over the images where that exists."""
+    out = {}
+    for kind in ("JPEG", "WEBP"):
+        files = {row["name"]: read_image(DATA / "kodak" / row["name"]) for row in rows}
+        found = [classical(kind, files[row["name"]], row["bytes"]) for row in rows]
+        there = [f for f in found if f]
+        mean = {k: sum(f[k] for f in there) / len(there) for k in ("bpp", "psnr")} if there else None
+        out[kind] = {"images": len(there), "mean": mean, "rows": found}
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", action="append", help="also with this backbone in place of the presets' (repeatable)")
@@ -50,6 +81,8 @@ def main() -> None:
             mean = {k: sum(r[k] for r in rows) / len(rows) for k in ("bpp", "payload_bpp", "psnr", "ssim", "seconds")}
             runs.append({"preset": name, "backbone": backbone or preset.spec.backbone, "codec_hash": preset.spec.hash.hex(),
                          "mean": mean, "least_psnr": min(r["psnr"] for r in rows), "images": rows})  # fmt: skip
+            if backbone is None:
+                runs[-1]["beside"] = beside(rows)
             print(f"{name} on {runs[-1]['backbone']}: " + ", ".join(f"{k} {v:.4g}" for k, v in mean.items()), flush=True)
     by_preset = {r["preset"]: {i["name"]: i for i in r["images"]} for r in runs if r["backbone"] == runs[0]["backbone"]}
     ladder = sorted(by_preset.values(), key=lambda images: sum(i["bpp"] for i in images.values()))

@@ -28,11 +28,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def kodak() -> str:
     result = load("kodak")
-    rows = []
+    rows: list[list[str]] = []
     for run in sorted(result["runs"], key=lambda r: (r["mean"]["bpp"], r["mean"]["psnr"])):
         m, calls = run["mean"], run["images"][0]["calls"]
         rows.append([f"`{run['preset']}`", f"`{run['backbone']}`", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB",
                      f"{run['least_psnr']:.2f} dB", f"{m['ssim']:.3f}", str(calls), f"{m['seconds']:.1f} s"])  # fmt: skip
+        for kind, other in run.get("beside", {}).items():
+            if other["images"] == len(run["images"]):
+                m = other["mean"]
+                rows.append([f"as large or smaller: {kind}", "", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB", "", "", "", ""])
     head = ["preset", "backbone", "bits per pixel", "PSNR", "worst image", "SSIM", "network calls", "seconds an image"]
     return f"{table(head, rows)}\n\n{result['about']}. {source(result, 'kodak')}"
 

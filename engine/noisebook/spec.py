@@ -43,6 +43,10 @@ class Step:
         ordered = 0 <= self.lam_down <= self.lam_next <= self.lam and self.lam_down < self.lam
         _require(ordered, f"a step needs 0 <= lam_down <= lam_next <= lam and lam_down < lam, not {self}")
         _require(
+            self.lam_down > 0 or self.lam_next in (0, self.lam),
+            f"lam_down = 0 on a falling schedule (p = 0) throws all old noise away, not gDDCM's fixed point: {self}",
+        )
+        _require(
             (self.bins > 0) == (self.lam_next > self.lam_down),
             f"a step has tokens exactly when it injects noise (lam_next > lam_down), not {self}",
         )
