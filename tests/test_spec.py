@@ -52,8 +52,13 @@ def test_bad_specifications_are_refused(changes):
         make(**changes)
 
 
-@pytest.mark.parametrize("step", [(1, 1, 1, 1), (0, 0, 0, 0), (1, 0.5, 2, 1), (1, 0.6, 0.5, 1), (1, 0.5, 0.5, 1),
-                                  (1, 0, 0.5, 1), (1, 0.4, 0.5, 0), (math.inf, 1, 1, 0), (1, -1, 0.5, 1), (math.nan, 0, 0, 0)])  # fmt: skip
+BAD_STEPS = [
+    (1, 1, 1, 1), (0, 0, 0, 0), (1, 0.5, 2, 1), (1, 0.6, 0.5, 1), (1, 0.5, 0.5, 1), (1, 0.4, 0.5, 0), (1, 0, 0.5, 1),
+    (math.inf, 1, 1, 0), (1, -1, 0.5, 1), (math.nan, 0, 0, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", BAD_STEPS)
 def test_bad_steps_are_refused(step):
     with pytest.raises(SpecError):
         Step(*step)
