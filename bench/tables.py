@@ -34,9 +34,11 @@ def kodak() -> str:
         rows.append([f"`{run['preset']}`", f"`{run['backbone']}`", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB",
                      f"{run['least_psnr']:.2f} dB", f"{m['ssim']:.3f}", str(calls), f"{m['seconds']:.1f} s"])  # fmt: skip
         for kind, other in run.get("beside", {}).items():
-            if other["images"] == len(run["images"]):
-                m = other["mean"]
-                rows.append([f"as large or smaller: {kind}", "", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB", "", "", "", ""])
+            if other["images"]:
+                there = [r["psnr"] for r, f in zip(run["images"], other["rows"], strict=True) if f]
+                some = f" ({other['images']} images; `{run['preset']}` on these {sum(there) / len(there):.2f} dB)"
+                label = f"{kind}, not larger{some if len(there) < len(run['images']) else ''}"
+                rows.append([label, "", f"{other['mean']['bpp']:.3f}", f"{other['mean']['psnr']:.2f} dB", "", "", "", ""])
     head = ["preset", "backbone", "bits per pixel", "PSNR", "worst image", "SSIM", "network calls", "seconds an image"]
     return f"{table(head, rows)}\n\n{result['about']}. {source(result, 'kodak')}"
 
