@@ -6,6 +6,7 @@ Takes the first photographs of photos256.npz that fit: the archive's order is ra
 """
 
 import numpy as np
+
 from record import DATA, ROOT
 
 LIMIT = 44 << 20

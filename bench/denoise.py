@@ -9,9 +9,9 @@ colour with the best factor: what a denoiser that knows no structure does.
 import time
 
 import torch
-from record import DATA, write
 
 from noisebook import backbones, images
+from record import DATA, write
 
 LEVELS = (0.1, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0)
 

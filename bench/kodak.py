@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from record import DATA, write
 
 from noisebook import presets
 from noisebook.cli import main as noisebook
 from noisebook.images import psnr, read_image
+from record import DATA, write
 
 
 def roundtrip(argv: list[str]) -> list[dict]:

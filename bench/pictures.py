@@ -10,10 +10,10 @@ import io
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from record import ROOT, write
 
 import noisebook
 from noisebook import images, presets
+from record import ROOT, write
 
 CROPS = {"astronaut": (0, 110), "cat": (20, 100), "coffee": (60, 130)}  # top, left of the 224 x 224 pixels shown
 SIDE, GAP, BAR = 224, 6, 20

@@ -12,13 +12,13 @@ import time
 
 import numpy as np
 import torch
-from record import DATA, write
 from torch import Tensor
 
 from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.gaussian import PCAPrior, fit_pca
 from noisebook.codec import Codec
 from noisebook.presets import Recipe
+from record import DATA, write
 
 ROWS = [  # (steps, lam_max, lam_min, bins, vocabulary, law, PSNR that method.md and the issue name)
     (50, 5.0, 0.1, 1, 256, "hadamard", 21.2), (50, 5.0, 0.1, 1, 256, "independent", 21.2),

@@ -14,9 +14,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from record import cpu_model
 
 import noisebook._C as native
+from record import cpu_model
 
 D = 3072
 CHUNK = (256 << 20) // (4 * D)  # 21,845 codewords of float32

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from common import ROOT, Shrink
 
 if not torch.cuda.is_available():  # Triton reads it when its own library is imported, which other libraries may do first

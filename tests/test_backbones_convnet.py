@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from common import random_images
 
+from common import random_images
 from noisebook import BackboneError, backbones
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
 from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from common import random_images
 from PIL import Image
 
+from common import random_images
 from noisebook import backbones, presets
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors

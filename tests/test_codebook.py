@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from common import ROOT
 
+from common import ROOT
 from noisebook import ImageError, SpecError, codebook
 from noisebook import codebook_reference as reference
 from noisebook.codebook import Codebook

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from common import random_images
 
+from common import random_images
 from noisebook import CodecMismatchError, CodecSpec, ImageError, SpecError, schedule
 from noisebook import codebook_reference as reference
 from noisebook.backbones.tiled import Tiled

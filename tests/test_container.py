@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
-from common import ROOT
 
+from common import ROOT
 from noisebook import CodecSpec, FormatError, Step, schedule
 from noisebook.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from common import ROOT, Shrink, random_images
 
 import noisebook
+from common import ROOT, Shrink, random_images
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from common import ROOT
 
 HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skimage", "scipy", "nvtx", "noisebook_kernels")

@@ -6,11 +6,11 @@ import threading
 import time
 from pathlib import Path
 
-import noisebook._C as native
 import numpy as np
 import pytest
 import torch
 
+import noisebook._C as native
 from noisebook import codebook_reference as reference
 
 KNOWN = json.loads((Path(__file__).parent / "golden/codebook_known_answers.json").read_text())

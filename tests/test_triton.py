@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from common import ROOT
 
+from common import ROOT
 from noisebook import codebook_reference as reference
 
 if torch.cuda.is_available():

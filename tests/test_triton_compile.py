@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from common import ROOT
 
 pytestmark = pytest.mark.slow
