@@ -25,7 +25,7 @@ def test_every_preset_is_its_recipe_on_the_shipped_backbone():
         for a, b in zip(built.schedule, preset.spec.schedule, strict=True):  # another libm may round otherwise
             assert dataclasses.astuple(a) == pytest.approx(dataclasses.astuple(b), rel=1e-12)
         assert dataclasses.replace(built, schedule=preset.spec.schedule) == preset.spec
-        assert presets.by_number(preset.number) == preset
+        assert presets.by_hash(preset.spec.hash) == preset
 
 
 @pytest.mark.parametrize("name", RATES)

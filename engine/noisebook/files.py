@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def preset_number(spec: CodecSpec) -> int:
     """The number in files of the preset with that specification; 0 if it is none."""
-    return next((p.number for p in presets.presets().values() if p.spec.hash == spec.hash), 0)
+    preset = presets.by_hash(spec.hash)
+    return preset.number if preset else 0
 
 
 def token_runs(spec: CodecSpec, height: int, width: int) -> list[tuple[int, int]]:
@@ -48,7 +49,8 @@ def decode_picture(codec: "Codec", container: Container) -> "np.ndarray":
 def spec_of(container: Container) -> CodecSpec | None:
     """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
     if container.spec_json is None:
-        return next((p.spec for p in presets.presets().values() if p.spec.hash == container.codec_hash), None)
+        preset = presets.by_hash(container.codec_hash)
+        return preset.spec if preset else None
     spec = CodecSpec.from_json(container.spec_json)
     if spec.hash != container.codec_hash:
         raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
@@ -57,7 +59,8 @@ def spec_of(container: Container) -> CodecSpec | None:
 
 def codec_name(spec: CodecSpec) -> str:
     """A codec in words, for messages."""
-    name = next((f"preset {p.name!r}" for p in presets.presets().values() if p.spec.hash == spec.hash), "a custom codec")
+    preset = presets.by_hash(spec.hash)
+    name = f"preset {preset.name!r}" if preset else "a custom codec"
     return f"{name} on backbone {spec.backbone!r} ({spec.fingerprint[:16]})"
 
 

@@ -107,9 +107,9 @@ def get(name: str) -> Preset:
     return presets()[name]
 
 
-def by_number(number: int) -> Preset | None:
-    """The preset with that number in files, if this version has it."""
-    return next((p for p in presets().values() if p.number == number), None)
+def by_hash(codec_hash: bytes) -> Preset | None:
+    """The preset whose specification has that hash, which decides what a file was made with; None if there is none."""
+    return next((p for p in presets().values() if p.spec.hash == codec_hash), None)
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
