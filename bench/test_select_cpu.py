@@ -117,20 +117,76 @@ def test_isa_and_threads(bench, law, isa, threads):
         )
 
 
+def timed(bench, rounds: int, function, *args, isa: str, threads: int, **facts):
+    """One row: a function of the extension by one instruction set and number of threads."""
+    native.set_isa(isa)
+    bench.extra_info.update(isa=isa, threads=threads, **facts)
+    bench.pedantic(function, args=args, kwargs={"threads": threads}, rounds=rounds, warmup_rounds=1)
+
+
+PHOTO = 2**20  # dimensions of one large view, which the threads share; M = 1024
+THREADS = pytest.mark.parametrize("threads", [1, 2])
+ISA = pytest.mark.parametrize("isa", ISAS)
+
+
+@THREADS
+@ISA
 @pytest.mark.parametrize("bases", [1, 8])
-def test_photo(bench, bases):
-    """One photo, D = 1,500,000 (P = 2^21), M = 1024, one thread."""
-    bench.extra_info.update(threads=1, law="hadamard", dimensions=1_500_000, bins=1024, bases=bases)
-    r = np.random.default_rng().standard_normal((1, 1, 1_500_000), dtype=np.float32)
-    bench.pedantic(lambda: native.hadamard_select(r, 1024, 2048, bases, 5, 99, threads=1), rounds=7, warmup_rounds=1)
+def test_photo(bench, bases, isa, threads):
+    """Selection in one photo."""
+    facts = {"law": "hadamard", "dimensions": PHOTO, "batch": 1, "bins": 1024, "bases": bases}
+    r = np.random.default_rng().standard_normal((1, 1, PHOTO), dtype=np.float32)
+    timed(bench, 15, native.hadamard_select, r, 1024, 1024, bases, 5, 99, isa=isa, threads=threads, **facts)
 
 
+@THREADS
+@ISA
+@pytest.mark.parametrize("bases", [1, 8])
+def test_photo_synthesis(bench, bases, isa, threads):
+    """The decoder's side of one photo."""
+    facts = {"law": "hadamard", "dimensions": PHOTO, "batch": 1, "bins": 1024, "bases": bases}
+    t = np.random.default_rng().integers(0, 2048 * bases, (1, 1, 1024))
+    timed(bench, 15, native.hadamard_noise, t, PHOTO, 1024, 1024, bases, 5, 99, isa=isa, threads=threads, **facts)
+
+
+@THREADS
+@ISA
 @pytest.mark.parametrize("bins", [1, 64])
-def test_synthesis(bench, bins):
-    """The decoder's side: 16 views of noise from tokens, D = 3072, one thread."""
-    bench.extra_info.update(threads=1, law="hadamard", dimensions=D, batch=16, bins=bins)
+def test_synthesis(bench, bins, isa, threads):
+    """The decoder's side: 16 views of noise from tokens, D = 3072."""
+    facts = {"law": "hadamard", "dimensions": D, "batch": 16, "bins": bins}
     t = native.hadamard_select(residuals(16), bins, 4096 // bins, 16, 5, 99)
-    bench.pedantic(lambda: native.hadamard_noise(t, D, bins, 4096 // bins, 16, 5, 99, threads=1), rounds=50, warmup_rounds=1)
+    timed(bench, 50, native.hadamard_noise, t, D, bins, 4096 // bins, 16, 5, 99, isa=isa, threads=threads, **facts)
+
+
+@THREADS
+@ISA
+@pytest.mark.parametrize(("count", "codewords"), [(1, 2**20), (64, 2**20), (1000, 2**20), (1000, 2**14)])
+def test_hadamard_top(bench, count, codewords, isa, threads):
+    """The `count` best of one bin, one image."""
+    facts = {"law": "hadamard", "dimensions": D, "batch": 1, "codewords": codewords, "count": count}
+    shape = (count, 4096, codewords // 4096)
+    timed(bench, 30, native.hadamard_top, residuals(1), *shape, 5, 99, isa=isa, threads=threads, **facts)
+
+
+@THREADS
+@ISA
+def test_hadamard_biased(bench, isa, threads):
+    """The best of score + bias over K = 2^20, one image."""
+    facts = {"law": "hadamard", "dimensions": D, "batch": 1, "codewords": 2**20}
+    bias = np.random.default_rng().standard_normal((1, 2**20), dtype=np.float32)
+    timed(bench, 30, native.hadamard_biased, residuals(1), bias, 4096, 256, 5, 99, isa=isa, threads=threads, **facts)
+
+
+@THREADS
+@ISA
+@pytest.mark.parametrize("rule", ["top", "biased"])
+def test_independent_pooled(bench, rule, isa, threads):
+    """The best 64 of one bin, and the best of score + bias: K = 16384, 16 images."""
+    facts = {"law": "independent", "rule": rule, "dimensions": D, "batch": 16, "codewords": 2**14}
+    bias = np.random.default_rng().standard_normal((1, 2**14), dtype=np.float32)
+    function, args = (native.independent_top, (64, 2**14)) if rule == "top" else (native.independent_biased, (bias,))
+    timed(bench, 5, function, residuals(16), *args, 5, 99, isa=isa, threads=threads, **facts)
 
 
 PEAK = """

@@ -11,6 +11,7 @@ namespace noisebook {
 
 struct Call {
     size_t batch, units, d;           // views: batch x units rows of d entries
+    size_t count;                     // tokens of a view: one per bin, or any number where there is one bin
     uint64_t bins, atoms, bases;      // M, A, J (1 for `independent`)
     uint64_t seed;
     uint32_t step, unit;              // units count from `unit`
@@ -24,11 +25,18 @@ struct Call {
     }
 };
 
-// residual [batch, units, d] -> tokens [batch, units, bins]. Throws std::invalid_argument if an entry is not finite.
+// residual [batch, units, d] -> tokens [batch, units, count]. Throws std::invalid_argument if an entry is not finite.
+// select: the best signed atom of every bin. top: the `count` best of one bin, best first.
 void hadamard_select(const Call& call, const float* residual, int64_t* tokens);
 void independent_select(const Call& call, const float* residual, int64_t* tokens);
+void hadamard_top(const Call& call, const float* residual, int64_t* tokens);
+void independent_top(const Call& call, const float* residual, int64_t* tokens);
 
-// tokens [batch, units, bins] -> noise [batch, units, d]
+// The atom, unsigned, of largest score + bias: bias [units, bases * atoms], count = 1.
+void hadamard_biased(const Call& call, const float* residual, const float* bias, int64_t* tokens);
+void independent_biased(const Call& call, const float* residual, const float* bias, int64_t* tokens);
+
+// tokens [batch, units, count] -> noise [batch, units, d]
 void hadamard_noise(const Call& call, const int64_t* tokens, float* noise);
 void independent_noise(const Call& call, const int64_t* tokens, float* noise);
 

@@ -32,11 +32,11 @@ inline void transform_contiguous(const typename V::T* in, const uint32_t* flips,
     for (int i = 0; i < N; ++i) x[i].store(out + i * V::width);
 }
 
-// The last log2 N stages of n entries.
+// The last log2 N stages of n entries, in the columns first ... last-1 of the matrix [N, n / N] that they are.
 template <class V, int N>
-void combine(typename V::T* data, size_t n) {
+void combine(typename V::T* data, size_t n, size_t first, size_t last) {
     const size_t stride = n / N;
-    for (size_t offset = 0; offset < stride; offset += V::width) {
+    for (size_t offset = first; offset < last; offset += V::width) {
         V x[N];
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) x[i] = V::load(data + offset + i * stride);
@@ -64,10 +64,10 @@ void transform_recursive(const typename V::T* in, const uint32_t* flips, typenam
     const size_t part = n / radix;
     for (int i = 0; i < radix; ++i) transform_recursive<V, kFlip>(in + i * part, flips, out + i * part, part, first + i * part);
     switch (radix) {
-        case 2: return combine<V, 2>(out, n);
-        case 4: return combine<V, 4>(out, n);
-        case 8: return combine<V, 8>(out, n);
-        default: return combine<V, kRadix>(out, n);
+        case 2: return combine<V, 2>(out, n, 0, part);
+        case 4: return combine<V, 4>(out, n, 0, part);
+        case 8: return combine<V, 8>(out, n, 0, part);
+        default: return combine<V, kRadix>(out, n, 0, part);
     }
 }
 

@@ -20,6 +20,7 @@ constexpr size_t kMaxLanes = 16;     // sign_words writes whole vectors: up to t
 constexpr size_t kDimsBlock = 2048;  // sign_sums: at most this many dimensions a call, so that 16-bit sums cannot overflow
 constexpr size_t kDimsStep = 64;     // and a multiple of this many
 constexpr size_t kMaxRows = 8;       // rows that share the signs in registers
+constexpr size_t kParts = 64;        // what several threads do to one row is done in so many parts
 
 struct Kernels {
     const char* name;
@@ -33,8 +34,15 @@ struct Kernels {
     void (*transform_f32)(const float* in, const uint32_t* flips, float* out, size_t n);
     void (*transform_i32)(const int32_t* in, const uint32_t* flips, int32_t* out, size_t n);
 
+    // Only the last three stages, h = n / 8, n / 4, n / 2, and of those only the entries d with first <= d % (n / 8) < last.
+    void (*combine_f32)(float* data, size_t n, size_t first, size_t last);
+    void (*combine_i32)(int32_t* data, size_t n, size_t first, size_t last);
+
     // The largest |x|; 0 for n = 0.
     float (*max_abs)(const float* x, size_t n);
+
+    // The largest factor * x + bias, each rounded to float64; -inf for n = 0.
+    double (*max_biased)(const float* x, const float* bias, double factor, size_t n);
 
     // sums[k * images + b] += sum of row b over the dimensions whose bit in the words of codeword k is set. The rows come
     // in groups of `lanes` <= kMaxRows (a power of two): [group, dims / kDimsStep, lanes, kDimsStep].

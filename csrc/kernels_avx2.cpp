@@ -136,13 +136,15 @@ float max_abs(const float* x, size_t n) {
     return most;
 }
 
+#include "biased.h"
 #include "fwht.h"
 #include "independent.h"
 #include "philox.h"
 
 }  // namespace
 
-const Kernels avx2_kernels = {"avx2", philox_words<U32>, transform<F32>, transform<I32>, max_abs, sign_sums<I8>};
+const Kernels avx2_kernels = {"avx2", philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
+                              combine<I32, 8>, max_abs, max_biased, sign_sums<I8>};
 
 }  // namespace noisebook
 

@@ -143,13 +143,15 @@ float max_abs(const float* x, size_t n) {
     return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(m[0], m[1]), _mm512_max_ps(m[2], m[3])));
 }
 
+#include "biased.h"
 #include "fwht.h"
 #include "independent.h"
 #include "philox.h"
 
 }  // namespace
 
-const Kernels avx512_kernels = {"avx512", philox_words<U32>, transform<F32>, transform<I32>, max_abs, sign_sums<I8>};
+const Kernels avx512_kernels = {"avx512", philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
+                                combine<I32, 8>, max_abs, max_biased, sign_sums<I8>};
 
 }  // namespace noisebook
 

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #ifdef __linux__
@@ -63,20 +64,21 @@ uint64_t integer(const py::object& value, const char* name, uint64_t low, uint64
 }
 
 template <class T>
-py::array_t<T> array3(const py::object& value, const char* what) {
+py::array_t<T> checked_array(const py::object& value, py::ssize_t dimensions, const char* what) {
     constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     if (!py::isinstance<py::array>(value)) refuse(std::string(what) + " numpy array");
     const auto array = py::reinterpret_borrow<py::array>(value);
-    if (array.ndim() != 3 || !array.dtype().equal(py::dtype::of<T>()) || !(array.flags() & py::array::c_style) ||
+    if (array.ndim() != dimensions || !array.dtype().equal(py::dtype::of<T>()) || !(array.flags() & py::array::c_style) ||
         !(array.flags() & kAligned))
         refuse(std::string(what) + " C-contiguous numpy array");
     return py::reinterpret_borrow<py::array_t<T>>(array);
 }
 
 struct Arguments {
-    const py::object &bins, &atoms, &bases, &step, &seed, &unit, &threads;
+    py::object bins, atoms, bases, step, seed, unit, threads;
 };
 
+// `array` is the residual or the tokens: [B, U, ...].
 Call checked(const py::array& array, uint64_t d, bool hadamard, const Arguments& args) {
     Call call{};
     call.batch = size_t(array.shape(0)), call.units = size_t(array.shape(1)), call.d = d;
@@ -95,28 +97,64 @@ Call checked(const py::array& array, uint64_t d, bool hadamard, const Arguments&
     return call;
 }
 
-using Select = void (*)(const Call&, const float*, int64_t*);
+using Choose = void (*)(const Call&, const float*, int64_t*);
+using Biased = void (*)(const Call&, const float*, const float*, int64_t*);
 using Noise = void (*)(const Call&, const int64_t*, float*);
 
-py::array_t<int64_t> select(const py::object& residual, bool hadamard, Select law, const Arguments& args) {
-    const auto array = array3<float>(residual, "the residual must be a float32 [B, U, D]");
-    const uint64_t d = uint64_t(array.shape(2));
-    if (d < 1 || d > kMaxD) refuse("the residual must have 1 to 2^24 dimensions");
-    const Call call = checked(array, d, hadamard, args);
-    py::array_t<int64_t> tokens({call.batch, call.units, size_t(call.bins)});
-    const float* from = array.data();
+py::array_t<float> checked_residual(const py::object& residual) {
+    const auto array = checked_array<float>(residual, 3, "the residual must be a float32 [B, U, D]");
+    if (array.shape(2) < 1 || uint64_t(array.shape(2)) > kMaxD) refuse("the residual must have 1 to 2^24 dimensions");
+    return array;
+}
+
+// Runs rule(residual, tokens) without the GIL.
+template <class Rule>
+py::array_t<int64_t> chosen(const Call& call, const py::array_t<float>& residual, const Rule& rule) {
+    py::array_t<int64_t> tokens({call.batch, call.units, call.count});
+    const float* from = residual.data();
     int64_t* to = tokens.mutable_data();
     py::gil_scoped_release release;
-    law(call, from, to);
+    rule(from, to);
     return tokens;
 }
 
+py::array_t<int64_t> select(const py::object& residual, bool hadamard, Choose law, const Arguments& args) {
+    const auto array = checked_residual(residual);
+    Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
+    call.count = size_t(call.bins);
+    return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, to); });
+}
+
+py::array_t<int64_t> top(const py::object& residual, const py::object& count, bool hadamard, Choose law, const Arguments& args) {
+    const auto array = checked_residual(residual);
+    Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
+    call.count = size_t(integer(count, "count", 1, std::min(call.atoms * call.bases, kMaxD)));
+    return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, to); });
+}
+
+py::array_t<int64_t> biased(const py::object& residual, const py::object& bias, bool hadamard, Biased law, Arguments args) {
+    const auto array = checked_residual(residual);
+    const auto biases = checked_array<float>(bias, 2, "the bias must be a float32 [U, K]");
+    if (!hadamard) args.atoms = py::int_(biases.shape(1));
+    Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
+    call.count = 1;
+    if (uint64_t(biases.shape(0)) != call.units || uint64_t(biases.shape(1)) != call.atoms * call.bases)
+        refuse("the bias must have a row per unit and a column per atom");
+    const float* added = biases.data();
+    bool sound = true;  // without an early end compilers vectorise it
+    for (size_t i = 0, size = size_t(biases.size()); i < size; ++i) sound &= added[i] < HUGE_VALF;
+    if (!sound) refuse("the bias must be finite or -inf");
+    return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, added, to); });
+}
+
 py::array_t<float> noise(const py::object& tokens, const py::object& d, bool hadamard, Noise law, const Arguments& args) {
-    const auto array = array3<int64_t>(tokens, "the tokens must be an int64 [B, U, M]");
-    const Call call = checked(array, integer(d, "d", 1, kMaxD), hadamard, args);
-    if (uint64_t(array.shape(2)) != call.bins) refuse("the tokens must have one column per bin");
+    const auto array = checked_array<int64_t>(tokens, 3, "the tokens must be an int64 [B, U, M]");
+    Call call = checked(array, integer(d, "d", 1, kMaxD), hadamard, args);
+    call.count = size_t(array.shape(2));
+    if (call.bins == 1 ? !call.count : call.count != call.bins)
+        refuse("the tokens must have one column per bin, or any number of columns, but not none, where there is one bin");
     const int64_t* from = array.data();
-    for (py::ssize_t i = 0; i < array.size(); ++i)  // the vocabulary 2 J A itself may not fit 64 bits
+    for (py::ssize_t i = 0, size = array.size(); i < size; ++i)  // the vocabulary 2 J A itself may not fit 64 bits
         if (from[i] < 0 || uint64_t(from[i] >> 1) / call.atoms >= call.bases) refuse("a token is not in [0, 2 * bases * atoms)");
     py::array_t<float> out({call.batch, call.units, call.d});
     float* to = out.mutable_data();
@@ -152,24 +190,48 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
           "float32 [B, U, D] -> int64 [B, U, M]: one signed atom per bin; view u has the streams of unit + u.");
+    m.def("hadamard_top",
+          [](Any residual, Any count, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+              return top(residual, count, true, hadamard_top, {py::int_(1), atoms, bases, step, seed, unit, threads});
+          },
+          py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
+          "float32 [B, U, D] -> int64 [B, U, count]: the signed atoms of largest |score|, best first.");
+    m.def("hadamard_biased",
+          [](Any residual, Any bias, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+              return biased(residual, bias, true, hadamard_biased, {py::int_(1), atoms, bases, step, seed, unit, threads});
+          },
+          py::arg("residual"), py::arg("bias"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
+          "float32 [B, U, D], float32 [U, bases * atoms] -> int64 [B, U, 1]: twice the atom of largest score + bias.");
     m.def("hadamard_noise",
           [](Any tokens, Any d, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
               return noise(tokens, d, true, hadamard_noise, {bins, atoms, bases, step, seed, unit, threads});
           },
           py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit,
-          threads, "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1.");
+          threads, "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
     m.def("independent_select",
           [](Any residual, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
               return select(residual, false, independent_select, {bins, atoms, py::int_(1), step, seed, unit, threads});
           },
           py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
           "float32 [B, U, D] -> int64 [B, U, M]: one signed codeword per bin, by exact int8 scores.");
+    m.def("independent_top",
+          [](Any residual, Any count, Any atoms, Any step, Any seed, Any unit, Any threads) {
+              return top(residual, count, false, independent_top, {py::int_(1), atoms, py::int_(1), step, seed, unit, threads});
+          },
+          py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+          "float32 [B, U, D] -> int64 [B, U, count]: the signed codewords of largest |score|, best first, by exact int8 scores.");
+    m.def("independent_biased",
+          [](Any residual, Any bias, Any step, Any seed, Any unit, Any threads) {
+              return biased(residual, bias, false, independent_biased, {py::int_(1), py::none(), py::int_(1), step, seed, unit, threads});
+          },
+          py::arg("residual"), py::arg("bias"), py::arg("step"), py::arg("seed"), unit, threads,
+          "float32 [B, U, D], float32 [U, K] -> int64 [B, U, 1]: twice the codeword of largest score + bias.");
     m.def("independent_noise",
           [](Any tokens, Any d, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
               return noise(tokens, d, false, independent_noise, {bins, atoms, py::int_(1), step, seed, unit, threads});
           },
           py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
-          "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1.");
+          "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
 
     m.def("isa", [] { return std::string(kernels_in_use.load()->name); }, "The instruction set in use.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use this instruction set; ValueError if the processor lacks it.");

@@ -1,24 +1,12 @@
 // Synthesis: from tokens to noise, in exact integers until one multiplication.
 #include <cmath>
-#include <type_traits>
-#include <utility>
 
 #include "common.h"
-#include "parallel.h"
 
 namespace noisebook {
 namespace {
 
-template <class Integer>
-void transform(const Kernels& kernels, const Integer* in, Integer* out, size_t n) {
-    if constexpr (std::is_same_v<Integer, int32_t>) {
-        kernels.transform_i32(in, nullptr, out, n);
-    } else {
-        transform_i64(in, nullptr, out, n);
-    }
-}
-
-// body(d, minus) for all d, minus = -1 where bit d of `flips` is set, else 0: (x ^ minus) - minus is then the flipped
+// body(d, minus) for all d < n, minus = -1 where bit d of `flips` is set, else 0: (x ^ minus) - minus is then the flipped
 // integer. Never flip the float: -0 is another bit pattern. A mask instead of a shift lets SSE2 and NEON vectorise.
 template <class Integer, class Body>
 void with_flips(const uint32_t* flips, size_t n, const Body& body) {
@@ -29,89 +17,128 @@ void with_flips(const uint32_t* flips, size_t n, const Body& body) {
     }
 }
 
-template <class Integer>
-void add_flipped(Integer* sum, const Integer* x, const uint32_t* flips, size_t n) {
-    with_flips<Integer>(flips, n, [=](size_t d, Integer minus) { sum[d] += (x[d] ^ minus) - minus; });
-}
-
-// What one thread works with.
+// What one worker makes a view in, or its share of one.
 template <class Integer>
 struct Scratch {
-    Scratch(size_t p, size_t bins)
-        : sum(p), base(p), words(words_room(blocks_of(p))), order(bins) {}
+    explicit Scratch(size_t p)
+        : sum(p), base(p), words(words_room(blocks_of(p))) {}
     Buffer<Integer> sum, base;
     Buffer<uint32_t> words;
-    Buffer<std::pair<uint64_t, size_t>> order;  // (base, bin)
 };
 
-// sum = the combination of rows before the last transform: over the bases j in use, b_j * H(chosen rows of j).
+// The signs first ... last-1 of one index, in their place among all. A range begins with a whole vector of blocks.
+uint32_t* some_signs(const Call& call, uint32_t* words, size_t unit, Purpose purpose, uint64_t index, size_t first, size_t last) {
+    const size_t blocks = blocks_of(last - first);
+    uint32_t* const out = words + first / 32;
+    call.kernels->sign_words(out, blocks, stream_of(call, unit, purpose), uint32_t(index), uint32_t(first / kBlockSigns), log2_of(blocks));
+    return out;
+}
+
+// sum += b_j * H(chosen rows of base j). The tokens of the base are given as 2 * (j * P + row) + sign < 2^57, sorted.
 template <class Integer>
-void add_hadamard(const Call& call, const int64_t* tokens, size_t unit, size_t p, Scratch<Integer>& s) {
-    for (size_t m = 0; m < call.bins; ++m) s.order[m] = {uint64_t(tokens[m] >> 1) / call.atoms, m};
-    std::sort(s.order.get(), s.order.get() + call.bins);
-    for (size_t n = 0; n < call.bins;) {
-        const uint64_t j = s.order[n].first;
-        std::fill_n(s.base.get(), p, Integer(0));
-        for (; n < call.bins && s.order[n].first == j; ++n) {
-            const size_t m = s.order[n].second;
-            s.base[m * (p / call.bins) + uint64_t(tokens[m] >> 1) % call.atoms] = tokens[m] & 1 ? -1 : 1;
-        }
-        transform(*call.kernels, s.base.get(), s.base.get(), p);
-        call.kernels->sign_words(s.words.get(), blocks_of(p), stream_of(call, unit, kBasis), uint32_t(j), 0, log2_of(blocks_of(p)));
-        add_flipped(s.sum.get(), s.base.get(), s.words.get(), p);
+void add_base(const Call& call, const uint64_t* begin, const uint64_t* end, size_t unit, size_t p, size_t workers, Scratch<Integer>& s) {
+    const uint64_t j = *begin / (2 * p);
+    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
+        std::fill(s.base.get() + first, s.base.get() + last, Integer(0));
+        const uint64_t* at = std::lower_bound(begin, end, 2 * (j * p + first));
+        for (; at < end && *at < 2 * (j * p + last); ++at) s.base[*at / 2 % p] += *at & 1 ? -1 : 1;
+    });
+    transform(*call.kernels, s.base.get(), nullptr, s.base.get(), p, workers);
+    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
+        const uint32_t* flips = some_signs(call, s.words.get(), unit, kBasis, j, first, last);
+        Integer* const sum = s.sum.get() + first;
+        const Integer* const x = s.base.get() + first;
+        with_flips<Integer>(flips, last - first, [=](size_t d, Integer minus) { sum[d] += (x[d] ^ minus) - minus; });
+    });
+}
+
+// scratch[0].sum = the combination of rows before the last transform, over all bases in use. Where there are enough of
+// them each worker adds some of its own, and the sums are added in the end.
+template <class Integer>
+void add_hadamard(const Call& call, const int64_t* tokens, size_t unit, size_t p, size_t workers, Scratch<Integer>* scratch) {
+    std::vector<uint64_t> order(call.count);
+    for (size_t m = 0; m < call.count; ++m) {
+        const uint64_t atom = uint64_t(tokens[m] >> 1), row = m % call.bins * (p / call.bins) + atom % call.atoms;
+        order[m] = 2 * (atom / call.atoms * p + row) + (tokens[m] & 1);
     }
+    std::sort(order.begin(), order.end());
+    std::vector<size_t> begin;  // of the bases in use
+    for (size_t m = 0; m < call.count; ++m)
+        if (m == 0 || order[m] / (2 * p) != order[m - 1] / (2 * p)) begin.push_back(m);
+    const size_t bases = begin.size(), outer = bases >= 2 * workers ? workers : 1, inner = workers / outer;
+    begin.push_back(call.count);
+
+    parallel_for(outer, outer, [&](size_t, size_t worker) { std::fill_n(scratch[worker].sum.get(), p, Integer(0)); });
+    parallel_for(bases, outer, [&](size_t worker, size_t n) {
+        add_base(call, &order[begin[n]], order.data() + begin[n + 1], unit, p, inner, scratch[worker]);
+    });
+    parallel_ranges(p, outer, [&](size_t, size_t first, size_t last) {
+        for (size_t worker = 1; worker < outer; ++worker)
+            for (size_t d = first; d < last; ++d) scratch[0].sum[d] += scratch[worker].sum[d];
+    });
 }
 
 template <class Integer>
-void add_independent(const Call& call, const int64_t* tokens, size_t unit, size_t p, Scratch<Integer>& s) {
-    for (size_t m = 0; m < call.bins; ++m) {
-        std::fill_n(s.base.get(), p, Integer(tokens[m] & 1 ? -1 : 1));
-        const uint64_t k = m * call.atoms + uint64_t(tokens[m] >> 1);
-        call.kernels->sign_words(s.words.get(), blocks_of(p), stream_of(call, unit, kIndependent), uint32_t(k), 0, log2_of(blocks_of(p)));
-        add_flipped(s.sum.get(), s.base.get(), s.words.get(), p);
-    }
+void add_independent(const Call& call, const int64_t* tokens, size_t unit, size_t p, size_t workers, Scratch<Integer>* scratch) {
+    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
+        Integer* const sum = scratch->sum.get() + first;
+        std::fill_n(sum, last - first, Integer(0));
+        for (size_t m = 0; m < call.count; ++m) {
+            const uint64_t k = m % call.bins * call.atoms + uint64_t(tokens[m] >> 1);
+            const uint32_t* flips = some_signs(call, scratch->words.get(), unit, kIndependent, k, first, last);
+            const Integer x = tokens[m] & 1 ? -1 : 1;
+            with_flips<Integer>(flips, last - first, [=](size_t d, Integer minus) { sum[d] += (x ^ minus) - minus; });
+        }
+    });
 }
 
 // The sum of squares reaches D (M P)^2: within 64 bits for every int32 total, and within 128 for the others.
 template <class Integer>
-void unit_rms(const Integer* total, const uint32_t* flips, size_t d, float* noise) {
+void unit_rms(const Call& call, const Integer* total, uint32_t* words, size_t unit, size_t p, size_t workers, float* noise) {
     using Sum = std::conditional_t<std::is_same_v<Integer, int32_t>, uint64_t, unsigned __int128>;
+    Sum parts[kParts] = {};  // of the threads
+    parallel_ranges(p, workers, [&](size_t worker, size_t first, size_t last) {
+        Sum squares = 0;
+        for (size_t i = first; i < std::min(last, call.d); ++i) {
+            const int64_t x = total[i];
+            const Sum size = uint64_t(x < 0 ? -x : x);
+            squares += size * size;
+        }
+        parts[worker] += squares;
+    });
     Sum squares = 0;
-    for (size_t i = 0; i < d; ++i) {
-        const int64_t x = total[i];
-        const Sum size = uint64_t(x < 0 ? -x : x);
-        squares += size * size;
-    }
-    if (!squares) {
-        std::fill_n(noise, d, 0.0f);
-        return;
-    }
-    const float factor = float(std::sqrt(double(d) / double(squares)));
-    with_flips<Integer>(flips, d, [=](size_t i, Integer minus) { noise[i] = float((total[i] ^ minus) - minus) * factor; });
+    for (const Sum part : parts) squares += part;
+    const float factor = squares ? float(std::sqrt(double(call.d) / double(squares))) : 0.0f;
+    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
+        if (first >= call.d) return;
+        const uint32_t* flips = some_signs(call, words, unit, kRotation, 0, first, last);
+        const Integer* const x = total + first;
+        float* const out = noise + first;
+        with_flips<Integer>(flips, std::min(last, call.d) - first,
+                            [=](size_t i, Integer minus) { out[i] = float((x[i] ^ minus) - minus) * factor; });
+    });
 }
 
 template <class Integer, class Add>
 void noise_of(const Call& call, const int64_t* tokens, float* noise, double transforms, const Add& add) {
     const size_t p = call.padded(), views = call.batch * call.units;
-    const size_t workers = workers_for(call, views, transforms * views * p * log2_of(2 * p));
+    const Team team = team_for(call, views, transforms * views * p * log2_of(2 * p));
     std::vector<Scratch<Integer>> scratch;
-    for (size_t worker = 0; worker < workers; ++worker) scratch.emplace_back(p, call.bins);
-    parallel_for(views, workers, [&](size_t worker, size_t view) {
+    for (size_t worker = 0; worker < team.size(); ++worker) scratch.emplace_back(p);
+    parallel_for(views, team.outer, [&](size_t worker, size_t view) {
         Scratch<Integer>& s = scratch[worker];
         const size_t unit = view % call.units;
-        std::fill_n(s.sum.get(), p, Integer(0));
-        add(call, tokens + view * call.bins, unit, p, s);
-        transform(*call.kernels, s.sum.get(), s.sum.get(), p);
-        call.kernels->sign_words(s.words.get(), blocks_of(p), stream_of(call, unit, kRotation), 0, 0, log2_of(blocks_of(p)));
-        unit_rms(s.sum.get(), s.words.get(), call.d, noise + view * call.d);
+        add(call, tokens + view * call.count, unit, p, team.inner, &s);
+        transform(*call.kernels, s.sum.get(), nullptr, s.sum.get(), p, team.inner);
+        unit_rms(call, s.sum.get(), s.words.get(), unit, p, team.inner, noise + view * call.d);
     });
 }
 
 }  // namespace
 
 void hadamard_noise(const Call& call, const int64_t* tokens, float* noise) {
-    const double transforms = 1.0 + double(std::min(call.bins, call.bases));
-    if (call.bins * call.padded() < (uint64_t(1) << 31)) {
+    const double transforms = 1.0 + double(std::min<uint64_t>(call.count, call.bases));
+    if (call.count * call.padded() < (uint64_t(1) << 31)) {
         noise_of<int32_t>(call, tokens, noise, transforms, add_hadamard<int32_t>);
     } else {
         noise_of<int64_t>(call, tokens, noise, transforms, add_hadamard<int64_t>);
@@ -119,8 +146,8 @@ void hadamard_noise(const Call& call, const int64_t* tokens, float* noise) {
 }
 
 void independent_noise(const Call& call, const int64_t* tokens, float* noise) {
-    const double transforms = 1.0 + 0.1 * double(call.bins);
-    if (call.bins * call.padded() < (uint64_t(1) << 31)) {
+    const double transforms = 1.0 + 0.1 * double(call.count);
+    if (call.count * call.padded() < (uint64_t(1) << 31)) {
         noise_of<int32_t>(call, tokens, noise, transforms, add_independent<int32_t>);
     } else {
         noise_of<int64_t>(call, tokens, noise, transforms, add_independent<int64_t>);

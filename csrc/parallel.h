@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels.h"
+
 namespace noisebook {
 
 // Calls body(worker, task) for every task; tasks of one worker come in increasing order. The body must not throw.
@@ -30,6 +32,13 @@ void parallel_for(size_t tasks, size_t workers, const Body& body) {
     }
     work(0);
     for (std::thread& thread : others) thread.join();
+}
+
+// body(worker, first, last) over kParts ranges of n entries, or over all of them at once where there is one worker.
+template <class Body>
+void parallel_ranges(size_t n, size_t workers, const Body& body) {
+    const size_t part = workers > 1 ? n / kParts : n;
+    parallel_for(n / part, workers, [&](size_t worker, size_t task) { body(worker, task * part, (task + 1) * part); });
 }
 
 // Uninitialised memory on cache-line boundaries.

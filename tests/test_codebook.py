@@ -66,6 +66,56 @@ def test_codebook_is_the_definition(law, vocabulary, extension, fresh, monkeypat
     assert (z.square().mean(-1) - 1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("extension", [True, False], ids=["_C", "definition"])
+@pytest.mark.parametrize(("law", "vocabulary"), [("hadamard", 2048), ("independent", 666)])
+def test_rules_over_one_bin_are_the_definition(law, vocabulary, extension, fresh, monkeypatch):
+    """`top` and `biased` and the noise of their tokens: as good as the definition's, of each unit's own codebook."""
+    if not extension:
+        monkeypatch.setattr(codebook, "native", lambda: None)
+    book, d, step = Codebook(law, vocabulary, int(fresh.integers(2**63))), 90, int(fresh.integers(2**32))
+    residual = torch.from_numpy(fresh.standard_normal((3, 2, d), "float32"))
+    bias = torch.from_numpy(fresh.standard_normal((2, vocabulary // 2), "float32")) * 5
+    top, biased = book.top(residual, 7, step), book.biased(residual, bias, step)
+    assert (top.shape, top.dtype) == ((3, 2, 7), torch.int64)
+    assert (biased.shape, biased.dtype) == ((3, 2, 1), torch.int64)
+    # int8 scores, with which the extension takes the `top` of `independent`, miss by 1 % of |r| r.m.s.
+    tolerance = (0.08 if law == "independent" else 1e-5) if extension else 0
+    for unit in range(2):
+        r, size = residual[:, unit], residual[:, unit].norm(dim=-1, keepdim=True)
+        if law == "hadamard":
+            scores = reference.hadamard_scores(r, book.shape(1, d)[2], step, book.seed, unit).flatten(1)
+        else:
+            scores = reference.independent_scores(r, vocabulary // 2, step, book.seed, unit)
+        chosen = scores.gather(-1, top[:, unit] >> 1) * (1 - 2 * (top[:, unit] & 1))
+        assert all(len(set(row)) == 7 for row in (top[:, unit] >> 1).tolist())
+        assert ((scores.abs().topk(7)[0] - chosen).abs() <= tolerance * size).all()
+        keys = scores + bias[unit]
+        assert (keys.amax(-1, keepdim=True) - keys.gather(-1, biased[:, unit] >> 1) <= min(tolerance, 0.01) * size).all()
+        assert not (biased & 1).any()
+        for tokens in (top, biased):
+            total = getattr(reference, f"{law}_total")(tokens[:, unit], d, *book.shape(1, d), step, book.seed, unit)
+            assert torch.equal(book.noise(tokens, d, step, pooled=True)[:, unit], reference.unit_rms(total))
+    y, x0_hat = torch.from_numpy(fresh.standard_normal((2, 3, 2, d), "float32"))
+    right = x0_hat + 0.3 * (y - x0_hat) + 0.7 * book.noise(top, d, step, pooled=True)
+    assert torch.equal(book.backtrace(y, x0_hat, top, 0.3, 0.7, step, pooled=True), right)
+
+
+def test_rules_over_one_bin_refuse_what_does_not_fit():
+    for law in ("hadamard", "independent"):
+        book, residual = Codebook(law, 64, 0), torch.zeros(1, 2, 40)
+        for count in (0, 33):
+            with pytest.raises(SpecError, match="atoms"):
+                book.top(residual, count, 0)
+        for shape in ((1, 32), (2, 31), (32,)):
+            with pytest.raises(SpecError, match="bias"):
+                book.biased(residual, torch.zeros(shape), 0)
+        residual[0, 1, 39] = float("nan")
+        with pytest.raises(ImageError, match="not finite"):
+            book.top(residual, 1, 0)
+        with pytest.raises(ImageError, match="not finite"):
+            book.biased(residual, torch.zeros(2, 32), 0)
+
+
 def test_canonical_shapes_and_limits():
     assert Codebook("hadamard", 256, 0).shape(1, 3072) == (1, 128, 1)
     assert Codebook("hadamard", 2**21, 0).shape(1, 3072) == (1, 4096, 256)

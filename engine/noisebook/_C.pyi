@@ -5,11 +5,23 @@ from numpy import ndarray
 def hadamard_select(
     residual: ndarray, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
 ) -> ndarray: ...
+def hadamard_top(
+    residual: ndarray, count: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
+) -> ndarray: ...
+def hadamard_biased(
+    residual: ndarray, bias: ndarray, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
+) -> ndarray: ...
 def hadamard_noise(
     tokens: ndarray, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
 ) -> ndarray: ...
 def independent_select(
     residual: ndarray, bins: int, atoms: int, step: int, seed: int, unit: int = 0, threads: int = 0
+) -> ndarray: ...
+def independent_top(
+    residual: ndarray, count: int, atoms: int, step: int, seed: int, unit: int = 0, threads: int = 0
+) -> ndarray: ...
+def independent_biased(
+    residual: ndarray, bias: ndarray, step: int, seed: int, unit: int = 0, threads: int = 0
 ) -> ndarray: ...
 def independent_noise(
     tokens: ndarray, d: int, bins: int, atoms: int, step: int, seed: int, unit: int = 0, threads: int = 0

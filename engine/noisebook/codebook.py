@@ -73,9 +73,47 @@ class Codebook:
         views = residual.unbind(1)
         return torch.stack([select(r, *shape, step, self.seed, unit) for unit, r in enumerate(views)], 1)
 
-    def noise(self, tokens: Tensor, d: int, step: int) -> Tensor:
-        """z(tokens), exact on every device: int64 [B, U, M] -> float32 [B, U, D] of root mean square 1 in each view."""
-        shape = self.shape(tokens.shape[-1], d)
+    def top(self, residual: Tensor, count: int, step: int) -> Tensor:
+        """The `count` signed atoms of largest |score| of the whole vocabulary, best first; ties to the smaller atom
+        (Turbo-DDCM): float32 [B, U, D] -> int64 [B, U, count] in [0, V). Raises SpecError for more than V / 2 atoms."""
+        if not 1 <= count <= self.vocabulary // 2:
+            raise SpecError(f"{count} of {self.vocabulary // 2} atoms cannot be chosen")
+        return self._unbinned("top", residual, (count,), (), step)
+
+    def biased(self, residual: Tensor, bias: Tensor, step: int) -> Tensor:
+        """argmax over atoms k of score_k + bias_k, unsigned (token 2 k): float32 [B, U, D], bias float32 [U, V / 2] ->
+        int64 [B, U, 1]. With residual mu and bias -log T it is the Poisson functional representation (DiffC)."""
+        if bias.shape != (residual.shape[1], self.vocabulary // 2):
+            raise SpecError(f"bias must be [{residual.shape[1]}, {self.vocabulary // 2}], not {list(bias.shape)}")
+        return self._unbinned("biased", residual, (), (bias,), step)
+
+    def _unbinned(self, rule: str, residual: Tensor, count: tuple, bias: tuple[Tensor, ...], step: int) -> Tensor:
+        """`top` and `biased`: rules over the vocabulary as one bin."""
+        shape = self.shape(1, residual.shape[-1])[1:]
+        if self.law == "independent" and bias:
+            shape = ()  # the bias says how many
+        residual, bias = residual.contiguous(), tuple(b.contiguous() for b in bias)
+        name = f"{self.law}_{rule}"
+        if residual.is_cuda:
+            import noisebook_kernels as kernels
+
+            return getattr(kernels, name)(residual, *bias, *count, *shape, step, self.seed)
+        if not torch.isfinite(residual).all():
+            raise ImageError(NOT_FINITE)
+        if (c := native()) is not None:
+            arrays = [x.numpy() for x in (residual, *bias)]
+            return torch.from_numpy(getattr(c, name)(*arrays, *count, *shape, step, self.seed))
+        parts = [
+            getattr(reference, name)(r, *(b[unit] for b in bias), *count, *shape, step, self.seed, unit)
+            for unit, r in enumerate(residual.unbind(1))
+        ]
+        return torch.stack(parts, 1)
+
+    def noise(self, tokens: Tensor, d: int, step: int, pooled: bool = False) -> Tensor:
+        """z(tokens), exact on every device: int64 [B, U, M] -> float32 [B, U, D] of root mean square 1 in each view.
+
+        Token m names an atom of bin m, or, when `pooled` (tokens of `top` or `biased`), of the one bin that is all."""
+        shape = self.shape(1 if pooled else tokens.shape[-1], d)
         tokens = tokens.contiguous()
         if tokens.is_cuda:
             import noisebook_kernels as kernels
@@ -87,16 +125,18 @@ class Codebook:
         parts = [total(t, d, *shape, step, self.seed, unit) for unit, t in enumerate(tokens.unbind(1))]
         return reference.unit_rms(torch.stack(parts, 1))
 
-    def backtrace(self, y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float, step: int) -> Tensor:
+    def backtrace(
+        self, y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float, step: int, pooled: bool = False
+    ) -> Tensor:
         """x0_hat + keep (y - x0_hat) + gain z(tokens), method.md section 2: float32 [B, U, D], fused on CUDA."""
         if y.is_cuda:
             import noisebook_kernels as kernels
 
-            shape = self.shape(tokens.shape[-1], y.shape[-1])
+            shape = self.shape(1 if pooled else tokens.shape[-1], y.shape[-1])
             fused = getattr(kernels, f"{self.law}_backtrace")
             y, x0_hat, tokens = y.contiguous(), x0_hat.contiguous(), tokens.contiguous()
             return fused(y, x0_hat, tokens, keep, gain, *shape, step, self.seed)
-        return x0_hat + keep * (y - x0_hat) + gain * self.noise(tokens, y.shape[-1], step)
+        return x0_hat + keep * (y - x0_hat) + gain * self.noise(tokens, y.shape[-1], step, pooled)
 
 
 def start_noise(units: int, d: int, seed: int, device: torch.device) -> Tensor:

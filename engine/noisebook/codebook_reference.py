@@ -130,8 +130,25 @@ def hadamard_select(residual: Tensor, bins: int, atoms: int, bases: int, step: i
     return best_signed(s.transpose(1, 2).flatten(2))
 
 
+def top_signed(scores: Tensor, count: int) -> Tensor:
+    """scores [..., choices] -> int64 [..., count]: the tokens of the largest |scores|, best first; ties to the smaller."""
+    order = scores.abs().sort(dim=-1, descending=True, stable=True)[1][..., :count]
+    return 2 * order + (scores.gather(-1, order) < 0)
+
+
+def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """The `count` signed atoms of largest |score| in one bin, best first (Turbo-DDCM): float [B, D] -> int64 [B, count]."""
+    return top_signed(hadamard_scores(residual, bases, step, seed, unit)[..., :atoms].flatten(1), count)
+
+
+def hadamard_biased(residual: Tensor, bias: Tensor, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """argmax over the atoms k of score_k + bias_k, unsigned (token 2 k): float [B, D], bias [bases * atoms] -> int64 [B, 1]."""
+    scores = hadamard_scores(residual, bases, step, seed, unit)[..., :atoms].flatten(1)
+    return 2 * (scores + bias).argmax(-1, keepdim=True)
+
+
 def hadamard_total(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """The chosen signed atoms summed: exact integers, int64 [B, D]."""
+    """The chosen signed atoms summed: exact integers, int64 [B, D]. tokens [B, bins], or with bins = 1 any number of them."""
     p = next_pow2(d)
     atom, value = tokens.cpu() >> 1, 1 - 2 * (tokens.cpu() & 1)
     base, row = atom // atoms, atom % atoms + torch.arange(bins) * (p // bins)  # [B, M]
@@ -147,11 +164,23 @@ def independent_select(residual: Tensor, bins: int, atoms: int, step: int, seed:
     return best_signed(independent_scores(residual, bins * atoms, step, seed, unit).unflatten(-1, (bins, atoms)))
 
 
+def independent_top(residual: Tensor, count: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """The `count` signed codewords of largest |score| in one bin, best first: float [B, D] -> int64 [B, count]."""
+    return top_signed(independent_scores(residual, atoms, step, seed, unit), count)
+
+
+def independent_biased(residual: Tensor, bias: Tensor, step: int, seed: int, unit: int = 0) -> Tensor:
+    """argmax over codewords k of score_k + bias_k, unsigned (token 2 k): float [B, D], bias [K] -> int64 [B, 1].
+
+    With residual = mu and bias = -log T it is the Poisson functional representation of N(mu, I) (docs/codebook.md)."""
+    return 2 * (independent_scores(residual, len(bias), step, seed, unit) + bias).argmax(-1, keepdim=True)
+
+
 def independent_total(tokens: Tensor, d: int, bins: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """The chosen signed codewords summed: exact integers, int64 [B, D]."""
+    """The chosen signed codewords summed: exact integers, int64 [B, D]. tokens [B, bins], or with bins = 1 any number."""
     p = next_pow2(d)
     word, value = (tokens.cpu() >> 1) + torch.arange(bins) * atoms, 1 - 2 * (tokens.cpu() & 1)
     total = torch.zeros(len(tokens), p, dtype=torch.int64)
-    for m in range(bins):
+    for m in range(tokens.shape[1]):
         total += value[:, m : m + 1] * signs(p, word[:, m], step, STREAM_INDEPENDENT, seed, unit)
     return (signs(p, 0, step, STREAM_ROTATION, seed, unit) * fwht(total))[:, :d]
