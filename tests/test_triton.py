@@ -61,6 +61,17 @@ def quantised_tokens(residual, bins, atoms, step, seed, unit):
     return reference.best_signed(scores.unflatten(-1, (bins, atoms)))
 
 
+class Counted:
+    """A kernel that also notes its launches."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        self.launches.append(grid)
+        return self.kernel[grid]
+
+
 def draw(rng, batch, units, d):
     """Integers, so that float32 scores are exact and equal scores are equal."""
     return torch.from_numpy(rng.integers(-8, 9, (batch, units, d)).astype(np.float32))
@@ -91,6 +102,9 @@ def test_known_answers(case):
         (2, 1, 300, 1, 512, 3, 0),
         (1, 1, 3072, 8, 100, 2, 0),
         (1, 1, 6000, 4, 1500, 2, 1),
+        (3, 1, 100, 1, 128, 9, 0),  # one bin of all atoms: a thread keeps one maximum
+        (2, 2, 3000, 1, 4096, 5, 3),
+        (1, 1, 9000, 1, 16384, 2, 0),
     ],
 )
 def test_hadamard(batch, units, d, bins, atoms, bases, unit, fresh):
@@ -107,6 +121,76 @@ def test_hadamard(batch, units, d, bins, atoms, bases, unit, fresh):
     for u in range(units):
         total = reference.hadamard_total(drawn[:, u], d, *shape, step, seed, unit + u)
         assert same_bits(z[:, u], exact_z(total))
+
+
+@pytest.mark.parametrize(
+    ("batch", "d", "bases", "programs"), [(3, 3072, 9, 6), (2, 2100, 3, 1), (1, 8192, 3, 2), (1, 12000, 2, 1)]
+)
+def test_hadamard_on_matrix_units_gives_the_same_tokens(batch, d, bases, programs, fresh, monkeypatch):
+    """Real residuals, so that fp16 rounds: the float32 butterflies must still decide, bit for bit."""
+    tuned = {"matrix": 0, "entries": 32, "programs": programs}
+    monkeypatch.setattr(hadamard, "settings", lambda *_, **__: tuned)
+    residual = torch.from_numpy(
+        fresh.standard_normal((batch, 2, d)).astype(np.float32) * np.float32(10.0 ** fresh.integers(-20, 15))
+    )
+    residual[0, 0] = 0
+    residual[0, 1, 1:] = 0  # one spike: many scores are equal
+    arguments = (residual.to(DEVICE), 1, reference.next_pow2(d), bases, 7, int(fresh.integers(2**63)), 5)
+    want = kernels.hadamard_select(*arguments)
+    tuned["matrix"] = 1
+    launches = []
+    monkeypatch.setattr(hadamard, "matrix_kernel", Counted(hadamard.matrix_kernel, launches))
+    assert torch.equal(kernels.hadamard_select(*arguments), want)
+    assert launches
+
+
+def test_the_slack_of_matrix_units_holds(fresh):
+    """fp16 scores of random, smooth and sparse residuals stay far within the bound that decides what is looked at again."""
+    h = torch.tensor([[1 - 2 * ((i & j).bit_count() & 1) for j in range(64)] for i in range(64)], dtype=torch.float64)
+    for kind in ("normal", "smooth", "sparse"):
+        v = torch.from_numpy(fresh.standard_normal((64, 64)))
+        v = v.cumsum(0).cumsum(1) if kind == "smooth" else v * (v.abs() > 2.5) if kind == "sparse" else v
+        v /= v.abs().max()
+        exact = h @ v @ h
+        rounded = (h @ v.half().double()).half().double() @ h
+        assert (exact - rounded).abs().max() < 2 * 2**-11 * 64 * v.norm()
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "d", "count", "atoms", "bases", "unit"),
+    [
+        (2, 2, 48, 9, 64, 3, 5),
+        (1, 1, 1, 1, 1, 1, 0),
+        (33, 1, 3, 4, 2, 2, 0),
+        (1, 2, 3000, 300, 4096, 2, 1),
+        (1, 1, 9000, 40, 9999, 2, 0),
+    ],
+)
+def test_hadamard_over_the_whole_vocabulary(batch, units, d, count, atoms, bases, unit, fresh):
+    """`top` is the definition's choice in its order, `biased` its maximum, and tokens of one bin add up to its noise."""
+    residual, step, seed = draw(fresh, batch, units, d), int(fresh.integers(2**32)), int(fresh.integers(2**63))
+    residual[0, 0] = 0
+    bias = torch.from_numpy(fresh.integers(-40, 9, (units, atoms * bases)).astype(np.float32))
+    bias[:, fresh.random(atoms * bases) < 0.3] = -float("inf")
+    where = (atoms, bases, step, seed)
+    tokens = kernels.hadamard_top(residual.to(DEVICE), count, *where, unit)
+    biased = kernels.hadamard_biased(residual.to(DEVICE), bias.to(DEVICE), *where, unit)
+    z = kernels.hadamard_noise(tokens, d, 1, *where, unit)
+    assert biased.remainder(2).eq(0).all()
+    for u in range(units):
+        assert torch.equal(tokens[:, u].cpu(), reference.hadamard_top(residual[:, u], count, *where, unit + u))
+        scores = reference.hadamard_scores(residual[:, u], bases, step, seed, unit + u)[..., :atoms].flatten(1) + bias[u]
+        picked = scores.gather(-1, biased[:, u].cpu() >> 1)[:, 0]
+        assert (picked >= scores.amax(-1) - 1e-5 * residual[:, u].double().norm(dim=-1) - 1e-5 * 40).all()
+        assert same_bits(z[:, u], exact_z(reference.hadamard_total(tokens[:, u].cpu(), d, 1, *where, unit + u)))
+
+
+def test_an_excluded_atom_is_never_chosen(fresh):
+    residual = torch.from_numpy(fresh.standard_normal((2, 1, 48)).astype(np.float32)).to(DEVICE)
+    for k in fresh.integers(0, 192, 3):
+        bias = torch.full((1, 192), -float("inf"), device=DEVICE)
+        bias[0, k] = -1e6
+        assert kernels.hadamard_biased(residual, bias, 64, 3, 0, 0).eq(2 * k).all()
 
 
 @pytest.mark.parametrize(
@@ -175,10 +259,9 @@ def test_cutting_the_work_changes_nothing(monkeypatch, fresh):
         for module in (fwht, hadamard):
             patch.setattr(module, "TILE", 32)
         patch.setattr(fwht, "HIGH_BITS", 2)
-        assert fwht.high_passes(8) == [(5, 1), (6, 2)]
+        assert (fwht.low_bits(8), fwht.high_passes(5, 8)) == (5, [(5, 1), (6, 2)])
         patch.setattr(layout, "GROUP", 256)  # one view at a time
         patch.setattr(hadamard, "WORKSPACE", 512)  # two bases at a time
-        patch.setattr(independent, "GROUP", 1)  # one program walks all codewords of a bin
         for x, y in zip(everything(), want, strict=True):
             assert torch.equal(x, y)
 
@@ -218,11 +301,14 @@ def test_groups_cover_every_view_once(fresh):
         assert seen.eq(1).all()
 
 
-def test_passes_cover_every_bit_once():
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+def test_passes_cover_every_bit_once(tiles):
     for logp in range(31):
-        passes = [(0, fwht.low_bits(logp)), *fwht.high_passes(logp)]
+        low = fwht.low_bits(logp, tiles)
+        passes = [(0, low), *fwht.high_passes(low, logp)]
         assert all(a + n == b for (a, n), (b, _) in pairwise(passes))
         assert sum(passes[-1]) == logp
+        assert 1 << low <= tiles * fwht.TILE
 
 
 @pytest.mark.parametrize(
@@ -249,7 +335,11 @@ def test_wrong_tensors_are_refused():
     with pytest.raises(ValueError, match="three axes"):
         kernels.hadamard_select(torch.zeros(1, 48, device=DEVICE), 1, 64, 1, 0, 0)
     with pytest.raises(ValueError, match="tokens must be"):
-        kernels.hadamard_noise(torch.zeros(1, 1, 2, dtype=torch.int64, device=DEVICE), 48, 1, 64, 1, 0, 0)
+        kernels.hadamard_noise(torch.zeros(1, 1, 2, dtype=torch.int64, device=DEVICE), 48, 4, 16, 1, 0, 0)
+    with pytest.raises(ValueError, match="count 65"):
+        kernels.hadamard_top(torch.zeros(1, 1, 48, device=DEVICE), 65, 64, 1, 0, 0)
+    with pytest.raises(ValueError, match="bias must be"):
+        kernels.hadamard_biased(torch.zeros(1, 2, 48, device=DEVICE), torch.zeros(1, 64, device=DEVICE), 64, 1, 0, 0)
     tokens, y = torch.zeros(1, 1, 1, dtype=torch.int64, device=DEVICE), torch.zeros(1, 1, 48, device=DEVICE)
     with pytest.raises(ValueError, match="x0_hat must be"):
         kernels.hadamard_backtrace(y, y[..., :47].contiguous(), tokens, 0.5, 0.5, 1, 64, 1, 0, 0)

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import noisebook_kernels as kernels
-from noisebook_kernels import independent
+from noisebook_kernels import hadamard, independent
 
 assert isinstance(kernels.hadamard.search_kernel, JITFunction), "unset TRITON_INTERPRET"
 os.environ["TRITON_INTERPRET"] = "1"  # after decoration: only so that the wrappers take CPU tensors
@@ -49,7 +49,13 @@ def record(kernel, *args, grid, warmup, **options):
 
 
 def run_wrappers():
-    """Small views, CIFAR and photos, latents in one search; one image and many."""
+    """Small views, CIFAR and photos, latents in one search; one image and many; every rule; both ways to transform."""
+    wanted = hadamard.matrix_units
+    for way in (wanted, lambda device: False):
+        hadamard.matrix_units = way
+        for d, atoms, bases in [(3072, 4096, 256), (16384, 16384, 64)]:
+            kernels.hadamard_select(torch.zeros(64, 1, d), 1, atoms, bases, 5, 7)
+    hadamard.matrix_units = wanted
     for d, bins, atoms, bases, batch in [(48, 4, 16, 70, 33), (3072, 1, 4096, 256, 64), (2**21, 1024, 2048, 8, 1)]:
         residual = torch.zeros(batch, 1, d)
         for law, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
@@ -58,7 +64,10 @@ def run_wrappers():
             tokens = torch.zeros(batch, 1, bins, dtype=torch.int64)
             getattr(kernels, f"{law}_noise")(tokens, d, *shape, 5, 7)
             getattr(kernels, f"{law}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 5, 7)
-    kernels.hadamard_select(torch.zeros(1, 1, 16384), 64, 256, 64, 5, 7)
+    for d, bins, atoms, bases in [(3072, 64, 64, 512), (6000, 64, 128, 256), (16384, 64, 256, 64)]:
+        kernels.hadamard_select(torch.zeros(64, 1, d), bins, atoms, bases, 5, 7)
+    kernels.hadamard_top(torch.zeros(8, 1, 3072), 300, 4096, 2, 5, 7)
+    kernels.hadamard_biased(torch.zeros(8, 1, 3072), torch.zeros(1, 2**16), 4096, 16, 5, 7)
     kernels.independent_select(torch.zeros(1, 1, 16384), 1, 4096, 5, 7)
 
 
@@ -73,15 +82,31 @@ def compiled(arch, kernel, signature, constants, hints, options):
             for flag in ("-sass", "-res-usage")
         )
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    ops = collections.Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)", sass))
-    keep = ("LDL", "STL", "FFMA", "HFMA2", "IGMMA", "IMMA", "MUFU")
+    code = [(int(at, 16), op, rest) for at, op, rest in LINE.findall(sass)]
+    ops = collections.Counter(op for _, op, _ in code)
+    keep = ("LDL", "STL", "FFMA", "HFMA2", "HGMMA", "IGMMA", "HMMA", "IMMA", "MUFU")
     return {"registers": registers, "stack": stack, "shared": binary.metadata.shared, "instructions": ops.total(),
-            "ops": {op: ops[op] for op in keep}}  # fmt: skip
+            "ops": {op: ops[op] for op in keep}, "loops": loops(code)}  # fmt: skip
+
+
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)([^;]*);")
+
+
+def loops(code: list[tuple[int, str, str]]) -> list[dict[str, int]]:
+    """Every backward branch: instructions between its target and itself, and how many of them are matrix products."""
+    found = []
+    for at, op, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if op == "BRA" else None
+        if target and int(target[1], 16) < at:
+            body = [o for a, o, _ in code if int(target[1], 16) <= a <= at]
+            found.append({"instructions": len(body), "products": sum(o in ("HGMMA", "IGMMA", "HMMA", "IMMA") for o in body)})
+    return found
 
 
 if __name__ == "__main__":
     arch = int(sys.argv[1])
-    independent.widest = {80: lambda device: 32, 90: lambda device: 64}[arch]
+    independent.hopper = lambda device: arch >= 90
+    hadamard.matrix_units = lambda device: arch >= 90
     JITFunction.run = record
     run_wrappers()
     report = []

@@ -5,15 +5,19 @@ on the tensors' own device without a host synchronisation: on CUDA, or on the CP
 this package was imported.
 """
 
-from .hadamard import hadamard_select
-from .independent import independent_select
+from .hadamard import hadamard_biased, hadamard_select, hadamard_top
+from .independent import independent_biased, independent_select, independent_top
 from .update import hadamard_backtrace, hadamard_noise, independent_backtrace, independent_noise
 
 __all__ = [
     "hadamard_backtrace",
+    "hadamard_biased",
     "hadamard_noise",
     "hadamard_select",
+    "hadamard_top",
     "independent_backtrace",
+    "independent_biased",
     "independent_noise",
     "independent_select",
+    "independent_top",
 ]

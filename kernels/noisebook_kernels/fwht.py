@@ -10,22 +10,23 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import KEY, TILE, Key, int32, warps
-from .philox import STREAM_BASIS, STREAM_ROTATION, column_signs, row_signs
+from .philox import STREAM_BASIS, STREAM_ROTATION, column_bits, flip, row_bits
 
 
 @triton.jit
 def fwht(x, ROWS: tl.constexpr, N: tl.constexpr, LOG: tl.constexpr):
     """Transforms the rows of x [ROWS, N], N = 1 << LOG, unnormalised.
 
-    Every stage handles the lowest bit and makes it the highest, so all bits take their turn in ascending order and
-    each ends where it was. Sixteen entries a thread: four stages need no exchange between threads."""
+    Every stage handles the lowest bit and makes it the highest, so all bits take their turn in ascending order and each
+    ends where it was. With 2^k entries a thread, k stages stay in registers; between two such runs the compiler makes one
+    exchange through shared memory (12 bits, 32 entries a thread: two exchanges)."""
     for _ in tl.static_range(LOG):
         a, b = tl.split(tl.reshape(x, (ROWS, N // 2, 2)))
         x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (ROWS, N))
     return x
 
 
-@triton.jit(do_not_specialize=["base", *KEY])
+@triton.jit(do_not_specialize=["rows", "base", "units", *KEY])
 def transform_kernel(
     X, Y, rows, width, base, units, unit, step, k0, k1,
     LOGP: tl.constexpr, LOW: tl.constexpr, BITS: tl.constexpr, W: tl.constexpr, FLIP: tl.constexpr,
@@ -48,10 +49,9 @@ def transform_kernel(
         index = tl.full((1, 1), 0, tl.int32) + (base + g)
         number = unit + row % units
         if LOW == 0:
-            bits = row_signs(first, index, step, number, k0, k1, stream, H)
+            x = flip(x, row_bits(first, index, step, number, k0, k1, stream, H))
         else:
-            bits = column_signs(first, index, step, number, k0, k1, stream, W, H, LOW)
-        x = tl.where(bits != 0, -x, x)
+            x = flip(x, column_bits(first, index, step, number, k0, k1, stream, W, H, LOW))
     x = fwht(x, W, H, BITS)
     tl.store(Y + ((g.to(tl.int64) * rows + row) << LOGP) + d, x)
 
@@ -59,14 +59,14 @@ def transform_kernel(
 HIGH_BITS = 9  # bits of one strided pass: its tile is then eight neighbours wide, one memory sector
 
 
-def low_bits(logp: int) -> int:
-    """How many of the lowest bits one contiguous tile transforms."""
-    return min(logp, TILE.bit_length() - 1)
+def low_bits(logp: int, tiles: int = 4) -> int:
+    """How many of the lowest bits one contiguous pass does: all where P is at most `tiles` TILE, else those of a TILE."""
+    tile = TILE.bit_length() - 1
+    return logp if logp < tile + tiles.bit_length() else min(logp, tile)
 
 
-def high_passes(logp: int) -> list[tuple[int, int]]:
-    """(lowest bit, number of bits) of the strided passes above `low_bits`, ascending."""
-    low = low_bits(logp)
+def high_passes(low: int, logp: int) -> list[tuple[int, int]]:
+    """(lowest bit, number of bits) of the strided passes over the bits low ... logp - 1, ascending."""
     count = -(-(logp - low) // HIGH_BITS)
     edges = [low + (logp - low) * i // count for i in range(count + 1)] if count else []
     return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
@@ -88,6 +88,7 @@ def transform(
 
 def rotate(residual: Tensor, out: Tensor, logp: int, key: Key) -> None:
     """out [rows, P] = H(a * pad(residual [rows, D])) in float32, the bits in ascending order."""
-    transform(residual, out, logp, 0, low_bits(logp), key, flip=1)
-    for low, bits in high_passes(logp):
-        transform(out, out, logp, low, bits, key)
+    low = low_bits(logp)
+    transform(residual, out, logp, 0, low, key, flip=1)
+    for first, bits in high_passes(low, logp):
+        transform(out, out, logp, first, bits, key)

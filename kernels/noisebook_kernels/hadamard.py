@@ -1,11 +1,16 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false
-"""Search of law `hadamard`: score(j, i) = H(b_j * v)[i], v = H(a * pad(r)) the residual rotated once.
+"""Search of law `hadamard`: score(j, i) = H(b_j * v)[i] / sqrt(P), v = H(a * pad(r)) the residual rotated once.
 
-All P atoms of a base cost one transform, whose signs are made on the fly. Up to P = 4096 one program does whole bases;
-above, strided passes through a workspace do the high bits and the same program the low ones. A program keeps the best
-score of each slot over its bases and reduces slots to bins once, at the end; `merge` reduces programs to tokens.
+All P atoms of a base cost one transform in registers, whose signs are made on the fly: 12 additions, 2 instructions for
+the sign, 1 to 3 for the maximum and about 2 for the exchanges an atom at P = 4096. A program keeps its view's rotated
+residual in registers and walks through bases; its winners go into the output by an atomic maximum. Views too long for
+one program are cut: strided passes through a workspace do the high bits, and the same program the low ones. One bin of all
+atoms, the case of a million codewords for one token, may go through `matrix` instead, with the same tokens.
 """
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,23 +18,48 @@ import triton.language as tl
 from torch import Tensor
 
 from .fwht import fwht, high_passes, low_bits, rotate, transform
-from .layout import GROUP, KEY, TILE, WORKSPACE, Key, check, check_floats, groups, int32, log2_padded, on, warps
-from .merge import merge
-from .philox import STREAM_BASIS, row_signs
+from .layout import KEY, TILE, WORKSPACE, Key, check, check_bias, check_count, check_floats, groups, int32, log2_padded, on
+from .matrix import CHUNK, LEAST, MOST, matrix_kernel
+from .philox import STREAM_BASIS, flip, row_bits
+from .tuning import settings
+from .winners import NOTHING, biased_key, keep_top, signed_key, unpack
 
 BASES = 1 << 20  # bases of one launch
-PROGRAMS = 1024  # programs that are worth starting, to fill a large device a few times
+PROGRAMS = 1056  # programs of one launch: two rounds of four on each of an H200's 132 processors
+ENTRIES = 32  # of a thread: five bits of a transform without an exchange
+CANDIDATES = [{"matrix": 0, "entries": e, "programs": p} for e in (16, 32, 64) for p in (528, 1056, 2112, 4224)]
+CANDIDATES += [{"matrix": 1, "programs": p} for p in (396, 528, 1056, 2112, 4224)]
 
 
-@triton.jit(do_not_specialize=["base", *KEY])
+@triton.jit
+def base_scores(
+    V, v, row, rows, tile, j, stop, base, number, step, k0, k1,
+    LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """sqrt(P) scores [ROWS, N] of the bases base + j ... base + j + ROWS - 1; 0 beyond `stop`."""
+    N: tl.constexpr = 1 << LOGN
+    if LOGN == LOGP:
+        rel = j + tl.arange(0, ROWS)[:, None]
+        x = flip(v, row_bits(0, base + rel, step, number, k0, k1, STREAM_BASIS, N))
+        if ROWS > 1:
+            x = tl.where(rel < stop, x, 0.0)
+    else:
+        at = ((row + j * rows).to(tl.int64) << LOGP) + tile * N + tl.arange(0, N)[None, :]
+        x = tl.load(V + at)
+    return fwht(x, ROWS, N, LOGN)
+
+
+@triton.jit(do_not_specialize=["rows", "count", "chunk", "bins", "atoms", "base", "scale", "width", "units", *KEY])
 def search_kernel(
-    V, SCORES, TOKENS, rows, count, chunk, atoms, base, units, unit, step, k0, k1,
+    V, BIAS, KEYS, rows, count, chunk, bins, atoms, base, scale, width, units, unit, step, k0, k1,
     LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr, BIN: tl.constexpr,
+    FOLD: tl.constexpr, BIASED: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """Bases base ... base + count - 1, `chunk` of them (a multiple of ROWS) a program. Grid: (rows tiles, chunks).
 
     V: [rows, P] rotated residuals when a tile is the whole view, otherwise [count, rows, P] half transformed scores.
-    SCORES (|score|, float32), TOKENS (int64): [chunks, rows, P / SLOT], the best of every SLOT neighbouring slots."""
+    KEYS [rows, bins]: the running winners. BIAS [units, width] is added to scale * x. FOLD, for one bin of all P atoms: a
+    thread keeps one maximum, and the atom is found by repeating the best base at the end."""
     N: tl.constexpr = 1 << LOGN
     TILES: tl.constexpr = 1 << (LOGP - LOGN)
     SLOT: tl.constexpr = BIN if BIN < N else N
@@ -38,69 +68,153 @@ def search_kernel(
     number = unit + row % units
     n = tl.arange(0, N)[None, :]
     rel_row = tl.arange(0, ROWS)[:, None]
-    at = tile * N + n
-    best = tl.full((ROWS, N), -1.0, tl.float32)
-    code = tl.full((ROWS, N), 0, tl.int32)  # 2 * base + negative, bases counted from `base`
     start = tl.program_id(1) * chunk
     stop = tl.minimum(start + chunk, count)
-    for j in range(start, stop, ROWS):
-        rel = j + rel_row
-        if TILES == 1:
-            v = tl.load(V + (row.to(tl.int64) << LOGP) + at)
-            x = tl.where(row_signs(0, base + rel, step, number, k0, k1, STREAM_BASIS, N) != 0, -v, v)
-        else:
-            x = tl.load(V + ((row + j * rows).to(tl.int64) << LOGP) + at)
-        x = fwht(x, ROWS, N, LOGN)
-        size = tl.abs(x)
-        size = tl.where(size >= 0, size, 0.0)  # a NaN must not select a slot that does not exist
-        size = tl.where(rel < stop, size, -1.0)
-        better = size > best  # the earlier base wins a tie
-        best = tl.where(better, size, best)
-        code = tl.where(better, 2 * rel + (x < 0).to(tl.int32), code)
-    i = at % BIN
-    best = tl.where(i < atoms, best, -1.0)
-    atom = ((code >> 1).to(tl.int64) + base.to(tl.uint32).to(tl.int64)) * atoms + i
-    token = 2 * atom + (code & 1)
-    best = tl.reshape(tl.permute(tl.reshape(best, (ROWS, N // SLOT, SLOT)), (1, 0, 2)), (N // SLOT, ROWS * SLOT))
-    token = tl.reshape(tl.permute(tl.reshape(token, (ROWS, N // SLOT, SLOT)), (1, 0, 2)), (N // SLOT, ROWS * SLOT))
-    top = tl.max(best, axis=1)
-    token = tl.min(tl.where(best == top[:, None], token, 0x7FFFFFFFFFFFFFFF), axis=1)
-    out = (tl.program_id(1).to(tl.int64) * rows + row) * ((1 << LOGP) // SLOT) + tile * (N // SLOT)
-    out += tl.arange(0, N // SLOT)
-    tl.store(SCORES + out, top)
-    tl.store(TOKENS + out, token)
-
-
-def _search(v: Tensor, tokens: Tensor, logp: int, bins: int, atoms: int, bases: int, key: Key) -> None:
-    """v [rows, P] rotated residuals -> tokens [rows, bins]."""
-    rows, logn = len(v), low_bits(logp)
-    n, size = 1 << logn, 1 << logp
-    tiles, bin_size = size // n, size // bins
-    slots = size // min(bin_size, n)
-    best = torch.full((rows, bins), -1.0, dtype=torch.float32, device=v.device)
-    tokens.zero_()
-    group = min(bases, BASES if tiles == 1 else max(1, WORKSPACE // v.numel()))
-    scores = v if tiles == 1 else torch.empty((group, rows, size), dtype=torch.float32, device=v.device)
-    together = min(TILE // n, triton.next_power_of_2(group)) if tiles == 1 else 1  # bases in one tile
-    for base in range(0, bases, group):
-        count = min(group, bases - base)
-        for k, (low, bits) in enumerate(high_passes(logp)):
-            if k == 0:
-                transform(v, scores, logp, low, bits, key, flip=2, base=base, count=count)
+    first_base = base.to(tl.uint32).to(tl.int64)
+    v = tl.load(V + (row.to(tl.int64) << LOGP) + n) if TILES == 1 else n
+    if FOLD:
+        REST: tl.constexpr = min(32 * WARPS, ROWS * N)  # one maximum a thread
+        best = tl.full((REST,), 0.0, tl.float32)
+        code = tl.full((REST,), 0, tl.int32) + start
+        for j in range(start, stop, ROWS):
+            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
+            most = tl.max(tl.reshape(tl.abs(x), (ROWS * N // REST, REST)), axis=0)
+            code = tl.where(most > best, j, code)  # the earlier base wins a tie
+            best = tl.where(most > best, most, best)
+        top = tl.max(best, axis=0)
+        j = tl.min(tl.where(best == top, code, 0x7FFFFFFF), axis=0)
+        x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
+        place = tl.where((tl.abs(x) == top) & (j + rel_row < stop), 2 * (rel_row * N + n) + (x < 0).to(tl.int32), 0x7FFFFFFF)
+        place = tl.min(tl.reshape(place, (ROWS * N,)), axis=0)
+        place = tl.where(place == 0x7FFFFFFF, 0, place)  # scores that are not numbers
+        tl.atomic_max(KEYS + row, signed_key(top, 2 * N * (first_base + j) + place), sem="relaxed")
+    else:
+        i = (tile * N + n) % BIN
+        best = tl.full((ROWS, N), float("-inf") if BIASED else 0.0, tl.float32)
+        code = tl.full((ROWS, N), 0, tl.int32) + start + rel_row
+        for j in range(start, stop, ROWS):
+            rel = j + rel_row
+            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
+            if BIASED:
+                bias = BIAS + (row % units) * width + (first_base + rel) * atoms + i
+                x = x * scale + tl.load(bias, mask=(rel < stop) & (i < atoms), other=float("-inf"))
+                better = x > best
             else:
-                flat = scores[:count].view(-1, size)
+                better = tl.abs(x) > tl.abs(best)
+            best = tl.where(better, x, best)
+            code = tl.where(better, rel, code)
+        atom = (first_base + code) * atoms + i
+        if BIASED:
+            key = biased_key(best, atom)
+        else:
+            key = signed_key(tl.abs(best), 2 * atom + (best < 0).to(tl.int64))
+        key = tl.where((i < atoms) & (code < stop), key, -0x8000000000000000)
+        key = tl.permute(tl.reshape(key, (ROWS, N // SLOT, SLOT)), (1, 0, 2))
+        key = tl.max(tl.reshape(key, (N // SLOT, ROWS * SLOT)), axis=1)
+        bin_ = (tile * N + tl.arange(0, N // SLOT) * SLOT) // BIN
+        tl.atomic_max(KEYS + row.to(tl.int64) * bins + bin_, key, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["rows", "count", "atoms", "base", "units", *KEY])
+def keys_kernel(
+    V, KEYS, rows, count, atoms, base, units, unit, step, k0, k1,
+    LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """KEYS [rows, count, atoms] of all signed atoms of `count` bases in one bin. Grid: (rows tiles, bases / ROWS)."""
+    N: tl.constexpr = 1 << LOGN
+    row = tl.program_id(0) >> (LOGP - LOGN)
+    tile = tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)
+    n = tl.arange(0, N)[None, :]
+    j = tl.program_id(1) * ROWS
+    rel = j + tl.arange(0, ROWS)[:, None]
+    v = tl.load(V + (row.to(tl.int64) << LOGP) + n) if LOGN == LOGP else n
+    x = base_scores(V, v, row, rows, tile, j, count, base, unit + row % units, step, k0, k1, LOGP, LOGN, ROWS)
+    i = tile * N + n
+    token = 2 * ((base.to(tl.uint32).to(tl.int64) + rel) * atoms + i) + (x < 0).to(tl.int64)
+    size = tl.where(tl.abs(x) >= 0, tl.abs(x), 0.0)
+    out = (row.to(tl.int64) * count + rel) * atoms + i
+    tl.store(KEYS + out, signed_key(size, token), mask=(rel < count) & (i < atoms))
+
+
+class Cut(NamedTuple):
+    """How a search over views of P dimensions is cut: bits of a tile, bases in a tile, bases of a launch."""
+
+    logn: int
+    together: int
+    group: int
+
+    @classmethod
+    def of(cls, v: Tensor, logp: int, bases: int, tiles: int, most: int = BASES) -> "Cut":
+        logn = low_bits(logp, tiles)
+        if logn < logp:  # the scores of a group of bases are in flight between two launches
+            return cls(logn, 1, max(1, min(bases, most, WORKSPACE // v.numel())))
+        return cls(logn, min(max(1, TILE >> logn), triton.next_power_of_2(min(bases, most))), min(bases, most))
+
+
+def _half_scores(v: Tensor, logp: int, cut: Cut, bases: int, key: Key) -> Iterator[tuple[int, int, Tensor]]:
+    """(first base, number of bases, what the kernels take as V) for every group of bases."""
+    rows, size = v.shape
+    passes = high_passes(cut.logn, logp)
+    work = torch.empty((cut.group, rows, size), dtype=torch.float32, device=v.device) if passes else v
+    for base in range(0, bases, cut.group):
+        count = min(cut.group, bases - base)
+        for k, (low, bits) in enumerate(passes):
+            if k == 0:
+                transform(v, work, logp, low, bits, key, flip=2, base=base, count=count)
+            else:
+                flat = work[:count].view(-1, size)
                 transform(flat, flat, logp, low, bits, key)
-        steps = -(-count // together)
-        chunks = max(1, min(steps, PROGRAMS // (rows * tiles), GROUP // (rows * slots)))
-        chunk = -(-steps // chunks) * together
-        chunks = -(-count // chunk)
-        part_scores = torch.empty((chunks, rows, slots), dtype=torch.float32, device=v.device)
-        part_tokens = torch.empty((chunks, rows, slots), dtype=torch.int64, device=v.device)
-        search_kernel[(rows * tiles, chunks)](
-            scores, part_scores, part_tokens, rows, count, chunk, atoms, int32(base), *key,
-            LOGP=logp, LOGN=logn, ROWS=together, BIN=bin_size, num_warps=warps(together * n), enable_fp_fusion=False,
+        yield base, count, work
+
+
+def matrix_units(device: torch.device) -> bool:
+    """Whether `matrix_kernel` takes fewer instructions than butterflies there: from Hopper on (8 against 18 an atom at
+    P = 4096; 15 against 18 on sm_80, which leaves no room for its accumulators)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def _search(
+    v: Tensor, tokens: Tensor, logp: int, bins: int, atoms: int, bases: int, key: Key, bias: Tensor | None = None
+) -> None:
+    """v [rows, P] rotated residuals -> tokens [rows, bins]."""
+    rows, size = v.shape
+    fold = bins == 1 and atoms == size and bias is None and low_bits(logp) == logp
+    cut = Cut.of(v, logp, bases, 4 if fold else 2)
+    n, tiles = cut.together << cut.logn, size >> cut.logn
+    tokens.fill_(NOTHING)
+    defaults = {"matrix": int(matrix_units(v.device)), "entries": ENTRIES, "programs": PROGRAMS}
+    tuned = settings("hadamard", v.device, defaults, P=size, B=rows, M=bins)
+    matrix = fold and tuned["matrix"] == 1 and LEAST <= logp <= MOST
+    for base, count, work in _half_scores(v, logp, cut, bases, key):
+        num_warps = max(1, min(8, n // (32 * tuned["entries"])))
+        steps = -(-count // cut.together)
+        chunk = -(-steps // max(1, min(steps, tuned["programs"] // (rows * tiles)))) * cut.together
+        if matrix:
+            chunk = min(chunk, CHUNK)
+            matrix_kernel[(rows, -(-count // chunk))](
+                v, tokens, count, chunk, int32(base), *key, LOGP=logp, CHUNK=CHUNK, num_warps=4 if logp == LEAST else 8,
+                maxnreg=128 if logp == LEAST else None, enable_fp_fusion=False,
+            )  # fmt: skip
+            continue
+        search_kernel[(rows * tiles, -(-count // chunk))](
+            work, work if bias is None else bias, tokens, rows, count, chunk, bins, atoms, int32(base), size**-0.5,
+            bases * atoms, *key, LOGP=logp, LOGN=cut.logn, ROWS=cut.together, BIN=size // bins, FOLD=fold,
+            BIASED=bias is not None, WARPS=num_warps, num_warps=num_warps, enable_fp_fusion=False,
+            maxnreg=128 if fold and n <= 1024 * num_warps else None,  # four programs a processor; nothing spills
         )  # fmt: skip
-        merge(part_scores, part_tokens, best, tokens)
+    unpack(tokens, bias is not None)
+
+
+def _rotated(residual: Tensor, columns: int, unit: int, step: int, seed: int) -> Iterator[tuple[Tensor, Key, slice, slice]]:
+    """(rotated residuals [rows, P], their key, images, units) for every group of views."""
+    batch, units, d = residual.shape
+    logp = log2_padded(d)
+    for b, u in groups(batch, units, max(1 << logp, columns)):
+        part = residual[b, u].reshape(-1, d)
+        key = Key.of(u.stop - u.start, unit + u.start, step, seed)
+        v = torch.empty((len(part), 1 << logp), dtype=torch.float32, device=residual.device)
+        rotate(part, v, logp, key)
+        yield v, key, b, u
 
 
 def hadamard_select(residual: Tensor, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
@@ -111,13 +225,50 @@ def hadamard_select(residual: Tensor, bins: int, atoms: int, bases: int, step: i
     check(residual, residual.shape[-1], bins, atoms, bases, step, seed, unit)
     check_floats("residual", residual)
     batch, units, d = residual.shape
-    logp = log2_padded(d)
     tokens = torch.empty((batch, units, bins), dtype=torch.int64, device=residual.device)
     with on(residual):
-        for b, u in groups(batch, units, 1 << logp):
-            part = residual[b, u].reshape(-1, d)
-            key = Key.of(u.stop - u.start, unit + u.start, step, seed)
-            v = torch.empty((len(part), 1 << logp), dtype=torch.float32, device=residual.device)
-            rotate(part, v, logp, key)
-            _search(v, tokens[b, u].reshape(-1, bins), logp, bins, atoms, bases, key)
+        for v, key, b, u in _rotated(residual, bins, unit, step, seed):
+            _search(v, tokens[b, u].reshape(-1, bins), log2_padded(d), bins, atoms, bases, key)
+    return tokens
+
+
+def hadamard_biased(residual: Tensor, bias: Tensor, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """argmax over all atoms k of score_k + bias_k, unsigned: residual [B, U, D], bias [U, bases atoms] float32 -> tokens
+    [B, U, 1] int64 = 2 k. A bias of -inf excludes an atom."""
+    check(residual, residual.shape[-1], 1, atoms, bases, step, seed, unit)
+    check_floats("residual", residual)
+    batch, units, d = residual.shape
+    check_bias(bias, units, bases * atoms)
+    tokens = torch.empty((batch, units, 1), dtype=torch.int64, device=residual.device)
+    with on(residual):
+        for v, key, b, u in _rotated(residual, 1, unit, step, seed):
+            _search(v, tokens[b, u].reshape(-1, 1), log2_padded(d), 1, atoms, bases, key, bias[u])
+    return tokens
+
+
+def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """The `count` signed atoms of largest |score| of all, best first, ties to the smaller atom (Turbo-DDCM): residual
+    [B, U, D] float32 -> tokens [B, U, count] int64 in [0, 2 bases atoms)."""
+    check(residual, residual.shape[-1], 1, atoms, bases, step, seed, unit)
+    check_floats("residual", residual)
+    check_count(count, bases * atoms)
+    batch, units, d = residual.shape
+    logp = log2_padded(d)
+    tokens = torch.empty((batch, units, count), dtype=torch.int64, device=residual.device)
+    with on(residual):
+        for v, key, b, u in _rotated(residual, count, unit, step, seed):
+            rows = len(v)
+            cut, best = Cut.of(v, logp, bases, 2, max(1, WORKSPACE // (rows * atoms))), None
+            tiles = v.shape[1] >> cut.logn
+            for base, many, work in _half_scores(v, logp, cut, bases, key):
+                keys = torch.empty((rows, many * atoms), dtype=torch.int64, device=v.device)
+                keys_kernel[(rows * tiles, -(-many // cut.together))](
+                    work, keys, rows, many, atoms, int32(base), *key, LOGP=logp, LOGN=cut.logn, ROWS=cut.together,
+                    num_warps=max(1, min(8, (cut.together << cut.logn) // (32 * ENTRIES))), enable_fp_fusion=False,
+                )  # fmt: skip
+                best = keep_top(best, keys, count)
+            assert best is not None  # there is at least one base
+            flat = tokens[b, u].reshape(-1, count)
+            flat.copy_(best)
+            unpack(flat)
     return tokens

@@ -1,16 +1,24 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false
-"""Search of law `independent`: score(k) = <u_k, v>, v = H(a * pad(r)), every codeword with P random signs of its own.
+"""Search of law `independent`: score(k) = <u_k, v> / sqrt(P), v = H(a * pad(r)), every codeword with P signs of its own.
 
-v is quantised to int8 once (one scale a row), the signs are made in registers as int8 and meet it in the integer tensor
-cores: scores are exact int32, so every integer implementation picks the same tokens. A tile of codewords is made once
-and scored against all images of a batch tile.
+v is quantised to int8 once, the signs are made in registers as int8 zeros and ones and meet it in the integer matrix
+units: scores are exact int32, so every integer implementation picks the same tokens. A tile of codewords is made once
+and scored against all images of a batch tile; winners meet in an atomic maximum (see `winners`).
 
-The dot sums over dimensions in any order, so v is stored in the order in which sign bits come out of the Philox words
-cheaply: a chunk is 8 blocks of 128 dimensions; bit i of the four bytes of word p of the 8 blocks are 32 neighbours.
+What binds: a sign costs about .3 instructions of Philox, .5 to become a byte of its own and .3 to cross to the thread that
+feeds the matrix unit and around that (tests/test_triton_independent.py counts them), most on the integer pipe of half the
+rate; it meets one image in 2 operations of the matrix unit. By these counts, on an H200, generation binds up to about 32
+images. From there on the matrix unit does, while another program of the same multiprocessor makes signs; what L2 delivers,
+images / words of a tile in bytes a sign, comes next. One launch searches; three small ones rotate, quantise and unpack.
+
+The dot sums over dimensions in any order, so v is stored in the order in which bits come out of the words cheaply: a
+chunk is `blocks` Philox blocks of 128 dimensions, and it holds the lowest bits of all its bytes, then the next ones.
 """
 
-import os
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,144 +26,317 @@ import triton.language as tl
 from torch import Tensor
 
 from .fwht import rotate
-from .layout import GROUP, KEY, Key, check, check_floats, groups, log2_padded, on
-from .merge import merge
+from .layout import KEY, TILE, Key, check, check_bias, check_count, check_floats, groups, log2_padded, on, warps
 from .philox import STREAM_INDEPENDENT, stream_block
+from .tuning import settings
+from .winners import NOTHING, biased_key, keep_top, signed_key, unpack
 
-CHUNK = 1024  # dimensions of 8 Philox blocks
-BLOCK_K = 128  # codewords of one tile
-ASM = os.environ.get("TRITON_INTERPRET") != "1"  # the interpreter has no inline assembly
+BLOCK = 128  # dimensions of a Philox block
+MOST = 1 << 24  # dimensions whose scores, at most 127 each, fit int32
+ONES = 0x01010101
+NEIGHBOURS = 32  # codewords of which `independent_top` keeps one score in its first pass
+PACKED = 31  # bits of a score and its codeword that meet in one 32-bit maximum
+LARGER = 16  # int8 residuals of one search over GROUP: every search makes all signs anew
+HELD = 1 << 20  # 64-bit keys that `independent_top` holds at once
+CANDIDATES = [
+    {"words": w, "images": i, "blocks": c, "warps": n, "stages": s}
+    for w, i, c, n in [(128, 16, 2, 4), (256, 16, 1, 4), (128, 32, 2, 4), (256, 32, 1, 4), (128, 64, 2, 4),
+                       (256, 64, 1, 4), (256, 64, 2, 8), (128, 128, 1, 4), (256, 128, 1, 8)]
+    for s in (2, 3)
+]  # fmt: skip
 
 
 @triton.jit
-def to_bytes(w):
-    """uint32 [K, C] -> int8 [K, 4 C], the four bytes of a word next to each other."""
-    even = tl.join(w.to(tl.int8), (w >> 16).to(tl.int8))
-    odd = tl.join((w >> 8).to(tl.int8), (w >> 24).to(tl.int8))
-    return tl.reshape(tl.join(even, odd), (w.shape[0], 4 * w.shape[1]))
+def quantise_kernel(
+    V, MOST, Q, TOTAL, SCALE, norm, P: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr, BYTES: tl.constexpr
+):
+    """V [rows, P] float32 -> Q [rows, N TILES] int8 = rint((127 v) / max |v|) in the order of the signs, zeros beyond P;
+    TOTAL [rows] int32 its sum; SCALE [rows] = max / norm. Grid: (rows TILES,).
 
-
-@triton.jit
-def next_bit(h, ASM: tl.constexpr):
-    """int8 -> its lowest bit, and h shifted right by one; four bytes an instruction where the compiler would take one.
-
-    What the 32-bit shift brings in from the neighbour's byte stays above the lowest bit for the seven shifts made."""
-    if ASM:
-        e = tl.inline_asm_elementwise("and.b32 $0, $1, 0x01010101;", "=r,r", [h], dtype=tl.int8, is_pure=True, pack=4)
-        h = tl.inline_asm_elementwise("shr.b32 $0, $1, 1;", "=r,r", [h], dtype=tl.int8, is_pure=True, pack=4)
+    A chunk has BYTES bytes of sign bits. With several tiles a row, MOST [rows] is max |v| and TOTAL starts at 0."""
+    row = tl.program_id(0).to(tl.int64) // TILES
+    d = tl.program_id(0) % TILES * N + tl.arange(0, N)
+    x = tl.load(V + row * P + d, mask=d < P, other=0.0)
+    most = tl.max(tl.abs(x), axis=0) if TILES == 1 else tl.load(MOST + row)
+    divisor = tl.where(most > 0, most, 1.0) + tl.full((N,), 0.0, tl.float32)
+    x = tl.div_rn(127.0 * x, divisor) + 12582912.0  # 1.5 * 2^23: the low bits are the integer now, half to even
+    q = x.to(tl.int32, bitcast=True).to(tl.int8)
+    total = tl.sum(q.to(tl.int32), axis=0)
+    if TILES == 1:
+        tl.store(TOTAL + row, total)
     else:
-        e = h & 1
-        h = h >> 1
-    return e, h
+        tl.atomic_add(TOTAL + row, total, sem="relaxed")
+    q = tl.permute(tl.reshape(q, (N // (8 * BYTES), BYTES, 8)), (0, 2, 1))
+    tl.store(Q + row * (N * TILES) + d, tl.reshape(q, (N,)))
+    tl.store(SCALE + row, tl.div_rn(most, norm))
 
 
-@triton.jit(do_not_specialize=KEY)
+@triton.jit
+def bit_planes(w, ones, K: tl.constexpr, W: tl.constexpr):
+    """uint32 [K, W] -> int8 [K, 32 W]: the lowest bits of the 4 W bytes of a row, then the next ones.
+
+    `ones`, ONES, is an argument because of what compilers do with a constant: they find that the mask changes nothing in
+    the last plane's high byte, and take all its words apart."""
+    e = (w[:, None, :] >> tl.arange(0, 8)[None, :, None].to(tl.uint32)) & ones.to(tl.uint32)
+    even = tl.join(e.to(tl.int8), (e >> 16).to(tl.int8))
+    odd = tl.join((e >> 8).to(tl.int8), (e >> 24).to(tl.int8))
+    return tl.reshape(tl.join(even, odd), (K, 32 * W))
+
+
+@triton.jit
+def negative_sums(at, word, chunks, ones, number, step, k0, k1, K: tl.constexpr, BATCH: tl.constexpr, BLOCKS: tl.constexpr):
+    """Sum of q where the sign is -1: int32 [K, BATCH] of the codewords `word` [K] and the rows of Q at `at` [BATCH]."""
+    WIDTH: tl.constexpr = 128 * BLOCKS
+    at = at[:, None] + tl.arange(0, WIDTH)[None, :]
+    negative = tl.full((K, BATCH), 0, tl.int32)
+    for c in range(chunks):
+        block = c * BLOCKS + tl.arange(0, BLOCKS)[None, :]
+        w0, w1, w2, w3 = stream_block(block, word[:, None], step, number, k0, k1, STREAM_INDEPENDENT)
+        w = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (K, 4 * BLOCKS))
+        q = tl.load(at + c * WIDTH)
+        negative = tl.dot(bit_planes(w, ones, K, 4 * BLOCKS), tl.trans(q), negative, out_dtype=tl.int32)
+    return negative
+
+
+@triton.jit(do_not_specialize=["batch", "base", "ones", *KEY])
 def search_kernel(
-    Q, TOTAL, SCORES, TOKENS, batch, chunks, bins, atoms, parts, steps, units, unit, step, k0, k1,
-    K: tl.constexpr, SLOT: tl.constexpr, BATCH: tl.constexpr, ASM: tl.constexpr,
+    Q, TOTAL, SCALE, BIAS, KEYS, batch, chunks, bins, atoms, base, parts, ones, units, unit, step, k0, k1,
+    K: tl.constexpr, SLOT: tl.constexpr, BATCH: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr,
+    WIDE: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (codeword tiles, batch tiles, units). Q: int8 [batch, units, chunks, 1024] in plane order, TOTAL: its sums.
+    """KEYS [batch, units, bins]: the running winners. Q [batch, units, chunks * 128 BLOCKS].
+    Grid: (tiles parts, batch tiles, units).
 
-    A tile is K / SLOT bins of SLOT codewords each; when a bin has more than K codewords, SLOT is K, and a program does
-    `steps` tiles of one bin. SCORES (|score|, int32), TOKENS (int64): [parts, batch, units, bins]."""
+    A tile is K / SLOT bins of SLOT codewords; bins of K codewords and more have SLOT = K and `parts` tiles each. RUNS: there
+    is one bin, and what is called a bin is its run base + m of SLOT codewords. BIAS [units, atoms] is for one bin, too."""
     GROUPS: tl.constexpr = K // SLOT
     u = tl.program_id(2)
-    part = tl.program_id(0) % parts
+    tile = tl.program_id(0) // parts
+    first = (tl.program_id(0) % parts).to(tl.int64) * SLOT
     b = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
-    row = b.to(tl.int64) * units + u
+    row = tl.minimum(b, batch - 1) * units + u
     k = tl.arange(0, K)
-    m = (tl.program_id(0) // parts) * GROUPS + k // SLOT
-    lane = tl.arange(0, 32)
-    total = tl.load(TOTAL + row, mask=b < batch, other=0)
-    best = tl.full((GROUPS, BATCH), -1, tl.int32)
-    token = tl.full((GROUPS, BATCH), 0, tl.int64)
-    for s in range(steps):
-        first = (part * steps + s).to(tl.int64) * SLOT
-        atom = first + k % SLOT
-        word = m.to(tl.int64) * atoms + atom
-        negative = tl.full((K, BATCH), 0, tl.int32)  # sum of v where the sign is -1
-        for c in range(chunks):
-            block = c * 8 + tl.arange(0, 8)[None, :]
-            words = stream_block(block, word[:, None], step, unit + u, k0, k1, STREAM_INDEPENDENT)
-            at = Q + (row * chunks + c)[:, None] * 1024 + lane[None, :]
-            for p in tl.static_range(4):
-                h = to_bytes(words[p])
-                for i in tl.static_range(8):
-                    q = tl.load(at + (p * 8 + i) * 32, mask=(b < batch)[:, None], other=0)
-                    e, h = next_bit(h, ASM)
-                    negative = tl.dot(e, tl.trans(q), negative, out_dtype=tl.int32)
-        score = total[None, :] - 2 * negative
-        size = tl.where(((atom < atoms) & (m < bins))[:, None], tl.abs(score), -1)
-        code = 2 * (k % SLOT)[:, None] + (score < 0).to(tl.int32)
-        size = tl.reshape(size, (GROUPS, SLOT, BATCH))
-        code = tl.reshape(code, (GROUPS, SLOT, BATCH))
-        top = tl.max(size, axis=1)
-        code = tl.min(tl.where(size == top[:, None, :], code, 2 * SLOT), axis=1)
-        token = tl.where(top > best, 2 * first + code, token)
-        best = tl.maximum(best, top)
-    bin_ = (tl.program_id(0) // parts) * GROUPS + tl.arange(0, GROUPS)
+    if RUNS:
+        first += (base + tile * GROUPS).to(tl.int64) * SLOT
+        word = first.to(tl.uint32) + k
+    else:
+        word = (tile.to(tl.int64) * GROUPS * atoms + first).to(tl.uint32) + (k // SLOT * atoms + k % SLOT).to(tl.uint32)
+    at = Q + row.to(tl.int64) * chunks * (128 * BLOCKS)
+    negative = negative_sums(at, word, chunks, ones, unit + u, step, k0, k1, K, BATCH, BLOCKS)
+    score = tl.load(TOTAL + row)[None, :] - 2 * negative
+    left = tl.minimum(atoms - first, K).to(tl.int32)
+    valid = k < left if RUNS else (k % SLOT < left) & (k // SLOT < bins - tile * GROUPS)
+    group = tl.arange(0, GROUPS)
+    if BIASED:
+        bias = tl.load(BIAS + (u.to(tl.int64) * atoms + first) + k, mask=valid, other=-float("inf"))
+        value = score.to(tl.float32) * tl.load(SCALE + row)[None, :] + bias[:, None]
+        value = tl.where(value == value, value, -float("inf"))  # a NaN must not choose an atom that does not exist
+        top = tl.max(value, axis=0)
+        i = tl.min(tl.where(value == top[None, :], k[:, None], K - 1), axis=0)
+        key = biased_key(top, first + i)[None, :]
+    else:
+        if WIDE:
+            size = tl.where(valid[:, None], tl.abs(score), -1)
+            top, i = tl.max(tl.reshape(size, (GROUPS, SLOT, BATCH)), axis=1, return_indices=True)
+            chosen = tl.arange(0, SLOT)[None, :, None] == i[:, None, :]
+            picked = tl.sum(tl.where(chosen, tl.reshape(score, (GROUPS, SLOT, BATCH)), 0), axis=1)
+            code = 2 * i + (picked < 0).to(tl.int32)
+        else:  # one maximum of |score| above the code, which is turned so that the smaller one wins
+            turned = tl.where(valid, (2 * SLOT - 1) - 2 * (k % SLOT), -0x80000000)
+            both = (tl.abs(score) << BITS) + turned[:, None] + (score >> 31)
+            both = tl.max(tl.reshape(both, (GROUPS, SLOT, BATCH)), axis=1)
+            top, code = both >> BITS, (2 * SLOT - 1) - (both & (2 * SLOT - 1))
+        token = 2 * first + (2 * SLOT * group[:, None] if RUNS else 0) + code
+        key = tl.where(top >= 0, signed_key(top, token), -0x8000000000000000)
+    bin_ = tile * GROUPS + group
+    at = KEYS + (row.to(tl.int64) * bins)[None, :] + bin_[:, None]
     mask = (bin_ < bins)[:, None] & (b < batch)[None, :]
-    out = ((part.to(tl.int64) * batch * units + row)[None, :]) * bins + bin_[:, None]
-    tl.store(SCORES + out, best, mask=mask)
-    tl.store(TOKENS + out, token, mask=mask)
+    if parts == 1:
+        tl.store(at, key, mask=mask)
+    else:
+        seen = tl.load(at, mask=mask, other=0)  # perhaps no longer true, but never too large: spares most atomics
+        tl.atomic_max(at, key, mask=mask & (key > seen), sem="relaxed")
 
 
-def widest(device: torch.device) -> int:
-    """The widest batch tile whose sums fit the registers: Hopper's matrix unit reads the images from shared memory."""
-    return 64 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 else 32
+@triton.jit(do_not_specialize=["count", "limit", "tiles", "ones", *KEY])
+def rescore_kernel(
+    Q, TOTAL, WINNERS, KEYS, chunks, count, limit, tiles, ones, units, unit, step, k0, k1,
+    K: tl.constexpr, BLOCKS: tl.constexpr, NEIGHBOURS: tl.constexpr,
+):  # fmt: skip
+    """KEYS [rows, count, NEIGHBOURS] of all codewords near the ones in WINNERS [rows, count], themselves keys.
+
+    Grid: (rows tiles,). The matrix unit's narrowest tile takes 16 images; here 15 of them are the same one."""
+    row = tl.program_id(0).to(tl.int64) // tiles
+    k = tl.program_id(0) % tiles * K + tl.arange(0, K)
+    mask = k < count * NEIGHBOURS
+    winner = tl.load(WINNERS + row * count + k // NEIGHBOURS, mask=mask, other=-1)
+    group = (0x1FFFFFFFF - (winner & 0x1FFFFFFFF)) // (2 * NEIGHBOURS)
+    word = group * NEIGHBOURS + k % NEIGHBOURS
+    at = Q + row * chunks * (128 * BLOCKS) + tl.full((16,), 0, tl.int64)
+    negative = negative_sums(at, word, chunks, ones, unit + (row % units).to(tl.int32), step, k0, k1, K, 16, BLOCKS)
+    score = tl.load(TOTAL + row) - 2 * tl.max(negative, axis=1)
+    key = signed_key(tl.abs(score), 2 * word + (score < 0).to(tl.int64))
+    key = tl.where(word < limit, key, -0x8000000000000000)
+    tl.store(KEYS + row * count * NEIGHBOURS + k, key, mask=mask)
 
 
-def quantise(v: Tensor) -> Tensor:
-    """rint((127 v) / max|v|) of every row, as int8: product and quotient are rounded to float32 each, then half to even."""
-    top = v.abs().amax(-1, keepdim=True).expand_as(v)  # two tensors: one correctly rounded division
-    return torch.where(top > 0, torch.round((127.0 * v) / top), 0.0).to(torch.int8)
+def hopper(device: torch.device) -> bool:
+    """Whether the matrix unit takes signs from registers and images from shared memory, so that wide tiles fit."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def in_planes(q: Tensor) -> Tensor:
-    """int8 [rows, P] -> [rows, chunks, 1024], padded with zeros: [block, word, byte, bit] -> [word, bit, block, byte]."""
-    q = torch.nn.functional.pad(q, (0, -q.shape[-1] % CHUNK))
-    return q.view(len(q), -1, 8, 4, 4, 8).permute(0, 1, 3, 5, 2, 4).contiguous()
+def defaults(device: torch.device, logp: int, batch: int) -> dict[str, int]:
+    """Tile of codewords x images, Philox blocks of a chunk, warps and pipeline stages."""
+    if hopper(device) and batch > 32 and logp < 16:  # wider scores take too many registers
+        words, images, blocks, num_warps = 256, 64, 1, 4
+    else:
+        words, images, blocks, num_warps = 128, 16 if batch <= 16 else 32, 2, 4
+    return {"words": words, "images": images, "blocks": blocks, "warps": num_warps, "stages": 2}
 
 
-def _search(v: Tensor, tokens: Tensor, batch: int, bins: int, atoms: int, key: Key) -> None:
-    """v [batch * units, P] rotated residuals -> tokens [batch * units, bins]."""
-    q = quantise(v)
-    total = q.sum(-1, dtype=torch.int32)
-    planes = in_planes(q)
-    slot = min(triton.next_power_of_2(atoms), BLOCK_K)
-    across = min(widest(v.device), max(16, triton.next_power_of_2(batch)))
-    tiles = triton.cdiv(bins, BLOCK_K // slot)
-    wide = triton.cdiv(batch, across)
-    steps = triton.cdiv(atoms, BLOCK_K)
-    parts = max(1, min(steps, GROUP // tokens.numel()))
-    steps = triton.cdiv(steps, parts)
-    parts = triton.cdiv(atoms, BLOCK_K * steps)
-    scores = torch.empty((parts, *tokens.shape), dtype=torch.int32, device=v.device)
-    candidates = torch.empty((parts, *tokens.shape), dtype=torch.int64, device=v.device)
-    search_kernel[(tiles * parts, wide, key.units)](
-        planes, total, scores, candidates, batch, planes.shape[1], bins, atoms, parts, steps, *key,
-        K=BLOCK_K, SLOT=slot, BATCH=across, ASM=ASM,
-        num_warps=4 if across == 16 else 8, num_stages=1, enable_fp_fusion=False,
+class Quantised(NamedTuple):
+    """Rotated residuals as int8, and how to launch what reads them."""
+
+    q: Tensor  # int8 [B, U, chunks * 128 blocks]
+    total: Tensor  # int32 [B, U], the sum of a view
+    scale: Tensor  # float32 [B, U], a score's true value over its integer
+    logp: int
+    key: Key
+    tuned: dict[str, int]
+
+    @property
+    def chunks(self) -> int:
+        return self.q.shape[2] // (BLOCK * self.tuned["blocks"])
+
+    @property
+    def launch(self) -> dict[str, int | bool]:
+        names = {"BLOCKS": "blocks", "num_warps": "warps", "num_stages": "stages"}
+        return {name: self.tuned[setting] for name, setting in names.items()} | {"enable_fp_fusion": False}
+
+
+def _quantised(residual: Tensor, columns: int, unit: int, step: int, seed: int) -> Iterator[tuple[Quantised, slice, slice]]:
+    """(rotated and quantised residuals, images, units) for every group of views; `columns` answers a view. Only
+    GROUP entries of it are there in float32 at a time."""
+    batch, units, d = residual.shape
+    logp = log2_padded(d)
+    size, width = 1 << logp, max(1 << logp, BLOCK)
+    n = min(width, TILE)
+    device = residual.device
+    for b, u in groups(batch, units, max(width, columns, 1024) // LARGER):  # 1024: a grid has at most 65535 units
+        views = residual[b, u]
+        shape = (len(views), views.shape[1])
+        tuned = settings("independent", device, defaults(device, logp, shape[0]), P=size, B=shape[0])
+        tuned["blocks"] = min(tuned["blocks"], width // BLOCK)
+        q = torch.empty((*shape, width), dtype=torch.int8, device=device)
+        scale = torch.empty(shape, dtype=torch.float32, device=device)
+        total = (torch.empty if width == n else torch.zeros)(shape, dtype=torch.int32, device=device)
+        for i, j in groups(*shape, size):
+            rows = (i.stop - i.start) * (j.stop - j.start)
+            v = torch.empty((rows, size), dtype=torch.float32, device=device)
+            rotate(views[i, j].reshape(rows, d), v, logp, Key.of(j.stop - j.start, unit + u.start + j.start, step, seed))
+            most = v if width == n else torch.linalg.vector_norm(v, math.inf, dim=-1)
+            quantise_kernel[(rows * (width // n),)](
+                v, most, q[i, j], total[i, j], scale[i, j], 127 * math.sqrt(size),
+                P=size, N=n, TILES=width // n, BYTES=BLOCK // 8 * tuned["blocks"],
+                num_warps=warps(n), enable_fp_fusion=False,
+            )  # fmt: skip
+        yield Quantised(q, total, scale, logp, Key.of(shape[1], unit + u.start, step, seed), tuned), b, u
+
+
+def _search(x: Quantised, keys: Tensor, atoms: int, bias: Tensor | None = None, base: int | None = None) -> None:
+    """The winners of the bins into keys [rows, bins]. With a base, these are the runs base, base + 1, ... of one bin."""
+    words, images, bins = x.tuned["words"], x.tuned["images"], keys.shape[1]
+    codewords = atoms if base is None else NEIGHBOURS  # of a bin or run
+    slot = words if bias is not None else min(triton.next_power_of_2(codewords), words)
+    bits = (2 * slot - 1).bit_length()
+    parts = triton.cdiv(codewords, words)
+    if parts > 1:
+        keys.fill_(NOTHING)
+    search_kernel[(triton.cdiv(bins, words // slot) * parts, triton.cdiv(len(x.q), images), x.key.units)](
+        x.q, x.total, x.scale, x.scale if bias is None else bias, keys, len(x.q), x.chunks, bins, atoms, base or 0, parts,
+        ONES, *x.key, K=words, SLOT=slot, BATCH=images, BITS=bits, WIDE=x.logp + 7 + bits > PACKED,
+        BIASED=bias is not None, RUNS=base is not None, **x.launch,
     )  # fmt: skip
-    best = torch.full(tokens.shape, -1, dtype=torch.int32, device=v.device)
-    tokens.zero_()
-    merge(scores, candidates, best, tokens)
+
+
+def _top(x: Quantised, count: int, atoms: int) -> Tensor:
+    """Keys [rows, count] of the best codewords, best first.
+
+    The best `count` codewords lie in the `count` best runs of NEIGHBOURS: the first pass keeps one key of a run, the
+    second scores the runs that are left."""
+    rows, runs, best = x.total.numel(), triton.cdiv(atoms, NEIGHBOURS), None
+    some = max(1, HELD // rows)
+    for base in range(0, runs, some):
+        keys = torch.empty((rows, min(some, runs - base)), dtype=torch.int64, device=x.q.device)
+        _search(x, keys, atoms, base=base)
+        best = keep_top(best, keys, count)
+    assert best is not None  # there is at least one codeword
+    winners, best, some = best, None, max(1, HELD // (rows * NEIGHBOURS))
+    for base in range(0, winners.shape[1], some):
+        part = winners[:, base : base + some].contiguous()
+        runs = part.shape[1]
+        keys = torch.empty((rows, runs * NEIGHBOURS), dtype=torch.int64, device=x.q.device)
+        tiles = triton.cdiv(runs * NEIGHBOURS, 128)
+        rescore_kernel[(rows * tiles,)](
+            x.q, x.total, part, keys, x.chunks, runs, atoms, tiles, ONES, *x.key, K=128, NEIGHBOURS=NEIGHBOURS,
+            **{**x.launch, "num_warps": 4},
+        )  # fmt: skip
+        best = keep_top(best, keys, count)
+    assert best is not None
+    return best
+
+
+def _check(residual: Tensor, bins: int, atoms: int, step: int, seed: int, unit: int) -> None:
+    check(residual, residual.shape[-1], bins, atoms, None, step, seed, unit)
+    check_floats("residual", residual)
+    if residual.shape[-1] > MOST:
+        raise ValueError(f"law `independent` takes at most {MOST} dimensions, got {residual.shape[-1]}")
 
 
 def independent_select(residual: Tensor, bins: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
     """One signed codeword per bin and view: residual [B, U, D] float32 -> tokens [B, U, bins] int64 in [0, 2 atoms).
 
-    Bin m owns codewords [m atoms, (m + 1) atoms). Finite residuals are the caller's to check, as in `hadamard_select`."""
-    check(residual, residual.shape[-1], bins, atoms, None, step, seed, unit)
-    check_floats("residual", residual)
-    batch, units, d = residual.shape
-    logp = log2_padded(d)
+    Bin m owns codewords [m atoms, (m + 1) atoms). D is at most 2^24. Finite residuals are the caller's to check, as in
+    `hadamard_select`."""
+    _check(residual, bins, atoms, step, seed, unit)
+    batch, units, _ = residual.shape
     tokens = torch.empty((batch, units, bins), dtype=torch.int64, device=residual.device)
     with on(residual):
-        for b, u in groups(batch, units, 1 << logp):
-            part = residual[b, u].reshape(-1, d)
-            key = Key.of(u.stop - u.start, unit + u.start, step, seed)
-            v = torch.empty((len(part), 1 << logp), dtype=torch.float32, device=residual.device)
-            rotate(part, v, logp, key)
-            _search(v, tokens[b, u].reshape(-1, bins), b.stop - b.start, bins, atoms, key)
+        for x, b, u in _quantised(residual, bins, unit, step, seed):
+            keys = tokens[b, u].reshape(-1, bins)
+            _search(x, keys, atoms)
+            unpack(keys)
+    return tokens
+
+
+def independent_biased(residual: Tensor, bias: Tensor, step: int, seed: int, unit: int = 0) -> Tensor:
+    """argmax over codewords k of score_k + bias_k, unsigned: residual [B, U, D], bias [U, K] float32 -> tokens [B, U, 1]
+    int64 = 2 k, ties to the smaller. A bias of -inf excludes a codeword.
+
+    score_k is the quantised score in true units, the integer times max|v| / float32(127 sqrt(P)); quotient, product and
+    sum are rounded to float32 each."""
+    _check(residual, 1, bias.shape[-1], step, seed, unit)
+    batch, units, _ = residual.shape
+    check_bias(bias, units, bias.shape[-1])
+    tokens = torch.empty((batch, units, 1), dtype=torch.int64, device=residual.device)
+    with on(residual):
+        for x, b, u in _quantised(residual, 1, unit, step, seed):
+            keys = tokens[b, u].reshape(-1, 1)
+            _search(x, keys, bias.shape[1], bias[u])
+            unpack(keys, biased=True)
+    return tokens
+
+
+def independent_top(residual: Tensor, count: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """The `count` signed codewords of largest |score| in one bin, best first, ties to the smaller codeword (Turbo-DDCM):
+    residual [B, U, D] float32 -> tokens [B, U, count] int64 in [0, 2 atoms)."""
+    _check(residual, 1, atoms, step, seed, unit)
+    check_count(count, atoms)
+    batch, units, _ = residual.shape
+    tokens = torch.empty((batch, units, count), dtype=torch.int64, device=residual.device)
+    with on(residual):
+        for x, b, u in _quantised(residual, count, unit, step, seed):
+            keys = tokens[b, u].reshape(-1, count)
+            keys.copy_(_top(x, count, atoms))
+            unpack(keys)
     return tokens

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 4096  # entries of one view that one program transforms
+TILE = 4096  # entries that one program transforms, or the low part of what does not fit one
 GROUP = 1 << 21  # entries of all views that are in flight at once
 WORKSPACE = 1 << 22  # scores of all bases that are in flight at once
 
@@ -76,6 +76,19 @@ def check_floats(name: str, x: Tensor) -> None:
     """ValueError unless x is float32 and contiguous."""
     if x.dtype != torch.float32 or not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous float32, got {x.dtype}")
+
+
+def check_bias(bias: Tensor, units: int, atoms: int) -> None:
+    """ValueError unless bias is contiguous float32 [units, atoms]."""
+    check_floats("bias", bias)
+    if bias.shape != (units, atoms):
+        raise ValueError(f"bias must be [{units}, {atoms}], got {list(bias.shape)}")
+
+
+def check_count(count: int, atoms: int) -> None:
+    """ValueError unless `count` of `atoms` can be chosen."""
+    if not 1 <= count <= atoms:
+        raise ValueError(f"count {count} not in [1, {atoms}]")
 
 
 def groups(batch: int, units: int, entries: int) -> Iterator[tuple[slice, slice]]:

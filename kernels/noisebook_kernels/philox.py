@@ -3,8 +3,7 @@
 """Philox4x32-10 and the random signs made from it, for use inside the other kernels.
 
 counter = (block, index, step, stream + 256 unit), key = the seed, low word first. Sign d of a stream is bit d % 32 of
-word d // 32, and word w is word w % 4 of block w // 4. Every lane makes the whole block and keeps one word: while there
-are no more words than threads that costs no time, and no word has to travel between threads.
+word d // 32, and word w is word w % 4 of block w // 4.
 
 step, unit, base, k0 and k1 arrive as int32 (see `layout.Key`) and are read as the uint32 of the same bits.
 """
@@ -44,34 +43,47 @@ def stream_block(block, index, step, unit, k0, k1, STREAM: tl.constexpr):
 
 @triton.jit
 def sign_words(word, index, step, unit, k0, k1, STREAM: tl.constexpr):
-    """Word number `word` of entry `index`: uint32 of the shape to which the two broadcast."""
+    """Word number `word` of entry `index`: uint32 of the shape to which the two broadcast. Makes whole blocks for it."""
     w0, w1, w2, w3 = stream_block(word // 4, index, step, unit, k0, k1, STREAM)
     pick = word % 4
     return tl.where(pick < 2, tl.where(pick == 0, w0, w1), tl.where(pick == 2, w2, w3))
 
 
 @triton.jit
-def row_signs(first, index, step, unit, k0, k1, STREAM: tl.constexpr, N: tl.constexpr):
-    """Sign bits first ... first + N - 1 of the entries `index` [ROWS, 1]: uint32 [ROWS, N], 1 means -1.
-
-    N is a power of two and `first`, a scalar, a multiple of it."""
-    WORDS: tl.constexpr = (N + 31) // 32
-    WIDTH: tl.constexpr = N // WORDS
-    w = sign_words(first // 32 + tl.arange(0, WORDS)[None, :], index, step, unit, k0, k1, STREAM)
-    bits = (w[:, :, None] >> tl.arange(0, WIDTH)[None, None, :].to(tl.uint32)) & 1
-    return tl.reshape(bits, (w.shape[0], N))
+def row_words(first, index, step, unit, k0, k1, STREAM: tl.constexpr, N: tl.constexpr):
+    """The words that hold sign bits first ... first + N - 1 of the entries `index` [ROWS, 1]: uint32 [ROWS, N / 32],
+    one word at least. N is a power of two and `first`, a scalar, a multiple of it."""
+    if N < 128:
+        WORDS: tl.constexpr = (N + 31) // 32
+        return sign_words(first // 32 + tl.arange(0, WORDS)[None, :], index, step, unit, k0, k1, STREAM)
+    else:
+        block = first // 128 + tl.arange(0, N // 128)[None, :]
+        w0, w1, w2, w3 = stream_block(block, index, step, unit, k0, k1, STREAM)
+        return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (index.shape[0], N // 32))
 
 
 @triton.jit
-def column_signs(
-    first, index, step, unit, k0, k1, STREAM: tl.constexpr, W: tl.constexpr, H: tl.constexpr, LOW: tl.constexpr
-):
-    """Sign bits of the dimensions first + w + (h << LOW) of entry `index` [1, 1]: uint32 [W, H], 1 means -1.
+def row_bits(first, index, step, unit, k0, k1, STREAM: tl.constexpr, N: tl.constexpr):
+    """Sign bits first ... first + N - 1 of the entries `index` [ROWS, 1]: uint32 [ROWS, N], at bit 31 (others: noise)."""
+    w = row_words(first, index, step, unit, k0, k1, STREAM, N)
+    WIDTH: tl.constexpr = N if N < 32 else 32
+    return tl.reshape(w[:, :, None] << (31 - tl.arange(0, WIDTH)).to(tl.uint32)[None, None, :], (w.shape[0], N))
+
+
+@triton.jit
+def flip(x, bits):
+    """float32 x with its sign changed where bit 31 of `bits` is set."""
+    return (x.to(tl.uint32, bitcast=True) ^ (bits & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def column_bits(first, index, step, unit, k0, k1, STREAM: tl.constexpr, W: tl.constexpr, H: tl.constexpr, LOW: tl.constexpr):
+    """Sign bits of the dimensions first + w + (h << LOW) of entry `index` [1, 1]: uint32 [W, H], at bit 31.
 
     W and H are powers of two, W <= 1 << LOW, LOW >= 5, and `first`, a scalar, a multiple of W."""
     WORDS: tl.constexpr = (W + 31) // 32
     WIDTH: tl.constexpr = W // WORDS
     word = first // 32 + tl.arange(0, WORDS)[:, None] + (tl.arange(0, H)[None, :] << (LOW - 5))
     w = sign_words(word, index, step, unit, k0, k1, STREAM)
-    bits = (w[:, None, :] >> (first % 32 + tl.arange(0, WIDTH)[None, :, None]).to(tl.uint32)) & 1
-    return tl.reshape(bits, (W, H))
+    shift = (31 - first % 32 - tl.arange(0, WIDTH)).to(tl.uint32)
+    return tl.reshape(w[:, None, :] << shift[None, :, None], (W, H))

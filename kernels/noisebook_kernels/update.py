@@ -2,6 +2,8 @@
 # pyright: reportIndexIssue=false
 """From tokens to noise, for both laws: z = (the chosen signed atoms summed, exact integers) * one float32 factor.
 
+One launch makes z and back-traces with it; a view too long for one program takes one for every pass of its transform.
+
 An atom of `hadamard` is a * H(b_j * H e_i), and H e_i is a row of the Walsh matrix; so all chosen atoms, of any bases,
 are summed as words of 32 sign bits (b_j xor Walsh row xor the token's sign) before the one transform. A codeword of
 `independent` is a * H u_k: the same with other words.
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from .fwht import fwht, high_passes, low_bits, transform
 from .layout import KEY, Key, check, check_floats, groups, log2_padded, on, warps
-from .philox import STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ROTATION, row_signs, sign_words
+from .philox import STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ROTATION, row_bits, row_words
 
 
 @triton.jit
@@ -34,37 +36,85 @@ def walsh_words(word, i):
     return (-(high & 1)).to(tl.uint32) ^ low
 
 
-@triton.jit(do_not_specialize=KEY)
-def superpose_kernel(
-    TOKENS, SUM, bins, atoms, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, LOGN: tl.constexpr, HADAMARD: tl.constexpr,
-):  # fmt: skip
-    """SUM [rows, P] int32 = the signed sign vectors of TOKENS [rows, bins], the lowest LOGN bits transformed.
+@triton.jit
+def superposed(TOKENS, row, first, columns, atoms, apart, step, number, k0, k1, LOGN: tl.constexpr, HADAMARD: tl.constexpr):
+    """The signed sign vectors of the tokens of a row, summed: int32 [1, N], the dimensions from `first` on.
 
-    Grid: (rows tiles,). One program: one tile of N entries."""
+    Token m names an atom of the bin that begins at row (`independent`: codeword) m * apart."""
     N: tl.constexpr = 1 << LOGN
-    TILES: tl.constexpr = 1 << (LOGP - LOGN)
     WORDS: tl.constexpr = (N + 31) // 32
     WIDTH: tl.constexpr = N // WORDS
-    row = tl.program_id(0) // TILES
-    tile = tl.program_id(0) % TILES
-    number = unit + row % units
-    word = tile * N // 32 + tl.arange(0, WORDS)[:, None]
+    word = first // 32 + tl.arange(0, WORDS)[None, :]
     bit = tl.arange(0, WIDTH)[None, :].to(tl.uint32)
     negative = tl.full((WORDS, WIDTH), 0, tl.int32)
-    for m in range(bins):
-        token = tl.load(TOKENS + row.to(tl.int64) * bins + m)
+    index = tl.full((1, 1), 0, tl.int64)
+    for m in range(columns):
+        token = tl.load(TOKENS + row.to(tl.int64) * columns + m)
         atom = token >> 1
         if HADAMARD:
-            i = m * ((1 << LOGP) // bins) + (atom % atoms).to(tl.int32)
-            w = sign_words(word, atom // atoms, step, number, k0, k1, STREAM_BASIS) ^ walsh_words(word, i)
+            i = m * apart + (atom % atoms).to(tl.int32)
+            w = row_words(first, index + atom // atoms, step, number, k0, k1, STREAM_BASIS, N) ^ walsh_words(word, i)
         else:  # the codeword's number wraps at 2^32 as it should
-            w = sign_words(word, m * atoms + atom, step, number, k0, k1, STREAM_INDEPENDENT)
+            w = row_words(first, index + m * apart + atom, step, number, k0, k1, STREAM_INDEPENDENT, N)
         w ^= (-(token & 1)).to(tl.uint32)
-        negative += ((w >> bit) & 1).to(tl.int32)
-    x = fwht(tl.reshape(bins - 2 * negative, (1, N)), 1, N, LOGN)
-    d = tile * N + tl.arange(0, N)[None, :]
-    tl.store(SUM + (row.to(tl.int64) << LOGP) + d, x)
+        negative += ((tl.reshape(w, (WORDS, 1)) >> bit) & 1).to(tl.int32)
+    return tl.reshape(columns - 2 * negative, (1, N))
+
+
+@triton.jit
+def rotated_back(x, first, step, number, k0, k1, LOGN: tl.constexpr):
+    """int32 x [1, N] under the signs of the rotation: the integer is flipped, so that there is no -0.0."""
+    index = tl.full((1, 1), 0, tl.int32)
+    bits = row_bits(first, index, step, number, k0, k1, STREAM_ROTATION, 1 << LOGN)
+    return tl.where((bits & 0x80000000) != 0, -x, x)
+
+
+@triton.jit
+def unit_factor(squares, d):
+    """float32( sqrt( d / squares ) ), or 0: a float64 division and square root and one rounding, as the law has it."""
+    wide = squares.to(tl.float64)
+    return tl.where(squares > 0, tl.sqrt(d.to(tl.float64) / tl.where(squares > 0, wide, 1.0)), 0.0).to(tl.float32)
+
+
+@triton.jit
+def finished(Y, X0, out, inside, z, keep, gain, BACKTRACE: tl.constexpr):
+    """z, or (X0 + keep (Y - X0)) + gain z, each operation rounded on its own."""
+    if BACKTRACE:
+        y = tl.load(Y + out, mask=inside, other=0.0)
+        x0 = tl.load(X0 + out, mask=inside, other=0.0)
+        z = (x0 + keep * (y - x0)) + gain * z
+    return z
+
+
+@triton.jit(do_not_specialize=["columns", "atoms", "apart", "keep", "gain", "units", *KEY])
+def noise_kernel(
+    TOKENS, Y, X0, OUT, d, columns, atoms, apart, keep, gain, units, unit, step, k0, k1,
+    LOGP: tl.constexpr, HADAMARD: tl.constexpr, BACKTRACE: tl.constexpr,
+):  # fmt: skip
+    """Everything for a view that fits one program: OUT [rows, d] from TOKENS [rows, columns]. Grid: (rows,)."""
+    row = tl.program_id(0)
+    number = unit + row % units
+    x = superposed(TOKENS, row, 0, columns, atoms, apart, step, number, k0, k1, LOGP, HADAMARD)
+    x = rotated_back(fwht(x, 1, 1 << LOGP, LOGP), 0, step, number, k0, k1, LOGP)
+    at = tl.arange(0, 1 << LOGP)[None, :]
+    inside = at < d
+    wide = tl.where(inside, x, 0).to(tl.int64)
+    z = x.to(tl.float32) * unit_factor(tl.sum(tl.reshape(wide * wide, (1 << LOGP,)), axis=0), d)
+    out = row.to(tl.int64) * d + at
+    tl.store(OUT + out, finished(Y, X0, out, inside, z, keep, gain, BACKTRACE), mask=inside)
+
+
+@triton.jit(do_not_specialize=["columns", "atoms", "apart", "units", *KEY])
+def superpose_kernel(
+    TOKENS, SUM, columns, atoms, apart, units, unit, step, k0, k1,
+    LOGP: tl.constexpr, LOGN: tl.constexpr, HADAMARD: tl.constexpr,
+):  # fmt: skip
+    """SUM [rows, P] int32 = the sum of sign vectors, the lowest LOGN bits transformed. Grid: (rows tiles,)."""
+    N: tl.constexpr = 1 << LOGN
+    row = tl.program_id(0) >> (LOGP - LOGN)
+    first = (tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)) << LOGN
+    x = superposed(TOKENS, row, first, columns, atoms, apart, step, unit + row % units, k0, k1, LOGN, HADAMARD)
+    tl.store(SUM + (row.to(tl.int64) << LOGP) + first + tl.arange(0, N)[None, :], fwht(x, 1, N, LOGN))
 
 
 @triton.jit
@@ -77,50 +127,50 @@ def square_sum_kernel(SUM, SQUARES, d, LOGP: tl.constexpr, LOGN: tl.constexpr):
     tl.atomic_add(SQUARES + row, tl.sum(x * x, axis=0))  # integers: any order gives the same sum
 
 
-@triton.jit(do_not_specialize=KEY)
+@triton.jit(do_not_specialize=["keep", "gain", "units", *KEY])
 def update_kernel(
-    SUM, FACTOR, Y, X0, OUT, d, keep, gain, units, unit, step, k0, k1,
+    SUM, SQUARES, Y, X0, OUT, d, keep, gain, units, unit, step, k0, k1,
     LOGP: tl.constexpr, LOGN: tl.constexpr, BACKTRACE: tl.constexpr,
 ):  # fmt: skip
-    """OUT [rows, d] = z, or (X0 + keep (Y - X0)) + gain z, each operation rounded on its own. Grid: (rows tiles,)."""
+    """OUT [rows, d] from the integers of SUM [rows, P] and the sums of their squares. Grid: (rows tiles,)."""
     row = tl.program_id(0) >> (LOGP - LOGN)
     first = (tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)) << LOGN
     at = first + tl.arange(0, 1 << LOGN)[None, :]
-    x = tl.load(SUM + (row.to(tl.int64) << LOGP) + at, mask=at < d, other=0)
-    index = tl.full((1, 1), 0, tl.int32)
-    bits = row_signs(first, index, step, unit + row % units, k0, k1, STREAM_ROTATION, 1 << LOGN)
-    z = tl.where(bits != 0, -x, x).to(tl.float32) * tl.load(FACTOR + row)  # the integer is flipped: no -0.0
+    inside = at < d
+    x = tl.load(SUM + (row.to(tl.int64) << LOGP) + at, mask=inside, other=0)
+    x = rotated_back(x, first, step, unit + row % units, k0, k1, LOGN)
+    z = x.to(tl.float32) * unit_factor(tl.load(SQUARES + row), d)
     out = row.to(tl.int64) * d + at
-    if BACKTRACE:
-        y = tl.load(Y + out, mask=at < d, other=0.0)
-        x0 = tl.load(X0 + out, mask=at < d, other=0.0)
-        z = (x0 + keep * (y - x0)) + gain * z
-    tl.store(OUT + out, z, mask=at < d)
+    tl.store(OUT + out, finished(Y, X0, out, inside, z, keep, gain, BACKTRACE), mask=inside)
 
 
 def _group(
-    tokens: Tensor, out: Tensor, y: Tensor, x0: Tensor, keep: float, gain: float, atoms: int, key: Key,
+    tokens: Tensor, out: Tensor, y: Tensor, x0: Tensor, keep: float, gain: float, bins: int, atoms: int, key: Key,
     hadamard: bool, backtrace: bool,
 ) -> None:  # fmt: skip
-    """tokens [rows, bins]; y, x0 (read for a back-trace only) and out [rows, D]."""
-    rows, d = out.shape
+    """tokens [rows, columns]; y, x0 (read for a back-trace only) and out [rows, D]."""
+    (rows, d), columns = out.shape, tokens.shape[1]
     logp = log2_padded(d)
     logn = low_bits(logp)
+    apart = 0 if bins == 1 else (1 << logp) // bins if hadamard else atoms
+    if logn == logp:
+        noise_kernel[(rows,)](
+            tokens, y, x0, out, d, columns, atoms, apart, keep, gain, *key,
+            LOGP=logp, HADAMARD=hadamard, BACKTRACE=backtrace, num_warps=warps(1 << logn), enable_fp_fusion=False,
+        )  # fmt: skip
+        return
     grid, num_warps = ((rows << (logp - logn)),), warps(1 << logn)
     total = torch.empty((rows, 1 << logp), dtype=torch.int32, device=out.device)
     superpose_kernel[grid](
-        tokens, total, tokens.shape[1], atoms, *key,
+        tokens, total, columns, atoms, apart, *key,
         LOGP=logp, LOGN=logn, HADAMARD=hadamard, num_warps=num_warps, enable_fp_fusion=False,
     )  # fmt: skip
-    for low, bits in high_passes(logp):
+    for low, bits in high_passes(logn, logp):
         transform(total, total, logp, low, bits, key)
     squares = torch.zeros(rows, dtype=torch.int64, device=out.device)
     square_sum_kernel[grid](total, squares, d, LOGP=logp, LOGN=logn, num_warps=num_warps, enable_fp_fusion=False)
-    squares = squares.double()
-    # Two tensors: a Python number over a tensor is a reciprocal and a product in torch, two roundings instead of one.
-    factor = torch.where(squares > 0, torch.full_like(squares, d).div(squares).sqrt(), 0.0).float()
     update_kernel[grid](
-        total, factor, y, x0, out, d, keep, gain, *key,
+        total, squares, y, x0, out, d, keep, gain, *key,
         LOGP=logp, LOGN=logn, BACKTRACE=backtrace, num_warps=num_warps, enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -132,7 +182,8 @@ def noise(
     """z(tokens), or the back-trace update when y and x0_hat are given: float32 [B, U, d]. bases: None for the law
     `independent`."""
     check(tokens, d, bins, atoms, bases, step, seed, unit)
-    if tokens.dtype != torch.int64 or not tokens.is_contiguous() or tokens.shape[-1] != bins:
+    columns = tokens.shape[-1]  # one bin may give any number of tokens
+    if tokens.dtype != torch.int64 or not tokens.is_contiguous() or columns < 1 or (columns != bins and bins != 1):
         raise ValueError(f"tokens must be contiguous int64 [B, U, {bins}], got {tokens.dtype} {tuple(tokens.shape)}")
     batch, units = tokens.shape[:2]
     out = torch.empty((batch, units, d), dtype=torch.float32, device=tokens.device)
@@ -145,13 +196,14 @@ def noise(
     with on(tokens):
         for b, u in groups(batch, units, 1 << log2_padded(d)):
             key = Key.of(u.stop - u.start, unit + u.start, step, seed)
-            flat, into, y0, x0 = tokens[b, u].reshape(-1, bins), *(x[b, u].reshape(-1, d) for x in (out, old, clean))
-            _group(flat, into, y0, x0, keep, gain, atoms, key, bases is not None, backtrace)
+            flat, into, y0, x0 = tokens[b, u].reshape(-1, columns), *(x[b, u].reshape(-1, d) for x in (out, old, clean))
+            _group(flat, into, y0, x0, keep, gain, bins, atoms, key, bases is not None, backtrace)
     return out
 
 
 def hadamard_noise(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """z(tokens): int64 [B, U, bins] -> float32 [B, U, d] of root mean square 1, the same bits on every device."""
+    """z(tokens): int64 [B, U, bins] -> float32 [B, U, d] of root mean square 1, the same bits on every device. With one
+    bin there may be any number of tokens."""
     return noise(tokens, d, bins, atoms, bases, step, seed, unit)
 
 
