@@ -101,6 +101,18 @@ def test_encode_then_decode_gives_the_roundtrip_picture(capsys, tmp_path, pictur
         assert (decoded == both[:, both.shape[1] // 2 :]).all()
 
 
+def test_speed_options_change_no_codec(capsys, tmp_path, pictures, codec):
+    """The files of one precision are those of the same codec in another, and decode there."""
+    assert run(capsys, "roundtrip", pictures / "odd.png", "-o", tmp_path / "a", *codec)[0] == 0
+    fast = ["--dtype", "bfloat16", "--channels-last", "--no-graphs"]
+    assert run(capsys, "encode", pictures / "odd.png", "-o", tmp_path / "b", *codec, *fast)[0] == 0
+    a, b = ((tmp_path / folder / "odd.nbk").read_bytes() for folder in "ab")
+    assert (len(a), Container.from_bytes(a).codec_hash) == (len(b), Container.from_bytes(b).codec_hash)
+    decode = ["-o", tmp_path / "c", "--backbone", codec[1], *fast]
+    assert run(capsys, "decode", tmp_path / "b" / "odd.nbk", *decode)[0] == 0
+    assert run(capsys, "encode", pictures, "-o", tmp_path / "d", "--backbone", "gaussian-prior", *fast)[0] == 6
+
+
 def test_one_bad_image_does_not_stop_the_others(capsys, tmp_path, pictures, codec):
     (pictures / "bad.png").write_bytes(b"not a picture")
     code, stdout, stderr = run(capsys, "roundtrip", pictures, tmp_path / "none.jpg", "-o", tmp_path / "o", "--json", *codec)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common import random_images
-from noisebook import CodecMismatchError, CodecSpec, ImageError, SpecError, schedule
+from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError, container, schedule
 from noisebook import codebook_reference as reference
 from noisebook.backbones.tiled import Tiled
 from noisebook.codebook import START_STEP
@@ -51,6 +51,27 @@ def test_decoder_makes_what_the_encoder_predicts_bit_for_bit(case, batch, height
     assert tokens.dtype == torch.int64
     assert tokens.shape == (batch, len(layout))
     assert ((tokens >= 0) & (tokens < layout.vocabulary)).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_tokens_are_the_payload_of_a_file(case, shrink, fresh):
+    codec = build(shrink, **CASES[case])
+    images = random_images(fresh, 3, 17, 40)
+    tokens, payload = codec.encode(images), codec.encode_packed(images)
+    runs = codec.plan(17, 40).token_runs
+    assert [row.numpy().tobytes() for row in payload] == [container.pack(row.numpy(), runs) for row in tokens]
+    assert torch.equal(codec.decode_packed(payload, (17, 40)), codec.decode(tokens, (17, 40)))
+
+
+@pytest.mark.parametrize("vocabulary", [66, 128])
+def test_bad_payloads_are_refused(vocabulary, shrink, fresh):
+    codec = build(shrink, law="independent", vocabulary=vocabulary, steps=3, bins=1)  # 3 tokens: 19 or 21 bits
+    payload = codec.encode_packed(random_images(fresh, 2, 8, 8))
+    padded = payload.clone()
+    padded[1, -1] |= 1 << int(fresh.integers(3))
+    for bad in (payload[:, 1:], payload[0], payload.int(), padded):
+        with pytest.raises(FormatError):
+            codec.decode_packed(bad, (8, 8))
 
 
 def test_update_is_the_formula_of_the_method(shrink, fresh):

@@ -21,9 +21,9 @@ ROWS = [
     ["training", "files"],
     ["codec"],
     ["presets"],
-    ["codebook", "schedule", "container", "backbones", "images"],
-    ["spec", "codebook_reference"],
-    ["errors"],
+    ["codebook", "schedule", "container", "backbones", "images", "packing"],
+    ["spec", "codebook_reference", "graphs"],
+    ["errors", "stages"],
 ]
 
 

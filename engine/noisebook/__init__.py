@@ -26,17 +26,20 @@ __version__ = "0.1.0"
 
 
 def load(
-    preset: "str | CodecSpec" = "photo", *, backbone: "str | Backbone | None" = None, device: str = "cpu", **changes: Any
-) -> "Codec":
+    preset: "str | CodecSpec" = "photo", *, backbone: "str | Backbone | None" = None, device: str = "cpu",
+    dtype: str = "float32", channels_last: bool = False, compile: bool = False, graphs: bool = True, **changes: Any,
+) -> "Codec":  # fmt: skip
     """A codec by the name of a preset, or by its specification.
 
     backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not
               come with the package
     device    where the backbone is put and the work is done
+    dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
+    graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
     changes   fields of `noisebook.presets.Recipe` that replace the preset's: steps, bins, vocabulary, seed, ...
 
-    Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable), CodecMismatchError
-    (a specification's backbone is another).
+    Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable, or it has no network to
+    accelerate), CodecMismatchError (a specification's backbone is another).
     """
     from noisebook import backbones, presets
     from noisebook.codec import Codec
@@ -44,14 +47,17 @@ def load(
     if isinstance(preset, CodecSpec):
         if changes:
             raise SpecError("a finished specification takes no changes; start from a preset")
-        chosen = preset.backbone if backbone is None else backbone
-        return Codec(preset, backbones.load(chosen, device) if isinstance(chosen, str) else chosen)
-    entry = presets.get(preset)
-    chosen = entry.spec.backbone if backbone is None else backbone
+        spec, recipe = preset, None
+    else:
+        entry = presets.get(preset)
+        spec, recipe = entry.spec, presets.changed(entry.recipe, **changes)
+    chosen = spec.backbone if backbone is None else backbone
     model = backbones.load(chosen, device) if isinstance(chosen, str) else chosen
-    if backbone is None and not changes:
-        return Codec(entry.spec, model)
-    return Codec(presets.changed(entry.recipe, **changes).build(model), model)
+    if recipe is not None and (changes or backbone is not None):
+        spec = recipe.build(model)
+    if (dtype, channels_last, compile) != ("float32", False, False):
+        model.accelerate(dtype, channels_last, compile)
+    return Codec(spec, model, graphs)
 
 
 __all__ = [

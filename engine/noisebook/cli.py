@@ -41,6 +41,9 @@ KNOBS = {
 }
 
 
+SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
+
+
 def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
@@ -98,6 +101,14 @@ def _add_codec_options(sub: argparse.ArgumentParser) -> None:
             assert field.default is not MISSING
             kind = float if field.default is None or field.name == "bins" else type(field.default)
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
+    group = sub.add_argument_group("speed", "how the network computes; files decode under any of these, see "
+                                   "docs/performance.md")  # fmt: skip
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network's inside "
+                       "(default: float32); a file decodes best under the one it was made with")  # fmt: skip
+    group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network; each new size compiles anew")
+    group.add_argument("--no-graphs", dest="graphs", action="store_false", help="on CUDA: no CUDA graphs, for folders "
+                       "with pictures of many sizes")  # fmt: skip
 
 
 def _load_codec(args: argparse.Namespace) -> "Codec":
@@ -106,11 +117,15 @@ def _load_codec(args: argparse.Namespace) -> "Codec":
 
     name = args.preset or presets.DEFAULT
     changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
-    codec = load(name, backbone=args.backbone, device=_device(args.device), **changes)
+    codec = load(name, backbone=args.backbone, device=_device(args.device), **_speed(args), **changes)
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
     return codec
+
+
+def _speed(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SPEED}
 
 
 def _device(name: str) -> str:
@@ -317,7 +332,7 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
         known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
         raise CodecMismatchError(f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
                                  f"{container.preset}); known: {known}; give the options it was made with")  # fmt: skip
-    return load(spec, backbone=args.backbone, device=_device(args.device))
+    return load(spec, backbone=args.backbone, device=_device(args.device), **_speed(args))
 
 
 # ---- inspect, verify, backbones -----------------------------------------------------------------------------------------

@@ -9,16 +9,22 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from noisebook import container, packing
 from noisebook.backbones import Backbone
 from noisebook.codebook import NOT_FINITE, START_STEP, Codebook, start_noise
-from noisebook.errors import CodecMismatchError, ImageError, SpecError
+from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
+from noisebook.graphs import Graphs, constants
 from noisebook.spec import CodecSpec
+from noisebook.stages import stage
 
+fixed_start = constants()(start_noise)
 Chooser = Callable[["Tokens", Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, U, M]
 
 
@@ -75,6 +81,11 @@ class Plan:
         """Tokens of one image."""
         return sum(run.bins for run in self.runs) * self.units
 
+    @property
+    def token_runs(self) -> tuple[tuple[int, int], ...]:
+        """(count, vocabulary) of every run, as `container.pack` takes them."""
+        return tuple((run.bins * self.units, run.vocabulary) for run in self.runs)
+
     def layout(self) -> Layout:
         rows = []
         for run in self.runs:
@@ -103,11 +114,12 @@ class Codec:
     """A codec: its specification and the denoiser it names.
 
     Token tensors are int64 [B, L], ordered by (start, step, unit, bin); `layout` says what each position is. A codec of a
-    given size always gives the same number of tokens. Raises CodecMismatchError if `backbone` is not the one of `spec`,
-    SpecError if it cannot walk the schedule.
+    given size always gives the same number of tokens. On CUDA a whole encode or decode is one graph for each shape of
+    batch, unless `graphs` is False or the backbone cannot be captured. Raises CodecMismatchError if `backbone` is not the
+    one of `spec`, SpecError if it cannot walk the schedule.
     """
 
-    def __init__(self, spec: CodecSpec, backbone: Backbone):
+    def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True):
         if backbone.fingerprint != spec.fingerprint:
             raise CodecMismatchError(
                 f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
@@ -119,6 +131,7 @@ class Codec:
         self.spec, self.backbone = spec, backbone
         self.book = Codebook(spec.law, spec.vocabulary, spec.seed)
         self.start_book = Codebook(spec.law, spec.start_vocabulary, spec.seed)
+        self.graphs = Graphs(graphs and backbone.capturable)
         #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
         self.default_size = backbone.native_size or (512, 768)
 
@@ -166,13 +179,28 @@ class Codec:
         """`layout_for` the default size."""
         return self.layout_for(*self.default_size)
 
-    # ---- the public verbs -----------------------------------------------------------------------------------------------
+    # ---- the public verbs: checks on the host, one call of a core, one look at its status ------------------------------
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W], uint8 or float32 in [-1, 1] -> tokens int64 [B, L] on the codec's device.
 
         Raises ImageError for other shapes, dtypes or values that are not finite.
         """
-        return self._encode(images, finish=False)[0]
+        return self._encode(images)[0]
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
+        tokens, decoded = self._encode(images, finish=True)
+        return tokens, decoded
+
+    def encode_packed(self, images: Tensor) -> Tensor:
+        """As `encode`, but packed as in a file: uint8 [B, bytes], row by row `container.pack` of the tokens.
+
+        Packed on the device, unless a vocabulary is not a power of two."""
+        if self._packs:
+            return self._encode(images, packed=True)[0]
+        tokens, runs = self.encode(images).cpu().numpy(), self.plan(*images.shape[2:]).token_runs
+        rows = [np.frombuffer(container.pack(row, runs), np.uint8) for row in tokens]
+        return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Tokens int64 [B, L] -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default `default_size`.
@@ -180,40 +208,122 @@ class Codec:
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout.
         """
         plan = self.plan(*(size or self.default_size))
-        self._check_tokens(tokens, plan)
-        tokens = tokens.to(self.device)
+        if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != plan.length:
+            raise CodecMismatchError(f"this codec takes int64 tokens [B, {plan.length}] for images of {plan.height} x "
+                                     f"{plan.width}, not {tokens.dtype} {list(tokens.shape)}")  # fmt: skip
+        valid, decoded = self._run(partial(self._decode_core, plan), tokens, "decode", plan)
+        if not valid:
+            raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
+        return decoded
 
-        def read(run: Tokens, _: Tensor) -> Tensor:
+    def decode_packed(self, payload: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """What `decode` makes of the tokens in payloads of `encode_packed`, uint8 [B, bytes], unpacked on the device if
+        they are packed there. Raises FormatError for another length and for bits that no tokens pack to."""
+        plan = self.plan(*(size or self.default_size))
+        length = -(-container.packed_bits(plan.token_runs) // 8)
+        if payload.ndim != 2 or payload.dtype != torch.uint8 or payload.shape[1] != length:
+            raise FormatError(f"this codec takes payloads of {length} bytes for images of {plan.height} x {plan.width}, not "
+                              f"{payload.dtype} {list(payload.shape)}: damaged, or of another codec")  # fmt: skip
+        if not self._packs:
+            rows = [container.unpack(row.tobytes(), plan.token_runs) for row in payload.cpu().numpy()]
+            return self.decode(torch.from_numpy(np.stack(rows)), size)
+        valid, decoded = self._run(partial(self._decode_core, plan), payload, "decode", plan)
+        if not valid:
+            raise FormatError("padding bits are not zero: the file is damaged")
+        return decoded
+
+    @property
+    def _packs(self) -> bool:
+        """Whether a token is a whole number of bits, so that it is packed on the device."""
+        return all(v & (v - 1) == 0 for v in (self.spec.vocabulary, self.spec.start_vocabulary))
+
+    def _encode(self, images: Tensor, finish: bool = False, packed: bool = False) -> list[Tensor]:
+        images = self._check_images(images)
+        plan = self.plan(*images.shape[2:])
+        core = partial(self._encode_core, plan, finish, packed)
+        (in_range, finite, *errors), *out = self._run(core, images, "encode", plan, finish, packed)
+        if not in_range:
+            raise ImageError("float images must be finite and in [-1, 1]; uint8 images are scaled for you")
+        if not finite:
+            raise ImageError(NOT_FINITE)
+        _warn_of_stall(errors)
+        return out
+
+    @torch.no_grad()
+    def _run(self, core: Callable[..., tuple[Tensor, ...]], given: Tensor, name: str, *options: object) -> list:
+        """Calls a core, as a graph where there is one to be had: its status as a list of numbers, then its tensors."""
+        with stage(name):
+            status, *out = self.graphs(core, (given.to(self.device),), (name, *options, self.backbone.version))
+            return [status.tolist(), *out]  # the one time that the host waits for the device
+
+    # ---- the cores: all on the device, without host synchronisation ------------------------------------------------------
+    def _encode_core(self, plan: Plan, finish: bool, packed: bool, images: Tensor) -> tuple[Tensor, ...]:
+        """Images uint8 or float32 -> (status, tokens or payload, decoded images if `finish`).
+
+        status: float32 [2 + runs], whether the input was in range, whether all was finite, and each run's error."""
+        x = images.float() * (2 / 255) - 1 if images.dtype == torch.uint8 else images
+        bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
+        x0 = plan.views(self.backbone.encode(F.pad(x, (0, right, 0, bottom), mode="replicate")))
+        chosen: list[Tensor] = [torch.zeros(len(x), 0, dtype=torch.int64, device=x.device)]
+        status = [(x.abs() <= 1.001).all().float()]
+
+        def pick(run: Tokens, x0_hat: Tensor) -> Tensor:
+            residual = x0 - x0_hat
+            status.append(residual.square().mean())
+            book = self.start_book if run.step == START_STEP else self.book
+            with stage("select"):
+                tokens = book.select(residual, run.bins, run.step)
+            chosen.append(tokens.flatten(1))
+            return tokens
+
+        y = self._walk(plan, len(x), pick, finish)
+        status.insert(1, torch.isfinite(y).all().float())
+        tokens = torch.cat(chosen, 1)
+        if packed:
+            with stage("pack"):
+                tokens = packing.pack(tokens, plan.token_runs)
+        return torch.stack(status), tokens, *((y,) if finish else ())
+
+    def _decode_core(self, plan: Plan, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens int64 [B, L] or payload uint8 [B, bytes] -> (status bool [], whether they were valid; decoded images)."""
+        with stage("pack"):
+            read = packing.unpack if given.dtype == torch.uint8 else packing.clamp
+            tokens, valid = read(given, plan.token_runs)
+
+        def told(run: Tokens, _: Tensor) -> Tensor:
             end = run.offset + run.bins * plan.units
             return tokens[:, run.offset : end].reshape(len(tokens), plan.units, run.bins)
 
-        return self._walk(plan, len(tokens), read)
-
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
-        return self._encode(images, finish=True)
+        return valid, self._walk(plan, len(tokens), told)
 
     # ---- the loop -------------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def _walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
         """From the start through all steps to the finish. Only `choose` differs between encoder and decoder."""
         runs = {run.step: run for run in plan.runs}
-        y = plan.join(self._start(plan, batch, runs.get(START_STEP), choose))
+        with stage("start"):
+            y = plan.join(self._start(plan, batch, runs.get(START_STEP), choose))
         for i, step in enumerate(self.spec.schedule):
-            x0_hat = self.backbone(y, step.lam)
+            x0_hat = self._denoise(y, step.lam)
             if i in runs:
                 views = plan.views(x0_hat)
                 tokens = choose(runs[i], views)
-                y = plan.join(self.book.backtrace(plan.views(y), views, tokens, step.keep, step.gain, i))
+                with stage("backtrace"):
+                    y = plan.join(self.book.backtrace(plan.views(y), views, tokens, step.keep, step.gain, i))
             else:
                 y = x0_hat + step.keep * (y - x0_hat)
-        return self._finish(plan, y) if finish else y
+        with stage("finish"):
+            return self._finish(plan, y) if finish else y
+
+    def _denoise(self, y: Tensor, lam: float) -> Tensor:
+        with stage("network"):
+            return self.backbone(y, lam)
 
     def _start(self, plan: Plan, batch: int, run: Tokens | None, choose: Chooser) -> Tensor:
         """The initial state as views [B, U, D]: lam_0 times seeded noise, or times the codewords of the first tokens."""
         lam = self.spec.schedule[0].lam
         if run is None:
-            z = start_noise(plan.units, plan.dims, self.spec.seed, self.device)
+            z = fixed_start(plan.units, plan.dims, self.spec.seed, self.device)
             return (lam * z).expand(batch, -1, -1)
         nothing = torch.zeros(batch, plan.units, plan.dims, device=self.device)
         return lam * self.start_book.noise(choose(run, nothing), plan.dims, START_STEP)
@@ -222,68 +332,34 @@ class Codec:
         """From the last level to an image: one x0_hat, or the probability-flow ODE dy/dlam = (y - x0_hat) / lam to 0."""
         lam = self.spec.schedule[-1].lam_next
         if self.spec.finish == "mean":
-            y = self.backbone(y, lam) if lam > 0 else y
+            y = self._denoise(y, lam) if lam > 0 else y
         elif lam > 0:
             for lam_next in self.spec.finish_levels:
-                slope = (y - self.backbone(y, lam)) / lam
+                slope = (y - self._denoise(y, lam)) / lam
                 end = y + (lam_next - lam) * slope
                 if self.spec.finish == "heun" and lam_next > 0:
-                    slope = 0.5 * (slope + (end - self.backbone(end, lam_next)) / lam_next)
+                    slope = 0.5 * (slope + (end - self._denoise(end, lam_next)) / lam_next)
                     end = y + (lam_next - lam) * slope
                 y, lam = end, lam_next
         return self.backbone.decode(y)[:, :, : plan.height, : plan.width]
 
-    @torch.no_grad()
-    def _encode(self, images: Tensor, finish: bool) -> tuple[Tensor, Tensor]:
-        """(tokens, what the walk ends in: the finished images, or the last state when `finish` is False)."""
-        x = self._to_float(images)
-        plan = self.plan(*x.shape[2:])
-        bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
-        x0 = plan.views(self.backbone.encode(F.pad(x, (0, right, 0, bottom), mode="replicate")))
-        chosen: list[Tensor] = []
-        errors: list[Tensor] = []
-
-        def pick(run: Tokens, x0_hat: Tensor) -> Tensor:
-            residual = x0 - x0_hat
-            errors.append(residual.square().mean())
-            book = self.start_book if run.step == START_STEP else self.book
-            chosen.append(book.select(residual, run.bins, run.step))
-            return chosen[-1]
-
-        y = self._walk(plan, len(x), pick, finish)
-        if not torch.isfinite(y).all():
-            raise ImageError(NOT_FINITE)
-        self._warn_of_stall(errors)
-        empty = torch.zeros(len(x), 0, dtype=torch.int64, device=self.device)
-        return torch.cat([empty, *(t.flatten(1) for t in chosen)], 1), y
-
-    # ---- checks ---------------------------------------------------------------------------------------------------------
-    def _to_float(self, images: Tensor) -> Tensor:
+    def _check_images(self, images: Tensor) -> Tensor:
+        """The images on the device, uint8 or float32. Values are looked at there, by the core."""
         c = self.backbone.channels
         if images.ndim != 4 or images.shape[1] != c or 0 in images.shape:
             raise ImageError(f"images must be [B, {c}, H, W] and not empty, not {list(images.shape)}")
         if images.dtype == torch.uint8:
-            return images.to(self.device).float() * (2 / 255) - 1
+            return images.to(self.device)
         if not images.is_floating_point():
             raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
-        x = images.to(self.device, torch.float32)
-        if not (x.abs() <= 1.001).all():
-            raise ImageError("float images must be finite and in [-1, 1]; uint8 images are scaled for you")
-        return x
+        return images.to(self.device, torch.float32)
 
-    def _check_tokens(self, tokens: Tensor, plan: Plan) -> None:
-        if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != plan.length:
-            raise CodecMismatchError(f"this codec takes int64 tokens [B, {plan.length}] for images of {plan.height} x "
-                                     f"{plan.width}, not {tokens.dtype} {list(tokens.shape)}")  # fmt: skip
-        vocabulary = plan.layout().vocabulary.to(tokens.device)
-        if not ((tokens >= 0) & (tokens < vocabulary)).all():
-            raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
 
-    def _warn_of_stall(self, errors: list[Tensor]) -> None:
-        """The paper's sign of a codebook too small: late tokens no longer bring the prediction nearer."""
-        if len(errors) < 8:
-            return
-        first, middle, last = torch.stack([errors[1], errors[len(errors) // 2], errors[-1]]).tolist()
-        if last > 0.95 * middle and last > 0.1 * first:
-            warnings.warn("quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
-                          "vocabulary or more bins, or end at another level", RuntimeWarning, stacklevel=3)  # fmt: skip
+def _warn_of_stall(errors: list[float]) -> None:
+    """The paper's sign of a codebook too small: late tokens no longer bring the prediction nearer."""
+    if len(errors) < 8:
+        return
+    first, middle, last = errors[1], errors[len(errors) // 2], errors[-1]
+    if last > 0.95 * middle and last > 0.1 * first:
+        warnings.warn("quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
+                      "vocabulary or more bins, or end at another level", RuntimeWarning, stacklevel=4)  # fmt: skip

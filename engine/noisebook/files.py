@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook import presets
-from noisebook.container import Container, pack, unpack
+from noisebook.container import Container, unpack
 from noisebook.errors import FormatError
 from noisebook.spec import CodecSpec
 
@@ -30,19 +30,19 @@ def encode_picture(codec: "Codec", pixels: "np.ndarray", embed: bool = False) ->
     import torch
 
     height, width = pixels.shape[:2]
-    tokens = codec.encode(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].cpu().numpy()
-    payload, number = pack(tokens, token_runs(codec.spec, height, width)), preset_number(codec.spec)
+    payload = codec.encode_packed(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].cpu().numpy().tobytes()
+    number = preset_number(codec.spec)
     spec = codec.spec.to_json().encode() if embed or not number else None
     return Container(codec.spec.hash, height, width, payload, number, spec).to_bytes()
 
 
 def decode_picture(codec: "Codec", container: Container) -> "np.ndarray":
     """A file of this codec -> uint8 [H, W, C], rounded to nearest. Raises FormatError where the payload does not fit."""
+    import numpy as np
     import torch
 
-    size = container.height, container.width
-    tokens = torch.from_numpy(unpack(container.payload, token_runs(codec.spec, *size)))
-    image = codec.decode(tokens[None], size)[0]
+    payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
+    image = codec.decode_packed(payload[None], (container.height, container.width))[0]
     return image.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 

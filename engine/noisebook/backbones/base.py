@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisebook.errors import ImageError
+from noisebook.errors import BackboneError, ImageError
 
 
 class Backbone(nn.Module):
@@ -22,13 +22,41 @@ class Backbone(nn.Module):
     multiple: int = 1  # height and width of the images it takes are multiples of this
     size: tuple[int, int] | None = None  # the one (height, width) it takes; None: any
     fingerprint: str = ""  # SHA-256 over weights and config, see `fingerprint_of`
+    capturable: bool = True  # `denoise` can be recorded as a CUDA graph: see docs/performance.md
+    version: int = 0  # grows when the weights move or change type: a graph holds the addresses of the old ones
 
     def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, *state_shape] float32 at noise-to-signal ratio lam > 0 -> the prediction x0_hat, same shape and dtype."""
+        """y [B, *state_shape] float32 at noise-to-signal ratio lam > 0 -> the prediction x0_hat, same shape and dtype.
+
+        For a CUDA graph it reads nothing back from the device and copies nothing to it: `torch.full`, not `torch.tensor`.
+        """
         raise NotImplementedError
 
     def forward(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
         return self.denoise(y, lam, cond)
+
+    def accelerate(
+        self, dtype: torch.dtype | str = torch.float32, channels_last: bool = False, compile: bool = False
+    ) -> "Backbone":
+        """Changes, in place, how the network computes: its weights and activations in `dtype` (float32 or bfloat16, cast
+        once; load again to go back), convolutions channels-last, its code through torch.compile. Returns itself.
+
+        y, lam and x0_hat stay float32, and so does the fingerprint: tokens of one precision decode in another, with a
+        loss. Raises BackboneError where there is no network, or for another dtype.
+        """
+        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if kind not in (torch.float32, torch.bfloat16):
+            raise BackboneError(f"a network runs in float32 or bfloat16, not {dtype}")
+        self._accelerate(kind, channels_last, compile)
+        self.version += 1
+        return self
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        raise BackboneError(f"backbone {self.name!r} has no network to run in another precision or layout, or compiled")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Backbone":  # behind .to(), .cuda(), .half() and the like
+        self.version += 1
+        return super()._apply(fn, recurse)
 
     def snap(self, lam: float) -> float:
         """The level nearest to lam that the model knows (discrete-time models); lam itself otherwise."""

@@ -68,10 +68,12 @@ class ConvDenoiser(nn.Module):
                 self.ups.append(nn.ConvTranspose2d(widths[level + 1], width, 2, stride=2))
 
     def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:
-        """The raw network F: x [B, 2 C, H, W] of about unit variance, log_lam [B] -> [B, C, H, W]."""
-        angle = log_lam[:, None] * self.frequencies * 0.25
-        e = self.embed(torch.cat([angle.sin(), angle.cos()], 1))
-        h = self.enter(F.pixel_unshuffle(x, 4))
+        """The raw network F: x [B, 2 C, H, W] of about unit variance, log_lam [B] -> [B, C, H, W], all float32.
+
+        The level's embedding is computed in float32, all else in the type of the weights."""
+        angle, dtype = log_lam[:, None] * self.frequencies * 0.25, self.enter.weight.dtype
+        e = self.embed(torch.cat([angle.sin(), angle.cos()], 1)).to(dtype)
+        h = self.enter(F.pixel_unshuffle(x, 4).to(dtype))
         skips = []
         for level, blocks in enumerate(self.down_blocks):
             for block in blocks:  # type: ignore[union-attr]
@@ -84,7 +86,7 @@ class ConvDenoiser(nn.Module):
                 h = block(h, e)
             if level:
                 h = skips[level - 1] + self.ups[level - 1](h)
-        return F.pixel_shuffle(self.leave(F.silu(h)), 4)
+        return F.pixel_shuffle(self.leave(F.silu(h)), 4).float()
 
     def forward(self, y: Tensor, lam: Tensor) -> Tensor:
         """y [B, C, H, W] = x0 + lam * noise, lam [B] -> x0_hat [B, C, H, W]."""
@@ -108,6 +110,15 @@ class ConvBackbone(Backbone):
 
     def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
         return self.net(y, torch.full((len(y),), lam, device=y.device)).contiguous()
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        for name, part in self.net.named_children():
+            if name not in ("prior", "embed"):
+                part.to(dtype)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.net.residual = torch.compile(self.net.residual)
 
 
 def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> ConvBackbone:

@@ -40,6 +40,7 @@ class DiffusersUNet(Backbone):
         self.unet, self.channels, self.prediction_type = unet, channels, prediction_type
         self.scales = [math.sqrt(abar) for abar in levels]  # s of timestep t
         self.levels = [math.sqrt((1 - abar) / abar) for abar in levels]  # lam of timestep t, rising
+        self.inside: dict[str, Any] = {}  # dtype and memory format of the UNet's inputs, where they are not y's
 
     def timestep(self, lam: float) -> int:
         """The timestep whose level is nearest to lam > 0 in log distance."""
@@ -61,12 +62,20 @@ class DiffusersUNet(Backbone):
         t = self.timestep(lam)
         lam, s = self.levels[t], self.scales[t]
         x = y * s
-        out = self.unet(x, torch.full((len(y),), t, dtype=torch.long, device=y.device)).sample[:, : self.channels]
+        times = torch.full((len(y),), t, dtype=torch.long, device=y.device)
+        out = self.unet(x.to(**self.inside), times).sample[:, : self.channels].float()
         if self.prediction_type == "epsilon":
             return y - lam * out
         if self.prediction_type == "v_prediction":
             return s * x - s * lam * out
         return out
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        self.inside = {"dtype": dtype, "memory_format": layout}
+        self.unet.to(**self.inside)
+        if compile:
+            self.unet.compile()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ a colour channel, and takes any size: the shipped `gaussian-prior`. Both are fit
 
 import argparse
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from noisebook.backbones.base import Backbone
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.npz import load_npz_images
 from noisebook.errors import BackboneError, ImageError
+from noisebook.graphs import constants
 
 CROP = 256  # side of the crops that a spectrum is fitted on
 # The frequencies with an entry in a spectrum's table, in units of 1 / (2 CROP) cycles per pixel: zero, then 24 of them
@@ -28,8 +28,7 @@ NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 75, 94, 118
 FLOOR = 1e-8  # least variance of a coefficient; 8-bit rounding alone has 5e-6
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # else a first call there would spoil the cache for gradients
+@constants()
 def dct_matrix(n: int, device: torch.device) -> Tensor:
     """The orthonormal DCT-II of n points, float32 [n, n], computed in float64: row k has frequency k / (2 n)."""
     k = torch.arange(n, dtype=torch.float64)
@@ -38,8 +37,7 @@ def dct_matrix(n: int, device: torch.device) -> Tensor:
     return rows.float().to(device)
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
+@constants()
 def hat_matrix(n: int, device: torch.device) -> Tensor:
     """Linear interpolation from the NODES to the n frequencies of a DCT, float32 [n, len(NODES)]; beyond the last: it.
 
@@ -111,7 +109,7 @@ class SpectrumPrior(Backbone):
 
     def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
         """y [B, 3, H, W] float32, lam > 0 -> E[x0 | y], same shape. Raises ImageError where y has not 3 channels."""
-        return self.posterior_mean(y, y.new_tensor(lam).expand(len(y)))
+        return self.posterior_mean(y, torch.full((len(y),), lam, dtype=y.dtype, device=y.device))
 
     def posterior_mean(self, y: Tensor, lam: Tensor) -> Tensor:
         """E[x0 | y] as `denoise`, with one lam an image: float32 [B]."""

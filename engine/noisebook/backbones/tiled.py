@@ -1,6 +1,5 @@
 """A backbone of one fixed size made to take larger images: overlapping tiles, blended."""
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from noisebook.backbones.base import Backbone, fingerprint_of
 from noisebook.errors import BackboneError, ImageError
+from noisebook.graphs import constants
 
 BATCH = 16  # tiles in one call of the inner backbone
 
@@ -17,8 +17,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # else a first call there would spoil the cache for gradients
+@constants(16)
 def tile_weights(length: int, tile: int, overlap: int, device: torch.device) -> Tensor:
     """The share of each tile in each of its pixels along one axis, float32 [tiles, tile], > 0, summing to 1 at a pixel.
 
@@ -47,13 +46,16 @@ class Tiled(Backbone):
         self.overlap = min(inner.size) // 4 if overlap is None else overlap
         if not 0 <= self.overlap < min(inner.size):
             raise BackboneError(f"an overlap of {overlap} pixels does not fit tiles of {inner.size}")
-        self.inner, self.name, self.channels = inner, inner.name, inner.channels
+        self.inner, self.name, self.channels, self.capturable = inner, inner.name, inner.channels, inner.capturable
         self.fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": self.overlap}, {})
 
     @property
     def native_size(self) -> tuple[int, int]:
         """The size of a tile."""
         return self.min_size
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        self.inner.accelerate(dtype, channels_last, compile)
 
     def snap(self, lam: float) -> float:
         """The inner backbone's level nearest to lam."""

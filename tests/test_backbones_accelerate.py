@@ -1,0 +1,125 @@
+"""Networks in bfloat16, channels-last and compiled: the state stays float32, tokens of one precision decode in another."""
+
+import functools
+import math
+
+import pytest
+import torch
+from test_backbones_diffusers import tiny_unet
+
+import noisebook
+from noisebook import backbones, images
+from noisebook.backbones import diffusers_unet
+from noisebook.backbones.tiled import Tiled
+from noisebook.errors import BackboneError
+
+
+def crop() -> torch.Tensor:
+    return torch.from_numpy(images.sample("astronaut")[0:96, 150:278].copy()).permute(2, 0, 1)[None]
+
+
+def psnr(a, b) -> float:
+    """Of images in [-1, 1]."""
+    return 10 * math.log10(4 / (a - b).double().square().mean().item())
+
+
+def test_bfloat16_codes_and_its_tokens_decode_in_float32_with_some_loss(capsys):
+    """The embedded network on a real photograph, each precision's tokens decoded by both."""
+    x = crop()
+    codecs = {name: noisebook.load("photo", dtype=name) for name in ("float32", "bfloat16")}
+    assert codecs["bfloat16"].spec == codecs["float32"].spec  # the same files
+    truth, found = x.float() / 127.5 - 1, {}
+    for made, encoder in codecs.items():
+        tokens, predicted = encoder.reconstruct(x)
+        for name, decoder in codecs.items():
+            decoded = decoder.decode(tokens, (96, 128))
+            assert decoded.dtype == torch.float32
+            assert torch.equal(decoded, predicted) == (made == name)
+            found[made, name] = (psnr(decoded, truth), psnr(decoded, predicted) if made != name else math.inf)
+    with capsys.disabled():
+        print()
+        for (made, name), (quality, apart) in found.items():
+            print(f"  encoded in {made}, decoded in {name}: {quality:.2f} dB; {apart:.2f} dB from its own decode")
+    same = found["float32", "float32"][0]
+    assert found["bfloat16", "bfloat16"][0] > same - 0.5
+    for pair in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        assert found[pair][1] > 50
+        assert found[pair][0] > same - 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "bfloat16"])
+def test_convnet_keeps_the_prior_the_level_and_the_result_in_float32(dtype, fresh):
+    plain, fast = backbones.load("photo"), backbones.load("photo").accelerate(dtype)
+    kind = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    for name, tensor in [*fast.named_parameters(), *fast.named_buffers()]:
+        inside = not name.startswith(("net.prior", "net.embed", "net.frequencies"))
+        assert tensor.dtype == (kind if inside else torch.float32), name
+    y = torch.from_numpy(fresh.normal(size=(2, 3, 32, 48))).float()
+    wanted, got = plain(y, 0.7), fast(y, 0.7)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, wanted) == (kind == torch.float32)
+    assert (got - wanted).abs().max() < 0.02 * (wanted - y).abs().max()
+    assert fast.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("prediction", diffusers_unet.PREDICTIONS)
+@pytest.mark.parametrize(
+    "options", [{"channels_last": True}, {"dtype": torch.bfloat16}, {"dtype": "bfloat16", "channels_last": True}]
+)
+def test_diffusers_unet(options, prediction, fresh):
+    levels = [math.exp(-0.01 * (t + 1)) for t in range(300)]
+    plain, fast = (diffusers_unet.DiffusersUNet(tiny_unet(attention=True), levels, prediction) for _ in range(2))
+    fast.accelerate(**options)
+    if "channels_last" in options:
+        assert fast.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    y = torch.from_numpy(fresh.normal(size=(2, 3, 16, 16))).float()
+    wanted, got = plain(y, 1.0), fast(y, 1.0)
+    assert got.dtype == torch.float32
+    tolerance = 0.05 if "dtype" in options else 1e-4
+    assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
+    assert ("dtype" in options) != torch.allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["convnet", "diffusers"])
+def test_compiled_networks_give_the_same(make, monkeypatch, fresh):
+    """Through torch.compile's tracer; its own code generator needs minutes and is tried on a GPU."""
+    called = []
+
+    def backend(graph, inputs):
+        called.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+
+    def build():
+        if make == "convnet":
+            return backbones.load("photo")
+        return diffusers_unet.DiffusersUNet(tiny_unet(), [math.exp(-0.01 * (t + 1)) for t in range(300)], "epsilon")
+
+    plain, fast = build(), build().accelerate(compile=True)
+    y = torch.from_numpy(fresh.normal(size=(2, 3, 32, 32))).float()
+    with torch.no_grad():
+        for lam in (1.0, 0.5, 0.25):
+            assert torch.allclose(fast(y, lam), plain(y, lam), atol=1e-4)
+    assert len(called) == 1  # one graph for all levels
+    assert set(fast.state_dict()) == set(plain.state_dict())
+    torch._dynamo.reset()
+
+
+def test_a_tiled_network_is_accelerated_inside_and_a_prior_has_none():
+    backbone = diffusers_unet.DiffusersUNet(tiny_unet(), [math.exp(-0.01 * (t + 1)) for t in range(300)], "epsilon")
+    backbone.size = (16, 16)
+    tiled = Tiled(backbone)
+    version = tiled.version
+    assert tiled.accelerate(torch.bfloat16) is tiled
+    assert tiled.version > version
+    assert backbone.unet.conv_in.weight.dtype == torch.bfloat16
+    for call in (
+        lambda: backbones.load("gaussian-prior").accelerate(torch.bfloat16),
+        lambda: noisebook.load("photo", backbone="gaussian-prior", compile=True),
+        lambda: backbones.load("photo").accelerate(torch.float16),
+        lambda: noisebook.load("photo", dtype="half precision"),
+    ):
+        with pytest.raises(BackboneError):
+            call()

@@ -1,0 +1,238 @@
+"""The codec on a GPU: graphs replay what plain calls give, nothing waits for the host, tokens travel to the CPU."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+import noisebook
+from common import Shrink, random_images
+from noisebook import CodecMismatchError, FormatError, ImageError, backbones, container, images
+from noisebook.codec import Codec
+from noisebook.presets import Recipe
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:quality stalls"),
+    pytest.mark.filterwarnings("error:the work cannot be recorded"),
+]
+
+CASES = {
+    "plain": {},
+    "independent": {"law": "independent", "vocabulary": 128},
+    "a vocabulary that is no power of two": {"law": "independent", "vocabulary": 66},
+    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
+    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
+    "p=0 euler": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
+    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
+    "no tokens": {"p": 1},
+    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
+    "many codewords": {"bins": 1, "vocabulary": 1 << 21},
+}
+BACKBONES = ("shrink", "photo", "gaussian-prior")
+
+
+def network(name="shrink"):
+    if name == "shrink":
+        backbone = Shrink()
+        backbone.register_buffer("anchor", torch.zeros(1))  # a tensor, so that it has a device
+        return backbone.cuda()
+    return backbones.load(name, "cuda")
+
+
+def build(backbone, graphs=True, **changes) -> Codec:
+    base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
+    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs)
+
+
+def psnr(a, b) -> float:
+    """Of images in [-1, 1], in dB."""
+    error = (a.cpu() - b.cpu()).double().square().mean().item()
+    return 10 * math.log10(4 / error) if error else math.inf
+
+
+def assert_same(codec: Codec, plain: Codec, x: torch.Tensor) -> None:
+    """All verbs of two codecs give the same bits for images x."""
+    size = (x.shape[2], x.shape[3])
+    tokens, payload, (again, predicted) = codec.encode(x), codec.encode_packed(x), codec.reconstruct(x)
+    assert torch.equal(tokens, plain.encode(x))
+    assert torch.equal(tokens, again)
+    runs = plain.plan(*size).token_runs
+    assert [row.cpu().numpy().tobytes() for row in payload] == [container.pack(row.cpu().numpy(), runs) for row in tokens]
+    decoded = codec.decode(tokens, size)
+    assert torch.equal(decoded, predicted)
+    assert torch.equal(decoded, plain.decode(tokens, size))
+    assert torch.equal(decoded, codec.decode_packed(payload, size))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replay_is_the_plain_call_bit_for_bit(case, fresh):
+    codec, plain = build(network(), **CASES[case]), build(network(), graphs=False, **CASES[case])
+    for batch in (1, 1, 3, 17, 3, 3):
+        assert_same(codec, plain, random_images(fresh, batch, 17, 40))
+    assert len(codec.graphs) > 0
+    assert len(plain.graphs) == 0
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_replay_of_every_shipped_backbone(name, fresh):
+    codec, plain = build(network(name)), build(network(name), graphs=False)
+    for height, width in ((64, 96), (48, 48), (64, 96), (64, 96)):
+        assert_same(codec, plain, random_images(fresh, 2, height, width))
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"channels_last": True}, {"dtype": "bfloat16", "compile": True}])
+def test_replay_of_an_accelerated_network(options, fresh):
+    codec, plain = (noisebook.load("photo", device="cuda", steps=6, graphs=g, **options) for g in (True, False))
+    for _ in range(3):
+        assert_same(codec, plain, random_images(fresh, 2, 64, 96))
+    torch._dynamo.reset()
+
+
+def test_more_shapes_than_graphs_are_kept(fresh):
+    codec, plain = build(network("photo")), build(network("photo"), graphs=False)
+    for width in [*range(32, 32 * 12, 32), 32, 64]:  # their cosine transforms leave the cache as well
+        for _ in range(2):
+            x = random_images(fresh, 1, 32, width)
+            assert torch.equal(codec.encode(x), plain.encode(x))
+    assert len(codec.graphs) == codec.graphs.size
+
+
+def test_constants_that_left_their_cache_are_still_there_for_a_graph(fresh):
+    """A graph of one size, then plain work on many: its constants leave the cache, but not the memory."""
+    codec, plain = build(network("gaussian-prior")), build(network("gaussian-prior"), graphs=False)
+    codec.encode(random_images(fresh, 1, 40, 56))
+    for width in range(64, 64 * 14, 64):
+        plain.encode(random_images(fresh, 1, 24, width))
+    torch.cuda.empty_cache()
+    trash = [torch.full((56, 56), float("nan"), device="cuda") for _ in range(64)]
+    x = random_images(fresh, 1, 40, 56)
+    assert torch.equal(codec.encode(x), plain.encode(x))
+    del trash
+
+
+def test_weights_that_move_make_new_graphs(fresh):
+    backbone = network("photo")
+    codec, plain = build(backbone), build(network("photo"), graphs=False)
+    x = random_images(fresh, 2, 32, 32)
+    wanted = plain.encode(x)
+    assert torch.equal(codec.encode(x), wanted)
+    backbone.cpu()
+    trash = [torch.full_like(p, float("nan"), device="cuda") for p in backbone.parameters()]
+    backbone.cuda()
+    assert torch.equal(codec.encode(x), wanted)
+    del trash
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("law", ["hadamard", "independent"])
+def test_cores_do_not_wait_for_the_host(law, name, fresh):
+    """torch raises at every operation that synchronises; run plainly, after a first call that fills the caches."""
+    codec = build(network(name), graphs=False, law=law, start_bins=2, start_vocabulary=256)
+    plan = codec.plan(32, 48)
+    x = random_images(fresh, 2, 32, 48).cuda()
+    tokens, payload = codec.encode(x), codec.encode_packed(x)
+    codec.decode(tokens, (32, 48))
+    codec.decode_packed(payload, (32, 48))
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        with torch.no_grad():
+            status, again, _ = codec._encode_core(plan, True, False, x)
+            _, packed = codec._encode_core(plan, False, True, x)
+            codec._decode_core(plan, tokens)
+            codec._decode_core(plan, payload)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert status.is_cuda
+    assert torch.equal(again, tokens)
+    assert torch.equal(packed, payload)
+
+
+def test_streams_and_inference_mode_share_a_graph(fresh):
+    codec, plain = build(network("photo")), build(network("photo"), graphs=False)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    xs = [random_images(fresh, 4, 32, 32).cuda() for _ in range(9)]
+    wanted = [plain.encode(x) for x in xs]
+    torch.cuda.synchronize()
+    got = []
+    for i, x in enumerate(xs):
+        with torch.cuda.stream(streams[i % 3]), torch.inference_mode(i % 2 == 1):
+            got.append(codec.encode(x))
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert len(codec.graphs) == 1
+
+
+def test_bad_values_are_refused(fresh):
+    codec = build(network())
+    x = (random_images(fresh, 2, 16, 16).float() / 127.5 - 1).cuda()
+    for _ in range(2):
+        tokens, payload = codec.encode(x), codec.encode_packed(x)
+        codec.decode(tokens, (16, 16))
+        for value in (1.5, float("nan"), float("inf")):
+            bad = x.clone()
+            bad[1, 2, 3, 4] = value
+            with pytest.raises(ImageError):
+                codec.encode(bad)
+        for bad in (tokens - 1000, tokens + (1 << 40)):
+            with pytest.raises(CodecMismatchError):
+                codec.decode(bad, (16, 16))
+        with pytest.raises(FormatError):
+            codec.decode_packed(payload[:, 1:], (16, 16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_of_a_gpu_decode_on_a_cpu(dtype, capsys):
+    """Not bit for bit: the networks differ. How far apart the two decodes are is printed."""
+    x = torch.from_numpy(images.sample("astronaut")[0:192, 150:406].copy()).permute(2, 0, 1)[None]
+    there, here = noisebook.load("photo", device="cuda", dtype=dtype), noisebook.load("photo")
+    tokens, predicted = there.reconstruct(x)
+    decoded = here.decode(tokens.cpu(), (192, 256))
+    truth = x.float() / 127.5 - 1
+    with capsys.disabled():
+        print(f"\n  encoded on the GPU in {dtype}: {psnr(predicted, truth):.2f} dB decoded there,", end=" ")
+        print(f"{psnr(decoded, truth):.2f} dB on the CPU; {psnr(decoded, predicted):.2f} dB between the two")
+    assert psnr(decoded, predicted) > 35
+    assert psnr(decoded, truth) > psnr(predicted, truth) - 0.5
+
+
+def test_both_devices_draw_the_same_noise(fresh):
+    """With an elementwise backbone the two decodes differ by rounding alone, and the CPU's codewords are the GPU's."""
+    there, here = build(network()), build(Shrink())
+    tokens = torch.from_numpy(fresh.integers(0, 256, (3, 24)))
+    assert (there.decode(tokens, (16, 24)).cpu() - here.decode(tokens, (16, 24))).abs().max() < 1e-5
+
+
+def test_files_of_a_gpu_are_files(tmp_path):
+    """Through the command line: encoded and decoded with --device cuda, verified without a backbone."""
+    from noisebook.cli import main
+
+    out = str(tmp_path)
+    assert main(["roundtrip", "--samples", "--device", "cuda", "-o", out]) == 0
+    files = sorted(str(p) for p in tmp_path.glob("*.nbk"))
+    assert len(files) == 3
+    assert main(["verify", *files]) == 0
+    assert main(["decode", *files, "--device", "cuda", "--dtype", "bfloat16", "-o", str(tmp_path / "b")]) == 0
+
+
+def test_work_that_cannot_be_recorded_falls_back(fresh):
+    """Last in this file: what torch leaves behind after a recording that failed should disturb nothing."""
+
+    class Reads(Shrink):
+        def denoise(self, y, lam, cond=None):
+            return super().denoise(y, lam) if y.sum().item() else y
+
+    backbone = Reads()
+    backbone.register_buffer("anchor", torch.zeros(1))
+    codec, plain = build(backbone.cuda()), build(network(), graphs=False)
+    before = torch.cuda.current_stream()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            x = random_images(fresh, 2, 16, 24)
+            assert torch.equal(codec.encode(x), plain.encode(x))
+    assert sum("cannot be recorded" in str(w.message) for w in caught) == 1
+    assert torch.cuda.current_stream() == before
+    assert_same(build(network()), plain, random_images(fresh, 2, 16, 24))  # and other codecs go on being recorded

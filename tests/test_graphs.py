@@ -1,0 +1,420 @@
+"""Graphs and what they need of the codec, without a GPU: the cache, static buffers, no host synchronisation, the ranges."""
+
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+
+import fake_cuda
+from common import Shrink, random_images
+from noisebook import backbones, stages
+from noisebook.backbones.convnet import ConvBackbone, ConvDenoiser
+from noisebook.backbones.gaussian import PCAPrior
+from noisebook.backbones.tiled import Tiled
+from noisebook.codec import Codec
+from noisebook.errors import CodecMismatchError, FormatError, ImageError
+from noisebook.graphs import Graphs, constants, holding
+from noisebook.presets import Recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
+
+CASES = {
+    "plain": {},
+    "independent": {"law": "independent"},
+    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
+    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
+    "p=0 euler": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
+    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
+    "no tokens": {"p": 1},
+    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
+}
+
+
+def build(backbone, graphs=True, **changes) -> Codec:
+    base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
+    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs)
+
+
+class Counting(Shrink):
+    """`Shrink` with a weight, which may move, and a count of its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("variance", torch.tensor(0.25))
+        self.count = 0
+
+    def denoise(self, y, lam, cond=None):
+        self.count += 1
+        return y * (self.variance / (self.variance + lam * lam))
+
+
+def tiny_convnet() -> ConvBackbone:
+    torch.manual_seed(0)
+    net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)  # type: ignore[arg-type]
+    torch.nn.init.normal_(net.leave.weight, std=0.1)
+    return ConvBackbone(net)
+
+
+def tiny_pca() -> PCAPrior:
+    vectors = torch.linalg.qr(torch.randn(192, 192, generator=torch.Generator().manual_seed(0)))[0]
+    return PCAPrior((8, 8), 3, torch.zeros(192), torch.linspace(1, 0, 192), vectors)
+
+
+def tiny_unet():
+    diffusers = pytest.importorskip("diffusers")
+    from noisebook.backbones.diffusers_unet import DiffusersUNet
+
+    kinds = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = diffusers.UNet2DModel(sample_size=16, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, **kinds)
+    levels = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64).neg().add(1).cumprod(0).tolist()
+    backbone = DiffusersUNet(unet.eval(), levels, "epsilon")
+    backbone.multiple = 8
+    return backbone
+
+
+BACKBONES = {
+    "shrink": Counting, "convnet": tiny_convnet, "spectrum": lambda: backbones.load("gaussian-prior"),
+    "tiled pca": lambda: Tiled(tiny_pca()), "diffusers": tiny_unet,
+}  # fmt: skip
+
+
+# ---- nothing between host and device ------------------------------------------------------------------------------------
+def assert_cores_stay_on_the_device(backbone, height, width, **changes):
+    """Runs the cores on tensors without values, twice as a recording is: the first call may fill caches."""
+    codec = build(backbone.to("meta"), **changes)
+    plan = codec.plan(height, width)
+    payload = -(-sum(n * (v.bit_length() - 1) for n, v in plan.token_runs) // 8)
+    inputs = {
+        "uint8": torch.empty(2, 3, height, width, dtype=torch.uint8, device="meta"),
+        "float": torch.empty(2, 3, height, width, device="meta"),
+        "tokens": torch.empty(2, plan.length, dtype=torch.int64, device="meta"),
+        "payload": torch.empty(2, payload, dtype=torch.uint8, device="meta"),
+    }
+
+    @torch.no_grad()
+    def run():
+        encoded = codec._encode_core(plan, True, False, inputs["uint8"])
+        codec._encode_core(plan, False, True, inputs["float"])
+        decoded = codec._decode_core(plan, inputs["tokens"])
+        codec._decode_core(plan, inputs["payload"])
+        return encoded, decoded
+
+    run()
+    with fake_cuda.no_host():
+        (status, tokens, images), (valid, decoded) = run()
+    assert status.shape == (2 + len(plan.runs),)
+    assert tokens.shape == (2, plan.length)
+    assert images.shape == decoded.shape == (2, 3, height, width)
+    assert images.dtype == torch.float32
+    assert valid.shape == ()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cores_of_encode_and_decode_never_meet_the_host(case, monkeypatch):
+    fake_cuda.plain_codebook(monkeypatch)
+    assert_cores_stay_on_the_device(Counting(), 17, 40, **CASES[case])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_backbone_meets_the_host(name, monkeypatch):
+    fake_cuda.plain_codebook(monkeypatch)
+    assert_cores_stay_on_the_device(BACKBONES[name](), 16, 24)
+
+
+SINS = {
+    "item": lambda y: y.sum().item(),
+    "float()": lambda y: float(y.sum()),
+    "if": lambda y: 1 if y.sum() > 0 else 0,
+    "tolist": lambda y: y.tolist(),
+    "numpy": lambda y: y.numpy(),
+    "cpu": lambda y: y.cpu(),
+    "nonzero": lambda y: torch.nonzero(y),
+    "mask": lambda y: y[y > 0],
+    "equal": lambda y: torch.equal(y, y),
+    "tensor": lambda y: y * torch.tensor(0.5, device=y.device),
+    "tensor on the host": lambda y: y * torch.tensor(0.5),
+    "new_tensor": lambda y: y * y.new_tensor(0.5),
+    "copy": lambda y: y + torch.ones(1).to(y.device),
+    "index from the host": lambda y: y[torch.arange(1)],
+}
+
+
+@pytest.mark.parametrize("sin", SINS)
+def test_the_guard_sees_every_way_to_the_host(sin):
+    y = torch.zeros(1, device="meta")
+    with pytest.raises(Exception, match=r"host|meta|read|data"), fake_cuda.no_host():
+        SINS[sin](y)
+
+
+# ---- recording and replaying --------------------------------------------------------------------------------------------
+@pytest.fixture
+def cuda(monkeypatch):
+    fake_cuda.install(monkeypatch)
+    fake_cuda.plain_codebook(monkeypatch)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replay_is_the_plain_call_for_fresh_images(case, cuda, fresh):
+    backbone = Counting()
+    codec, plain = build(backbone, **CASES[case]), build(Counting(), graphs=False, **CASES[case])
+    for batch in (2, 2, 2, 1, 1, 2):  # five graphs for each: those of batch 2 are recorded, replayed twice, pushed out
+        images = random_images(fresh, batch, 17, 40)
+        tokens = codec.encode(images)
+        assert torch.equal(tokens, plain.encode(images))
+        assert torch.equal(codec.encode_packed(images), plain.encode_packed(images))
+        for got, wanted in zip(codec.reconstruct(images), plain.reconstruct(images), strict=True):
+            assert torch.equal(got, wanted)
+        decoded = plain.decode(tokens, (17, 40))
+        assert torch.equal(codec.decode(tokens, (17, 40)), decoded)
+        assert torch.equal(codec.decode_packed(codec.encode_packed(images), (17, 40)), decoded)
+    calls = backbone.count
+    assert len(codec.graphs) == 8
+    codec.decode_packed(codec.encode_packed(images), (17, 40))
+    assert backbone.count == calls
+
+
+@pytest.mark.parametrize("name", ["convnet", "spectrum", "tiled pca"])
+def test_replay_of_real_backbones(name, cuda, fresh):
+    codec, plain = build(BACKBONES[name]()), build(BACKBONES[name](), graphs=False)
+    for _ in range(3):
+        images = random_images(fresh, 2, 16, 24)
+        tokens, decoded = codec.reconstruct(images)
+        assert torch.equal(tokens, plain.encode(images))
+        assert torch.equal(decoded, plain.decode(tokens, (16, 24)))
+    assert len(codec.graphs) == 1
+
+
+def test_results_are_the_callers_own_and_inputs_are_copied(cuda, fresh):
+    codec = build(Counting())
+    one, two = (random_images(fresh, 2, 16, 16) for _ in range(2))
+    first = codec.encode(one)
+    kept = first.clone()
+    second = codec.encode(two)
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+    one.copy_(two)
+    assert torch.equal(codec.encode(one), second)
+    second.zero_()
+    assert torch.equal(codec.encode(one), codec.encode(two))
+    assert codec.encode(two).any()
+
+
+def test_every_shape_type_and_verb_has_a_graph_of_its_own_and_weights_that_move_make_new_ones(cuda, fresh):
+    backbone = Counting()
+    codec = build(backbone)
+    images = random_images(fresh, 2, 16, 24)
+    tokens = codec.encode(images)
+    seen = [len(codec.graphs)]
+    for call in (
+        lambda: codec.encode(images[:1]),
+        lambda: codec.encode(images.transpose(2, 3)),
+        lambda: codec.encode(images / 127.5 - 1),
+        lambda: codec.encode_packed(images),
+        lambda: codec.reconstruct(images),
+        lambda: codec.decode(tokens, (16, 24)),
+    ):
+        for _ in range(2):
+            call()
+        seen.append(len(codec.graphs))
+    assert seen == [1, 2, 3, 4, 5, 6, 7]
+    backbone.to(torch.float32)
+    backbone.variance.fill_(0.1)
+    moved = codec.encode(images)
+    assert len(codec.graphs) == 8
+    assert not torch.equal(moved, tokens)
+    backbone.variance.fill_(0.25)  # weights changed in place are seen by a replay
+    assert torch.equal(codec.encode(images), tokens)
+    assert len(codec.graphs) == 8
+
+
+def test_the_graphs_used_last_are_kept(cuda):
+    calls = []
+
+    def double(x):
+        calls.append(len(x))
+        return (2 * x,)
+
+    graphs = Graphs(size=2)
+    for length in (1, 2, 1, 3, 1, 3, 2):
+        x = torch.full((length,), float(length))
+        assert torch.equal(graphs(double, (x,), "double")[0], 2 * x)
+        assert len(graphs) <= 2
+    assert calls == [1] * 3 + [2] * 3 + [3] * 3 + [2] * 3  # twice to warm up, once to record; 2 was dropped for 3
+
+
+def test_other_keys_are_other_functions(cuda):
+    graphs, x = Graphs(), torch.ones(3)
+    for _ in range(2):
+        assert torch.equal(graphs(lambda t: (t + 1,), (x,), "plus")[0], x + 1)
+        assert torch.equal(graphs(lambda t: (t - 1,), (x,), "minus")[0], x - 1)
+
+
+def test_calls_inside_and_outside_of_inference_mode_share_a_graph(cuda, fresh):
+    codec = build(Counting())
+    images = random_images(fresh, 1, 16, 16)
+    with torch.inference_mode():
+        inside = codec.encode(images.clone())
+    outside = codec.encode(images)
+    with torch.inference_mode():
+        again = codec.encode(images.clone())
+    assert torch.equal(inside, outside)
+    assert torch.equal(again, outside)
+    assert len(codec.graphs) == 1
+    assert not inside.is_inference()
+
+
+def test_without_graphs_work_is_called_plainly(cuda, fresh):
+    images = random_images(fresh, 1, 16, 16)
+    backbone = Counting()
+    for codec in (build(backbone, graphs=False), build(backbone)):
+        codec.graphs.enabled = False
+        codec.encode(images)
+        assert len(codec.graphs) == 0
+    backbone.capturable = False
+    codec = build(backbone)
+    codec.encode(images)
+    assert len(codec.graphs) == 0
+    assert not build(Tiled(_sized(backbone))).graphs.enabled
+
+
+def _sized(backbone):
+    backbone.size = (16, 16)
+    return backbone
+
+
+def test_cpu_tensors_are_called_plainly(fresh):
+    codec = build(Counting())
+    codec.encode(random_images(fresh, 1, 16, 16))
+    assert codec.graphs.enabled
+    assert len(codec.graphs) == 0
+
+
+def test_work_that_cannot_be_recorded_falls_back_with_one_warning(cuda, fresh):
+    class Reads(Counting):
+        def denoise(self, y, lam, cond=None):
+            return super().denoise(y, lam) if y.sum().item() else y
+
+    images = random_images(fresh, 2, 16, 16)
+    codec = build(Reads())
+    wanted = build(Counting(), graphs=False).encode(images)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph.*not permitted") as caught:
+        assert torch.equal(codec.encode(images), wanted)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(codec.encode(images), wanted)
+        codec.encode(images[:1])
+    assert len(codec.graphs) == 0
+
+
+def test_errors_of_the_work_itself_go_to_the_caller(cuda, fresh):
+    class Broken(Counting):
+        def denoise(self, y, lam, cond=None):
+            raise ZeroDivisionError
+
+    codec = build(Broken())
+    with pytest.raises(ZeroDivisionError):
+        codec.encode(random_images(fresh, 1, 16, 16))
+    assert codec.graphs.enabled
+
+
+def test_bad_values_are_refused_after_a_replay_as_well(cuda, fresh):
+    codec = build(Counting())
+    good = random_images(fresh, 1, 16, 16).float() / 127.5 - 1
+    tokens, payload = codec.encode(good), codec.encode_packed(good)
+    codec.decode(tokens, (16, 16))
+    codec.decode_packed(payload, (16, 16))
+    graphs = len(codec.graphs)
+    for value in (1.1, -2.0, float("nan"), float("inf")):
+        bad = good.clone()
+        bad[0, 1, 2, 3] = value
+        with pytest.raises(ImageError, match="finite and in"):
+            codec.encode(bad)
+    for bad in (tokens - 1000, tokens + 1000):
+        with pytest.raises(CodecMismatchError):
+            codec.decode(bad, (16, 16))
+    with pytest.raises(FormatError):
+        codec.decode_packed(payload[:, 1:], (16, 16))
+    assert torch.equal(codec.encode(good), tokens)
+    assert len(codec.graphs) == graphs
+    codec.backbone.variance.fill_(float("nan"))
+    with pytest.raises(ImageError, match="not finite"):
+        codec.encode(good)
+
+
+def test_constants_that_a_graph_was_recorded_with_outlive_the_cache():
+    @constants(1)
+    def ramp(n):
+        return torch.arange(n)
+
+    assert ramp(3) is ramp(3)
+    with holding() as held:
+        ramp(3)
+    alive = weakref.ref(ramp(3))
+    assert held[0] is ramp(3)
+    ramp(4)
+    gc.collect()
+    assert alive() is not None
+    held.clear()
+    gc.collect()
+    assert alive() is None
+
+
+def test_constants_first_made_in_inference_mode_are_normal_tensors():
+    @constants()
+    def ones(n):
+        return torch.ones(n)
+
+    with torch.inference_mode():
+        ones(2)
+    assert not ones(2).is_inference()
+
+
+def test_a_recording_holds_the_constants_of_its_backbone(cuda, fresh):
+    codec = build(tiny_convnet())
+    codec.encode(random_images(fresh, 1, 16, 24))
+    (recording,) = codec.graphs._recorded.values()
+    sizes = {tuple(t.shape) for t in recording.held if isinstance(t, torch.Tensor)}
+    assert {(16, 16), (24, 24), (1, 3 * 16 * 24)} <= sizes  # two cosine transforms and the start
+
+
+# ---- ranges -------------------------------------------------------------------------------------------------------------
+def test_every_stage_is_a_range(monkeypatch, shrink, fresh):
+    seen, depth = [], []
+
+    class Annotate:
+        def __init__(self, name, domain):
+            assert domain == "noisebook"
+            self.name = name
+
+        def __enter__(self):
+            seen.append((len(depth), self.name))
+            depth.append(self.name)
+
+        def __exit__(self, *_):
+            assert depth.pop() == self.name
+
+    monkeypatch.setattr(stages, "_annotate", Annotate)
+    codec = build(shrink, steps=2, start_bins=1, start_vocabulary=256)
+    payload = codec.encode_packed(random_images(fresh, 1, 16, 16))
+    step = [(1, "network"), (1, "select"), (1, "backtrace")]
+    assert seen == [(0, "encode"), (1, "start"), (2, "select"), *step, *step, (1, "finish"), (1, "pack")]
+    seen.clear()
+    codec.decode_packed(payload, (16, 16))
+    step = [(1, "network"), (1, "backtrace")]
+    assert seen == [(0, "decode"), (1, "pack"), (1, "start"), *step, *step, (1, "finish"), (2, "network")]
+
+
+def test_a_replay_is_a_range(monkeypatch, cuda, fresh):
+    names = []
+    monkeypatch.setattr("noisebook.graphs.stage", lambda name: names.append(name) or stages._nothing)
+    codec = build(Counting())
+    codec.encode(random_images(fresh, 1, 16, 16))
+    assert names == ["replay"]
+
+
+def test_without_nvtx_a_stage_is_nothing(monkeypatch):
+    monkeypatch.setattr(stages, "_annotate", None)
+    assert stages.stage("encode") is stages.stage("decode")
