@@ -18,8 +18,11 @@ def blocks(path, language):
 
 
 def test_tables_come_from_the_results():
-    done = subprocess.run([sys.executable, ROOT / "bench/tables.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "bench/report.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    readme = (ROOT / "README.md").read_text()
+    for name in ("kodak", "quality", "search"):
+        assert f"<!-- {name} -->\n|" in readme, name
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

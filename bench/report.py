@@ -1,0 +1,286 @@
+"""Writes the tables of README.md from the JSON under bench/results, and a roofline plot: no figure there is typed by hand.
+
+python bench/report.py            # --check: only say whether README is up to date
+
+Fills every `<!-- NAME -->...<!-- /NAME -->` of README whose NAME is one of TABLES. GPU figures come from gpu_kernels.json
+and gpu_throughput.json there, if they were measured; where not, README says so. Dry runs are refused.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import floors
+
+from record import RESULTS, ROOT, refuse_dry
+
+README = ROOT / "README.md"
+PLOT = ROOT / "docs/images/roofline.svg"
+Result = dict[str, Any]
+
+
+def load(name: str) -> Result:
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    refuse_dry(result, f"bench/results/{name}.json")
+    return result
+
+
+def measured(name: str) -> Result | None:
+    """A result that may not be there yet."""
+    return load(name) if (RESULTS / f"{name}.json").exists() else None
+
+
+def source(result: Result, name: str) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k != "numpy")
+    where = f"driver {result['gpu'].get('driver_version', 'unknown')}" if "gpu" in result else f"{result['threads']} threads"
+    return f"<sub>{result['device']}, {where}, {versions}, {result['date']}: `{result['command']}`, " \
+           f"`bench/results/{name}.json`</sub>"  # fmt: skip
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def kodak() -> str:
+    result = load("kodak")
+    rows: list[list[str]] = []
+    for run in sorted(result["runs"], key=lambda r: (r["mean"]["bpp"], r["mean"]["psnr"])):
+        m, calls = run["mean"], run["images"][0]["calls"]
+        rows.append([f"`{run['preset']}`", f"`{run['backbone']}`", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB",
+                     f"{run['least_psnr']:.2f} dB", f"{m['ssim']:.3f}", str(calls), f"{m['seconds']:.1f} s"])  # fmt: skip
+        for kind, other in run.get("beside", {}).items():
+            if other["images"]:
+                there = [r["psnr"] for r, f in zip(run["images"], other["rows"], strict=True) if f]
+                some = f" ({other['images']} images; `{run['preset']}` on these {sum(there) / len(there):.2f} dB)"
+                label = f"{kind}, not larger{some if len(there) < len(run['images']) else ''}"
+                rows.append([label, "", f"{other['mean']['bpp']:.3f}", f"{other['mean']['psnr']:.2f} dB", "", "", "", ""])
+    head = ["preset", "backbone", "bits per pixel", "PSNR", "worst image", "SSIM", "network calls", "seconds an image"]
+    return f"{table(head, rows)}\n\n{result['about']}. {source(result, 'kodak')}"
+
+
+def quality() -> str:
+    result = load("quality")
+    rows = []
+    for r in result["rows"]:
+        size = [f"{r['steps']} x {r['bins']}", f"{r['vocabulary']:,}", f"{r['bits']:,.0f}"]
+        rows.append([f"`{r['law']}`", *size, f"{r['psnr']:.2f} dB"])
+    head = ["codebook", "steps x tokens", "vocabulary", "bits", "PSNR"]
+    return f"{table(head, rows)}\n\n{result['about']}. {source(result, 'quality')}"
+
+
+def search() -> str:
+    result = load("select_cpu")
+    rows = []
+    for entry in result["benchmarks"]:
+        info = entry["extra_info"]
+        if "times_torch" in info:
+            law = "hadamard" if "hadamard" in entry["name"] else "independent"
+            rows.append([f"`{law}`", f"{info['codewords']:,}", str(info["batch"]), str(info["threads"]), info["isa"],
+                         f"{info['native_median'] * 1e3:.2f} ms", f"{info['torch_median']:.2f} s",
+                         f"{info['times_torch']:,.0f} x"])  # fmt: skip
+    head = ["codebook", "codewords", "images", "threads", "code", "noisebook", "torch: randn, matmul, argmax", "ratio"]
+    return f"{table(head, rows)}\n\nMedians, both in one run, D = 3072. {source(result, 'select_cpu')}"
+
+
+# ---- the GPU ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Goal:
+    """What is to be reached on one H200: `find` gives the figure from (kernels, throughput), None if not measured."""
+
+    text: str
+    limit: float
+    unit: str
+    find: Callable[[Result, Result], float | None]
+    least: bool = False  # at least the limit rather than at most
+
+    def row(self, kernels: Result, throughput: Result) -> list[str]:
+        value = self.find(kernels, throughput)
+        want = f"{'>=' if self.least else '<='} {self.limit:g} {self.unit}"
+        if value is None:
+            return [self.text, want, "not measured yet", ""]
+        met = value >= self.limit if self.least else value <= self.limit
+        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        return [self.text, want, f"{shown} {self.unit}", "yes" if met else "no"]
+
+
+def pick(kernels: Result, law: str, batch: int, codewords: int = 1 << 20) -> Result | None:
+    """The row of a search at D = 3072, one token."""
+    wanted = ("select", law, 3072, codewords, batch, 1)
+    keys = ("kernel", "law", "d", "codewords", "batch", "bins")
+    return next((r for r in kernels.get("rows", []) if tuple(r[k] for k in keys) == wanted), None)
+
+
+def graph_ms(row: Result | None) -> float | None:
+    return row["times"]["graph"]["median_ms"] if row else None
+
+
+def worst_ratio(kernels: Result, _: Result) -> float | None:
+    """The largest multiple of its floor over the batches of law `independent`."""
+    rows = [pick(kernels, "independent", batch) for batch in (16, 64, 256, 1024)]
+    return max((r["ratio"] for r in rows if r), default=None) if all(rows) else None
+
+
+def workspace(kernels: Result, _: Result) -> float | None:
+    rows = [r["workspace_mib"] for r in kernels.get("rows", []) if r["workspace_mib"] is not None]
+    return max(rows, default=None)
+
+
+def times_faster(law: str, kinds: tuple[str, ...]) -> Callable[[Result, Result], float | None]:
+    """How many times faster an image-step of `law` at 64 images is than the fastest of the baselines of those kinds."""
+
+    def find(kernels: Result, _: Result) -> float | None:
+        ours = graph_ms(pick(kernels, law, 64))
+        theirs = [b["per_image_ms"] for b in kernels.get("baselines", []) if b["kind"].startswith(kinds) and b["d"] == 3072]
+        return min(theirs) / (ours / 64) if theirs and ours else None
+
+    return find
+
+
+def end_to_end(key: str) -> Callable[[Result, Result], float | None]:
+    """`key` of the fastest encode with graphs, 256 images, law `hadamard`."""
+
+    def find(_: Result, throughput: Result) -> float | None:
+        rows = [r for r in throughput.get("rows", [])
+                if r.get("verb") == "encode" and r["graphs"] and r["batch"] == 256 and r["law"] == "hadamard"]  # fmt: skip
+        return 100 * max(rows, key=lambda r: r["images_per_s"])[key] if rows else None
+
+    return find
+
+
+PUBLISHED = ("DDCM", "Turbo-DDCM", "DiffC")
+GOALS = [
+    Goal("`hadamard` search, 256 images", 0.25, "ms", lambda k, _: graph_ms(pick(k, "hadamard", 256))),
+    Goal("`hadamard` search, 64 images", 0.1, "ms", lambda k, _: graph_ms(pick(k, "hadamard", 64))),
+    Goal("`hadamard` search, 1 image, 2^30 codewords", 5, "ms", lambda k, _: graph_ms(pick(k, "hadamard", 1, 1 << 30))),
+    Goal("`independent` search, 16 to 1024 images, times its floor", 2, "x", worst_ratio),
+    Goal("memory beside inputs, outputs and rotated residual", 64, "MiB", workspace),
+    Goal("`hadamard`, times faster than chunked torch", 60, "x", times_faster("hadamard", ("chunked",)), True),
+    Goal("`independent`, times faster than chunked torch", 8, "x", times_faster("independent", ("chunked",)), True),
+    Goal("`hadamard`, times faster than the codes as published", 2000, "x", times_faster("hadamard", PUBLISHED), True),
+    Goal("`independent`, times faster than the codes as published", 300, "x", times_faster("independent", PUBLISHED), True),
+    Goal("encode, time outside a 50 M parameter network", 2, "%", end_to_end("share_outside")),
+    Goal("encode, of the images a second of the network alone", 95, "%", end_to_end("of_network_speed"), True),
+]
+
+
+def searches(kernels: Result) -> str:
+    """Every search of 2^20 codewords with one token: law and D down, images across."""
+    rows: dict[tuple[str, int], dict[int, str]] = {}
+    for r in kernels["rows"]:
+        if (r["kernel"], r["codewords"], r["bins"]) == ("select", 1 << 20, 1):
+            cells = rows.setdefault((r["law"], r["d"]), {})
+            cells[r["batch"]] = f"{graph_ms(r):.3g} ms ({r['ratio']:.1f} x)"
+    lines = [
+        [f"`{law}`, D = {d:,}", *(cells.get(b, "") for b in floors.BATCHES)] for (law, d), cells in sorted(rows.items())
+    ]
+    head = ["search, in brackets times its computed floor", "1 image", *(f"{b:,}" for b in floors.BATCHES[1:])]
+    return table(head, lines)
+
+
+def encodes(throughput: Result) -> str:
+    """Encode and decode end to end, as graphs, for each way of computing the network."""
+    rows: dict[tuple[str, str], dict[str, Result]] = {}
+    for r in throughput["rows"]:
+        if r.get("graphs"):
+            way = ", ".join(str(v) if k == "dtype" else k.replace("_", " ") for k, v in r["way"].items() if v)
+            rows.setdefault((r["law"], way), {})[r["verb"]] = r
+    lines = []
+    for (law, way), verbs in rows.items():
+        cells = (f"{r['images_per_s']:,.0f} a second ({100 * r['share_outside']:.1f} % outside)" if r else ""
+                 for r in map(verbs.get, ("encode", "decode")))  # fmt: skip
+        lines.append([f"`{law}`", way, *cells])
+    return table(["codebook", "network", "encode, in brackets time outside the network", "decode"], lines)
+
+
+def gpu() -> str:
+    kernels, throughput = measured("gpu_kernels"), measured("gpu_throughput")
+    goals = [goal.row(kernels or {}, throughput or {}) for goal in GOALS]
+    about = "D = 3072, 2^20 codewords an image and step unless said otherwise; end to end 256 images of 32 x 32, 10 steps."
+    if not kernels and not throughput:
+        rows = table(["on one H200", "to reach"], [row[:2] for row in goals])
+        return f"Nothing here was measured on a GPU yet. What is to be measured, with `bench/gpu.sh`:\n\n{rows}\n\n{about}"
+    device = (kernels or throughput or {})["device"]
+    parts = [table([f"on one {device}", "to reach on one H200", "measured", "reached"], goals), about]
+    if kernels:
+        parts += [searches(kernels), f"Medians of a call in a CUDA graph. {source(kernels, 'gpu_kernels')}"]
+    if throughput:
+        parts += [encodes(throughput), f"Medians. {source(throughput, 'gpu_throughput')}"]
+    return "\n\n".join(parts)
+
+
+TABLES: dict[str, Callable[[], str]] = {"kodak": kodak, "quality": quality, "search": search, "gpu": gpu}
+
+
+def places(text: str) -> set[str]:
+    """The tables that a text has a place for."""
+    return set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)) & TABLES.keys()
+
+
+def render(text: str) -> str:
+    """The text with every place filled in. SystemExit for a place that is never closed."""
+    for name in sorted(places(text)):
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, _, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not closed:
+            raise SystemExit(f"README's place for the table {name!r} is not closed")
+        text = head + begin + TABLES[name]() + "\n" + end + tail
+    return text
+
+
+def roofline() -> bool:
+    """Draws what the measured kernels reach beside the roofs of the device; False if there is nothing to draw."""
+    result = measured("gpu_kernels")
+    if result is None:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "noisebook"  # the same file for the same figures
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=False)
+    roofs = ((axes[0], "issue", floors.SM * floors.CLOCK * floors.ISSUE, "instructions"),
+             (axes[1], "tensor", floors.INT8, "int8 operations"))  # fmt: skip
+    for axis, kind, roof, unit in roofs:
+        rows = [r for r in result["rows"] if (r["law"] == "independent" and "tensor" in r["floors_ms"]) is (axis is axes[1])]
+        for label in sorted({f"{r['law']} {r['kernel']}" for r in rows}):
+            points = [point(r, kind, roof) for r in rows if f"{r['law']} {r['kernel']}" == label]
+            axis.loglog(*zip(*points, strict=True), "o", ms=4, label=label)
+        span = [0.1, 10 * max(point(r, kind, roof)[0] for r in rows)] if rows else [0.1, 1e4]
+        steps = [span[0] * (span[1] / span[0]) ** (i / 200) for i in range(201)]
+        axis.loglog(steps, [min(roof, floors.HBM * x) for x in steps], "k-", lw=1)
+        axis.set_xlabel(f"{unit} a byte of memory")
+        axis.set_ylabel(f"{unit} a second")
+        axis.legend(fontsize=7)
+    figure.suptitle(f"{result['device']}, {result['date']}: what the kernels reach of the computed roofs", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(PLOT, metadata={"Date": None})
+    return True
+
+
+def point(row: Result, kind: str, roof: float) -> tuple[float, float]:
+    """(work a byte, work a second) of a measured row; its work is what its computed floor takes at the roof."""
+    work = row["floors_ms"][kind] * 1e-3 * roof
+    traffic = row["floors_ms"]["hbm"] * 1e-3 * floors.HBM
+    return work / traffic, work / (row["times"]["graph"]["median_ms"] * 1e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether README is up to date")
+    options = parser.parse_args()
+    old = README.read_text()
+    new = render(old)
+    if options.check:
+        raise SystemExit(old != new and "README.md is not what bench/results says: run python bench/report.py")
+    README.write_text(new)
+    if not roofline():
+        print("no roofline plot: bench/results/gpu_kernels.json was not measured yet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Comparing results, computed floors and the README's tables: what they compute is right, and what they refuse."""
+
+import json
+import subprocess
+import sys
+
+import compare
+import floors
+import pytest
+import report
+
+from common import ROOT
+
+
+def timed(name, median, spread=0.01, way="graph"):
+    return {"name": name, "times": {way: {"q1_ms": median - spread, "median_ms": median, "q3_ms": median + spread}}}
+
+
+def result(*rows, device="a GPU", dry=False, **rest):
+    return {"device": device, "dry": dry, "rows": list(rows), **rest}
+
+
+def run_compare(tmp_path, old, new, *options):
+    for name, content in (("old", old), ("new", new)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    command = [sys.executable, ROOT / "bench/compare.py", tmp_path / "old.json", tmp_path / "new.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+# ---- compare.py ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("before", "after", "options", "code", "said"),
+    [
+        ((1.0, 0.01), (1.2, 0.01), (), 1, "SLOWER  row [graph]: 1 -> 1.2 ms, 20.0%"),
+        ((1.0, 0.01), (1.2, 0.01), ("--threshold", ".3"), 0, "slower  row [graph]: 1 -> 1.2 ms, 20.0%"),
+        ((1.0, 0.01), (1.04, 0.01), (), 0, "slower  row [graph]: 1 -> 1.04 ms, 4.0%"),
+        ((1.0, 0.01), (0.8, 0.01), (), 0, "faster  row [graph]: 1 -> 0.8 ms, 20.0%"),
+        ((1.0, 0.15), (1.2, 0.15), (), 0, "1 rows in both, 0 lines above"),
+        ((1.0, 0.15), (0.8, 0.15), (), 0, "1 rows in both, 0 lines above"),
+        ((1.0, 0.0), (1.0, 0.0), (), 0, "1 rows in both, 0 lines above"),
+    ],
+)
+def test_slower_and_faster_beyond_both_spreads(tmp_path, before, after, options, code, said):
+    got, out, _ = run_compare(tmp_path, result(timed("row", *before)), result(timed("row", *after)), *options)
+    assert got == code
+    assert said in out
+    assert out.count("row [graph]") == ("0 lines" not in said)
+
+
+def test_rows_of_one_file_are_named_and_ways_are_kept_apart(tmp_path):
+    old = result(timed("a", 1), timed("gone", 1), timed("b", 1, way="plain"), baselines=[timed("torch", 5, way="plain")])
+    new = result(timed("a", 1), timed("b", 9), timed("new", 1), baselines=[timed("torch", 9, way="plain")])
+    code, out, _ = run_compare(tmp_path, old, new)
+    assert code == 1
+    assert out.splitlines()[:-1] == [
+        "SLOWER  torch [plain]: 5 -> 9 ms, 80.0%",
+        "only in NEW  b [graph]",
+        "only in NEW  new [graph]",
+        "only in OLD  b [plain]",
+        "only in OLD  gone [graph]",
+    ]
+
+
+def test_files_of_pytest_benchmark_compare_too():
+    stats = json.loads((ROOT / "bench/results/select_cpu.json").read_text())
+    times = compare.times_of(stats)
+    assert len(times) == len(stats["benchmarks"]) > 5
+    assert all(q1 <= median <= q3 for q1, median, q3 in times.values())
+    slow = {name: tuple(2 * t for t in row) for name, row in times.items()}
+    lines, too_slow = compare.compare(times, slow, 0.05)
+    assert too_slow
+    assert sum(line.startswith("SLOWER") for line in lines) > len(times) // 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (result(timed("row", 1), dry=True), result(timed("row", 1)), "OLD is of a dry run"),
+        (result(timed("row", 1)), result(timed("row", 1), dry=True), "NEW is of a dry run"),
+        (result(timed("row", 1)), result(timed("row", 1), device="another"), "different devices: a GPU and another"),
+        (result(timed("row", 1), device=None), result(timed("row", 1), device=None), "different devices"),
+        (result(timed("row", 1)), result(timed("other", 1)), "no row in common"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, old, new, said):
+    code, out, error = run_compare(tmp_path, old, new)
+    assert code == 2
+    assert not out
+    assert error.count("\n") == 1
+    assert said in error
+
+
+# ---- floors.py ----------------------------------------------------------------------------------------------------------
+def test_floors_by_hand():
+    """132 * 1.98e9 * 128 = 3.3454e13 instructions a second."""
+    hadamard = floors.select("hadamard", 3072, 2**20, 256)
+    assert hadamard["issue"] == pytest.approx(0.10030, abs=1e-5)  # 2^28 * 12.5 / 3.3454e13 s
+    assert hadamard["tensor"] == pytest.approx(0.08699, abs=1e-5)  # 2^28 * 256 / 790e12 s
+    assert floors.select("hadamard", 3072, 2**20, 64)["issue"] == pytest.approx(0.02508, abs=1e-5)
+    assert floors.select("hadamard", 3072, 2**30, 1)["issue"] == pytest.approx(0.40120, abs=1e-5)
+    independent = floors.select("independent", 3072, 2**20, 256)
+    assert independent["tensor"] == pytest.approx(1.39179, abs=1e-5)  # 2 * 2^20 * 4096 * 256 / 1.58e15 s
+    assert independent["generation"] == pytest.approx(0.17318, abs=1e-5)  # 2^20 * 4096 / 24.8e12 s
+    one, sixteen = (floors.select("independent", 3072, 2**20, batch)["tensor"] for batch in (1, 16))
+    assert one == sixteen, "the matrix unit's tile is never narrower"
+    update = floors.update("hadamard", 3072, 2**20, 256, 1, backtrace=True)
+    assert update["hbm"] == pytest.approx(1e3 * (3 * 4 * 256 * 3072 + 8 * 256) / 4.8e12)
+    large = floors.select("hadamard", 786432, 2**20, 1)  # two passes: each of 2^20 scores is written and read once more
+    assert large["l2"] == pytest.approx(1e3 * (4 * 786432 + 8 * 2**20 + 8 * 2**20 + 8) / 5.5e12)
+    assert [floors.matrix_flop(1 << n) for n in (12, 14, 20)] == [256, 160, 256]
+    assert floors.binding(hadamard) == ("issue", hadamard["issue"])
+    assert floors.binding(independent) == ("tensor", independent["tensor"])
+
+
+def test_counted_instructions_replace_the_bound():
+    counted = {"hadamard": {"12": 25.0}}
+    assert floors.select("hadamard", 4000, 2**20, 8, counted=counted)["issue"] == pytest.approx(
+        2 * floors.select("hadamard", 4000, 2**20, 8)["issue"]
+    )
+    assert floors.instructions("hadamard", 16384, counted) == 14.5
+    assert floors.instructions("independent", 4000, counted) == 0.98
+
+
+def test_instructions_are_counted_in_what_the_compiler_made():
+    shape = {"LOGP": 12, "LOGN": 12, "ROWS": 1, "BIASED": False, "num_warps": 4}
+    loops = [{"instructions": 252, "products": 8}, {"instructions": 852, "products": 0}]
+    sign = {"K": 128, "BLOCKS": 2, "num_warps": 4}
+    compiled = [
+        {"kernel": "hadamard.search_kernel", "shape": shape, "loops": [{"instructions": 640, "products": 0}]},
+        {
+            "kernel": "hadamard.search_kernel",
+            "shape": shape | {"BIASED": True},
+            "loops": [{"instructions": 1, "products": 0}],
+        },
+        {"kernel": "hadamard.search_kernel", "shape": shape | {"LOGP": 14}, "loops": [{"instructions": 1, "products": 0}]},
+        {"kernel": "matrix.matrix_kernel", "shape": {"LOGP": 12, "num_warps": 4}, "loops": loops},
+        {"kernel": "independent.search_kernel", "shape": sign, "loops": [{"instructions": 256, "products": 16}]},
+        {"kernel": "independent.search_kernel", "shape": sign, "loops": []},
+        {"kernel": "merge.merge_kernel", "shape": {"num_warps": 4}, "loops": [{"instructions": 1, "products": 0}]},
+    ]
+    counted = floors.count(compiled)
+    assert counted == {"hadamard": {"12": 7.875}, "independent": {"12": 1.0, "14": 1.0, "20": 1.0}}
+    del compiled[3]
+    assert floors.count(compiled)["hadamard"] == {"12": 20.0}
+
+
+def test_the_committed_floors_are_what_the_code_computes():
+    written = json.loads((ROOT / "bench/results/floors.json").read_text())
+    assert written["computed"] is True
+    assert written["measured"] is False
+    assert written == json.loads(json.dumps(floors.result(written["counted_instructions"])))
+
+
+# ---- report.py ----------------------------------------------------------------------------------------------------------
+FACTS = {"gpu": {"driver_version": "1"}, "versions": {"torch": "2"}, "date": "2026-01-01", "command": "c", "seed": None}
+
+
+def gpu_results(kernels_ms):
+    """What a run of gpu.sh would leave, with made-up figures."""
+    rows = []
+    for law in floors.LAWS:
+        for batch, codewords in ((256, 2**20), (64, 2**20), (16, 2**20), (1024, 2**20), (1, 2**30)):
+            row = timed(f"{law} {batch}", kernels_ms)
+            size = {"kernel": "select", "law": law, "d": 3072, "codewords": codewords, "batch": batch, "bins": 1}
+            bounds = floors.of_kernel("select", law, 3072, codewords, batch, 1)
+            ratio = kernels_ms / floors.binding(bounds)[1]
+            rows.append(row | size | {"ratio": ratio, "workspace_mib": 3.0, "floors_ms": bounds})
+    slow = [{"kind": kind, "d": 3072, "per_image_ms": ms} for kind, ms in (("chunked tf32", 0.2), ("DDCM float16", 9.0))]
+    return result(*rows, baselines=slow, device="made-up GPU", **FACTS)
+
+
+def gpu_throughput(of_network):
+    rows = [
+        {"verb": verb, "law": "hadamard", "graphs": graphs, "batch": 256, "images_per_s": speed - 500 * (not graphs),
+         "way": {"dtype": "bfloat16", "channels_last": True}, "share_outside": 1 - of_network,
+         "of_network_speed": of_network} for verb, speed in (("encode", 1000), ("decode", 900)) for graphs in (True, False)
+    ]  # fmt: skip
+    return result({"name": "network"}, *rows, device="made-up GPU", **FACTS)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "PLOT", tmp_path / "roofline.svg")
+    return tmp_path
+
+
+def test_without_gpu_results_the_readme_lists_what_is_unmeasured(results):
+    text = report.gpu()
+    assert text.startswith("Nothing here was measured on a GPU yet.")
+    assert "reached" not in text
+    assert text.count("\n| ") == len(report.GOALS) + 2
+    assert not report.roofline()
+    assert not any(results.iterdir())
+
+
+def test_gpu_tables_come_from_measured_json(results):
+    (results / "gpu_kernels.json").write_text(json.dumps(gpu_results(0.2)))
+    lines = report.gpu().splitlines()
+    assert "| `hadamard` search, 256 images | <= 0.25 ms | 0.2 ms | yes |" in lines
+    assert "| `hadamard` search, 64 images | <= 0.1 ms | 0.2 ms | no |" in lines
+    assert "| `hadamard`, times faster than chunked torch | >= 60 x | 64 x | yes |" in lines
+    assert "| `independent`, times faster than the codes as published | >= 300 x | 2,880 x | yes |" in lines
+    assert "| encode, time outside a 50 M parameter network | <= 2 % | not measured yet |  |" in lines
+    found = {line.split(" |")[0]: line for line in lines}
+    row = found["| `hadamard`, D = 3,072"].split(" | ")
+    floors_ms = [floors.select("hadamard", 3072, 2**20, batch)["issue"] for batch in (16, 64, 256, 1024)]
+    assert row[1:] == [
+        "",
+        *(f"0.2 ms ({0.2 / floor:.1f} x)" for floor in floors_ms[:-1]),
+        f"0.2 ms ({0.2 / floors_ms[-1]:.1f} x) |",
+    ]
+    assert "made-up GPU, driver 1" in lines[-1]
+    throughput = gpu_throughput(0.985)
+    (results / "gpu_throughput.json").write_text(json.dumps(throughput))
+    lines = report.gpu().splitlines()
+    assert "| encode, time outside a 50 M parameter network | <= 2 % | 1.5 % | yes |" in lines
+    assert "| encode, of the images a second of the network alone | >= 95 % | 98.5 % | yes |" in lines
+    assert (
+        "| `hadamard` | bfloat16, channels last | 1,000 a second (1.5 % outside) | 900 a second (1.5 % outside) |" in lines
+    )
+    text = "head\n<!-- gpu -->\nold\n<!-- /gpu -->\ntail\n"
+    assert report.render(text) == f"head\n<!-- gpu -->\n{report.gpu()}\n<!-- /gpu -->\ntail\n"
+
+
+def test_figures_of_a_dry_run_are_refused(results, capsys):
+    (results / "gpu_kernels.json").write_text(json.dumps({**gpu_results(0.2), "dry": True}))
+    for show in (report.gpu, report.roofline):
+        with pytest.raises(SystemExit) as stop:
+            show()
+        assert stop.value.code == 2
+        assert "dry run" in capsys.readouterr().err
+
+
+def test_an_open_place_is_refused():
+    with pytest.raises(SystemExit, match="'gpu' is not closed"):
+        report.render("head\n<!-- gpu -->\ntail\n")
+
+
+def test_roofline_is_drawn_from_measured_json(results):
+    pytest.importorskip("matplotlib")
+    (results / "gpu_kernels.json").write_text(json.dumps(gpu_results(0.2)))
+    assert report.roofline()
+    assert "<svg" in (results / "roofline.svg").read_text()
+    row = json.loads((results / "gpu_kernels.json").read_text())["rows"][0]
+    work = 2**28 * 12.5
+    assert report.point(row, "issue", floors.SM * floors.CLOCK * floors.ISSUE) == (
+        pytest.approx(work / (4 * 256 * 3072 + 8 * 256)), pytest.approx(work / 0.2e-3))  # fmt: skip
