@@ -23,6 +23,8 @@ def test_tables_come_from_the_results():
     readme = (ROOT / "README.md").read_text()
     for name in ("kodak", "quality", "search"):
         assert f"<!-- {name} -->\n|" in readme, name
+    measured = (ROOT / "bench/results/gpu_kernels.json").exists()
+    assert ("Nothing here was measured on a GPU yet" in readme) != measured
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

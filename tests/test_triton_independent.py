@@ -112,7 +112,7 @@ def test_settings_change_nothing(settings, monkeypatch, fresh):
 @pytest.mark.parametrize("larger", [1, 2, 16])
 def test_cutting_the_work_changes_nothing(larger, monkeypatch, fresh):
     residual, step, seed = draw(fresh, 2, 2, 400)
-    monkeypatch.setattr(layout, "GROUP", 1024)  # one view at a time, or what `larger` says
+    monkeypatch.setattr(layout, "GROUP", 512)  # one view at a time, or what `larger` says
     monkeypatch.setattr(independent, "LARGER", larger)
     monkeypatch.setattr(independent, "TILE", 256)  # a view is quantised by two programs
     check_select(residual, 2, 40, step, seed)
@@ -124,6 +124,7 @@ def test_cutting_the_work_changes_nothing(larger, monkeypatch, fresh):
         (1, 1, 1, 40, 300, None),  # ties alone
         (3, 2, 48, 7, 333, None),
         (2, 1, 300, 64, 64, None),  # all of them
+        (4, 2, 40, 1, 33, None),  # most of a run is not there
         (2, 1, 20, 3, 400, 10),  # in slabs of five runs, rescored one by one
         (2, 1, 100, 9, 200, None),  # more than there are runs
     ],
