@@ -20,7 +20,7 @@ else:
     DEVICE = "cpu"
 
 import noisebook_kernels as kernels
-from noisebook_kernels import fwht, hadamard, independent, layout
+from noisebook_kernels import fwht, hadamard, layout
 
 KNOWN = json.loads((ROOT / "tests/golden/codebook_known_answers.json").read_text())["cases"]
 

@@ -105,7 +105,7 @@ def loops(code: list[tuple[int, str, str]]) -> list[dict[str, int]]:
 
 if __name__ == "__main__":
     arch = int(sys.argv[1])
-    independent.hopper = lambda device: arch >= 90
+    independent.hopper = lambda device: arch == 90
     hadamard.matrix_units = lambda device: arch >= 90
     JITFunction.run = record
     run_wrappers()

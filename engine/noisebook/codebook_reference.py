@@ -142,13 +142,13 @@ def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int
 
 
 def hadamard_biased(residual: Tensor, bias: Tensor, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """argmax over the atoms k of score_k + bias_k, unsigned (token 2 k): float [B, D], bias [bases * atoms] -> int64 [B, 1]."""
+    """argmax over atoms k of score_k + bias_k, unsigned (token 2 k): float [B, D], bias [bases * atoms] -> int64 [B, 1]."""
     scores = hadamard_scores(residual, bases, step, seed, unit)[..., :atoms].flatten(1)
     return 2 * (scores + bias).argmax(-1, keepdim=True)
 
 
 def hadamard_total(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """The chosen signed atoms summed: exact integers, int64 [B, D]. tokens [B, bins], or with bins = 1 any number of them."""
+    """The chosen signed atoms summed: exact integers, int64 [B, D]. tokens [B, bins], or with bins = 1 any number."""
     p = next_pow2(d)
     atom, value = tokens.cpu() >> 1, 1 - 2 * (tokens.cpu() & 1)
     base, row = atom // atoms, atom % atoms + torch.arange(bins) * (p // bins)  # [B, M]

@@ -10,7 +10,7 @@ What binds: a sign costs about .3 instructions of Philox, .5 to become a byte of
 feeds the matrix unit and around that (tests/test_triton_independent.py counts them), most on the integer pipe of half the
 rate; it meets one image in 2 operations of the matrix unit. By these counts, on an H200, generation binds up to about 32
 images. From there on the matrix unit does, while another program of the same multiprocessor makes signs; what L2 delivers,
-images / words of a tile in bytes a sign, comes next. One launch searches; three small ones rotate, quantise and unpack.
+images / words of a tile in bytes a sign, comes next. One launch searches; four small ones rotate, quantise, clear, unpack.
 
 The dot sums over dimensions in any order, so v is stored in the order in which bits come out of the words cheaply: a
 chunk is `blocks` Philox blocks of 128 dimensions, and it holds the lowest bits of all its bytes, then the next ones.

@@ -1,5 +1,5 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
 """Search of law `hadamard` on the tensor cores, for one bin of all P atoms: the same tokens in fewer instructions.
 
 A transform of P = R C entries is two products with Walsh matrices, H_R X H_C. In fp16 with fp32 sums its scores are wrong

@@ -66,7 +66,7 @@ def row_words(first, index, step, unit, k0, k1, STREAM: tl.constexpr, N: tl.cons
 def row_bits(first, index, step, unit, k0, k1, STREAM: tl.constexpr, N: tl.constexpr):
     """Sign bits first ... first + N - 1 of the entries `index` [ROWS, 1]: uint32 [ROWS, N], at bit 31 (others: noise)."""
     w = row_words(first, index, step, unit, k0, k1, STREAM, N)
-    WIDTH: tl.constexpr = N if N < 32 else 32
+    WIDTH: tl.constexpr = min(N, 32)
     return tl.reshape(w[:, :, None] << (31 - tl.arange(0, WIDTH)).to(tl.uint32)[None, None, :], (w.shape[0], N))
 
 
