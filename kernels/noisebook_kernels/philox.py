@@ -1,5 +1,5 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportAssignmentType=false
 """Philox4x32-10 and the random signs made from it, for use inside the other kernels.
 
 counter = (block, index, step, stream + 256 unit), key = the seed, low word first. Sign d of a stream is bit d % 32 of
