@@ -85,6 +85,23 @@ def search() -> str:
     return f"{table(head, rows)}\n\nMedians, both in one run, D = 3072. {source(result, 'select_cpu')}"
 
 
+def threads() -> str:
+    """The same search by every instruction set, with one thread and two, and one large view."""
+    result = load("select_cpu")
+    rows: dict[tuple[str, str], list[str]] = {}
+    for entry in result["benchmarks"]:
+        info, name = entry["extra_info"], entry["name"].split("[")[0]
+        if name == "test_isa_and_threads":
+            what = f"`{info['law']}`, {info['codewords']:,} codewords, {info['batch']} images, D = {info['dimensions']}"
+        elif name == "test_photo" and info["bases"] == 8:
+            what = f"`hadamard`, {info['bases'] * info['dimensions']:,} codewords, 1 image, D = {info['dimensions']:,}"
+        else:
+            continue
+        rows.setdefault((what, info["isa"]), []).append(f"{entry['stats']['median'] * 1e3:.2f} ms")
+    lines = [[what, isa, *times] for (what, isa), times in rows.items()]
+    return f"{table(['search', 'code', '1 thread', '2 threads'], lines)}\n\nMedians. {source(result, 'select_cpu')}"
+
+
 # ---- the GPU ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Goal:
@@ -211,7 +228,7 @@ def gpu() -> str:
     return "\n\n".join(parts)
 
 
-TABLES: dict[str, Callable[[], str]] = {"kodak": kodak, "quality": quality, "search": search, "gpu": gpu}
+TABLES: dict[str, Callable[[], str]] = {"kodak": kodak, "quality": quality, "search": search, "threads": threads, "gpu": gpu}
 
 
 def places(text: str) -> set[str]:

@@ -21,7 +21,7 @@ def test_tables_come_from_the_results():
     done = subprocess.run([sys.executable, ROOT / "bench/report.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     readme = (ROOT / "README.md").read_text()
-    for name in ("kodak", "quality", "search"):
+    for name in ("kodak", "quality", "search", "threads"):
         assert f"<!-- {name} -->\n|" in readme, name
     measured = (ROOT / "bench/results/gpu_kernels.json").exists()
     assert ("Nothing here was measured on a GPU yet" in readme) != measured

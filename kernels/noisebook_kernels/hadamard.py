@@ -25,6 +25,7 @@ from .tuning import settings
 from .winners import NOTHING, biased_key, keep_top, signed_key, unpack
 
 BASES = 1 << 20  # bases of one launch
+HELD = 1 << 20  # 64-bit keys that `hadamard_top` holds at once
 PROGRAMS = 1056  # programs of one launch: two rounds of four on each of an H200's 132 processors
 ENTRIES = 32  # of a thread: five bits of a transform without an exchange
 CANDIDATES = [{"matrix": 0, "entries": e, "programs": p} for e in (16, 32, 64) for p in (528, 1056, 2112, 4224)]
@@ -96,7 +97,7 @@ def search_kernel(
             rel = j + rel_row
             x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
             if BIASED:
-                bias = BIAS + (row % units) * width + (first_base + rel) * atoms + i
+                bias = BIAS + (row % units).to(tl.int64) * width + (first_base + rel) * atoms + i
                 x = x * scale + tl.load(bias, mask=(rel < stop) & (i < atoms), other=float("-inf"))
                 better = x > best
             else:
@@ -258,7 +259,7 @@ def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int
     with on(residual):
         for v, key, b, u in _rotated(residual, count, unit, step, seed):
             rows = len(v)
-            cut, best = Cut.of(v, logp, bases, 2, max(1, WORKSPACE // (rows * atoms))), None
+            cut, best = Cut.of(v, logp, bases, 2, max(1, HELD // (rows * atoms))), None
             tiles = v.shape[1] >> cut.logn
             for base, many, work in _half_scores(v, logp, cut, bases, key):
                 keys = torch.empty((rows, many * atoms), dtype=torch.int64, device=v.device)
