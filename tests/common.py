@@ -1,5 +1,10 @@
-"""What tests share: a tiny backbone that needs no weights, and fresh random images."""
+"""What tests share: a tiny backbone that needs no weights, fresh random images, recipes, and compiled kernels."""
 
+import functools
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,18 @@ from torch import Tensor
 from noisebook.backbones import Backbone, fingerprint_of
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Changes to a recipe that lead through every part of the loop
+RECIPES = {
+    "plain": {},
+    "independent": {"law": "independent"},
+    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
+    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
+    "p=0 euler": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
+    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
+    "no tokens": {"p": 1},
+    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
+}
 
 
 class Shrink(Backbone):
@@ -27,3 +44,14 @@ def random_images(rng: np.random.Generator, count: int, height: int, width: int,
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
     noise = torch.from_numpy(rng.random((count, channels, height, width), np.float32))
     return ((0.9 * smooth + 0.1 * noise) * 255).to(torch.uint8)
+
+
+@functools.cache
+def compiled_kernels(script: str, arch: int) -> list[dict]:
+    """What a script of tests/ prints of the kernels it compiles for sm_ARCH, in a process without the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, str(ROOT / "tests" / script), str(arch)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)

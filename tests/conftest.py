@@ -26,6 +26,18 @@ def fresh(request) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Whatever torch.empty returns is full of values that no kernel should leave standing."""
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        x = empty(*args, **kwargs)
+        return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min + 1)
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real images; tests that need it skip where it is absent."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import noisebook
-from common import Shrink, random_images
+from common import RECIPES, Shrink, random_images
 from noisebook import CodecMismatchError, FormatError, ImageError, backbones, container, images
 from noisebook.codec import Codec
 from noisebook.presets import Recipe
@@ -19,15 +19,9 @@ pytestmark = [
 ]
 
 CASES = {
-    "plain": {},
+    **RECIPES,
     "independent": {"law": "independent", "vocabulary": 128},
     "a vocabulary that is no power of two": {"law": "independent", "vocabulary": 66},
-    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
-    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
-    "p=0 euler": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
-    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
-    "no tokens": {"p": 1},
-    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
     "many codewords": {"bins": 1, "vocabulary": 1 << 21},
 }
 BACKBONES = ("shrink", "photo", "gaussian-prior")

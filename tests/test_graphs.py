@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fake_cuda
-from common import Shrink, random_images
+from common import RECIPES, Shrink, random_images
 from noisebook import backbones, stages
 from noisebook.backbones.convnet import ConvBackbone, ConvDenoiser
 from noisebook.backbones.gaussian import PCAPrior
@@ -19,17 +19,6 @@ from noisebook.graphs import Graphs, constants, holding
 from noisebook.presets import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
-
-CASES = {
-    "plain": {},
-    "independent": {"law": "independent"},
-    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
-    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
-    "p=0 euler": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
-    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
-    "no tokens": {"p": 1},
-    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
-}
 
 
 def build(backbone, graphs=True, **changes) -> Codec:
@@ -111,10 +100,10 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     assert valid.shape == ()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", RECIPES)
 def test_cores_of_encode_and_decode_never_meet_the_host(case, monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
-    assert_cores_stay_on_the_device(Counting(), 17, 40, **CASES[case])
+    assert_cores_stay_on_the_device(Counting(), 17, 40, **RECIPES[case])
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -155,10 +144,10 @@ def cuda(monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", RECIPES)
 def test_replay_is_the_plain_call_for_fresh_images(case, cuda, fresh):
     backbone = Counting()
-    codec, plain = build(backbone, **CASES[case]), build(Counting(), graphs=False, **CASES[case])
+    codec, plain = build(backbone, **RECIPES[case]), build(Counting(), graphs=False, **RECIPES[case])
     for batch in (2, 2, 2, 1, 1, 2):  # five graphs for each: those of batch 2 are recorded, replayed twice, pushed out
         images = random_images(fresh, batch, 17, 40)
         tokens = codec.encode(images)

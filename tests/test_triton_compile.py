@@ -1,14 +1,10 @@
 """What the compiler makes of every Triton kernel, for the meta-parameters of the wrappers; needs no GPU."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from common import ROOT
+from common import compiled_kernels
 
 pytestmark = pytest.mark.slow
 SHARED = {80: 99 * 1024, 90: 227 * 1024}  # bytes of shared memory; 99 KB also fits the consumer cards like sm_80
@@ -27,14 +23,7 @@ WITH_MATRIX_UNITS = {80: set(), 90: {"matrix.matrix_kernel"}}
 BUDGET = {"matrix": 9.5, "fold": 20, "slots": 24, "biased": 28}
 
 
-@functools.cache
-def report(arch: int) -> list[dict]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), environment.get("PYTHONPATH", "")])
-    script = [sys.executable, str(ROOT / "tests/triton_offline.py"), str(arch)]
-    run = subprocess.run(script, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+report = functools.partial(compiled_kernels, "triton_offline.py")
 
 
 @pytest.mark.parametrize("arch", SHARED)

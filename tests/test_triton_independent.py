@@ -4,17 +4,14 @@ On the GPU where there is one, in Triton's interpreter where not; the compiled c
 """
 
 import functools
-import json
 import math
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from common import ROOT
+from common import compiled_kernels
 from noisebook import codebook_reference as reference
 
 if torch.cuda.is_available():
@@ -25,6 +22,8 @@ else:
 
 from noisebook_kernels import independent, layout
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 # Instructions a sign of the loop that makes signs and scores them; .98 is the least for the signs alone. Counted in the
 # code of Triton 3.9: 1.13 (16 images), 1.16 (32) and 1.21 (64) for sm_90, 1.09 and 1.27 for sm_80; of 3.6: 1.09, 1.11 and
 # 1.18 for sm_90, but 1.33 and 1.75 for sm_80.
@@ -32,18 +31,6 @@ BUDGET = {90: {16: 1.16, 32: 1.19, 64: 1.25}, 80: {16: 1.36, 32: 1.80}}
 RESCORE_BUDGET = 1.5  # a tile of 16 images for one
 SHARED = {80: 99 * 1024, 90: 227 * 1024}  # bytes of shared memory
 RESIDENT = {16: 4, 32: 3, 64: 2}  # programs that fit a multiprocessor's registers: one makes signs while another multiplies
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch):
-    """Whatever torch.empty returns is full of values that no kernel should leave standing."""
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        x = empty(*args, **kwargs)
-        return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min + 1)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 def integer_scores(residual, count, step, seed, unit):
@@ -190,14 +177,7 @@ def test_arguments_out_of_range_are_refused(monkeypatch):
         independent.independent_select(residual, 1, 9, 0, 0)
 
 
-@functools.cache
-def report(arch: int) -> list[dict]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), environment.get("PYTHONPATH", "")])
-    script = [sys.executable, str(ROOT / "tests/triton_signs.py"), str(arch)]
-    run = subprocess.run(script, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+report = functools.partial(compiled_kernels, "triton_signs.py")
 
 
 @pytest.mark.slow
