@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import math
 import warnings
 
 import pytest
 import torch
 
-from common import random_images
+from common import Shrink, random_images
 from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError, container, schedule
 from noisebook import codebook_reference as reference
 from noisebook.backbones.tiled import Tiled
@@ -265,3 +266,32 @@ def test_a_backbone_of_one_size_pads_small_images_and_is_tiled_for_large_ones(sh
     assert torch.equal(build(tiled).decode(tokens, (40, 50)), predicted)
     shrink.size = None  # tiles of a pointwise denoiser blend into what it gives on the whole image
     assert (build(shrink).decode(tokens, (40, 50)) - predicted).abs().max() < 1e-5
+
+
+class PureNoise(Shrink):
+    """`Shrink` that also knows lam = inf, where it can only guess the mean."""
+
+    pure_noise = True
+
+    def denoise(self, y, lam, cond=None):
+        return torch.zeros_like(y) if lam == math.inf else super().denoise(y, lam)
+
+
+@pytest.mark.parametrize("case", [{}, {"p": 1}, {"start_bins": 8}, {"finish": "heun", "finish_steps": 3}])
+def test_pure_noise_is_the_limit_of_a_very_large_level(case, fresh):
+    backbone = PureNoise()
+    images = random_images(fresh, 2, 16, 24)
+    start = build(backbone, lam_max=math.inf, spacing="flow", **case)
+    assert start.spec.schedule[0].lam == math.inf
+    steps = list(start.spec.schedule)
+    far = 1e5  # y keeps x0 up to float32's rounding of lam_0: 1e5 * 6e-8
+    steps[0] = dataclasses.replace(steps[0], lam=far, lam_down=steps[0].lam_down or 1e-3)
+    near = Codec(dataclasses.replace(start.spec, schedule=tuple(steps)), backbone)
+    tokens, predicted = start.reconstruct(images)
+    assert torch.equal(start.decode(tokens, (16, 24)), predicted)
+    torch.testing.assert_close(near.decode(tokens, (16, 24)), predicted, rtol=0, atol=0.02)
+
+
+def test_pure_noise_is_refused_where_the_model_does_not_know_it(shrink):
+    with pytest.raises(SpecError, match="no pure noise"):
+        build(shrink, lam_max=math.inf, spacing="flow")

@@ -54,7 +54,7 @@ def test_bad_specifications_are_refused(changes):
 
 BAD_STEPS = [
     (1, 1, 1, 1), (0, 0, 0, 0), (1, 0.5, 2, 1), (1, 0.6, 0.5, 1), (1, 0.5, 0.5, 1), (1, 0.4, 0.5, 0), (1, 0, 0.5, 1),
-    (math.inf, 1, 1, 0), (1, -1, 0.5, 1), (math.nan, 0, 0, 0),
+    (math.inf, math.inf, math.inf, 0), (math.inf, 0, math.inf, 1), (1, -1, 0.5, 1), (math.nan, 0, 0, 0),
 ]  # fmt: skip
 
 
@@ -164,3 +164,26 @@ def test_recipes_snap_to_the_grid_of_the_model(shrink):
 def test_the_hash_of_a_specification_is_pinned():
     """The identity in every file: no version of anything may change it silently. Exact levels, no libm."""
     assert make(schedule=(Step(2, 0.5, 1, 4), Step(1, 0.25, 0.5, 8))).hash.hex() == "bab609182e73d3e6"
+
+
+def test_pure_noise_is_a_first_level_only_and_null_in_json():
+    levels = schedule.flow(math.inf, 0.1, 6)
+    spec = make(schedule=schedule.falling(levels, 0.5, 4))
+    assert CodecSpec.from_json(spec.to_json()) == spec
+    first = json.loads(spec.to_json())["schedule"][0]
+    assert first == [None, 0.0, levels[1], 4]
+    assert (spec.schedule[0].keep, spec.schedule[0].gain) == (0.0, levels[1])
+    assert not [w for w in spec.warnings() if "p =" in w]
+    with pytest.raises(SpecError):
+        CodecSpec.from_json(spec.to_json().replace(f"[{levels[2]},", "[null,"))
+    with pytest.raises(SpecError):
+        make(schedule=(*STEPS, Step(math.inf, 0.0, 0.05, 1)))
+
+
+def test_flow_levels_are_even_in_time(fresh):
+    high, low = 10.0 ** fresh.uniform(0, 3), 10.0 ** fresh.uniform(-3, -1)
+    for top in (high, math.inf):
+        times = [1.0 if v == math.inf else v / (1 + v) for v in schedule.flow(top, low, 9)]
+        steps = [a - b for a, b in zip(times, times[1:], strict=False)]
+        assert steps == pytest.approx([steps[0]] * 9)
+        assert (schedule.flow(top, low, 9)[0], schedule.flow(top, low, 9)[-1]) == (top, low)

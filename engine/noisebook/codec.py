@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from noisebook import container, packing
 from noisebook.backbones import Backbone
 from noisebook.codebook import NOT_FINITE, START_STEP, Codebook, start_noise
-from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
+from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, SpecError
 from noisebook.graphs import Graphs, constants
 from noisebook.spec import CodecSpec
 from noisebook.stages import stage
@@ -116,15 +116,20 @@ class Codec:
     Token tensors are int64 [B, L], ordered by (start, step, unit, bin); `layout` says what each position is. A codec of a
     given size always gives the same number of tokens. On CUDA a whole encode or decode is one graph for each shape of
     batch, unless `graphs` is False or the backbone cannot be captured. Raises CodecMismatchError if `backbone` is not the
-    one of `spec`, SpecError if it cannot walk the schedule.
+    one of `spec`, BackboneError if it has no fingerprint, SpecError if it cannot walk the schedule.
     """
 
     def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True):
+        if not backbone.fingerprint:
+            raise BackboneError(f"backbone {backbone.name!r} has no fingerprint, so a file could not tell it from another: "
+                                "set fingerprint_of({}, net.state_dict())")  # fmt: skip
         if backbone.fingerprint != spec.fingerprint:
             raise CodecMismatchError(
                 f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
                 f"({backbone.fingerprint[:16]})"
             )
+        if spec.schedule[0].lam == math.inf and not backbone.pure_noise:
+            raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite lam")
         for lam in [s.lam for s in spec.schedule] + [v for v in spec.finish_levels if v > 0]:
             if backbone.snap(lam) != lam:
                 raise SpecError(f"backbone {backbone.name!r} has no level lam = {lam}; nearest: {backbone.snap(lam)}")
@@ -305,6 +310,7 @@ class Codec:
             y = plan.join(self._start(plan, batch, runs.get(START_STEP), choose))
         for i, step in enumerate(self.spec.schedule):
             x0_hat = self._denoise(y, step.lam)
+            y = x0_hat + y if step.lam == math.inf else y  # y was eps alone: no multiple of x0 shows in pure noise
             if i in runs:
                 views = plan.views(x0_hat)
                 tokens = choose(runs[i], views)
@@ -317,11 +323,18 @@ class Codec:
 
     def _denoise(self, y: Tensor, lam: float) -> Tensor:
         with stage("network"):
-            return self.backbone(y, lam)
+            x0_hat = self.backbone(y, lam)
+        if x0_hat.shape != y.shape:
+            raise BackboneError(f"backbone {self.backbone.name!r} gave {list(x0_hat.shape)} for a state {list(y.shape)}: "
+                                "its channels, size or multiple are not those of its network")  # fmt: skip
+        return x0_hat
 
     def _start(self, plan: Plan, batch: int, run: Tokens | None, choose: Chooser) -> Tensor:
-        """The initial state as views [B, U, D]: lam_0 times seeded noise, or times the codewords of the first tokens."""
+        """The initial state as views [B, U, D]: lam_0 times seeded noise, or times the codewords of the first tokens.
+
+        At lam_0 = inf it is the noise itself, see `Backbone.denoise`."""
         lam = self.spec.schedule[0].lam
+        lam = 1.0 if lam == math.inf else lam
         if run is None:
             z = fixed_start(plan.units, plan.dims, self.spec.seed, self.device)
             return (lam * z).expand(batch, -1, -1)

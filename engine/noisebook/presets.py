@@ -27,7 +27,7 @@ class Recipe:
 
     backbone: str = "photo"
     steps: int = 24
-    spacing: str = "log"  # of the levels: log, karras or ddpm
+    spacing: str = "log"  # of the levels: log, karras, ddpm or flow
     lam_max: float = 3.0  # first level
     lam_min: float = 0.1  # last level
     p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at lam_max; 1: no tokens

@@ -42,7 +42,20 @@ def ddpm(lam_max: float, lam_min: float, steps: int) -> list[float]:
     return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
 
 
-SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {"log": log_uniform, "karras": karras, "ddpm": ddpm}
+def flow(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels evenly spaced in the time t = lam / (1 + lam) of a rectified flow; lam_max may be inf (t = 1)."""
+    if lam_max != math.inf:
+        _check_range(lam_max, lam_min, steps)
+    else:
+        _check_range(max(1.0, 2 * lam_min), lam_min, steps)
+    a, b = (1.0 if lam == math.inf else lam / (1 + lam) for lam in (lam_max, lam_min))
+    times = [a + (b - a) * i / steps for i in range(1, steps)]
+    return [lam_max, *(t / (1 - t) for t in times), lam_min]
+
+
+SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {
+    "log": log_uniform, "karras": karras, "ddpm": ddpm, "flow": flow,
+}  # fmt: skip
 
 
 def _check_range(lam_max: float, lam_min: float, steps: int) -> None:
@@ -55,7 +68,8 @@ def _check_range(lam_max: float, lam_min: float, steps: int) -> None:
 def falling(levels: Sequence[float], p: float, bins: int | Sequence[int]) -> tuple[Step, ...]:
     """Steps through strictly falling `levels` with the same p in (0, 1]; a last level of 0 carries no token.
 
-    `bins` is one number for all steps or one a step. Raises SpecError for p = 0, whose limit on a falling schedule is
+    `bins` is one number for all steps or one a step. From a first level of inf any p < 1 goes down to 0: p is a share of
+    a log-distance that is infinite there. Raises SpecError for p = 0, whose limit on a falling schedule is
     full re-noising and not gDDCM's fixed point; use `fixed_level` for that.
     """
     if not 0 < p <= 1:
@@ -68,7 +82,8 @@ def falling(levels: Sequence[float], p: float, bins: int | Sequence[int]) -> tup
         if lam_next == 0 or p == 1:
             steps.append(Step(lam, lam_next, lam_next, 0))
         else:
-            steps.append(Step(lam, min(lam * (lam_next / lam) ** (1 / p), lam_next), lam_next, count))
+            down = 0.0 if lam == math.inf else lam * (lam_next / lam) ** (1 / p)
+            steps.append(Step(lam, min(down, lam_next), lam_next, count))
     return tuple(steps)
 
 

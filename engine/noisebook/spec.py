@@ -27,6 +27,7 @@ def _is_pow2(n: int) -> bool:
 class Step:
     """One step of the loop: from noise-to-signal ratio `lam` down to `lam_down` by the network, up to `lam_next` by noise.
 
+    The first step of a schedule may begin at lam = inf, pure noise; there it goes down to any finite lam_down.
     `bins` is how many tokens each view spends on that noise; 0 where `lam_next == lam_down` (nothing is injected).
     """
 
@@ -38,12 +39,12 @@ class Step:
     def __post_init__(self) -> None:
         for name in ("lam", "lam_down", "lam_next"):  # 3 and 3.0 are the same level: one canonical form
             object.__setattr__(self, name, float(getattr(self, name)))
-        finite = all(math.isfinite(v) for v in (self.lam, self.lam_down, self.lam_next))
-        _require(finite and self.lam > 0, f"step levels must be finite and lam above 0, not {self}")
+        finite = math.isfinite(self.lam_down) and math.isfinite(self.lam_next)
+        _require(finite and self.lam > 0, f"step levels must be finite (lam may be inf) and lam above 0, not {self}")
         ordered = 0 <= self.lam_down <= self.lam_next <= self.lam and self.lam_down < self.lam
         _require(ordered, f"a step needs 0 <= lam_down <= lam_next <= lam and lam_down < lam, not {self}")
         _require(
-            self.lam_down > 0 or self.lam_next in (0, self.lam),
+            self.lam_down > 0 or self.lam_next == 0 or self.lam in (self.lam_next, math.inf),
             f"lam_down = 0 on a falling schedule (p = 0) throws all old noise away, not gDDCM's fixed point: {self}",
         )
         _require(
@@ -53,8 +54,8 @@ class Step:
 
     @property
     def keep(self) -> float:
-        """Share of y - x0_hat that stays: lam_down / lam."""
-        return self.lam_down / self.lam
+        """Share of y - x0_hat that stays: lam_down / lam. From lam = inf, where y - x0_hat is unit noise: lam_down."""
+        return self.lam_down if self.lam == math.inf else self.lam_down / self.lam
 
     @property
     def gain(self) -> float:
@@ -118,9 +119,9 @@ class CodecSpec:
 
     # ---- JSON and hash ------------------------------------------------------------------------------------------------
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, floats in their shortest form that reads back exactly."""
+        """Canonical JSON: sorted keys, no spaces, floats in their shortest form that reads back exactly; inf as null."""
         value = {"noisebook_spec": SPEC_VERSION, **asdict(self)}
-        value["schedule"] = [[s.lam, s.lam_down, s.lam_next, s.bins] for s in self.schedule]
+        value["schedule"] = [[None if s.lam == math.inf else s.lam, s.lam_down, s.lam_next, s.bins] for s in self.schedule]
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -141,6 +142,9 @@ class CodecSpec:
             steps = []
             for lam, lam_down, lam_next, bins in value["schedule"]:
                 _require(type(bins) is int, "bins must be whole numbers")
+                if lam is None:
+                    _require(not steps, "only the first step of a schedule can begin at pure noise")
+                    lam = math.inf
                 steps.append(Step(float(lam), float(lam_down), float(lam_next), bins))
             value["schedule"] = tuple(steps)
             value["finish_levels"] = tuple(float(v) for v in value["finish_levels"])
@@ -203,7 +207,7 @@ class CodecSpec:
         if not self.start_bins:
             found.append("the start is a fixed random draw; a codebook start (start_bins >= 1) is usually better")
         for s in self.schedule:
-            if s.bins and s.lam_next < s.lam:
+            if s.bins and s.lam_next < s.lam < math.inf:
                 p = math.log(s.lam / s.lam_next) / math.log(s.lam / s.lam_down) if s.lam_down else 0.0
                 if p < 0.3:
                     found.append(f"p = {p:.2f} on a falling schedule throws nearly all old noise away; use p >= 0.3")

@@ -22,12 +22,14 @@ class Backbone(nn.Module):
     multiple: int = 1  # height and width of the images it takes are multiples of this
     size: tuple[int, int] | None = None  # the one (height, width) it takes; None: any
     fingerprint: str = ""  # SHA-256 over weights and config, see `fingerprint_of`
+    pure_noise: bool = False  # knows lam = inf, see `denoise`
     capturable: bool = True  # `denoise` can be recorded as a CUDA graph: see docs/performance.md
     version: int = 0  # grows when the weights move or change type: a graph holds the addresses of the old ones
 
     def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
         """y [B, *state_shape] float32 at noise-to-signal ratio lam > 0 -> the prediction x0_hat, same shape and dtype.
 
+        At lam = inf, which only a model with `pure_noise` is given, y holds the noise eps itself: x_t has no signal there.
         For a CUDA graph it reads nothing back from the device and copies nothing to it: `torch.full`, not `torch.tensor`.
         """
         raise NotImplementedError

@@ -47,6 +47,7 @@ class Tiled(Backbone):
         if not 0 <= self.overlap < min(inner.size):
             raise BackboneError(f"an overlap of {overlap} pixels does not fit tiles of {inner.size}")
         self.inner, self.name, self.channels, self.capturable = inner, inner.name, inner.channels, inner.capturable
+        self.pure_noise = inner.pure_noise
         self.fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": self.overlap}, {})
 
     @property
