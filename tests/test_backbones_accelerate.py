@@ -9,7 +9,8 @@ from test_backbones_diffusers import tiny_unet
 
 import noisebook
 from noisebook import backbones, images
-from noisebook.backbones import diffusers_unet
+from noisebook.backbones.ddpm import DDPM, PREDICTIONS
+from noisebook.backbones.diffusers_nets import UNet2D
 from noisebook.backbones.tiled import Tiled
 from noisebook.errors import BackboneError
 
@@ -62,16 +63,16 @@ def test_convnet_keeps_the_prior_the_level_and_the_result_in_float32(dtype, fres
     assert fast.fingerprint == plain.fingerprint
 
 
-@pytest.mark.parametrize("prediction", diffusers_unet.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
     "options", [{"channels_last": True}, {"dtype": torch.bfloat16}, {"dtype": "bfloat16", "channels_last": True}]
 )
 def test_diffusers_unet(options, prediction, fresh):
     levels = [math.exp(-0.01 * (t + 1)) for t in range(300)]
-    plain, fast = (diffusers_unet.DiffusersUNet(tiny_unet(attention=True), levels, prediction) for _ in range(2))
+    plain, fast = (DDPM(UNet2D(tiny_unet(attention=True), {}), levels, prediction) for _ in range(2))
     fast.accelerate(**options)
     if "channels_last" in options:
-        assert fast.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert fast.net.model.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(fresh.normal(size=(2, 3, 16, 16))).float()
     wanted, got = plain(y, 1.0), fast(y, 1.0)
     assert got.dtype == torch.float32
@@ -95,7 +96,7 @@ def test_compiled_networks_give_the_same(make, monkeypatch, fresh):
     def build():
         if make == "convnet":
             return backbones.load("photo")
-        return diffusers_unet.DiffusersUNet(tiny_unet(), [math.exp(-0.01 * (t + 1)) for t in range(300)], "epsilon")
+        return DDPM(UNet2D(tiny_unet(), {}), [math.exp(-0.01 * (t + 1)) for t in range(300)], "epsilon")
 
     plain, fast = build(), build().accelerate(compile=True)
     y = torch.from_numpy(fresh.normal(size=(2, 3, 32, 32))).float()
@@ -108,13 +109,13 @@ def test_compiled_networks_give_the_same(make, monkeypatch, fresh):
 
 
 def test_a_tiled_network_is_accelerated_inside_and_a_prior_has_none():
-    backbone = diffusers_unet.DiffusersUNet(tiny_unet(), [math.exp(-0.01 * (t + 1)) for t in range(300)], "epsilon")
+    backbone = DDPM(UNet2D(tiny_unet(), {}), [math.exp(-0.01 * (t + 1)) for t in range(300)], "epsilon")
     backbone.size = (16, 16)
     tiled = Tiled(backbone)
     version = tiled.version
     assert tiled.accelerate(torch.bfloat16) is tiled
     assert tiled.version > version
-    assert backbone.unet.conv_in.weight.dtype == torch.bfloat16
+    assert backbone.net.model.conv_in.weight.dtype == torch.bfloat16
     for call in (
         lambda: backbones.load("gaussian-prior").accelerate(torch.bfloat16),
         lambda: noisebook.load("photo", backbone="gaussian-prior", compile=True),

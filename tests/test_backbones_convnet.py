@@ -1,17 +1,12 @@
-"""The network behind `photo`, its checkpoint, the registry, and the trainer."""
+"""The network behind `photo` and the CIFAR-10 models, its checkpoint and the registry."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
 
-from common import random_images
 from noisebook import BackboneError, backbones
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
 from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
 from noisebook.backbones.gaussian import SpectrumPrior
-from noisebook.training.edm import crops, train, weighted_loss
 
 
 def tiny(seed=0) -> ConvDenoiser:
@@ -31,6 +26,19 @@ def test_an_untrained_network_is_its_prior(fresh):
     y = torch.from_numpy(fresh.standard_normal((2, 3, 32, 48), "float32"))
     with torch.no_grad():
         assert torch.equal(ConvDenoiser(prior)(y, torch.tensor([0.3, 0.3])), prior(y, 0.3))
+        mixed = ConvDenoiser(prior)
+        mixed.mixed = True  # as in training on a GPU
+        assert torch.equal(mixed(y, torch.tensor([0.3, 0.3])), prior(y, 0.3))
+
+
+def test_mixed_precision_is_near_and_not_the_same(fresh):
+    net, y = tiny(), torch.from_numpy(fresh.standard_normal((2, 3, 32, 48), "float32"))
+    with torch.no_grad():
+        plain = net(y, torch.tensor([0.3, 2.0]))
+        net.mixed = True
+        mixed = net(y, torch.tensor([0.3, 2.0]))
+    assert mixed.dtype == torch.float32
+    assert 0 < (mixed - plain).square().mean() < 1e-3 * plain.square().mean()
 
 
 def test_checkpoint_round_trip_and_fingerprint(tmp_path, fresh):
@@ -96,38 +104,3 @@ def test_the_default_network_beats_the_gaussian_prior_on_photographs():
         for lam in (0.1, 0.2, 0.5):
             y = x + lam * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             assert (net(y, lam) - x).square().mean() < 0.95 * (prior(y, lam) - x).square().mean(), (picture, lam)
-
-
-def test_training_learns_resumes_and_writes_a_loadable_model(tmp_path, fresh, monkeypatch):
-    """A few seconds on smooth random pictures: the loss falls below the prior's, and a second call goes on."""
-    monkeypatch.setattr("noisebook.training.edm.HELD_OUT", 8)
-    pictures = list(random_images(fresh, 40, 160, 160).permute(0, 2, 3, 1).numpy())
-    train(pictures, tmp_path, minutes=0.1, device="cpu", pixels=1 << 13)
-    log = json.loads((tmp_path / "log.json").read_text())
-    model = backbones.load(tmp_path / "model.safetensors")
-    assert isinstance(model, backbones.Backbone)
-    assert log[-1]["iteration"] > 3
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["iteration"] == log[-1]["iteration"]
-    train(pictures, tmp_path, minutes=0.15, device="cpu", pixels=1 << 13)
-    again = json.loads((tmp_path / "log.json").read_text())
-    assert again[: len(log)] == log
-    assert again[-1]["iteration"] > log[-1]["iteration"]
-    assert backbones.load(tmp_path / "model.safetensors").fingerprint != model.fingerprint
-
-
-def test_the_loss_is_a_weighted_squared_error(fresh):
-    """For an untrained network it is the prior's error over the square of the scale, level by level."""
-    prior = backbones.load("gaussian-prior")
-    assert isinstance(prior, SpectrumPrior)
-    net = ConvDenoiser(prior, widths=(8, 8), blocks=1, embedding=8)
-    x0 = crops([np.asarray(fresh.integers(0, 256, (80, 90, 3)), np.uint8)], 2, 64, fresh)
-    assert x0.shape == (2, 3, 64, 64)
-    lam = torch.tensor([0.2, 2.0])
-    torch.manual_seed(5)
-    loss = weighted_loss(net, x0, lam)
-    torch.manual_seed(5)
-    y = x0 + lam[:, None, None, None] * torch.randn_like(x0)
-    error = (prior.posterior_mean(y, lam) - x0).square().mean((1, 2, 3))
-    scale = 0.2 * lam / (lam**2 + 0.25).sqrt()
-    assert loss.item() == pytest.approx((error / scale**2).mean().item(), rel=1e-5)

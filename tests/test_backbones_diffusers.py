@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from noisebook import backbones
-from noisebook.backbones.diffusers_unet import WEIGHTS_FILE, DiffusersUNet, from_folder
+from noisebook.backbones.ddpm import DDPM, PREDICTIONS
+from noisebook.backbones.diffusers_files import WEIGHTS_FILE
+from noisebook.backbones.diffusers_folder import from_folder
+from noisebook.backbones.diffusers_nets import UNet2D
 from noisebook.errors import BackboneError
 
 diffusers = pytest.importorskip("diffusers")
 
 SCHEDULES = {"linear": {}, "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012}, "squaredcos_cap_v2": {}}
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def tiny_unet(attention=False, **options):
@@ -97,7 +99,7 @@ def test_consistent_predictions_give_back_x0(prediction):
             torch.testing.assert_close(x, s * x0 + sigma * eps, rtol=1e-5, atol=1e-5)
             return SimpleNamespace(sample={"epsilon": eps, "v_prediction": s * eps - sigma * x0, "sample": x0}[prediction])
 
-    backbone = DiffusersUNet(Stub(), abars, prediction)
+    backbone = DDPM(UNet2D(Stub(), {}), abars, prediction)
     for t in (0, 10, 400, 800):
         lam = backbone.snap(math.sqrt(1 / abars[t] - 1) * 1.0001)  # a little off the grid: the nearest level serves
         torch.testing.assert_close(backbone.denoise(x0 + lam * eps, lam * 0.9999), x0, rtol=0, atol=2e-5)
@@ -106,7 +108,7 @@ def test_consistent_predictions_give_back_x0(prediction):
 
 def test_snap_is_the_nearest_level_in_log_distance():
     abars = [0.9, 0.5, 0.1]
-    backbone = DiffusersUNet(torch.nn.Identity(), abars, "epsilon")
+    backbone = DDPM(torch.nn.Identity(), abars, "epsilon")
     levels = [math.sqrt(1 / a - 1) for a in abars]
     assert backbone.levels == pytest.approx(levels, rel=1e-12)
     for lam in [1e-9, 1e9, *(math.exp(i / 50) for i in range(-100, 100))]:
@@ -115,13 +117,15 @@ def test_snap_is_the_nearest_level_in_log_distance():
         assert backbone.snap(nearest) == nearest
 
 
-def test_zero_terminal_snr_drops_the_last_level(tmp_path):
-    scheduler = scheduler_of("scaled_linear", "v_prediction", rescale_betas_zero_snr=True)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_zero_terminal_snr(tmp_path, prediction):
+    scheduler = scheduler_of("scaled_linear", prediction, rescale_betas_zero_snr=True)
     assert scheduler.alphas_cumprod[-1] == 0
     backbone = from_folder(write_folder(tmp_path / "m", scheduler=scheduler))
-    assert isinstance(backbone, DiffusersUNet)
-    assert len(backbone.levels) == 999
+    assert isinstance(backbone, DDPM)
+    assert len(backbone.levels) == (999 if prediction == "epsilon" else 1000)  # eps says nothing where all is noise
     assert math.isfinite(backbone.snap(1e30))
+    assert math.isfinite(backbone.snap(math.inf)) == (prediction == "epsilon")
 
 
 @torch.no_grad()
@@ -132,11 +136,13 @@ def test_layouts_names_and_fingerprint(tmp_path):
     shutil.copytree(tmp_path / "bare", nested)
     (nested / "scheduler").mkdir()
     (nested / "scheduler_config.json").rename(nested / "scheduler/scheduler_config.json")
-    first, bare, third = (from_folder(tmp_path / name) for name in ("pipeline", "bare", "nested"))
-    assert first.fingerprint == bare.fingerprint == third.fingerprint
+    shutil.copytree(tmp_path / "bare", tmp_path / "early")  # a pipeline's index beside the model, as in early repositories
+    shutil.copy(tmp_path / "pipeline/model_index.json", tmp_path / "early")
+    first, bare, third, early = (from_folder(tmp_path / name) for name in ("pipeline", "bare", "nested", "early"))
+    assert first.fingerprint == bare.fingerprint == third.fingerprint == early.fingerprint
     assert len(first.fingerprint) == 64
     y = noise(1, 3, 16, 16)
-    assert torch.equal(first.eval().denoise(y, 1.0), bare.eval().denoise(y, 1.0))
+    assert torch.equal(first.denoise(y, 1.0), bare.denoise(y, 1.0))
     # attention layers under their old names
     tensors = load_file(nested / WEIGHTS_FILE)
     old = {}
@@ -146,7 +152,7 @@ def test_layouts_names_and_fingerprint(tmp_path):
         old[name] = tensor
     assert old.keys() != tensors.keys()
     save_file(old, nested / WEIGHTS_FILE)
-    assert torch.equal(from_folder(nested).eval().denoise(y, 1.0), bare.denoise(y, 1.0))
+    assert torch.equal(from_folder(nested).denoise(y, 1.0), bare.denoise(y, 1.0))
     # one bit of one weight, one entry of the schedule
     tensors["conv_in.bias"].view(torch.int32)[0] ^= 1
     save_file(tensors, tmp_path / "bare" / WEIGHTS_FILE)
@@ -189,9 +195,13 @@ DAMAGES = {
     "cannot be read as JSON": lambda path: (path / "unet/config.json").write_text("{"),
     "not a JSON object": lambda path: (path / "unet/config.json").write_text("[1]"),
     "no scheduler/scheduler_config.json": lambda path: shutil.rmtree(path / "scheduler"),
-    "holds a UNet2DConditionModel": lambda path: edit(path / "unet/config.json", _class_name="UNet2DConditionModel"),
+    "holds a UNet1DModel": lambda path: edit(path / "unet/config.json", _class_name="UNet1DModel"),
     "class-conditional": lambda path: edit(path / "unet/config.json", num_class_embeds=10),
-    "continuous noise levels": lambda path: edit(path / "unet/config.json", time_embedding_type="fourier"),
+    "class_embed_type 'timestep'": lambda path: edit(path / "unet/config.json", class_embed_type="timestep"),
+    "fourier time embedding": lambda path: edit(path / "unet/config.json", time_embedding_type="fourier"),
+    "positional time embedding": lambda path: (path / "scheduler/scheduler_config.json").write_text(
+        '{"_class_name": "ScoreSdeVeScheduler"}'
+    ),
     "4 channels in": lambda path: edit(path / "unet/config.json", in_channels=4),
     "6 out": lambda path: edit(path / "unet/config.json", out_channels=6),
     "do not make a UNet2DModel": lambda path: edit(path / "unet/config.json", block_out_channels=[8, 16]),
@@ -199,7 +209,7 @@ DAMAGES = {
     "cubic": lambda path: edit(path / "scheduler/scheduler_config.json", beta_schedule="cubic"),
     "do not fall": lambda path: edit(path / "scheduler/scheduler_config.json", trained_betas=[0.1, 0.0, 0.1]),
     "no beta_schedule": lambda path: (path / "scheduler/scheduler_config.json").write_text(
-        '{"_class_name": "ScoreSdeVeScheduler"}'
+        '{"_class_name": "KarrasVeScheduler"}'
     ),
 }
 
@@ -210,7 +220,7 @@ def test_what_is_refused(tmp_path, message):
     assert from_folder(path).size == (16, 16)
     DAMAGES[message](path)
     with pytest.raises(BackboneError, match=message) as info:
-        backbones.load(path)
+        from_folder(path)
     assert "\n" not in str(info.value)
 
 

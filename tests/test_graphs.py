@@ -10,7 +10,7 @@ import torch
 import fake_cuda
 from common import RECIPES, Shrink, random_images
 from noisebook import backbones, stages
-from noisebook.backbones.convnet import ConvBackbone, ConvDenoiser
+from noisebook.backbones.convnet import ConvDenoiser, PriorBackbone
 from noisebook.backbones.gaussian import PCAPrior
 from noisebook.backbones.tiled import Tiled
 from noisebook.codec import Codec
@@ -39,11 +39,11 @@ class Counting(Shrink):
         return y * (self.variance / (self.variance + lam * lam))
 
 
-def tiny_convnet() -> ConvBackbone:
+def tiny_convnet() -> PriorBackbone:
     torch.manual_seed(0)
     net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)  # type: ignore[arg-type]
     torch.nn.init.normal_(net.leave.weight, std=0.1)
-    return ConvBackbone(net)
+    return PriorBackbone(net)
 
 
 def tiny_pca() -> PCAPrior:
@@ -53,12 +53,13 @@ def tiny_pca() -> PCAPrior:
 
 def tiny_unet():
     diffusers = pytest.importorskip("diffusers")
-    from noisebook.backbones.diffusers_unet import DiffusersUNet
+    from noisebook.backbones.ddpm import DDPM
+    from noisebook.backbones.diffusers_nets import UNet2D
 
     kinds = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     unet = diffusers.UNet2DModel(sample_size=16, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, **kinds)
     levels = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64).neg().add(1).cumprod(0).tolist()
-    backbone = DiffusersUNet(unet.eval(), levels, "epsilon")
+    backbone = DDPM(UNet2D(unet.eval(), {}), levels, "epsilon")
     backbone.multiple = 8
     return backbone
 

@@ -19,6 +19,8 @@ from noisebook.errors import (
 from noisebook.spec import CodecSpec, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from noisebook.backbones import Backbone
     from noisebook.codec import Codec
 
@@ -27,7 +29,8 @@ __version__ = "0.1.0"
 
 def load(
     preset: "str | CodecSpec" = "photo", *, backbone: "str | Backbone | None" = None, device: str = "cpu",
-    dtype: str = "float32", channels_last: bool = False, compile: bool = False, graphs: bool = True, **changes: Any,
+    dtype: str = "float32", channels_last: bool = False, compile: bool = False, graphs: bool = True,
+    conditions: "Mapping[str, Any] | None" = None, **changes: Any,
 ) -> "Codec":  # fmt: skip
     """A codec by the name of a preset, or by its specification.
 
@@ -36,6 +39,7 @@ def load(
     device    where the backbone is put and the work is done
     dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
+    conditions   what a model with conditions is told: prompt, negative_prompt, guidance, label (docs/backbones.md)
     changes   fields of `noisebook.presets.Recipe` that replace the preset's: steps, bins, vocabulary, seed, ...
 
     Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable, or it has no network to
@@ -52,7 +56,9 @@ def load(
         entry = presets.get(preset)
         spec, recipe = entry.spec, presets.changed(entry.recipe, **changes)
     chosen = spec.backbone if backbone is None else backbone
-    model = backbones.load(chosen, device) if isinstance(chosen, str) else chosen
+    if conditions and not isinstance(chosen, str):
+        raise SpecError("a backbone that is already loaded takes no conditions; give them to noisebook.backbones.load")
+    model = backbones.load(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
     if recipe is not None and (changes or backbone is not None):
         spec = recipe.build(model)
     if (dtype, channels_last, compile) != ("float32", False, False):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KNOBS = {
     "steps": "steps of the schedule",
-    "spacing": "spacing of the levels: log, karras or ddpm",
+    "spacing": "spacing of the levels: log, karras, ddpm or flow",
     "lam_max": "first noise-to-signal level",
     "lam_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
@@ -41,6 +41,12 @@ KNOBS = {
 }
 
 
+CONDITIONS = {
+    "prompt": (str, "text for a model that reads text (default: empty)"),
+    "negative_prompt": (str, "text that guidance leads away from (default: empty)"),
+    "guidance": (float, "weight of the prompt or class against none; 1 = none, one network call (default: 1)"),
+    "label": (int, "class, for a class-conditional model"),
+}
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
 
 
@@ -86,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     for sub in (inspect, verify):
         sub.add_argument("files", nargs="+", metavar="FILE")
     command("backbones", run_backbones, "The backbones and presets that come with the package.")
+    from noisebook.training.command import add_options
+
+    add_options(command("train", run_train, "Trains a small denoiser on images of your own, within a budget of minutes."))
     return top
 
 
@@ -95,12 +104,15 @@ def _add_codec_options(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("codec", "a preset, and every number of its recipe")
     group.add_argument("--preset", help=f"codec by name (default: {DEFAULT}); see `noisebook backbones`")
     group.add_argument("--backbone", metavar="NAME|FILE|DIR", help="another denoiser: a shipped name, a .safetensors "
-                       "file of noisebook's, or a diffusers folder")  # fmt: skip
+                       "file of noisebook's, a diffusers folder, or a hub's OWNER/NAME")  # fmt: skip
     for field in fields(Recipe):
         if field.name in KNOBS:
             assert field.default is not MISSING
             kind = float if field.default is None or field.name == "bins" else type(field.default)
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
+    group = sub.add_argument_group("conditions", "for backbones that take one; a file decodes under the same alone")
+    for name, (kind, about) in CONDITIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
     group = sub.add_argument_group("speed", "how the network computes; files decode under any of these, see "
                                    "docs/performance.md")  # fmt: skip
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network's inside "
@@ -117,15 +129,17 @@ def _load_codec(args: argparse.Namespace) -> "Codec":
 
     name = args.preset or presets.DEFAULT
     changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
-    codec = load(name, backbone=args.backbone, device=_device(args.device), **_speed(args), **changes)
+    codec = load(name, backbone=args.backbone, device=_device(args.device), **_network(args), **changes)
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
     return codec
 
 
-def _speed(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in SPEED}
+def _network(args: argparse.Namespace) -> dict[str, Any]:
+    """How the network is told to compute, and of what."""
+    told = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
+    return {**{name: getattr(args, name) for name in SPEED}, "conditions": told}
 
 
 def _device(name: str) -> str:
@@ -332,10 +346,10 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
         known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
         raise CodecMismatchError(f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
                                  f"{container.preset}); known: {known}; give the options it was made with")  # fmt: skip
-    return load(spec, backbone=args.backbone, device=_device(args.device), **_speed(args))
+    return load(spec, backbone=args.backbone, device=_device(args.device), **_network(args))
 
 
-# ---- inspect, verify, backbones -----------------------------------------------------------------------------------------
+# ---- inspect, verify, backbones, train ----------------------------------------------------------------------------------
 def _describe_all(args: argparse.Namespace, show: Callable[[dict[str, Any]], None]) -> int:
     from noisebook.files import describe
 
@@ -374,18 +388,31 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_backbones(args: argparse.Namespace) -> int:
     from noisebook import backbones, presets
 
-    entries = [{"name": name, "bytes": (backbones.WEIGHTS / f"{name}.safetensors").stat().st_size}
-               for name in backbones.shipped()]  # fmt: skip
+    entries = []
+    for name in backbones.shipped():
+        view, inner = name in backbones.VIEWS, backbones.VIEWS.get(name, ("", name))[1]
+        size = (backbones.WEIGHTS / f"{inner}.safetensors").stat().st_size
+        entries.append({"name": name, "bytes": 0 if view else size, "view_of": inner if view else None})
     codecs = [{"name": p.name, "backbone": p.spec.backbone, "about": p.about} for p in presets.presets().values()]
     if args.json:
         print(json.dumps({"backbones": entries, "presets": codecs}))
         return 0
     print("backbones")
     for entry in entries:
-        print(f"  {entry['name']:20s} {entry['bytes'] / 1024:8.0f} KiB")
-    print("  and any .safetensors file of noisebook's or diffusers UNet2DModel folder: --backbone PATH\npresets")
+        size = f"{entry['bytes'] / 1024:8.0f} KiB"
+        print(f"  {entry['name']:20s} {size if entry['view_of'] is None else 'a view of ' + entry['view_of']}")
+    print("  and any .safetensors file of noisebook's, diffusers folder or hub id: --backbone PATH|OWNER/NAME\npresets")
     for entry in codecs:
         print(f"  {entry['name']:20s} {entry['about']} (backbone {entry['backbone']})")
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from noisebook.training import command
+
+    _device(args.device)
+    result = command.run(args)
+    print(json.dumps(result) if args.json else f"written: {result['output']}")
     return 0
 
 

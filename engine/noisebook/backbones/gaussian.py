@@ -1,9 +1,11 @@
 """Gaussian image models: the denoiser is then the exact posterior mean, a Wiener filter, and needs no network.
 
-`PCAPrior` has a full covariance over all pixels of one small size; `SpectrumPrior` is stationary, has one power spectrum
-a colour channel, and takes any size: the shipped `gaussian-prior`. Both are fitted in seconds to minutes:
+`PCAPrior` has a full covariance over all pixels of one small size; `DCTPrior` only the diagonal of it in a colour
+rotation and a 2-D DCT, a thousandth of the numbers; `SpectrumPrior` is stationary, has one power spectrum a colour
+channel, and takes any size: the shipped `gaussian-prior`. All are fitted in seconds to minutes:
 
     python -m noisebook.backbones.gaussian pca cifar10_train.npz -o pca.safetensors
+    python -m noisebook.backbones.gaussian dct cifar10_train.npz -o dct.safetensors
     python -m noisebook.backbones.gaussian spectrum photos256.npz -o gaussian-prior.safetensors --count 2000
 """
 
@@ -75,6 +77,35 @@ class PCAPrior(Backbone):
         return (self.mean + (coefficients * shrink) @ self.vectors.T).view_as(y)
 
 
+class DCTPrior(Backbone):
+    """Images of one size as independent Gaussian coefficients of a colour rotation and a 2-D DCT around a mean image."""
+
+    mean: Tensor  # [C, H, W] float32
+    colour: Tensor  # [C, C] float32, orthonormal, rows are the decorrelated channels
+    variance: Tensor  # [C, H, W] float32, of the orthonormal DCT's coefficients of those channels
+
+    def __init__(self, mean: Tensor, colour: Tensor, variance: Tensor):
+        super().__init__()
+        if mean.ndim != 3 or variance.shape != mean.shape or colour.shape != (len(mean), len(mean)):
+            raise BackboneError("the tensors of a dct-prior do not fit each other")
+        self.name, self.channels, self.size = "dct-prior", len(mean), (mean.shape[1], mean.shape[2])
+        for name, tensor in (("mean", mean), ("colour", colour), ("variance", variance)):
+            self.register_buffer(name, tensor.float().contiguous())  # strides would change the last bits
+
+    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] float32 of the fitted size, lam > 0 -> E[x0 | y], same shape. Raises ImageError on another."""
+        return self.posterior_mean(y, torch.full((len(y),), lam, dtype=y.dtype, device=y.device))
+
+    def posterior_mean(self, y: Tensor, lam: Tensor) -> Tensor:
+        """E[x0 | y] as `denoise`, with one lam an image: float32 [B]."""
+        if y.shape[1:] != self.mean.shape:
+            raise ImageError(f"this dct-prior takes images of {tuple(self.mean.shape)}, not {tuple(y.shape[1:])}")
+        rows, columns = dct_matrix(y.shape[2], y.device), dct_matrix(y.shape[3], y.device)
+        z = rows @ torch.einsum("dc,bchw->bdhw", self.colour, y - self.mean) @ columns.T
+        z = z * (self.variance / (self.variance + lam.square()[:, None, None, None]))
+        return self.mean + torch.einsum("dc,bdhw->bchw", self.colour, rows.T @ z @ columns)
+
+
 class SpectrumPrior(Backbone):
     """Photographs of any size as a stationary Gaussian: independent coefficients of a colour rotation and a 2-D DCT."""
 
@@ -142,6 +173,37 @@ def fit_pca(images: np.ndarray) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {"size": [height, width], "channels": channels}, tensors
 
 
+def fit_dct(images: np.ndarray) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Mean image, colour rotation and DCT variances of uint8 [N, H, W, C] images and their mirror images (mapped to
+    [-1, 1]) -> (config, float32 tensors) of a DCTPrior. The rotation is the Karhunen-Loeve transform of single pixels.
+
+    Computed in float64. Raises ImageError on another shape or dtype.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2 or images.shape[3] not in (1, 3):
+        raise ImageError(f"a dct-prior is fitted on uint8 [N, H, W, 1 or 3], N > 1, not {images.dtype} {list(images.shape)}")
+    chunks = torch.from_numpy(images).permute(0, 3, 1, 2).split(1000)  # float64 in chunks only
+    mean = torch.stack([c.double().sum(0) for c in chunks]).sum(0) * (2 / 255 / len(images)) - 1
+    mean = 0.5 * (mean + mean.flip(-1))
+    square = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for c in chunks:
+        pixels = (c.double() * (2 / 255) - 1 - mean).transpose(0, 1).flatten(1)
+        square += pixels @ pixels.T
+    colour = _strongest_first(square)
+    rows, columns = (dct_matrix(n, mean.device).double() for n in mean.shape[1:])
+    variance = torch.zeros_like(mean)
+    for c in chunks:  # mirroring only changes signs of coefficients
+        z = torch.einsum("dc,bchw->bdhw", colour, c.double() * (2 / 255) - 1 - mean)
+        variance += (rows @ z @ columns.T).square().sum(0) / len(images)
+    tensors = {"mean": mean, "colour": colour, "variance": variance.clamp_min(FLOOR)}
+    return {"images": len(images)}, {k: v.float() for k, v in tensors.items()}
+
+
+def _strongest_first(covariance: Tensor) -> Tensor:
+    """Orthonormal eigenvectors in rows, the largest eigenvalue first, the largest entry of each positive."""
+    vectors = torch.linalg.eigh(covariance)[1].T.flip(0)
+    return vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
+
+
 def fit_spectrum(images: Sequence[np.ndarray]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Power spectra of the centre 256 x 256 crops of uint8 [H, W, 3] images -> (config, tensors) of a SpectrumPrior.
 
@@ -162,8 +224,7 @@ def fit_spectrum(images: Sequence[np.ndarray]) -> tuple[dict[str, Any], dict[str
         total += pixels.sum(1)
         square += pixels @ pixels.T
     mean = total / (len(x) * CROP**2)
-    colour = torch.linalg.eigh(square / (len(x) * CROP**2) - torch.outer(mean, mean))[1].T.flip(0)  # the strongest first
-    colour = colour * colour.gather(1, colour.abs().argmax(1, keepdim=True)).sign()
+    colour = _strongest_first(square / (len(x) * CROP**2) - torch.outer(mean, mean))
     dct = dct_matrix(CROP, x.device).double()
     power = torch.zeros(3, CROP, CROP, dtype=torch.float64)
     dc = torch.zeros(3, CROP.bit_length(), dtype=torch.float64)
@@ -189,6 +250,14 @@ def pca_from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> P
         raise BackboneError(f"the checkpoint does not fit a pca-prior: {error}") from error
 
 
+def dct_from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> DCTPrior:
+    """The DCTPrior of a checkpoint of kind `dct-prior`. Raises BackboneError where the tensors are not one's."""
+    try:
+        return DCTPrior(**tensors)
+    except (TypeError, AttributeError) as error:
+        raise BackboneError(f"the checkpoint does not fit a dct-prior: {error}") from error
+
+
 def spectrum_from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> SpectrumPrior:
     """The SpectrumPrior of a checkpoint of kind `spectrum-prior`. Raises BackboneError where they do not fit."""
     if config.get("nodes") != list(NODES) or config.get("crop") != CROP:
@@ -202,13 +271,16 @@ def spectrum_from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor])
 def main(argv: list[str] | None = None) -> None:
     """The command of the module's docstring: reads an .npz of images, writes a checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m noisebook.backbones.gaussian", description=__doc__)
-    parser.add_argument("form", choices=("pca", "spectrum"))
+    parser.add_argument("form", choices=("pca", "dct", "spectrum"))
     parser.add_argument("data", help="an .npz with `images` uint8 [N, H, W, C], or `webp` and `offsets`")
     parser.add_argument("-o", "--output", required=True, help="the .safetensors file to write")
     parser.add_argument("--count", type=int, help="fit on the first so many images")
     args = parser.parse_args(argv)
     images = load_npz_images(args.data, args.count)
-    config, tensors = fit_pca(np.stack(images)) if args.form == "pca" else fit_spectrum(images)
+    if args.form == "spectrum":
+        config, tensors = fit_spectrum(images)
+    else:
+        config, tensors = (fit_pca if args.form == "pca" else fit_dct)(np.stack(images))
     write_checkpoint(args.output, f"{args.form}-prior", config, tensors)
 
 

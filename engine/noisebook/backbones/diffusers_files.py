@@ -1,0 +1,175 @@
+"""Files of diffusers' layout: JSON configs, safetensors (whole, in shards, in a variant), and what they add up to.
+
+Pickles are never read: only safetensors.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from noisebook.backbones.base import fingerprint_of
+from noisebook.errors import BackboneError
+
+MODEL, TEXT_MODEL = "diffusion_pytorch_model", "model"  # names of weight files, without endings: diffusers, transformers
+WEIGHTS_FILE = f"{MODEL}.safetensors"
+FALLBACKS = ("fp16", "bf16")  # variants that are taken where there are no plain weights
+SCHEDULER = ("scheduler/scheduler_config.json", "scheduler_config.json")
+# Attention layers of models that were saved before diffusers 0.15, and what they are called since.
+RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+# What the libraries raise where a config and tensors do not fit each other.
+MISFIT = (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError, OSError)
+
+
+def library(name: str, extra: str) -> Any:
+    """The module of that name. Raises BackboneError that says which extra of noisebook brings it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BackboneError(f"this backbone needs {name}: pip install 'noisebook[{extra}]'") from error
+
+
+def one_line(error: Exception) -> str:
+    """The error's message as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises BackboneError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"{path}: not a JSON object")
+    return value
+
+
+def read_weights(folder: Path, stem: str = MODEL, variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a model folder, as stored: `stem.safetensors`, or the shards that its index names.
+
+    `variant` chooses `stem.VARIANT.safetensors` instead; without one, FALLBACKS stand in for weights that are not there.
+    Raises BackboneError: none, only pickles, a shard is missing, or a damaged file.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder, stem, variant):
+        if not path.is_file():
+            raise BackboneError(f"{folder}: no {path.name}, a shard that the index names")
+        try:
+            tensors.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise BackboneError(f"{path}: damaged or no safetensors file ({one_line(error)})") from error
+    return tensors
+
+
+def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
+    for v in (variant,) if variant else ("", *FALLBACKS):
+        end = f".{v}" if v else ""
+        if (folder / f"{stem}{end}.safetensors").is_file():
+            return [folder / f"{stem}{end}.safetensors"]
+        for name in dict.fromkeys((f"{stem}.safetensors.index{end}.json", f"{stem}{end}.safetensors.index.json")):
+            if (folder / name).is_file():
+                return _shards(folder / name)
+    wanted = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    pickles, others = ([p.name for p in sorted(folder.glob(f"*{end}"))] for end in (".bin", ".safetensors"))
+    if others:
+        reason = f"there is {others[0]}; variant='...' chooses what stands between the dots"
+    elif pickles:
+        reason = f"{pickles[0]} is a pickle, which can run code; convert it (save_pretrained with safe_serialization=True)"
+    else:
+        reason = "there are no weights (save_pretrained writes them; variant='fp16' where only those were published)"
+    raise BackboneError(f"{folder}: no {wanted}: {reason}")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise BackboneError(f"{index}: no weight_map, so this is no index of shards")
+    files = sorted({str(name) for name in names.values()})
+    if any(Path(name).name != name or not name.endswith(".safetensors") for name in files):
+        raise BackboneError(f"{index}: names shards that are no safetensors files beside it")
+    return [index.parent / name for name in files]
+
+
+class Folder:
+    """A pipeline (`model_index.json` and a folder a part), or the folder of a single model.
+
+    What is read through it enters `digests`, one fingerprint a part. Raises BackboneError where a file is missing.
+    """
+
+    def __init__(self, path: str | Path, variant: str | None = None):
+        self.path, self.variant = Path(path), variant
+        self.digests: dict[str, str] = {}
+        index = self.path / "model_index.json"
+        self.index = read_json(index) if index.is_file() else {}
+
+    def has(self, part: str) -> bool:
+        """Whether the pipeline has that part: it is in the index, and not null there."""
+        return self.class_of(part) is not None
+
+    def class_of(self, part: str) -> str | None:
+        """The class that the pipeline's index gives for a part."""
+        entry = self.index.get(part)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
+
+    def denoiser(self) -> str:
+        """The part that holds the network; "" where that is the folder itself: a single model, or an early pipeline."""
+        if not self.index:
+            return ""
+        part = next((name for name in ("unet", "transformer") if self.has(name)), None)
+        if part is None:
+            raise BackboneError(f"{self.path}: a {self.index.get('_class_name')} without unet or transformer; not read")
+        at_root = not (self.path / part).is_dir() and (self.path / "config.json").is_file()
+        return "" if at_root else part
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The config.json of a part."""
+        path = self.path / part / "config.json"
+        if not path.is_file():
+            raise BackboneError(f"{path.parent}: no config.json, so this is no model folder of diffusers")
+        return read_json(path)
+
+    def scheduler(self, part: str) -> dict[str, Any]:
+        """The scheduler's config, beside the pipeline or beside the model."""
+        places = [base / name for base in (self.path, self.path / part) for name in SCHEDULER]
+        path = next((p for p in places if p.is_file()), None)
+        if path is None:
+            raise BackboneError(f"{self.path}: no {' or '.join(SCHEDULER)}: the weights alone do not say which noise "
+                                "levels they know")  # fmt: skip
+        return read_json(path)
+
+    def tensors(self, part: str, stem: str = MODEL) -> dict[str, Tensor]:
+        """The stored tensors of a part; with its config they enter the fingerprint."""
+        tensors = read_weights(self.path / part, stem, self.variant)
+        self.digests[part] = fingerprint_of(public(self.config(part)), tensors)
+        return tensors
+
+    def module(self, part: str, kind: str, tensors: dict[str, Tensor] | None = None) -> nn.Module:
+        """The part as a module of diffusers' class `kind`, in float32; `tensors`, unless given, are the part's own."""
+        cls = getattr(library("diffusers", "diffusers"), kind)
+        config = self.config(part)
+        tensors = self.tensors(part) if tensors is None else tensors
+        try:
+            module = cls.from_config(config)
+            module.load_state_dict({_renamed(name): t.float() for name, t in tensors.items()}, assign=True)
+        except MISFIT as error:
+            reason = one_line(error)
+            raise BackboneError(f"{self.path / part}: config and weights do not make a {kind}: {reason}") from error
+        return module
+
+
+def public(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what the library notes down for itself: its version, the path it was read from."""
+    return {k: v for k, v in config.items() if not k.startswith("_")}
+
+
+def _renamed(name: str) -> str:
+    """A parameter's present name: attention layers were called otherwise before diffusers 0.15."""
+    if "attentions" in name:
+        for old, new in RENAMED.items():
+            name = name.replace(old, new)
+    return name

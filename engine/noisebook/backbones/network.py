@@ -1,0 +1,57 @@
+"""What the adapters of foreign networks share: how a network is called, in which precision, and what it must return."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisebook.backbones.base import Backbone
+from noisebook.errors import BackboneError
+
+
+class NetworkBackbone(Backbone):
+    """Base of the adapters that turn what a network predicts into x0_hat.
+
+    `channels`, `size` (height, width) and `multiple` are as in `Backbone`, of the state that `net` works on.
+    """
+
+    def __init__(self, net: nn.Module, *, channels: int = 3, size: tuple[int, int] | None = None, multiple: int = 1) -> None:
+        super().__init__()
+        self.net, self.channels, self.size, self.multiple = net, channels, size, multiple
+        self.inside: dict[str, Any] = {}  # dtype and memory format of the network's input, where they are not x's
+
+    def call(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """net(x [B, C, H, W], ...) -> the first C channels of its output, in x's dtype (others: a learned variance).
+
+        Raises BackboneError where the output is no tensor [B, C or more, H, W].
+        """
+        out = self.net(x.to(**self.inside) if self.inside else x, *args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise BackboneError(f"the network of {self.name!r} returned a {type(out).__name__}: return its tensor alone")
+        (b, c, *pixels), shape = x.shape, list(out.shape)
+        if len(shape) != x.ndim or [shape[0], *shape[2:]] != [b, *pixels] or shape[1] < c:
+            raise BackboneError(f"the network of {self.name!r} returned {shape} for {list(x.shape)}: give the adapter the "
+                                "channels, size or multiple that it takes")  # fmt: skip
+        return out[:, :c].to(x.dtype)
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        self.inside = {"dtype": dtype, "memory_format": layout}
+        self.net.to(**self.inside)
+        if compile:
+            self.net.compile()
+
+
+def full(y: Tensor, value: float) -> Tensor:
+    """[B], all `value`, of y's dtype and device: a time or a level as networks take them, made on the device."""
+    return torch.full((len(y),), value, dtype=y.dtype, device=y.device)
+
+
+def nearest(levels: Sequence[float], lam: float) -> int:
+    """Index of the level nearest to lam > 0 in log distance; `levels` rise, the last may be infinite."""
+    i = bisect_left(levels, lam)
+    if i == len(levels) or (i > 0 and levels[i] != lam and lam * lam <= levels[i - 1] * levels[i]):
+        return i - 1
+    return i

@@ -1,0 +1,366 @@
+"""Every family's adapter against one model known in closed form, images that are Gaussian, and against its own library."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fake_cuda import Recorder
+from noisebook.backbones import Backbone, fingerprint_of
+from noisebook.backbones.consistency import Consistency
+from noisebook.backbones.ddpm import DDPM
+from noisebook.backbones.edm import EDM
+from noisebook.backbones.flow import Flow
+from noisebook.backbones.network import nearest
+from noisebook.backbones.score import ScoreVE, ScoreVP
+from noisebook.backbones.views import ddpm_view, flow_view, linear_alphas_cumprod
+from noisebook.codebook import Codebook
+from noisebook.codec import Codec
+from noisebook.errors import BackboneError
+from noisebook.presets import Recipe
+from noisebook.schedule import falling
+
+SHAPE = (3, 4, 4)
+D = math.prod(SHAPE)
+ABARS = linear_alphas_cumprod()
+LEVELS = [math.sqrt((1 - abar) / abar) for abar in ABARS]
+TIMES = [950, 800, 700, 620, 540, 460, 380, 300, 220, 140, 60, 10]  # lam from 113 to .02
+BETA = (0.1, 20.0)  # of the score model, variance preserving
+
+
+class Gaussian(Backbone):
+    """N(mean, covariance) of images [3, 4, 4], a random full covariance: what every network below knows."""
+
+    name, size = "gaussian", (4, 4)
+
+    def __init__(self, rng):
+        super().__init__()
+        self.mean = torch.from_numpy(rng.normal(0, 0.3, D))
+        self.variances = torch.from_numpy(rng.lognormal(-2, 1.5, D))
+        self.vectors = torch.linalg.qr(torch.from_numpy(rng.normal(size=(D, D))))[0]
+        self.fingerprint = fingerprint_of({"kind": "gaussian"}, {"variances": self.variances})
+
+    def moments(self, x: Tensor, s: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x0 | x] and E[eps | x] for x [B, *SHAPE] = s x0 + sigma eps, s and sigma [B], either of which may be 0."""
+        s, sigma, v = s.double()[:, None], sigma.double()[:, None], self.variances
+        z = (x.double().flatten(1) - s * self.mean) @ self.vectors / (s * s * v + sigma * sigma)
+        x0, eps = self.mean + (s * v * z) @ self.vectors.T, (sigma * z) @ self.vectors.T
+        return x0.view_as(x).to(x.dtype), eps.view_as(x).to(x.dtype)
+
+    def end_point(self, y: Tensor, lam: float, end: float) -> Tensor:
+        """Where the probability-flow ODE leads y at level lam by the level `end`: every eigendirection is scaled."""
+        scale = ((self.variances + end**2) / (self.variances + lam**2)).sqrt()
+        z = (y.double().flatten(1) - self.mean) @ self.vectors
+        return (self.mean + (scale * z) @ self.vectors.T).view_as(y).to(y.dtype)
+
+    def denoise_each(self, y: Tensor, lam: Tensor) -> Tensor:
+        return self.moments(y, torch.ones_like(lam), lam)[0]
+
+    def denoise(self, y: Tensor, lam: float, cond=None) -> Tensor:
+        return self.denoise_each(y, torch.full((len(y),), lam, dtype=y.dtype))
+
+
+def wide(t: Tensor) -> Tensor:
+    return t[:, None, None, None]
+
+
+class Net(nn.Module):
+    """A function as a network, one of whose parameters says where it lives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.device = function, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t):
+        return self.function(x, t)
+
+
+def ddpm(g: Gaussian, prediction: str, abars=ABARS) -> DDPM:
+    table = torch.tensor(abars, dtype=torch.float64)
+
+    def net(x, t):
+        assert t.dtype == torch.int64
+        s, sigma = table[t].sqrt(), (1 - table[t]).sqrt()
+        x0, eps = g.moments(x, s, sigma)
+        v = wide(s).to(x) * eps - wide(sigma).to(x) * x0
+        out = {"epsilon": eps, "v_prediction": v, "sample": x0}[prediction]
+        return torch.cat([out, torch.ones_like(out)], 1)  # with a learned variance, which does not count
+
+    return DDPM(Net(net), abars, prediction, size=(4, 4))
+
+
+def score_ve(g: Gaussian, unit_range: bool = False) -> ScoreVE:
+    def net(x, sigma):
+        if unit_range:  # of x = (y + 1) / 2: the gradient of log p is twice that of y's
+            return -g.moments(2 * x - 1, torch.ones_like(sigma), 2 * sigma)[1] / wide(sigma)
+        return -g.moments(x, torch.ones_like(sigma), sigma)[1] / wide(sigma)
+
+    return ScoreVE(Net(net), unit_range, size=(4, 4))
+
+
+def score_vp(g: Gaussian) -> ScoreVP:
+    def net(x, t):
+        b = BETA[0] * t.double() + (BETA[1] - BETA[0]) * t.double() ** 2 / 2
+        s, sigma = (-b / 2).exp(), (-torch.expm1(-b)).sqrt()
+        return -g.moments(x, s, sigma)[1] / wide(sigma).to(x)
+
+    return ScoreVP(Net(net), *BETA, size=(4, 4))
+
+
+def edm(g: Gaussian, sigma_data: float = 0.7) -> EDM:
+    def net(x, c_noise):
+        lam = (4 * c_noise).exp()
+        total = wide((lam**2 + sigma_data**2).sqrt())
+        y = x * total
+        return (g.denoise_each(y, lam) - sigma_data**2 / total**2 * y) * total / (wide(lam) * sigma_data)
+
+    return EDM(Net(net), sigma_data, size=(4, 4))
+
+
+def flow(g: Gaussian, reverse: bool, time_scale: float) -> Flow:
+    def net(x, t):
+        t = t / time_scale
+        s, sigma = (t, 1 - t) if reverse else (1 - t, t)
+        x0, eps = g.moments(x, s, sigma)
+        return x0 - eps if reverse else eps - x0
+
+    return Flow(Net(net), time_scale, reverse, size=(4, 4))
+
+
+FAMILIES = {
+    "eps": lambda g: ddpm(g, "epsilon"),
+    "v": lambda g: ddpm(g, "v_prediction"),
+    "x0": lambda g: ddpm(g, "sample"),
+    "score VE": score_ve,
+    "score VE, images in [0, 1]": lambda g: score_ve(g, True),
+    "score VP": score_vp,
+    "EDM": edm,
+    "flow": lambda g: flow(g, False, 1000.0),
+    "flow, noise at 0": lambda g: flow(g, True, 1.0),
+    "DDPM view": lambda g: ddpm_view(edm(g)),
+    "flow view": lambda g: flow_view(edm(g)),
+}
+
+
+def grid(backbone: Backbone) -> list[float]:
+    """Levels of DDPM's grid, which the model itself knows."""
+    levels = [backbone.snap(LEVELS[t]) for t in TIMES]
+    assert levels == pytest.approx([LEVELS[t] for t in TIMES], rel=1e-12)
+    return levels
+
+
+def walk(backbone: Backbone, z: list[Tensor], levels: list[float], p: float, y: Tensor) -> Tensor:
+    """The codec's loop in float64, from y at levels[0], with the noise z[i] at step i and one x0_hat at the end."""
+    for step, noise in zip(falling(levels, p, 1), z, strict=True):
+        x0_hat = backbone.denoise(y, step.lam)
+        y = x0_hat + step.keep * (y - x0_hat) + step.gain * noise
+    return backbone.decode(backbone.denoise(y, levels[-1]))
+
+
+@pytest.fixture
+def noise(fresh) -> list[Tensor]:
+    """Codewords of random tokens, one a step, float64 [2, *SHAPE]; the last is the start's."""
+    book = Codebook("hadamard", 256, int(fresh.integers(1 << 32)))
+    tokens = torch.from_numpy(fresh.integers(0, 256, (len(TIMES), 2, 1, 1)))
+    return [book.noise(t, D, i).double().view(2, *SHAPE) for i, t in enumerate(tokens)]
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_walk_is_that_of_the_closed_form(family, p, noise, fresh):
+    g = Gaussian(fresh)
+    wanted = walk(g, noise[:-1], [LEVELS[t] for t in TIMES], p, LEVELS[TIMES[0]] * noise[-1])
+    backbone = FAMILIES[family](g)
+    levels = grid(backbone)
+    found = walk(backbone, noise[:-1], levels, p, levels[0] * noise[-1])
+    assert found.dtype == torch.float64
+    assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_codec_decodes_the_same_image_in_float32(family, fresh):
+    """Tokens at random, through `Codec.decode`: float32 all the way, levels of DDPM's grid from 20 to .02."""
+    g = Gaussian(fresh)
+    backbone = FAMILIES[family](g)
+    backbone.name, backbone.fingerprint = g.name, g.fingerprint
+    recipe = Recipe(steps=12, lam_max=20, lam_min=0.02, vocabulary=256, start_bins=1, start_vocabulary=256, spacing="ddpm")
+    spec = recipe.build(ddpm(g, "epsilon"))
+    spec = type(spec)(**{**vars(spec), "backbone": g.name, "fingerprint": g.fingerprint})
+    tokens = torch.from_numpy(fresh.integers(0, 256, (2, 13)))
+    wanted, found = (Codec(spec, b).decode(tokens) for b in (g, backbone))
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_one_level_an_image(fresh):
+    g = Gaussian(fresh)
+    y, levels = torch.from_numpy(fresh.normal(size=(3, *SHAPE))), [0.1, 1.0, 10.0]
+    each = edm(g).denoise_each(y, torch.tensor(levels, dtype=torch.float64))
+    for i, lam in enumerate(levels):
+        torch.testing.assert_close(each[i : i + 1], edm(g).denoise(y[i : i + 1], lam), rtol=0, atol=1e-12)
+
+
+# ---- pure noise -------------------------------------------------------------------------------------------------------
+def zero_snr(prediction: str):
+    """DDPM's grid, its s shifted and scaled so that the last is 0 (Lin et al. 2024, algorithm 1)."""
+    roots = [math.sqrt(abar) for abar in ABARS]
+    scaled = [(root - roots[-1]) * roots[0] / (roots[0] - roots[-1]) for root in roots]
+    return lambda g: ddpm(g, prediction, [root**2 for root in scaled])
+
+
+PURE = {"v": zero_snr("v_prediction"), "x0": zero_snr("sample"), **{k: FAMILIES[k] for k in ("flow", "flow, noise at 0")}}
+
+
+@pytest.mark.parametrize("family", PURE)
+def test_in_pure_noise_the_prediction_is_the_mean(family, fresh):
+    g = Gaussian(fresh)
+    backbone = PURE[family](g)
+    assert backbone.pure_noise
+    assert backbone.snap(math.inf) == math.inf
+    eps, seen = torch.from_numpy(fresh.normal(size=(2, *SHAPE))), []
+    backbone.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = backbone.denoise(eps, math.inf)
+    assert torch.equal(seen[0], eps)  # the network is given the noise itself
+    torch.testing.assert_close(found, g.mean.view(1, *SHAPE).expand_as(eps), rtol=0, atol=1e-12)
+
+
+def test_a_walk_that_begins_in_pure_noise_is_the_same_in_every_family_that_knows_it(fresh):
+    g = Gaussian(fresh)
+    grid = zero_snr("v_prediction")(g)
+    grid.name, grid.fingerprint = g.name, g.fingerprint
+    spec = Recipe(steps=10, lam_max=math.inf, lam_min=0.02, vocabulary=256, spacing="flow").build(grid)
+    tokens, images = torch.from_numpy(fresh.integers(0, 256, (2, 10))), {}
+    for family, make in PURE.items():
+        backbone = make(g)
+        backbone.name, backbone.fingerprint = g.name, g.fingerprint
+        images[family] = Codec(spec, backbone).decode(tokens)
+        assert (images[family] - images["v"]).abs().max() < 1e-4 * images["v"].abs().max(), family
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(PURE)))
+def test_the_others_do_not_know_it(family, fresh):
+    assert not FAMILIES[family](Gaussian(fresh)).pure_noise
+
+
+def test_eps_says_nothing_in_pure_noise_so_that_level_is_left_out(fresh):
+    model = zero_snr("epsilon")(Gaussian(fresh))
+    assert not model.pure_noise
+    assert len(model.levels) == 999
+    assert math.isfinite(model.snap(math.inf))
+
+
+# ---- grids and refusals -----------------------------------------------------------------------------------------------
+def test_nearest_in_log_distance(fresh):
+    levels = sorted(fresh.lognormal(size=5).tolist())
+    for lam in [1e-9, 1e9, *levels, *fresh.lognormal(size=100).tolist()]:
+        best = min(range(5), key=lambda i: abs(math.log(levels[i] / lam)))
+        assert nearest(levels, lam) == best
+        assert nearest([*levels, math.inf], lam) == best  # however large, lam is infinitely far from pure noise
+    assert nearest([*levels, math.inf], math.inf) == 5
+    assert nearest(levels, math.inf) == 4
+
+
+def test_score_vp_knows_no_level_beyond_the_end_of_time(fresh):
+    backbone = score_vp(Gaussian(fresh))
+    assert backbone.time(backbone.lam_max) == pytest.approx(1, abs=1e-12)
+    assert backbone.snap(1e9) == backbone.lam_max
+    for t in (1e-9, 1e-3, 0.5):
+        lam = math.sqrt(math.expm1(BETA[0] * t + (BETA[1] - BETA[0]) * t * t / 2))
+        assert backbone.time(lam) == pytest.approx(t, rel=1e-9)
+
+
+@pytest.mark.parametrize("abars", [[], [1.0, 0.5], [0.5, 0.6], [0.5, 0.5], [0.5, -0.1], [0.0], [0.9, 0.0, 0.1]])
+def test_ddpm_refuses_levels_that_do_not_fall(abars):
+    with pytest.raises(BackboneError, match="do not fall"):
+        DDPM(nn.Identity(), abars)
+
+
+def test_ddpm_refuses_other_predictions():
+    with pytest.raises(BackboneError, match="flow"):
+        DDPM(nn.Identity(), [0.5], "flow")
+
+
+@pytest.mark.parametrize("view", [ddpm_view, flow_view])
+def test_a_view_is_another_codec_of_the_same_network(view, fresh):
+    inner = edm(Gaussian(fresh))
+    inner.name, inner.fingerprint = "some", fingerprint_of({}, {})
+    seen = view(inner)
+    assert (seen.name, seen.size, seen.channels, seen.multiple) == ("some", (4, 4), 3, 1)
+    others = [ddpm_view(inner), flow_view(inner), view(edm(Gaussian(fresh))), inner]
+    assert [other.fingerprint == seen.fingerprint for other in others].count(True) == 1  # its own
+    seen.accelerate(torch.bfloat16)
+    assert inner.inside["dtype"] == inner.net.device.dtype == torch.bfloat16
+    assert seen(torch.zeros(1, *SHAPE), seen.snap(1.0)).dtype == torch.float32
+    with pytest.raises(BackboneError, match="denoise_each"):
+        view(score_ve(Gaussian(fresh)))
+
+
+CAPTURED = {
+    "DDPM": lambda net: DDPM(net, ABARS),
+    "score VE": lambda net: ScoreVE(net, True),
+    "score VP": ScoreVP,
+    "EDM": EDM,
+    "flow": Flow,
+    "consistency": Consistency,
+    "DDPM view": lambda net: ddpm_view(EDM(net)),
+    "flow view": lambda net: flow_view(EDM(net)),
+}
+
+
+@pytest.mark.parametrize("family", CAPTURED)
+def test_nothing_is_copied_from_or_to_the_device(family, fresh):
+    """What a CUDA graph refuses, refused on the CPU; a network of one multiplication."""
+    backbone, steps = CAPTURED[family](Net(lambda x, t: x * wide(t).to(x))), []
+    y = torch.from_numpy(fresh.normal(size=(2, *SHAPE))).float()
+    with Recorder(steps), torch.no_grad():
+        found = backbone.denoise(y, backbone.snap(1.0))
+    assert len(steps) > 2
+    assert torch.equal(found, backbone.denoise(y, backbone.snap(1.0)))
+
+
+# ---- consistency ------------------------------------------------------------------------------------------------------
+def consistency(g: Gaussian, sigma_data=0.7, sigma_min=0.01, levels=None) -> Consistency:
+    def net(x, t):
+        lam = float(torch.exp(t[0] / 250))
+        y = x * math.hypot(lam, sigma_data)
+        c_skip = sigma_data**2 / ((lam - sigma_min) ** 2 + sigma_data**2)
+        c_out = sigma_data * (lam - sigma_min) / math.hypot(lam, sigma_data)
+        return (g.end_point(y, lam, sigma_min) - c_skip * y) / (c_out or 1)
+
+    return Consistency(Net(net), sigma_data, sigma_min, levels=levels, size=(4, 4))
+
+
+def test_a_consistency_model_is_the_end_point_of_the_closed_form_ode(fresh):
+    g = Gaussian(fresh)
+    backbone = consistency(g)
+    for lam in (0.02, 0.3, 5.0, 80.0):
+        y = g.mean.view(1, *SHAPE) + math.hypot(lam, 0.5) * torch.from_numpy(fresh.normal(size=(2, *SHAPE)))
+        end = backbone.denoise(y, lam)
+        torch.testing.assert_close(end, g.end_point(y, lam, 0.01), rtol=0, atol=1e-10)
+        steps = [lam * (0.01 / lam) ** (i / 400) for i in range(401)]
+        for a, b in zip(steps, steps[1:], strict=False):  # dy / dlam = (y - D(y, lam)) / lam, by the midpoint rule
+            middle = math.sqrt(a * b)
+            half = y + (middle - a) / a * (y - g.denoise(y, a))
+            y = y + (b - a) / middle * (half - g.denoise(half, middle))
+        torch.testing.assert_close(end, y, rtol=0, atol=1e-3)
+
+
+def test_a_consistency_model_walks_like_the_closed_form(noise, fresh):
+    g = Gaussian(fresh)
+    ends = SimpleNamespace(denoise=lambda y, lam: g.end_point(y, lam, 0.01), decode=g.decode)
+    levels = [LEVELS[t] for t in TIMES]
+    wanted, found = (walk(b, noise[:-1], levels, 0.5, levels[0] * noise[-1]) for b in (ends, consistency(g)))
+    assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
+
+
+def test_a_consistency_model_leaves_its_lowest_level_as_it_is_and_snaps_to_levels(fresh):
+    g = Gaussian(fresh)
+    y = torch.from_numpy(fresh.normal(size=(2, *SHAPE)))
+    for lam in (0.01, 0.001):
+        assert torch.equal(consistency(g).denoise(y, lam), y)
+        assert consistency(g).snap(lam) == 0.01
+    backbone = consistency(g, levels=[2.0, 0.5])
+    assert [backbone.snap(lam) for lam in (0.1, 0.9, 1.1, 9.0)] == [0.5, 0.5, 2.0, 2.0]
+    assert torch.equal(backbone.denoise(y, 1.1), consistency(g).denoise(y, 2.0))
