@@ -1,4 +1,4 @@
-"""Mean squared error of x0_hat of the shipped backbones on the Kodak pictures, over noise levels.
+"""Mean squared error of x0_hat of the shipped backbones for photographs on the Kodak pictures, over noise levels.
 
     python bench/denoise.py                 # needs the data folder ($NOISEBOOK_DATA or ../shared/data)
 
@@ -23,7 +23,7 @@ def white(y: torch.Tensor, x: torch.Tensor, lam: float) -> torch.Tensor:
 
 @torch.no_grad()
 def main() -> None:
-    models = {name: backbones.load(name) for name in backbones.shipped()}
+    models = {name: backbones.load(name) for name in ("gaussian-prior", "photo")}
     errors = {name: [0.0] * len(LEVELS) for name in ("white", *models)}
     seconds = dict.fromkeys(models, 0.0)
     files = images.find_images([DATA / "kodak"])

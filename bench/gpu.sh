@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [tune] [train]
+# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [tune] [train] [paper]
 #   tests       the GPU tests: values, known answers, graphs     -> gpu_tests.xml
 #   kernels     every kernel and the baselines                   -> kernels.json
 #   throughput  encode and decode end to end                     -> throughput.json
 #   tune        launch settings                                  -> tuned.json (and kernels/noisebook_kernels/tuned.json)
-#   train       the embedded network; needs carry/photos256.npz (python bench/carry.py) -> model.safetensors, log.json
+#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency); needs what `python bench/carry.py photos`
+#               or `... cifar10` packs -> $MODEL.safetensors, $MODEL.json
+#   paper       the experiments of bench/paper.py; needs `python bench/paper.py --carry carry/paper`. Resumes -> paper.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
-# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, TUNE_MINUTES, and MINUTES of training, which
-# a second call continues from $STATE (default runs/photo) while the machine is warm. The first three steps stay below nine.
+# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, TUNE_MINUTES, PAPER_MINUTES, and MINUTES of training (8), in all:
+# with twice as many a second call continues the run in runs/$MODEL while the machine is warm; two calls are what a model
+# may cost. The first three steps stay below nine.
 # DRY=1, and any machine without CUDA: all at tiny sizes on the CPU, which proves this script and measures nothing.
 # To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput, then python bench/report.py
 set -uo pipefail
@@ -16,7 +19,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 [ $# -gt 0 ] || set -- tests kernels throughput train
 for step; do
-  case $step in tests | kernels | throughput | tune | train) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
+  case $step in tests | kernels | throughput | tune | train | paper) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
 done
 
 within() { timeout -s INT -k 10 "${1}m" "$PYTHON" "${@:2}"; }  # minutes, what Python is to run
@@ -33,6 +36,21 @@ fi
 "$PYTHON" bench/record.py machine "$OUT/machine.json" $dry || exit 1
 [ -z "$failed" ] || "$PYTHON" bench/record.py step "$OUT/machine.json" install 1 "$SECONDS"
 
+train() {  # model
+  local state=runs/$1 what
+  case $1 in
+    photo) what=(edm carry/photos256.npz --pixels 196608) ;;
+    cifar10-edm) what=(edm carry/cifar10.npz --sizes 32 --patch 2 --widths 64 96 128 --level -0.9 1.3) ;;
+    cifar10-flow) what=(flow carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 3e-4) ;;
+    cifar10-consistency) what=(consistency carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 1e-4) ;;
+    *) echo "unknown model: $1" >&2; return 2 ;;
+  esac
+  [ "$1" = photo ] || what+=(--pixels 262144 --held-out 256)
+  [ -z "$dry" ] || { echo "train: not in a dry run"; return 0; }
+  "$PYTHON" -m noisebook train "${what[@]}" -o "$state" --minutes "${MINUTES:-8}" --save-every 2 --device cuda \
+    && cp "$state/model.safetensors" "$OUT/$1.safetensors" && cp "$state/log.json" "$OUT/$1.json"
+}
+
 run_step() {
   case $1 in
     tests)
@@ -47,11 +65,13 @@ run_step() {
         --minutes "${THROUGHPUT_MINUTES:-1.75}" $dry ;;
     tune)
       within "${TUNE_MINUTES:-4}" bench/tune.py "$OUT/tuned.json" --minutes "${TUNE_MINUTES:-4}" $dry ;;
-    train)
-      local state=${STATE:-runs/photo}
-      [ -z "$dry" ] || { echo "train: not in a dry run"; return 0; }
-      "$PYTHON" -m noisebook.training.edm carry/photos256.npz -o "$state" --minutes "${MINUTES:-8}" \
-        && cp "$state/model.safetensors" "$state/log.json" "$OUT/" ;;
+    train) train "${MODEL:-photo}" ;;
+    paper)
+      local results=runs/paper.json device=(--device cuda --minutes "${PAPER_MINUTES:-8}")
+      [ -z "$dry" ] || results=$OUT/paper.json device=(--dry --only finish)
+      mkdir -p runs
+      NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry/paper} within "${PAPER_MINUTES:-9}" bench/paper.py "${device[@]}" --out "$results" \
+        && { [ "$results" = "$OUT/paper.json" ] || cp "$results" "$OUT/"; } ;;
   esac
 }
 

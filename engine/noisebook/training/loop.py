@@ -1,0 +1,164 @@
+"""The one training loop: a budget of minutes, a moving average of the weights, checkpoints that resume.
+
+The learning rate follows the share of the budget that is spent, so a run that is stopped and resumed ends as one that was
+not. A run's folder holds `state.pt` (to resume), `model.safetensors` (the moving average, bf16) and `log.json`; each is
+replaced whole, so a killed run loses at most the minutes since the last save.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from noisebook.errors import NoisebookError
+from noisebook.training.data import Crops
+from noisebook.training.objectives import Objective
+
+
+class TrainingError(NoisebookError):
+    """A run cannot start or go on as asked."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of a run; all but `minutes` must be the same when it is resumed.
+
+    sizes      sides of the crops in pixels: each takes an equal share of the budget
+    pixels     in a batch, whatever the size of its crops
+    """
+
+    minutes: float = 60.0
+    sizes: tuple[int, ...] = (64, 128)
+    pixels: int = 3 << 14
+    learning_rate: float = 5e-4
+    decay: float = 0.9995  # of the moving average
+    seed: int = 0
+    held_out: int = 64  # the last images are never trained on
+    recipe: str = ""  # what else makes the run what it is, in the caller's words
+
+
+@torch.no_grad()
+def validate(model: nn.Module, x0: Tensor, levels: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)) -> dict[str, float]:
+    """Mean squared error of x0_hat on held-out crops at a few noise levels, with fixed noise."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
+    errors = {}
+    for lam in levels:
+        error = sum(
+            (model(x + lam * n, x.new_full((len(x),), lam)) - x).square().sum().item()
+            for x, n in zip(x0.split(8), noise.split(8), strict=True)
+        )
+        errors[f"mse@{lam}"] = error / x0.numel()
+    return errors
+
+
+def train(
+    new_model: Callable[[], nn.Module], objective: Objective, images: list[np.ndarray], out: Path,
+    write: Callable[[nn.Module, Path], None], settings: Settings, device: str = "cpu", save_every: float = 5.0,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Trains until `settings.minutes` of training time (summed over resumed runs) are spent; returns the log.
+
+    `new_model()` gives a fresh network, `write(average, path)` a checkpoint of it. On a CUDA device it computes in bf16
+    where it can (its attribute `mixed`). Raises TrainingError where `out` holds a run of other settings, or an image is
+    too small.
+    """
+    if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
+        raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    torch.set_flush_denormal(True)  # zero-initialised layers fill Adam's moments with denormals: slow on a CPU
+    model, average = (new_model().to(device).to(memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
+    average.load_state_dict(model.state_dict())
+    average.requires_grad_(False)
+    model.mixed = average.mixed = device.startswith("cuda")  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    run: dict[str, Any] = {"spent": 0.0, "iteration": 0, "log": []}
+    if (out / "state.pt").exists():
+        run = _resume(out / "state.pt", settings, device, model=model, average=average, optimizer=optimizer)
+    rng = np.random.default_rng((settings.seed, run["iteration"]))
+    torch.manual_seed(settings.seed + run["iteration"])
+    source, size = Crops(images[: -settings.held_out]), settings.sizes[-1]
+    held_out = Crops(images[-settings.held_out :]).sample(max(32, settings.held_out), size, np.random.default_rng(1))
+
+    def save() -> None:
+        entry = {"minutes": run["spent"] / 60, "iteration": run["iteration"], "loss": running}
+        run["log"].append(entry | validate(average, held_out.to(device)))
+        print(json.dumps(run["log"][-1]), file=sys.stderr, flush=True)
+        parts = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {**parts, **run, "settings": _identity(settings)}
+        try:
+            _replace(out / "state.pt", lambda path: torch.save(state, path))
+            _replace(out / "model.safetensors", lambda path: write(average, path))
+            _replace(out / "log.json", lambda path: path.write_text(json.dumps(run["log"], indent=1) + "\n"))
+        except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+            reason = str(error).splitlines()[0]
+            raise TrainingError(f"{out}: cannot be written ({reason}); what was saved before is whole: resume") from error
+
+    running, last, next_save = None, time.monotonic(), run["spent"] / 60 + save_every
+    while (progress := run["spent"] / 60 / settings.minutes) < 1:
+        size = settings.sizes[int(progress * len(settings.sizes))]
+        warm = min(1.0, progress / 0.05 + 1e-3)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        x0 = source.sample(max(1, settings.pixels // size**2), size, rng).to(device, memory_format=torch.channels_last)
+        loss = objective(model, x0, progress)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run["iteration"] += 1
+        decay = min(settings.decay, (run["iteration"] + 1) / (run["iteration"] + 10))
+        with torch.no_grad():
+            for a, b in zip(average.parameters(), model.parameters(), strict=True):
+                a.lerp_(b, 1 - decay)
+        if run["iteration"] % 20 == 1:
+            running = loss.item() if running is None else 0.9 * running + 0.1 * loss.item()
+            if not math.isfinite(running):
+                raise TrainingError(f"the loss is {running} at iteration {run['iteration']}: begin anew with a lower "
+                                    "--learning-rate")  # fmt: skip
+        now = time.monotonic()
+        run["spent"], last = run["spent"] + now - last, now
+        if run["spent"] / 60 >= next_save:
+            save()
+            next_save, last = run["spent"] / 60 + save_every, time.monotonic()
+    if not run["log"] or run["log"][-1]["iteration"] < run["iteration"]:
+        save()
+    return run["log"]
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        write(unfinished)
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _identity(settings: Settings) -> str:
+    """What must not change between the parts of a run."""
+    return json.dumps({k: v for k, v in asdict(settings).items() if k != "minutes"}, sort_keys=True)
+
+
+def _resume(path: Path, settings: Settings, device: str, **parts: Any) -> dict[str, Any]:
+    """Loads the parts from a saved state; returns the run's counters and log."""
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+        same = state["settings"] == _identity(settings)
+        for name, part in parts.items() if same else ():
+            part.load_state_dict(state[name])
+    except Exception as error:  # torch.load raises many types for a damaged file
+        raise TrainingError(f"{path}: no state to resume ({str(error).splitlines()[0]}); give another -o") from error
+    if not same:
+        raise TrainingError(f"{path}: a run of other settings; give the same ones, or another -o")
+    return {name: state[name] for name in ("spent", "iteration", "log")}

@@ -1,0 +1,275 @@
+"""Training: each objective is its formula, a run learns, resumes and leaves whole files, and bad requests are refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from common import random_images
+from noisebook import backbones, cli
+from noisebook.backbones.convnet import ConvDenoiser
+from noisebook.backbones.gaussian import DCTPrior, fit_dct
+from noisebook.training import objectives
+from noisebook.training.data import Crops
+from noisebook.training.loop import Settings, TrainingError, train
+from noisebook.training.reflow import ode, pairs
+
+PLAIN = ["--bins-last", "2", "--scale-pixels", "0", "--start-bins", "0"]
+SMALL = ["--widths", "8", "8", "--blocks", "1", "--sizes", "16", "--patch", "2", "--pixels", "2048", "--held-out", "8"]
+
+
+def pictures(fresh, count=40, size=16) -> np.ndarray:
+    return random_images(fresh, count, size, size).permute(0, 2, 3, 1).numpy().copy()
+
+
+@pytest.fixture
+def archive(tmp_path, fresh):
+    np.savez(tmp_path / "data.npz", images=pictures(fresh))
+    return tmp_path / "data.npz"
+
+
+def batch(fresh, count: int) -> torch.Tensor:
+    return Crops(list(pictures(fresh))).sample(count, 16, fresh).contiguous()
+
+
+def network(fresh) -> ConvDenoiser:
+    torch.manual_seed(0)
+    net = ConvDenoiser(DCTPrior(**fit_dct(pictures(fresh))[1]), widths=(8, 8), blocks=1, embedding=8, patch=2)
+    for p in net.parameters():  # also the layers that start at zero
+        torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+def drawn(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """What consecutive calls of torch.randn give after that seed."""
+    torch.manual_seed(seed)
+    return [torch.randn(shape) for shape in shapes]
+
+
+# ---- objectives ---------------------------------------------------------------------------------------------------------
+def test_edm_is_the_error_over_the_square_of_its_scale(fresh):
+    net, x0 = network(fresh), batch(fresh, 5)
+    (logs, noise), mean, spread = drawn(3, (5,), tuple(x0.shape)), -0.3, 0.8
+    torch.manual_seed(3)
+    loss = objectives.edm(mean, spread)(net, x0, 0.5)
+    lam = (mean + spread * logs).exp()
+    error = (net(x0 + lam[:, None, None, None] * noise, lam) - x0).square().mean((1, 2, 3))
+    assert loss.item() == pytest.approx((error * (lam**2 + 0.25) / (0.2 * lam) ** 2).mean().item(), rel=1e-4)
+    assert loss.requires_grad
+
+
+def test_flow_is_the_error_of_the_velocity(fresh):
+    net, x0 = network(fresh), batch(fresh, 5)
+    noise, logs = drawn(4, tuple(x0.shape), (5,))
+    torch.manual_seed(4)
+    loss = objectives.flow()(net, x0, 0.0)
+    t = torch.sigmoid(logs)[:, None, None, None]
+    x_t = (1 - t) * x0 + t * noise
+    velocity = (x_t - net(x_t / (1 - t), (t / (1 - t)).flatten())) / t  # as the adapter `Flow` reads it backwards
+    assert loss.item() == pytest.approx((velocity - (noise - x0)).square().mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.6, 0.99])
+def test_consistency_holds_two_levels_of_one_noise_together(progress, fresh):
+    net, x0 = network(fresh), batch(fresh, 64)
+    logs, noise = drawn(5, (64,), tuple(x0.shape))
+    torch.manual_seed(5)
+    loss = objectives.consistency(-1.0, 1.5)(net, x0, progress)
+    lam = (-1.0 + 1.5 * logs).exp().clamp(0.02, 80)
+    power = {0.0: 2, 0.6: 32, 0.99: 256}[progress]
+    lower, total = lam * (1 - (1 + 8 / (1 + lam.exp())) / power).clamp_min(0), 0.0
+    for x, n, a, b in zip(x0, noise, lam, lower, strict=True):
+        low = x if b == 0 else (x + b * n if b <= 0.02 else net((x + b * n)[None], b[None])[0])
+        gap = (net((x + a * n)[None], a[None])[0] - low).square().sum()
+        c = 0.06 * math.sqrt(3 * 16 * 16 / 3072)
+        total += ((gap + c * c).sqrt() - c) / (a - b)
+    assert loss.item() == pytest.approx(total.item() / 64, rel=1e-3)
+    assert (progress == 0) == bool((lower == 0).any())  # the first stage is denoising at the low levels
+
+
+def test_the_consistency_target_is_not_trained(fresh):
+    net, calls = network(fresh), []
+    inner = net.forward
+
+    def watched(y, lam):
+        out = inner(y, lam)
+        calls.append(out.requires_grad)
+        return out
+
+    net.forward = watched
+    objectives.consistency()(net, batch(fresh, 8), 0.9).backward()
+    assert calls == [False, True]
+
+
+# ---- pairs of the ODE ---------------------------------------------------------------------------------------------------
+def test_the_ode_ends_where_the_closed_form_does(fresh):
+    """Gaussian data of variance s around m: y at lam ends at m + (y - m) sqrt(s / (s + lam^2)) (method.md, section 2)."""
+    m, s = 0.2, 0.3
+
+    def exact(y, lam):
+        c = lam.square()[:, None, None, None]
+        return (s * y + c * m) / (s + c)
+
+    noise = torch.from_numpy(fresh.standard_normal((4, 3, 8, 8), np.float32))
+    end = m + (80 * noise - m) * math.sqrt(s / (s + 80**2))
+    errors = [(ode(exact, noise, steps) - end).abs().max().item() for steps in (12, 48)]  # type: ignore[arg-type]
+    assert errors[0] < 0.3
+    assert errors[1] < errors[0] / 6  # second order
+
+
+def test_pairs_are_made_once_and_stay_together(tmp_path, fresh):
+    net, path = network(fresh), tmp_path / "run" / "pairs.safetensors"
+    draw = pairs(net, (3, 16, 16), 6, 2, path, "cpu", seed=1)
+    written = path.read_bytes()
+    again = pairs(None, (3, 16, 16), 6, 2, path, "cpu", seed=1)  # type: ignore[arg-type]  # no network is asked
+    assert path.read_bytes() == written
+    with torch.no_grad():
+        for x0, noise in (draw(5), again(5)):
+            torch.testing.assert_close(torch.minimum(*_both(net, x0, noise)), torch.zeros(5), rtol=0, atol=0.05)
+
+
+def _both(net, x0, noise):
+    """Greatest distance of x0 from the ODE's end for the noise, and for both of them mirrored."""
+    return tuple((ode(net, n, 2) - x).abs().amax((1, 2, 3)) for x, n in ((x0, noise), (x0.flip(3), noise.flip(3))))
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------------
+def run(*arguments) -> int:
+    return cli.main(["train", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("network", ["conv", "unet"])
+def test_every_objective_trains_resumes_and_codes_an_image(network, archive, tmp_path, fresh):
+    wide = [*SMALL, "--network", network, *(["--widths", "16", "32"] if network == "unet" else [])]
+    base = tmp_path / "edm"
+    assert run("edm", archive, "-o", base, "--minutes", 0.02, *wide) == 0
+    log = json.loads((base / "log.json").read_text())
+    first = backbones.load(base / "model.safetensors")
+    assert run("edm", archive, "-o", base, "--minutes", 0.03, *wide) == 0
+    again = json.loads((base / "log.json").read_text())
+    assert again[: len(log)] == log
+    assert again[-1]["iteration"] > log[-1]["iteration"] > 2
+    assert backbones.load(base / "model.safetensors").fingerprint != first.fingerprint
+    picture = tmp_path / "picture.png"
+    from PIL import Image
+
+    Image.fromarray(pictures(fresh, 1)[0]).save(picture)
+    for objective in ("flow", "consistency", "reflow") if network == "conv" else ("consistency",):
+        out = tmp_path / objective
+        options = ["--init", base / "model.safetensors", "--sizes", 16, "--pixels", 2048, "--held-out", 8, "--pairs", 4]
+        assert run(objective, archive, "-o", out, "--minutes", 0.01, *options) == 0
+        code = ["roundtrip", str(picture), "-o", str(tmp_path / "out"), "--backbone", str(out / "model.safetensors")]
+        assert cli.main([*code, "--steps", "3", "--lam-max", "3", "--bins", "2", *PLAIN]) == 0
+
+
+def test_training_learns_what_the_prior_does_not_know(tmp_path):
+    """All pictures are one grey that the prior is wrong about: at lam = 3 it sees (.5 - 0) .25 / (.25 + 9) of it."""
+    grey = [np.full((16, 16, 3), 191, np.uint8)] * 40  # .5 in [-1, 1]
+    prior = DCTPrior(torch.zeros(3, 16, 16), torch.eye(3), torch.full((3, 16, 16), 0.25))
+
+    def new() -> ConvDenoiser:
+        return ConvDenoiser(prior, widths=(8, 8), blocks=1, patch=4)
+
+    settings = Settings(minutes=0.08, sizes=(16,), pixels=1024, learning_rate=2e-2, decay=0.9, held_out=8)
+    log = train(new, objectives.edm(1.0, 0.3), grey, tmp_path, lambda net, path: path.touch(), settings)
+    assert log[-1]["iteration"] > 10
+    assert log[-1]["mse@3.0"] < 0.7 * 0.25
+
+
+def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):
+    images, steps = list(pictures(fresh)), 0
+
+    def failing(model, x0, progress):
+        nonlocal steps
+        steps += 1
+        if steps == 12:
+            raise KeyboardInterrupt
+        return objectives.edm()(model, x0, progress)
+
+    def go(objective, minutes):
+        return train(lambda: network(np.random.default_rng(0)), objective, images, tmp_path,
+                     lambda net, path: path.touch(), Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
+                     save_every=1e-4)  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        go(failing, 5)
+    kept = json.loads((tmp_path / "log.json").read_text())
+    assert 0 < kept[-1]["iteration"] < 12
+    log = go(objectives.edm(), kept[-1]["minutes"] + 0.01)
+    assert log[: len(kept)] == kept
+    assert log[-1]["iteration"] > kept[-1]["iteration"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_save_whole(tmp_path, fresh):
+    def write(net, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    def go(write, minutes):
+        return train(lambda: network(np.random.default_rng(0)), objectives.edm(), list(pictures(fresh)), tmp_path, write,
+                     Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8))  # fmt: skip
+
+    go(lambda net, path: path.write_bytes(b"whole"), 0.005)
+    with pytest.raises(TrainingError, match="No space left"):
+        go(write, 0.01)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"whole"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_crops_cover_the_image_and_both_mirrorings(fresh):
+    image = np.arange(6 * 7, dtype=np.uint8).reshape(6, 7, 1).repeat(3, 2)
+    found = {tuple((x[0].flatten() * 127.5 + 127.5).round().int().tolist()) for x in Crops([image]).sample(400, 4, fresh)}
+    expected = set()
+    for y in range(3):
+        for x in range(4):
+            crop = image[y : y + 4, x : x + 4, 0]
+            expected |= {tuple(crop.flatten().tolist()), tuple(crop[:, ::-1].flatten().tolist())}
+    assert found == expected
+    same = Crops([image[:4, :4], image[2:, 3:]]).sample(100, 4, fresh)  # the fast way, for images of the crops' size
+    assert len({tuple(x.flatten().tolist()) for x in same}) == 4
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------------
+BAD = {
+    "no network to tune": (["consistency"], "--init"),
+    "no minutes": (["edm", "--minutes", "0"], "above 0"),
+    "crops larger than the images": (["edm", "--sizes", "64"], "smaller than the crops"),
+    "crops the network does not take": (["edm", "--sizes", "15"], "multiples of"),
+    "too few images": (["edm", "--held-out", "40"], "too few"),
+    "a missing checkpoint": (["flow", "--init", "nowhere.safetensors"], "no backbone"),
+    "a prior as network": (["flow", "--init", "gaussian-prior"], "no network that noisebook trained"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_one_typed_line(case, archive, tmp_path, capsys):
+    options, message = BAD[case]
+    assert run(options[0], archive, "-o", tmp_path / "run", *SMALL, *options[1:]) != 0
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_of_other_settings_or_a_damaged_one_is_not_overwritten(archive, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("edm", archive, "-o", out, "--minutes", 0.005, *SMALL) == 0
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run("edm", archive, "-o", out, "--minutes", 0.01, *SMALL, "--seed", 1) == 1
+    assert "other settings" in capsys.readouterr().err
+    assert run("flow", archive, "-o", out, "--minutes", 0.01, *SMALL) == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    (out / "state.pt").write_bytes(files["state.pt"][:1000])
+    assert run("edm", archive, "-o", out, "--minutes", 0.01, *SMALL) == 1
+    assert "no state to resume" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, fresh):
+    with pytest.raises(TrainingError, match="lower"):
+        train(lambda: network(fresh), lambda model, x0, progress: next(model.parameters()).sum() * math.nan,
+              list(pictures(fresh)), tmp_path, lambda net, path: path.touch(),
+              Settings(sizes=(16,), pixels=1024, held_out=8))  # fmt: skip
+    assert not list(tmp_path.iterdir())
