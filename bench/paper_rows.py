@@ -1,0 +1,249 @@
+"""The rows of `paper.py`: which codecs on which networks, section by section, in the order of their importance.
+
+The common budget is 512 bits an image of 32 x 32: one token of V = 2^16 of a codebook start, 31 steps with one such token
+each, and one last call of the finish `mean`, 32 network calls. V counts an atom and its sign, so the paper's K is V / 2
+atoms and log2 V bits a token. Where a level is to be found (`choices`), it is found on images that are not evaluated.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EDM, DDPM, FLOW, CONSISTENCY, PCA = "cifar10-edm", "cifar10-ddpm", "cifar10-flow", "cifar10-consistency", "pca-prior"
+NETWORKS = (DDPM, EDM, FLOW, CONSISTENCY)
+Options = dict[str, Any]
+STEPS = 31
+
+
+def token(v: int, **more: Any) -> Options:
+    """One token of vocabulary v for the start and for every step."""
+    return {"start_bins": 1, "vocabulary": v, "start_vocabulary": v, **more}
+
+
+def fixed(lam: float, c: float, steps: int = STEPS) -> Options:
+    """The fixed level lam, at which a step keeps rho = 1 - c / steps of the noise (method.md: best for c near 2)."""
+    return {"p": 0.0, "lam_max": lam, "rho": max(0.0, 1 - c / steps)}
+
+
+def ends(*levels: float) -> list[Options]:
+    """Choices of the last level."""
+    return [{"lam_min": lam} for lam in levels]
+
+
+BASE = {"steps": STEPS, **token(1 << 16)}
+LOG = {**BASE, "spacing": "log", "lam_max": 3.0, "p": 0.5}
+KARRAS = {**BASE, "spacing": "karras", "lam_max": 3.0, "p": 0.5}
+GRID = {**BASE, "spacing": "ddpm", "lam_max": 200.0, "lam_min": 0.005, "p": 0.5}  # DDPM's whole grid, as DDCM uses it
+ENDS = ends(0.1, 0.2, 0.4, 0.8)
+LEVELS = (0.4, 0.8, 1.2, 1.8)
+SHARES = (1.3, 2.5, 4.0)
+FIXED = [fixed(lam, c) for lam in LEVELS for c in SHARES]
+STARTS = [{"lam_max": lam, "lam_min": 0.2} for lam in (0.5, 1.0, 2.0)]  # of p = 1, which has all its tokens there
+BITS = {256: ends(0.3, 0.5, 0.8, 1.2), 512: ends(0.2, 0.35, 0.6), 1024: ends(0.05, 0.1, 0.2, 0.35),
+        2048: ends(0.025, 0.05, 0.1)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One codec. `recipe` are options of `Recipe`, completed by the best of `choices`.
+
+    The best is the one of the highest mean PSNR on the tuning images, tried on the backbone `tuned_on` with the recipe
+    `tuned_as`: the row's own, or those of the row whose choice it takes over.
+    """
+
+    section: str
+    label: str
+    backbone: str
+    recipe: Options
+    choices: Sequence[Options] = ()
+    tuned_on: str = ""
+    tuned_as: Options | None = None
+    walk: str = "gddcm"  # or "forced", see paper_walks.py
+    data: str = "cifar10"  # or "photos"
+    long: bool = False  # left out on a CPU unless asked for
+
+    def tuning(self) -> list[tuple[Options, Options]]:
+        """(choice, settings of its trial) for each choice."""
+        base = self.recipe if self.tuned_as is None else self.tuned_as
+        where = self.tuned_on or self.backbone
+        return [(c, settings(where, {**base, **c}, "gddcm", self.data)) for c in self.choices]
+
+    def with_choice(self, choice: Options) -> Options:
+        return settings(self.backbone, {**self.recipe, **choice}, self.walk, self.data)
+
+
+def settings(backbone: str, recipe: Options, walk: str, data: str) -> Options:
+    """What a result is known by."""
+    return {"backbone": backbone, "walk": walk, "data": data, "recipe": dict(sorted(recipe.items()))}
+
+
+def key(value: Mapping[str, Any]) -> str:
+    """A short name for settings."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ---- sections -----------------------------------------------------------------------------------------------------------
+def rates() -> Iterator[Row]:
+    """Networks against the Gaussian prior at .25, .5, 1 and 2 bits a pixel: 16 runs of 2, 4, 8 or 16 tokens of a byte."""
+    for bits, choices in BITS.items():
+        for backbone in (PCA, *NETWORKS):
+            recipe = at_rate(bits // 128)
+            yield Row("rates", f"{backbone}, {bits / 1024:g} bpp", backbone, recipe, choices)
+
+
+def at_rate(tokens: int, **more: Any) -> Options:
+    """16 network calls with `tokens` bytes each."""
+    recipe = {**LOG, "steps": 15, "bins": tokens, "start_bins": tokens, "vocabulary": 256, "start_vocabulary": 256}
+    return {**recipe, **more}
+
+
+def p() -> Iterator[Row]:
+    """p on three falling schedules and at fixed levels, EDM. p = 1 injects no noise: all its tokens are in the start."""
+    yield Row("p", "fixed level, p = 0", EDM, BASE, FIXED)
+    for value in (0.25, 0.5, 0.75, 1.0):
+        change = {"p": value, "start_bins": 32 if value == 1 else 1}
+        yield Row("p", f"DDPM's grid, p = {value:g}", EDM, {**GRID, **change})
+        yield Row("p", f"log-uniform, p = {value:g}", EDM, {**LOG, **change}, STARTS if value == 1 else ENDS)
+        if value < 1:
+            yield Row("p", f"Karras, p = {value:g}", EDM, {**KARRAS, **change}, ENDS)
+    yield Row("p", "Karras as EDM samples (80 to .002), p = 0.5", EDM, {**KARRAS, "lam_max": 80.0, "lam_min": 0.002})
+    for lam in LEVELS:
+        yield Row("p", f"fixed level {lam:g}, p = 0", EDM, BASE, [fixed(lam, c) for c in SHARES])
+
+
+def families() -> Iterator[Row]:
+    """The same budget on every family. DDPM and flow take over the levels found for EDM: views of the same network."""
+    for backbone in (PCA, *NETWORKS):
+        tuned_on = EDM if backbone in (DDPM, FLOW) else ""
+        yield Row("families", f"{backbone}, log-uniform, p = 0.5", backbone, LOG, ENDS, tuned_on)
+        yield Row("families", f"{backbone}, fixed level, p = 0", backbone, BASE, FIXED, tuned_on)
+        if backbone in (DDPM, EDM, FLOW):
+            yield Row("families", f"{backbone}, DDPM's grid, p = 0.5", backbone, GRID)
+
+
+def forced() -> Iterator[Row]:
+    """Plain DDCM forced on EDM and flow, on the levels of DDPM's grid and on the log-uniform ones."""
+    for backbone in (EDM, FLOW):
+        for walk, name in (("gddcm", "gDDCM"), ("forced", "DDCM forced")):
+            yield Row("forced", f"{backbone}, log-uniform: {name}", backbone, LOG, ENDS, EDM, LOG, walk)
+            yield Row("forced", f"{backbone}, DDPM's grid: {name}", backbone, GRID, walk=walk)
+
+
+def k() -> Iterator[Row]:
+    """The vocabulary, 2^4 ... 2^20, at the levels found for 2^16."""
+    for log_v in range(4, 21, 4):
+        yield Row("k", f"p = 0.5, V = 2^{log_v}", EDM, {**LOG, **token(1 << log_v)}, ENDS, tuned_as=LOG)
+        yield Row("k", f"p = 0, V = 2^{log_v}", EDM, {**BASE, **token(1 << log_v)}, FIXED, tuned_as=BASE)
+
+
+def n() -> Iterator[Row]:
+    """The number of tokens, 10 ... 1000: one a network call, or up to 32 a call at 32 calls."""
+    found = {10: ends(0.3, 0.5, 0.8), 32: ENDS, 100: ends(0.05, 0.1, 0.2), 320: ends(0.05), 1000: ends(0.025)}
+    for count, choices in found.items():
+        yield Row("n", f"p = 0.5, N = {count}", EDM, {**LOG, "steps": count - 1}, choices, long=count > 100)
+    levels = {10: (0.8, 1.2, 1.8), 32: (), 100: (0.3, 0.5, 0.8), 320: (0.3,), 1000: (0.3,)}
+    for count, lams in levels.items():
+        choices = [fixed(lam, 2.5, count - 1) for lam in lams] or FIXED
+        yield Row("n", f"p = 0, N = {count}", EDM, {**BASE, "steps": count - 1}, choices, long=count > 100)
+    found = {4: ends(0.1, 0.2), 16: ends(0.05, 0.1), 32: ends(0.02, 0.05)}
+    for bins, choices in {1: ENDS, **found}.items():
+        recipe = {**LOG, "bins": bins, "start_bins": bins} if bins > 1 else LOG
+        yield Row("n", f"32 calls, N = {32 * bins}", EDM, recipe, choices)
+
+
+def start() -> Iterator[Row]:
+    """A codebook start against a random one, which gets one more step for its token: equal bits."""
+    random = {"start_bins": 0, "steps": STEPS + 1}
+    for name, recipe, choices in (("log-uniform, p = 0.5", LOG, ENDS), ("DDPM's grid, p = 0.5", GRID, ()),
+                                  ("fixed level, p = 0", BASE, FIXED)):  # fmt: skip
+        yield Row("start", f"{name}: codebook", EDM, recipe, choices)
+        yield Row("start", f"{name}: random", EDM, {**recipe, **random}, choices, tuned_as=recipe)
+
+
+def blocks() -> Iterator[Row]:
+    """2-D tokens: one a block and call, against as many for the whole image, and against one; then 512 bits in all."""
+    last = {1: ends(0.5, 0.8, 1.2), 4: BITS[512], 16: BITS[2048], 64: ends(0.02, 0.05, 0.1)}
+    for count, choices in last.items():
+        yield Row("blocks", f"16 calls, 1-D, {count} a call", EDM, at_rate(count), choices)
+        if count > 1:
+            side = round(count**0.5)
+            recipe = at_rate(1, rows=side, columns=side)
+            yield Row("blocks", f"16 calls, {side} x {side} blocks", EDM, recipe, choices)
+    yield Row("blocks", "512 bits, 1-D, 64 calls", EDM, at_rate(1, steps=63), BITS[512])
+    yield Row("blocks", "512 bits, 2 x 2 blocks, 16 calls", EDM, at_rate(1, rows=2, columns=2), BITS[512])
+    yield Row("blocks", "512 bits, 4 x 4 blocks, 4 calls", EDM, at_rate(1, rows=4, columns=4, steps=3), BITS[512])
+    sixteen = {"vocabulary": 16, "start_vocabulary": 16}
+    yield Row("blocks", "512 bits, 8 x 8 blocks of V = 16, 2 calls", EDM, at_rate(1, rows=8, columns=8, steps=1, **sixteen),
+              BITS[512])  # fmt: skip
+
+
+def finish() -> Iterator[Row]:
+    """How the last level becomes an image: one x0_hat (1 call), Euler (5 steps, 5 calls), Heun (3 steps, 5 calls)."""
+    for name, recipe, choices in (("log-uniform, p = 0.5", LOG, ENDS), ("fixed level, p = 0", BASE, FIXED)):
+        yield Row("finish", f"{name}: mean", EDM, recipe, choices)
+        for solver, count in (("euler", 5), ("heun", 3)):
+            changed = {**recipe, "finish": solver, "finish_steps": count}
+            yield Row("finish", f"{name}: {solver}", EDM, changed, choices, tuned_as=recipe)
+
+
+def failure() -> Iterator[Row]:
+    """The signs the paper names: a level too high, a vocabulary too small, a random start."""
+    yield Row("failure", "fixed level as found", EDM, BASE, FIXED)
+    yield Row("failure", "fixed level 3", EDM, {**BASE, **fixed(3.0, 2.5)})
+    yield Row("failure", "log-uniform as found", EDM, LOG, ENDS)
+    yield Row("failure", "log-uniform down to 1.5", EDM, {**LOG, "lam_min": 1.5})
+    yield Row("failure", "V = 256, 16 calls", EDM, at_rate(1), ends(0.5, 0.8, 1.2))
+    yield Row("failure", "V = 16, 32 calls", EDM, {**LOG, **token(16)}, ENDS, tuned_as=LOG)
+    yield Row("failure", "V = 64, 32 calls", EDM, {**LOG, **token(64)}, ENDS, tuned_as=LOG)
+    random = {"start_bins": 0, "steps": STEPS + 1}
+    yield Row("failure", "random start, fixed level", EDM, {**BASE, **random}, FIXED, tuned_as=BASE)
+
+
+def photo() -> Iterator[Row]:
+    """p and V on photographs of 256 x 256: 16 calls with 64 tokens each, .25 bits a pixel at V = 2^16."""
+    base = {**LOG, "steps": 15, "bins": 64, "start_bins": 64}
+    choices = ends(0.05, 0.1, 0.2)
+    levels = [fixed(lam, 2.5, 15) for lam in (0.4, 0.8, 1.6, 3.0)]
+    yield Row("photo", "fixed level, p = 0", "photo", base, levels, data="photos")
+    for value in (0.25, 0.5, 0.75, 1.0):
+        recipe = {**base, "p": value, "start_bins": 1024 if value == 1 else 64}
+        yield Row("photo", f"log-uniform, p = {value:g}", "photo", recipe, STARTS if value == 1 else choices, data="photos")
+    for log_v in (8, 12, 16, 20):
+        recipe = {**base, "vocabulary": 1 << log_v, "start_vocabulary": 1 << log_v}
+        yield Row("photo", f"p = 0.5, V = 2^{log_v}", "photo", recipe, choices, tuned_as=base, data="photos")
+
+
+SECTIONS = {f.__name__: f for f in (rates, p, families, forced, k, n, blocks, start, finish, failure, photo)}
+
+
+def plan(dry: bool = False) -> list[Row]:
+    """All rows, sections in the order above, the long ones last. A dry plan has few steps and choices."""
+    rows = [row for section in SECTIONS.values() for row in section()]
+    if dry:
+        rows = [shortened(row) for row in rows]
+    return sorted(rows, key=lambda row: row.long)
+
+
+def shortened(row: Row) -> Row:
+    """The row with a tenth of its steps, at most 32 tokens in the start and its first two choices."""
+
+    def cut(recipe: Options) -> Options:
+        return {**recipe, "steps": -(-recipe["steps"] // 10), "start_bins": min(32, recipe["start_bins"])}
+
+    tuned_as = None if row.tuned_as is None else cut(row.tuned_as)
+    return Row(row.section, row.label, row.backbone, cut(row.recipe), row.choices[:2], row.tuned_on, tuned_as, row.walk,
+               row.data, row.long)  # fmt: skip
+
+
+def resolved(row: Row, trials: Mapping[str, float]) -> Options | None:
+    """The row's settings with its best choice, given the PSNR of the trials by key; None while one is missing."""
+    if not row.choices:
+        return row.with_choice({})
+    if len(row.choices) == 1:
+        return row.with_choice(row.choices[0])
+    found = [(trials.get(key(trial)), choice) for choice, trial in row.tuning()]
+    if any(psnr is None for psnr, _ in found):
+        return None
+    return row.with_choice(max(found, key=lambda pair: pair[0] or 0.0)[1])

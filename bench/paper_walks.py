@@ -1,0 +1,57 @@
+"""The walks that `paper.py` compares: the codec's own, and plain DDCM forced on a family that it was not made for.
+
+`forced` is the failure that gDDCM starts from. DDCM replaces the noise of DDPM's ancestral step by codewords. The samplers
+of EDM and flow matching have no such noise: their step is deterministic and goes all the way to lam_next. Putting DDPM's
+noise on top of it gives, in this project's coordinates,
+
+    y_next = x0_hat + (lam_next / lam) (y - x0_hat) + sqrt(lam_next^2 - lam_down^2) z(token),    lam_down = lam_next^2 / lam
+
+where gDDCM has lam_down / lam in place of lam_next / lam (the back-trace: first below lam_next, then up by the noise). With
+x0_hat = x0 the variance of y - x0 is lam_next^2 at every step of gDDCM, but here it is too large by the factor
+1 + sum over steps of (1 - (lam_next / lam)^2), so the network is told a level that is not the state's. Levels, codebook,
+start, tokens and finish are those of the codec that it is held against, so bits and network calls are equal too.
+"""
+
+import metrics
+import torch
+from torch import Tensor
+
+from noisebook.codebook import START_STEP
+from noisebook.codec import Codec
+from noisebook.spec import Step
+
+
+def excess(schedule: tuple[Step, ...]) -> float:
+    """Variance of y - x0 at the end of `forced`, in units of what the network is told, for a perfect x0_hat at p = 1/2."""
+    return 1 + sum(1 - (step.lam_next / step.lam) ** 2 for step in schedule)
+
+
+@torch.no_grad()
+def forced(codec: Codec, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 images [B, C, H, W] -> (tokens [B, L], decoded [B, C, H, W] float32, the last state before the finish).
+
+    `codec` has a codebook start, p = 1/2, one token run at every step and the finish `mean`; images need no padding.
+    """
+    plan, book = codec.plan(*images.shape[2:]), codec.start_book
+    x0 = plan.views(codec.backbone.encode(metrics.signed(images.to(codec.device))))
+    bins = {run.step: run.bins for run in plan.runs}
+    tokens = [book.select(x0, bins[START_STEP], START_STEP)]
+    y = codec.spec.schedule[0].lam * book.noise(tokens[0], plan.dims, START_STEP)
+    for i, step in enumerate(codec.spec.schedule):
+        x0_hat = plan.views(codec.backbone(plan.join(y), step.lam))
+        tokens.append(codec.book.select(x0 - x0_hat, bins[i], i))
+        y = codec.book.backtrace(y, x0_hat, tokens[-1], step.lam_next / step.lam, step.gain, i)
+    y = plan.join(y)
+    decoded = codec.backbone.decode(codec.backbone(y, codec.spec.schedule[-1].lam_next))
+    return torch.cat([t.flatten(1) for t in tokens], 1), decoded, y
+
+
+def block_means(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mean over each block of the noise that its tokens stand for: tokens [B, L] -> float32 [B * runs, U]."""
+    plan = codec.plan(*size)
+    out = []
+    for run in plan.runs:
+        book = codec.start_book if run.step == START_STEP else codec.book
+        part = tokens[:, run.offset : run.offset + run.bins * plan.units].reshape(len(tokens), plan.units, run.bins)
+        out.append(book.noise(part, plan.dims, run.step).mean(2))
+    return torch.stack(out, 1).reshape(-1, plan.units)
