@@ -6,6 +6,7 @@ made. Run by test_triton_compile.py in a process of its own, because the interpr
 
 import collections
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -77,11 +78,9 @@ def compiled(arch, kernel, signature, constants, hints, options):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(binary.asm["cubin"])
         f.flush()
-        sass, usage = (
-            subprocess.run([TOOLS / "cuobjdump", flag, f.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-sass", "-res-usage")
-        )
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+        command = [TOOLS / "cuobjdump", "-sass", "-res-usage", f.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", sass).groups())
     code = [(int(at, 16), op, rest) for at, op, rest in LINE.findall(sass)]
     ops = collections.Counter(op for _, op, _ in code)
     keep = ("LDL", "STL", "FFMA", "HFMA2", "HGMMA", "IGMMA", "HMMA", "IMMA", "MUFU")
@@ -103,14 +102,24 @@ def loops(code: list[tuple[int, str, str]]) -> list[dict[str, int]]:
     return found
 
 
+def entry(arch, key):
+    """The report on one of the launches."""
+    _, _, constants, _, options = launches[key]
+    shape = {k: v for k, v in constants.items() if k.isupper()} | options
+    return {"kernel": key[0], "shape": shape, **compiled(arch, *launches[key])}
+
+
+def report(arch, keys):
+    """The reports on those launches, in order; compiled in a process for every core that this one may use."""
+    cores = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("fork").Pool(cores) as pool:  # a launch cannot be sent, but is inherited
+        return pool.starmap(entry, [(arch, key) for key in keys], chunksize=1)
+
+
 if __name__ == "__main__":
     arch = int(sys.argv[1])
     independent.hopper = lambda device: arch == 90
     hadamard.matrix_units = lambda device: arch >= 90
     JITFunction.run = record
     run_wrappers()
-    report = []
-    for (name, *_), launch in launches.items():
-        shape = {k: v for k, v in launch[2].items() if k.isupper()} | launch[4]
-        report.append({"kernel": name, "shape": shape, **compiled(arch, *launch)})
-    print(json.dumps(report))
+    print(json.dumps(report(arch, list(launches))))

@@ -8,7 +8,7 @@ import sys
 
 import torch
 from triton.runtime.jit import JITFunction
-from triton_offline import compiled, launches, record
+from triton_offline import launches, record, report
 
 from noisebook_kernels import independent
 
@@ -31,9 +31,4 @@ if __name__ == "__main__":
     independent.hopper = lambda device: arch == 90
     JITFunction.run = record
     run_wrappers()
-    report = []
-    for (name, *_), launch in launches.items():
-        if name.startswith("independent."):
-            shape = {k: v for k, v in launch[2].items() if k.isupper()} | launch[4]
-            report.append({"kernel": name, "shape": shape, **compiled(arch, *launch)})
-    print(json.dumps(report))
+    print(json.dumps(report(arch, [key for key in launches if key[0].startswith("independent.")])))
