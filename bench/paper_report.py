@@ -278,9 +278,10 @@ def combined(verdicts: list[str]) -> str:
 
 
 def distances(results: Results) -> str:
-    """CIFAR-FD of the fixed level, DDPM's grid and the log-uniform schedule on EDM, and of real images."""
-    names = (FIXED, GRID, LOG)
-    found = [(name, results.get("families", f"{EDM}, {name}")) for name in names]
+    """CIFAR-FD of the fixed level, also with the ODE finish, DDPM's grid and the log-uniform schedule on EDM, and of real
+    images."""
+    found = [(name, results.get("families", f"{EDM}, {name}")) for name in (FIXED, GRID, LOG)]
+    found.insert(1, (f"{FIXED}, Euler finish", results.get("finish", f"{FIXED}: euler")))
     parts = [f"{name}: {r['cifar_fd']:.2f}" for name, r in found if r and r["cifar_fd"] is not None]
     real = results.raw.get("cifar_fd_of_real_images")
     return f"CIFAR-FD, no FID: {'; '.join(parts)}; other real images: {real:.2f}" if parts and real else MISSING
