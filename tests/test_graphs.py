@@ -39,11 +39,16 @@ class Counting(Shrink):
         return y * (self.variance / (self.variance + lam * lam))
 
 
+def named(backbone):
+    backbone.fingerprint = "tiny"
+    return backbone
+
+
 def tiny_convnet() -> PriorBackbone:
     torch.manual_seed(0)
     net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)  # type: ignore[arg-type]
     torch.nn.init.normal_(net.leave.weight, std=0.1)
-    return PriorBackbone(net)
+    return named(PriorBackbone(net))
 
 
 def tiny_pca() -> PCAPrior:
@@ -61,7 +66,7 @@ def tiny_unet():
     levels = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64).neg().add(1).cumprod(0).tolist()
     backbone = DDPM(UNet2D(unet.eval(), {}), levels, "epsilon")
     backbone.multiple = 8
-    return backbone
+    return named(backbone)
 
 
 BACKBONES = {
