@@ -6,6 +6,7 @@ posterior (DDCM), and p = 0 gDDCM's fixed point, which stays at one level and ne
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 from noisebook.errors import SpecError
@@ -44,10 +45,7 @@ def ddpm(lam_max: float, lam_min: float, steps: int) -> list[float]:
 
 def flow(lam_max: float, lam_min: float, steps: int) -> list[float]:
     """steps + 1 levels evenly spaced in the time t = lam / (1 + lam) of a rectified flow; lam_max may be inf (t = 1)."""
-    if lam_max != math.inf:
-        _check_range(lam_max, lam_min, steps)
-    else:
-        _check_range(max(1.0, 2 * lam_min), lam_min, steps)
+    _check_range(min(lam_max, sys.float_info.max), lam_min, steps)
     a, b = (1.0 if lam == math.inf else lam / (1 + lam) for lam in (lam_max, lam_min))
     times = [a + (b - a) * i / steps for i in range(1, steps)]
     return [lam_max, *(t / (1 - t) for t in times), lam_min]

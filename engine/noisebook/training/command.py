@@ -104,7 +104,7 @@ def _loaded(name: str) -> "PriorDenoiser":
     backbone = backbone.inner if isinstance(backbone, Tiled) else backbone
     if not isinstance(backbone, PriorBackbone):
         raise TrainingError(f"{name!r} is no network that noisebook trained: only such a one is tuned")
-    return backbone.net.requires_grad_(True)
+    return backbone.net
 
 
 def _fresh(args: argparse.Namespace, images: "list[np.ndarray]") -> "PriorDenoiser":
