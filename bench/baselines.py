@@ -79,8 +79,8 @@ def candidate_kernel(R, BIAS, SCORES, d, codewords, seed, THREADS: tl.constexpr,
 
 
 def arrival_bias(codewords: int, seed: int, device: torch.device) -> Tensor:
-    """-log T_k float32 [K], T_k the arrival times of a unit Poisson process."""
-    gaps = torch.empty(codewords, device=device).exponential_(generator=generator(device, seed))
+    """-log T_k float64 [K], T_k the arrival times of a unit Poisson process; many would be one number in float32."""
+    gaps = torch.empty(codewords, device=device, dtype=torch.float64).exponential_(generator=generator(device, seed))
     return -gaps.cumsum(0).log()
 
 
@@ -88,7 +88,7 @@ def per_candidate(mean: Tensor, codewords: int, seed: int) -> Tensor:
     """mean [B, D] float32, contiguous -> the chosen candidates k int64 [B]."""
     chosen = []
     for mu in mean:
-        bias = arrival_bias(codewords, seed, mu.device)
+        bias = arrival_bias(codewords, seed, mu.device).float()
         scores = torch.empty_like(bias)
         candidate_kernel[(triton.cdiv(codewords, THREADS),)](
             mu, bias, scores, len(mu), codewords, seed, THREADS=THREADS, ASM=mu.is_cuda, num_warps=THREADS // 32

@@ -150,7 +150,7 @@ def arguments(case: Case, residual: Tensor, device: torch.device) -> tuple[Tenso
         return residual, case.shape
     if case.kernel == "top":
         return residual, (case.bins, *case.shape[1:])
-    bias = baselines.arrival_bias(case.codewords, SEED % 2**32, device)[None]
+    bias = baselines.arrival_bias(case.codewords, SEED % 2**32, device).float()[None]
     return residual, (bias, *(case.shape[1:] if case.law == "hadamard" else ()))
 
 

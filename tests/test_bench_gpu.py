@@ -134,7 +134,7 @@ def test_per_candidate(fresh, d):
     bias = baselines.arrival_bias(codewords, seed, mu.device)
     assert bias.exp().isfinite().all()
     assert (bias.diff() < 0).all()
-    score = mu.double() @ z.T + bias.double()
+    score = mu.double() @ z.T + bias
     chosen = baselines.per_candidate(mu, codewords, seed)
     assert (score.gather(-1, chosen[:, None])[:, 0] >= score.amax(-1) - 1e-4).all()
 

@@ -14,6 +14,7 @@ from noisebook.backbones.gaussian import DCTPrior, fit_dct
 from noisebook.training import objectives
 from noisebook.training.data import Crops
 from noisebook.training.loop import Settings, TrainingError, train
+from noisebook.training.optimizer import Optimizer
 from noisebook.training.reflow import ode, pairs
 
 PLAIN = ["--bins-last", "2", "--scale-pixels", "0", "--start-bins", "0"]
@@ -178,6 +179,25 @@ def test_training_learns_what_the_prior_does_not_know(tmp_path):
     assert log[-1]["mse@3.0"] < 0.7 * 0.25
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_is_trained_in_the_type_asked_for_and_measured_in_float32(dtype, archive, tmp_path, monkeypatch):
+    seen = {True: set(), False: set()}
+    inner = ConvDenoiser.residual
+
+    def watched(net, x, log_lam):
+        types = []
+        hook = net.enter.register_forward_hook(lambda layer, args, out: types.append(out.dtype))
+        out = inner(net, x, log_lam)
+        hook.remove()
+        seen[torch.is_grad_enabled()] |= set(types)
+        return out
+
+    monkeypatch.setattr(ConvDenoiser, "residual", watched)
+    assert run("edm", archive, "-o", tmp_path / "run", "--minutes", 0.005, *SMALL, "--dtype", dtype) == 0
+    assert seen == {True: {getattr(torch, dtype)}, False: {torch.float32}}
+    assert all(p.dtype == torch.float32 for p in torch.load(tmp_path / "run" / "state.pt")["average"].values())
+
+
 def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):
     images, steps = list(pictures(fresh)), 0
 
@@ -273,3 +293,49 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, fresh):
               list(pictures(fresh)), tmp_path, lambda net, path: path.touch(),
               Settings(sizes=(16,), pixels=1024, held_out=8))  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+# ---- what moves the weights ---------------------------------------------------------------------------------------------
+def test_muon_steps_along_the_orthogonal_factor_of_a_gradient(fresh):
+    """From rest, and without weight decay, U S V^T moves a square convolution by rate * .2 sqrt(longer side) * U V^T."""
+    torch.manual_seed(int(fresh.integers(2**31)))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)).to(memory_format=torch.channels_last)
+    optimizer = Optimizer(net, "muon")
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    before, gradient = net[1].weight.detach().clone(), net[1].weight.grad.clone()
+    first, bias = net[0].weight.detach().clone(), net[1].bias.detach().clone()
+    optimizer.step(1e-3)
+    u, _, v = torch.linalg.svd(gradient.flatten(1).double(), full_matrices=False)
+    expected = (u @ v).reshape(before.shape) * 1e-3 * 0.2 * math.sqrt(8 * 9)
+    moved = (before - net[1].weight.detach()).double()
+    assert (moved * expected).sum() > 0.95 * moved.norm() * expected.norm()
+    assert moved.norm() == pytest.approx(expected.norm().item(), rel=0.35)  # Newton-Schulz leaves factors of .7 to 1.2
+    for p, old in ((net[0].weight, first), (net[1].bias, bias)):  # AdamW's first step has the size of the rate
+        assert (p.detach() - old).abs().mean() == pytest.approx(1e-3, rel=0.1)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_muon_trains_and_resumes_as_a_run_in_a_piece(tmp_path, fresh):
+    """Weights, averages and momenta come back: a resumed optimizer makes the same next step."""
+    torch.manual_seed(1)
+    nets = [network(np.random.default_rng(3)).to(memory_format=torch.channels_last) for _ in range(2)]
+    optimizers = [Optimizer(net, "muon") for net in nets]
+
+    def step(net, optimizer, seed):
+        torch.manual_seed(seed)
+        objectives.edm()(net, batch(np.random.default_rng(seed), 4), 0.5).backward()
+        optimizer.step(1e-2)
+
+    for seed in range(3):
+        step(nets[0], optimizers[0], seed)
+    torch.save([nets[0].state_dict(), optimizers[0].state_dict()], tmp_path / "state.pt")
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    nets[1].load_state_dict(weights)
+    optimizers[1].load_state_dict(state)
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        step(net, optimizer, 7)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(nets[0].enter.weight, weights["enter.weight"])
+    assert not torch.equal(nets[0].down_blocks[0][0].conv1.weight, weights["down_blocks.0.0.conv1.weight"])

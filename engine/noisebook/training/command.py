@@ -35,13 +35,17 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the crops, in turn (default: 64 "
                      "128); the size of the images themselves fits a prior to them")  # fmt: skip
     sub.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch (default: %(default)s)")
-    sub.add_argument("--learning-rate", type=float, default=5e-4, help="of Adam, at its height (default: %(default)s)")
+    sub.add_argument("--learning-rate", type=float, default=5e-4, help="at its height (default: %(default)s)")
+    sub.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon turns the inner convolutions as "
+                     "matrices: slower a step, fewer steps (default: adamw)")  # fmt: skip
     sub.add_argument("--level", type=float, nargs=2, metavar=("MEAN", "SPREAD"),
                      help="edm, consistency: mean and deviation of the trained ln lam")  # fmt: skip
     sub.add_argument("--pairs", type=int, default=4096, help="reflow: pairs of noise and image (default: %(default)s)")
     sub.add_argument("--held-out", type=int, default=64, help="last images that are never trained on (default: 64)")
     sub.add_argument("--save-every", type=float, default=5.0, metavar="MINUTES", help="(default: 5)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="in which the network computes while it is trained; "
+                     "weights stay float32 (default: bfloat16 on CUDA, else float32)")  # fmt: skip
     sub.add_argument("--seed", type=int, default=0)
 
 
@@ -80,9 +84,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         assert isinstance(model, type(start))
         write_checkpoint(path, kind, model.config, checkpoint_tensors(model))
 
+    dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
     settings = Settings(minutes=args.minutes, sizes=tuple(args.sizes), pixels=args.pixels,
-                        learning_rate=args.learning_rate, seed=args.seed, held_out=args.held_out,
-                        recipe=_recipe(args))  # fmt: skip
+                        learning_rate=args.learning_rate, optimizer=args.optimizer, dtype=dtype, seed=args.seed,
+                        held_out=args.held_out, recipe=_recipe(args))  # fmt: skip
     objective = _objective(args, start)
     log = train(new_model, objective, images, args.output, write, settings, args.device, args.save_every)
     return {"output": str(args.output / "model.safetensors"), "device": args.device, **log[-1]}

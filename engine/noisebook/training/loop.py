@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from noisebook.errors import NoisebookError
 from noisebook.training.data import Crops
 from noisebook.training.objectives import Objective
+from noisebook.training.optimizer import Optimizer
 
 
 class TrainingError(NoisebookError):
@@ -34,6 +35,8 @@ class Settings:
 
     sizes      sides of the crops in pixels: each takes an equal share of the budget
     pixels     in a batch, whatever the size of its crops
+    optimizer  adamw or muon, see `optimizer.py`
+    dtype      in which the network computes while it is trained; weights and moving average stay float32
     """
 
     minutes: float = 60.0
@@ -42,6 +45,8 @@ class Settings:
     learning_rate: float = 5e-4
     decay: float = 0.9995  # of the moving average
     seed: int = 0
+    optimizer: str = "adamw"
+    dtype: str = "float32"  # or "bfloat16"
     held_out: int = 64  # the last images are never trained on
     recipe: str = ""  # what else makes the run what it is, in the caller's words
 
@@ -66,9 +71,8 @@ def train(
 ) -> list[dict[str, float]]:  # fmt: skip
     """Trains until `settings.minutes` of training time (summed over resumed runs) are spent; returns the log.
 
-    `new_model()` gives a fresh network, `write(average, path)` a checkpoint of it. On a CUDA device it computes in bf16
-    where it can (its attribute `mixed`). Raises TrainingError where `out` holds a run of other settings, or an image is
-    too small.
+    `new_model()` gives a fresh network, `write(average, path)` a checkpoint of it. In bfloat16 it computes what it can
+    (its attribute `mixed`). Raises TrainingError where `out` holds a run of other settings, or an image is too small.
     """
     if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
         raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
@@ -78,8 +82,8 @@ def train(
     model, average = (new_model().to(device).to(memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
     average.load_state_dict(model.state_dict())
     average.requires_grad_(False)
-    model.mixed = average.mixed = device.startswith("cuda")  # type: ignore[assignment]
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    model.mixed = settings.dtype == "bfloat16"  # type: ignore[assignment]  # the average is measured as it will be used
+    optimizer = Optimizer(model, settings.optimizer)
     run: dict[str, Any] = {"spent": 0.0, "iteration": 0, "log": []}
     if (out / "state.pt").exists():
         run = _resume(out / "state.pt", settings, device, model=model, average=average, optimizer=optimizer)
@@ -106,14 +110,12 @@ def train(
     while (progress := run["spent"] / 60 / settings.minutes) < 1:
         size = settings.sizes[int(progress * len(settings.sizes))]
         warm = min(1.0, progress / 0.05 + 1e-3)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         x0 = source.sample(max(1, settings.pixels // size**2), size, rng).to(device, memory_format=torch.channels_last)
         loss = objective(model, x0, progress)
-        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(rate)
         run["iteration"] += 1
         decay = min(settings.decay, (run["iteration"] + 1) / (run["iteration"] + 10))
         with torch.no_grad():
