@@ -33,8 +33,8 @@ def command_line() -> str:
     """How this process was called, as one would call it from the root of the checkout."""
     script = Path(sys.argv[0]).resolve()
     name = f"python {script.relative_to(ROOT)}" if script.is_relative_to(ROOT) else script.name
-    arguments = [Path(a) if os.path.isabs(a) else a for a in sys.argv[1:]]
-    return " ".join([name, *(a if isinstance(a, str) else shown(a) for a in arguments)])
+    arguments = (a.rpartition("=") for a in sys.argv[1:])  # also NAME=PATH
+    return " ".join([name, *(f"{head}{sign}{shown(Path(a)) if os.path.isabs(a) else a}" for head, sign, a in arguments)])
 
 
 def shown(path: Path) -> str:

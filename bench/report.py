@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import floors
@@ -20,6 +21,7 @@ from record import RESULTS, ROOT, refuse_dry
 README = ROOT / "README.md"
 PLOT = ROOT / "docs/images/roofline.svg"
 Result = dict[str, Any]
+Tables = dict[str, Callable[[], str]]
 
 
 def load(name: str) -> Result:
@@ -228,24 +230,34 @@ def gpu() -> str:
     return "\n\n".join(parts)
 
 
-TABLES: dict[str, Callable[[], str]] = {"kodak": kodak, "quality": quality, "search": search, "threads": threads, "gpu": gpu}
+TABLES: Tables = {"kodak": kodak, "quality": quality, "search": search, "threads": threads, "gpu": gpu}
 
 
-def places(text: str) -> set[str]:
+def places(text: str, tables: Tables) -> set[str]:
     """The tables that a text has a place for."""
-    return set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)) & TABLES.keys()
+    return set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)) & tables.keys()
 
 
-def render(text: str) -> str:
-    """The text with every place filled in. SystemExit for a place that is never closed."""
-    for name in sorted(places(text)):
+def render(text: str, tables: Tables) -> str:
+    """The text with every place of the tables filled in. SystemExit for a place that is never closed."""
+    for name in sorted(places(text, tables)):
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         head, _, rest = text.partition(begin)
         _, closed, tail = rest.partition(end)
         if not closed:
-            raise SystemExit(f"README's place for the table {name!r} is not closed")
-        text = head + begin + TABLES[name]() + "\n" + end + tail
+            raise SystemExit(f"the place for the table {name!r} is not closed")
+        text = head + begin + tables[name]() + "\n" + end + tail
     return text
+
+
+def fill(page: Path, tables: Tables, check: bool) -> None:
+    """Fills the places of a page, or only looks: SystemExit where that would change it."""
+    old = page.read_text()
+    new = render(old, tables)
+    if check and old != new:
+        raise SystemExit(f"{page.name} is not what bench/results says: write it with --report, README with bench/report.py")
+    if not check:
+        page.write_text(new)
 
 
 def roofline() -> bool:
@@ -290,12 +302,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether README is up to date")
     options = parser.parse_args()
-    old = README.read_text()
-    new = render(old)
-    if options.check:
-        raise SystemExit(old != new and "README.md is not what bench/results says: run python bench/report.py")
-    README.write_text(new)
-    if not roofline():
+    fill(README, TABLES, options.check)
+    if not options.check and not roofline():
         print("no roofline plot: bench/results/gpu_kernels.json was not measured yet")
 
 

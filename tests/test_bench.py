@@ -9,6 +9,7 @@ import floors
 import pytest
 import report
 
+import record
 from common import ROOT
 
 
@@ -152,6 +153,18 @@ def test_the_committed_floors_are_what_the_code_computes():
     assert written == json.loads(json.dumps(floors.result(written["counted_instructions"])))
 
 
+def test_a_command_line_names_no_place_outside_the_checkout(monkeypatch):
+    arguments = [
+        "first=/elsewhere/a.safetensors",
+        "/elsewhere/b.json",
+        str(record.ROOT / "bench/c.json"),
+        "--steps=3",
+        "edm",
+    ]
+    monkeypatch.setattr(record.sys, "argv", [str(record.ROOT / "bench/recipes.py"), *arguments])
+    assert record.command_line() == "python bench/recipes.py first=a.safetensors b.json bench/c.json --steps=3 edm"
+
+
 # ---- report.py ----------------------------------------------------------------------------------------------------------
 FACTS = {"gpu": {"driver_version": "1"}, "versions": {"torch": "2"}, "date": "2026-01-01", "command": "c", "seed": None}
 
@@ -221,7 +234,7 @@ def test_gpu_tables_come_from_measured_json(results):
         "| `hadamard` | bfloat16, channels last | 1,000 a second (1.5 % outside) | 900 a second (1.5 % outside) |" in lines
     )
     text = "head\n<!-- gpu -->\nold\n<!-- /gpu -->\ntail\n"
-    assert report.render(text) == f"head\n<!-- gpu -->\n{report.gpu()}\n<!-- /gpu -->\ntail\n"
+    assert report.render(text, report.TABLES) == f"head\n<!-- gpu -->\n{report.gpu()}\n<!-- /gpu -->\ntail\n"
 
 
 def test_figures_of_a_dry_run_are_refused(results, capsys):
@@ -235,7 +248,7 @@ def test_figures_of_a_dry_run_are_refused(results, capsys):
 
 def test_an_open_place_is_refused():
     with pytest.raises(SystemExit, match="'gpu' is not closed"):
-        report.render("head\n<!-- gpu -->\ntail\n")
+        report.render("head\n<!-- gpu -->\ntail\n", report.TABLES)
 
 
 def test_roofline_is_drawn_from_measured_json(results):

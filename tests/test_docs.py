@@ -8,7 +8,7 @@ import pytest
 
 from common import ROOT
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(path, language):
@@ -23,6 +23,14 @@ def test_tables_come_from_the_results():
         assert f"<!-- {name} -->\n|" in readme, name
     measured = (ROOT / "bench/results/gpu_kernels.json").exists()
     assert ("Nothing here was measured on a GPU yet" in readme) != measured
+
+
+@pytest.mark.parametrize(("script", "page"), [("recipes", "cifar10-recipes"), ("latent", "latent-photo")])
+def test_findings_come_from_the_results(script, page):
+    command = [sys.executable, ROOT / f"bench/{script}.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| --- |" in (ROOT / f"docs/findings/{page}.md").read_text()
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
