@@ -37,11 +37,11 @@ fi
 [ -z "$failed" ] || "$PYTHON" bench/record.py step "$OUT/machine.json" install 1 "$SECONDS"
 
 train() {  # model
-  local state=runs/$1 what
+  local state=runs/$1 what fresh=(--patch 2 --widths 64 96 128 --optimizer muon --learning-rate 2e-3)
   case $1 in
     photo) what=(edm carry/photos256.npz --pixels 196608) ;;
-    cifar10-edm) what=(edm carry/cifar10.npz --sizes 32 --patch 2 --widths 64 96 128 --level -0.9 1.3) ;;
-    cifar10-flow) what=(flow carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 3e-4) ;;
+    cifar10-edm) what=(edm carry/cifar10.npz --sizes 32 --level -0.2 1.1 "${fresh[@]}") ;;
+    cifar10-flow) what=(flow carry/cifar10.npz --sizes 32 "${fresh[@]}") ;;
     cifar10-consistency) what=(consistency carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 1e-4) ;;
     *) echo "unknown model: $1" >&2; return 2 ;;
   esac

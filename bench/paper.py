@@ -2,6 +2,7 @@
 
     python bench/paper.py                   # needs the data folder ($NOISEBOOK_DATA or ../shared/data); about 50 CPU minutes
     python bench/paper.py --device cuda     # 2000 images a row, and N up to 1000 tokens at one token a call
+    python bench/paper.py --only p --out p.json    # one section by itself, then the rest with --merge p.json
     python bench/paper.py --list            # the rows and their network calls
     python bench/paper.py --report          # fills docs/paper.md and draws its plots; --check: only says if it is up to date
 
@@ -112,6 +113,8 @@ class Bench:
             return small_gaussian()
         if name == paper_rows.PCA:
             return pca().to(self.device)
+        if name == paper_rows.PCA_END:
+            return EndPoint(pca()).to(self.device)
         return load(name, self.device)
 
     # ---- the result file -----------------------------------------------------------------------------------------------
@@ -126,6 +129,16 @@ class Bench:
                 return old
             raise SystemExit(f"{self.path.name} is of other images or another device; move it away, or give another --out")
         return {"device": device, **about, "trials": {}, "rows": {}}
+
+    def take_over(self, path: Path) -> None:
+        """Adds what another run measured of the same images on the same device. SystemExit where it is of others."""
+        other, same = json.loads(path.read_text()), ("device", "format", "images", "photos", "tuning", "dry")
+        if {k: other.get(k) for k in same} != {k: self.result[k] for k in same}:
+            raise SystemExit(f"{path.name} is of other images or another device")
+        for kind in ("trials", "rows"):
+            self.result[kind].update(other[kind])
+        self.result["cifar_fd_of_real_images"] = other["cifar_fd_of_real_images"]
+        self.result.setdefault("parts", []).append({k: other[k] for k in ("command", "date", "threads", "versions")})
 
     def write(self) -> None:
         extra = {"given_networks": self.given.about()} if self.given else {}
@@ -263,6 +276,21 @@ def pca() -> PCAPrior:
     return pca_prior(20_000)
 
 
+class EndPoint(PCAPrior):
+    """The consistency model of a PCA prior, in closed form: where the probability-flow ODE of its Gaussian leads from y at
+    level lam, every eigendirection scaled by sqrt(s / (s + lam^2)) (method.md, section 2)."""
+
+    def __init__(self, prior: PCAPrior):
+        assert prior.size is not None
+        super().__init__(prior.size, prior.channels, prior.mean, prior.variances, prior.vectors)
+        self.name, self.fingerprint = paper_rows.PCA_END, fingerprint_of({"end point of": prior.fingerprint}, {})
+
+    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] float32 of the fitted size -> the end point, same shape."""
+        scale = (self.variances / (self.variances + lam * lam)).sqrt()
+        return (self.mean + ((y.flatten(1) - self.mean) @ self.vectors * scale) @ self.vectors.T).view_as(y)
+
+
 def carry(folder: Path) -> None:
     """What a machine without the data folder needs, about 40 MiB: run there with NOISEBOOK_DATA=FOLDER.
 
@@ -314,6 +342,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--long", action="store_true", help="also the rows of 320 and 1000 network calls on a CPU")
     add("--minutes", type=float, default=1e9, help="start no row after so many minutes")
     add("--redo", action="store_true", help="compute rows again that are there")
+    add("--merge", type=Path, nargs="+", default=[], metavar="FILE", help="first take over what other runs measured on this "
+        "kind of device, for instance other sections in a process beside")  # fmt: skip
     add("--lpips", type=Path, help="TorchScript file: two batches in [-1, 1] -> distances")
     add("--inception", type=Path, help="TorchScript file: a batch in [-1, 1] -> features, or (features, class scores)")
     add("--out", type=Path, default=RESULTS / "paper.json")
@@ -340,6 +370,8 @@ def main(argv: list[str] | None = None) -> int:
     given = metrics.GivenNetworks(args.lpips, args.inception, args.device) if args.lpips or args.inception else None
     bench = Bench(args.out, images, args.photos or (64 if cuda else 8), args.device, args.batch or (1000 if cuda else 128),
                   args.dry, given)  # fmt: skip
+    for path in args.merge:
+        bench.take_over(path)
     complete = bench.run(rows, args.redo, args.minutes)
     bench.write()
     print(f"{'written' if complete else 'written in part'}: {args.out.name}; then: python bench/paper.py --report")

@@ -11,7 +11,9 @@ from typing import Any
 import metrics
 import numpy as np
 import paper_rows
-from paper_rows import DDPM, EDM, FLOW, NETWORKS, PCA
+import report
+from paper_rows import CONSISTENCY, DDPM, EDM, FLOW, NETWORKS, PCA, PCA_END
+from report import table
 
 from record import ROOT, refuse_dry
 
@@ -59,10 +61,6 @@ def unpacked(text: str) -> np.ndarray:
 
 
 # ---- cells --------------------------------------------------------------------------------------------------------------
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
 def within(pair: tuple[float, float] | None, sign: str = "") -> str:
     """A mean with its interval, in dB."""
     return MISSING if pair is None else f"{pair[0]:{sign}.2f} ± {pair[1]:.2f} dB"
@@ -114,19 +112,19 @@ def plot_link(name: str) -> str:
 
 # ---- what a section has beside its rows ---------------------------------------------------------------------------------
 def against_pca(results: Results) -> str:
-    """Each network minus the PCA prior at the same bits."""
+    """Each network minus the PCA prior at the same bits; a consistency model also minus the prior's own end point."""
     lines = []
-    for network in NETWORKS:
-        cells = [within(d, "+") for d in pca_differences(results, network)]
+    for name, other in [*((n, PCA) for n in (*NETWORKS, PCA_END)), (CONSISTENCY, PCA_END)]:
+        cells = [within(d, "+") for d in pca_differences(results, name, other)]
         if any(cell != MISSING for cell in cells):
-            lines.append([f"`{network}`", *cells])
+            lines.append([f"`{name}`" + (f" above `{other}`" if other != PCA else ""), *cells])
     rates = [f"{bits / 1024:g} bpp" for bits in paper_rows.BITS]
     return "Above the PCA prior at equal bits and network calls:\n\n" + table(["", *rates], lines)
 
 
-def pca_differences(results: Results, network: str) -> list[tuple[float, float] | None]:
+def pca_differences(results: Results, network: str, other: str = PCA) -> list[tuple[float, float] | None]:
     at = [f"{bits / 1024:g} bpp" for bits in paper_rows.BITS]
-    return [results.difference("rates", f"{network}, {rate}", f"{PCA}, {rate}") for rate in at]
+    return [results.difference("rates", f"{network}, {rate}", f"{other}, {rate}") for rate in at]
 
 
 Curve = list[tuple[float, float]]
@@ -264,10 +262,10 @@ def claims(results: Results) -> str:
         compare("2-D tokens reconstruct better per network call than one token", "blocks", a, b)
     for a, b in AT_EQUAL_BITS:
         compare("2-D tokens against as many 1-D tokens a call (not in the paper)", "blocks", a, b)
-    pca = {n: [d for d in pca_differences(results, n) if d] for n in NETWORKS}
-    for network, ds in pca.items():
+    for network, other in [*((n, PCA) for n in NETWORKS), (CONSISTENCY, PCA_END)]:
+        ds = [d for d in pca_differences(results, network, other) if d]
         worst = min(ds, default=None)
-        claim(f"`{network}` beats the PCA prior by 2 dB at every rate (our aim, not the paper's)",
+        claim(f"`{network}` beats `{other}` by 2 dB at every rate (our aim, not the paper's)",
               f"least {within(worst, '+')}" if worst else MISSING, verdict(worst, 2.0) if len(ds) == 4 else "")  # fmt: skip
     return table(["claim", "measured here", "holds here"], rows)
 
@@ -306,16 +304,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 def render(text: str, results: Results | None) -> str:
     """The page with every `<!-- NAME -->...<!-- /NAME -->` filled in. SystemExit for a place that is never closed."""
-    for name, make in TABLES.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        head, found, rest = text.partition(begin)
-        if not found:
-            continue
-        _, closed, tail = rest.partition(end)
-        if not closed:
-            raise SystemExit(f"{PAGE.name}: the place for the table {name!r} is not closed")
-        text = head + begin + (make(results) if results else MISSING.capitalize() + ".") + "\n" + end + tail
-    return text
+    nothing = f"{MISSING.capitalize()}."
+    return report.render(
+        text, {name: lambda make=make: make(results) if results else nothing for name, make in TABLES.items()}
+    )
 
 
 # ---- plots --------------------------------------------------------------------------------------------------------------

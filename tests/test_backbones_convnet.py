@@ -95,6 +95,24 @@ def test_shipped_backbones_denoise_real_photographs(name, fresh):
         assert error < 0.6 * lam**2 / (1 + 4 * lam**2), lam
 
 
+@pytest.mark.parametrize("name", [name for name in backbones.shipped() if name != "gaussian-prior"])
+def test_shipped_networks_do_no_worse_beyond_the_levels_they_were_trained_on(name, fresh):
+    """Below them the image stays what it is; above them the error is that of the highest of them."""
+    from noisebook.images import sample
+
+    model = backbones.load(name)
+    h, w = model.padded(64, 64)
+    x = torch.from_numpy(sample("cat")[100 : 100 + h, 100 : 100 + w].copy()).permute(2, 0, 1)[None].float() * (2 / 255) - 1
+    noise = torch.from_numpy(fresh.standard_normal(tuple(x.shape), "float32"))
+
+    def error(lam: float) -> float:
+        return float((model(x + lam * noise, lam) - x).square().mean())
+
+    low, high, beyond = model.snap(0.001), model.snap(80.0), model.snap(400.0)
+    assert error(low) < 1.2 * low**2
+    assert error(beyond) < 1.5 * error(high)
+
+
 def test_the_default_network_beats_the_gaussian_prior_on_photographs():
     from noisebook.images import sample
 

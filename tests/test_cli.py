@@ -233,7 +233,13 @@ def test_backbones_lists_what_is_shipped(capsys):
     code, stdout, _ = run(capsys, "backbones", "--json")
     listed = json.loads(stdout)
     assert code == 0
-    assert "gaussian-prior" in [b["name"] for b in listed["backbones"]]
+    entries = {b["name"]: b for b in listed["backbones"]}
+    assert entries["cifar10-ddpm"]["view_of"] == "cifar10-edm"
+    assert [entries[name]["view_of"] for name in ("gaussian-prior", "cifar10-edm", "cifar10-flow")] == [None] * 3
+    from noisebook.backbones import WEIGHTS
+
+    files = [path.stat().st_size for path in WEIGHTS.glob("*.safetensors")]
+    assert sum(b["bytes"] for b in listed["backbones"]) == sum(files) < 30 << 20
     assert "photo" in [p["name"] for p in listed["presets"]]
     assert "photo" in run(capsys, "backbones")[1]
 

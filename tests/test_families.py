@@ -15,7 +15,7 @@ from noisebook.backbones.edm import EDM
 from noisebook.backbones.flow import Flow
 from noisebook.backbones.network import nearest
 from noisebook.backbones.score import ScoreVE, ScoreVP
-from noisebook.backbones.views import ddpm_view, flow_view, linear_alphas_cumprod
+from noisebook.backbones.views import ddpm_view, flow_view, linear_alphas_cumprod, unviewed
 from noisebook.codebook import Codebook
 from noisebook.codec import Codec
 from noisebook.errors import BackboneError
@@ -288,6 +288,7 @@ def test_a_view_is_another_codec_of_the_same_network(view, fresh):
     inner.name, inner.fingerprint = "some", fingerprint_of({}, {})
     seen = view(inner)
     assert (seen.name, seen.size, seen.channels, seen.multiple) == ("some", (4, 4), 3, 1)
+    assert unviewed(seen) is unviewed(inner) is inner
     others = [ddpm_view(inner), flow_view(inner), view(edm(Gaussian(fresh))), inner]
     assert [other.fingerprint == seen.fingerprint for other in others].count(True) == 1  # its own
     seen.accelerate(torch.bfloat16)

@@ -251,6 +251,38 @@ def test_dry_run_measures_every_row_and_goes_on_where_it_was(dry, capsys, monkey
         paper.main(["--dry", "--images", "3", "--out", str(dry)])
 
 
+def test_sections_measured_apart_come_together(dry, tmp_path, monkeypatch):
+    parts, whole = [tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "whole.json"
+    for path, name in zip(parts, ("start", "finish"), strict=True):
+        assert paper.main(["--dry", "--only", name, "--out", str(path)]) == 0
+    monkeypatch.setattr(paper.Bench, "measure", lambda self, wanted: pytest.fail("measured again"))
+    only = ["--only", "start", "--only", "finish"]
+    assert paper.main(["--dry", *only, "--merge", *map(str, parts), "--out", str(whole)]) == 0
+    result, measured = json.loads(whole.read_text()), [json.loads(path.read_text()) for path in parts]
+    assert result["rows"] == measured[0]["rows"] | measured[1]["rows"]
+    assert len(result["rows"]) > max(len(part["rows"]) for part in measured)
+    assert [part["command"] for part in result["parts"]] == [part["command"] for part in measured]
+    with pytest.raises(SystemExit, match="other images"):
+        paper.main(["--dry", "--images", "3", "--merge", str(parts[0]), "--out", str(tmp_path / "c.json")])
+
+
+def test_the_end_point_of_a_gaussian_is_where_small_steps_of_its_ode_lead(fresh):
+    """dy / dlam = (y - x0_hat) / lam, by Euler in ln lam; and unlike the mean it has the images' own variance."""
+    prior = paper.small_gaussian()
+    y = torch.from_numpy(fresh.normal(size=(400, 3, 16, 16))).float() * 2 + prior.mean.view(3, 16, 16)
+    end, x = paper.EndPoint(prior)(y, 2.0), y.double()
+    levels = np.geomspace(2.0, 1e-3, 2000)
+    for lam, lower in zip(levels, levels[1:], strict=False):
+        x = x + (lower - lam) / lam * (x - prior(x.float(), lam).double())
+    assert float((end - x).abs().mean()) < 0.01
+    signal = (
+        prior.mean
+        + torch.from_numpy(fresh.normal(size=(400, len(prior.mean)))).float() * prior.variances.sqrt() @ prior.vectors.T
+    )
+    noisy = signal.view(400, 3, 16, 16) + 2 * torch.from_numpy(fresh.normal(size=(400, 3, 16, 16))).float()
+    assert float(paper.EndPoint(prior)(noisy, 2.0).var(0).sum() / prior.variances.sum()) == pytest.approx(1, abs=0.15)
+
+
 def test_tables_of_a_dry_run(dry):
     results = paper_report.Results(json.loads(dry.read_text()))
     page = (ROOT / "docs/paper.md").read_text()

@@ -198,6 +198,17 @@ def test_a_network_is_trained_in_the_type_asked_for_and_measured_in_float32(dtyp
     assert all(p.dtype == torch.float32 for p in torch.load(tmp_path / "run" / "state.pt")["average"].values())
 
 
+@pytest.mark.parametrize("name", ["photo", "cifar10-edm", "cifar10-ddpm", "cifar10-flow"])
+def test_shipped_networks_can_be_tuned_whatever_family_they_are_seen_as(name, archive, tmp_path, fresh):
+    """A step of no size is made: what is written is the shipped network."""
+    options = ["--init", name, "--sizes", 32, "--held-out", 8, "--pixels", 1024]
+    np.savez(archive, images=pictures(fresh, 10, 32))
+    assert run("edm", archive, "-o", tmp_path / "run", "--minutes", 1e-9, *options, "--learning-rate", 1e-12) == 0
+    tuned, start = (backbones.load(n) for n in (tmp_path / "run" / "model.safetensors", name))
+    x, lam = torch.from_numpy(fresh.standard_normal((1, 3, 32, 32), "float32")), start.snap(1.0)
+    torch.testing.assert_close(tuned(x, lam), start(x, lam), rtol=0, atol=1e-4)
+
+
 def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):
     images, steps = list(pictures(fresh)), 0
 

@@ -390,9 +390,9 @@ def run_backbones(args: argparse.Namespace) -> int:
 
     entries = []
     for name in backbones.shipped():
-        view, inner = name in backbones.VIEWS, backbones.VIEWS.get(name, ("", name))[1]
-        size = (backbones.WEIGHTS / f"{inner}.safetensors").stat().st_size
-        entries.append({"name": name, "bytes": 0 if view else size, "view_of": inner if view else None})
+        weights = backbones.VIEWS.get(name, ("", name))[1]
+        size = (backbones.WEIGHTS / f"{weights}.safetensors").stat().st_size if weights == name else 0
+        entries.append({"name": name, "bytes": size, "view_of": None if weights == name else weights})
     codecs = [{"name": p.name, "backbone": p.spec.backbone, "about": p.about} for p in presets.presets().values()]
     if args.json:
         print(json.dumps({"backbones": entries, "presets": codecs}))

@@ -25,16 +25,16 @@ KINDS: dict[str, str] = {
     "spectrum-prior": "noisebook.backbones.gaussian:spectrum_from_checkpoint",
     "unet": "noisebook.backbones.unet:from_checkpoint",
 }
-# shipped names that are another family's view of a shipped network -> ("module:function", the network)
+# shipped names that are another family's view of shipped weights, also of their own -> ("module:function", the weights)
 VIEWS: dict[str, tuple[str, str]] = {
     "cifar10-ddpm": ("noisebook.backbones.views:ddpm_view", "cifar10-edm"),
-    "cifar10-flow": ("noisebook.backbones.views:flow_view", "cifar10-edm"),
+    "cifar10-flow": ("noisebook.backbones.views:flow_view", "cifar10-flow"),
 }
 
 
 def shipped() -> list[str]:
     """Names of the backbones that come with the package."""
-    return sorted([path.stem for path in WEIGHTS.glob("*.safetensors")] + list(VIEWS))
+    return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} | set(VIEWS))
 
 
 def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
@@ -56,8 +56,8 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
 def _find(name: str, options: dict[str, Any]) -> Backbone:
     """The backbone of that name, as its adapter makes it."""
     if name in VIEWS:
-        function, inner = VIEWS[name]
-        backbone = _function(function)(_find(inner, options))
+        function, weights = VIEWS[name]
+        backbone = _function(function)(_read(WEIGHTS / f"{weights}.safetensors", options))
         backbone.name = name
         return backbone
     path = WEIGHTS / f"{name}.safetensors" if name in shipped() else Path(name)

@@ -18,6 +18,8 @@ from noisebook.backbones.base import Backbone
 from noisebook.backbones.gaussian import DCTPrior, SpectrumPrior
 from noisebook.errors import BackboneError
 
+LEAST, MOST = 0.02, 80.0  # noise-to-signal ratios that networks of this kind are trained on
+
 
 class Block(nn.Module):
     """Residual block: two 3 x 3 convolutions, the noise level enters as a scale and shift between them."""
@@ -42,7 +44,9 @@ class PriorDenoiser(nn.Module):
 
     As in EDM (Karras et al. 2022) the network F sees inputs of about unit variance and its target has about unit variance,
     but the linear part that EDM writes as c_skip y is a whole Wiener filter. At lam = 0 both parts leave y as it is, which
-    is what a consistency model needs. `config` are the arguments that make it again, beside the prior.
+    is what a consistency model needs. F is told no level beyond those of its training: it would be anything there, while
+    its input, of the same size at every level, hardly changes. `config` are the arguments that make it again, beside the
+    prior.
     """
 
     multiple: int  # height and width of the input are multiples of this; with a `DCTPrior` they are the prior's
@@ -67,7 +71,7 @@ class PriorDenoiser(nn.Module):
         s = lam[:, None, None, None]
         x = torch.cat([2 * linear, (y - linear) / s], 1)
         with torch.autocast(y.device.type, torch.bfloat16) if self.mixed else nullcontext():
-            return linear + self.scale(s) * self.residual(x, lam.log())
+            return linear + self.scale(s) * self.residual(x, lam.clamp(LEAST, MOST).log())
 
 
 class ConvDenoiser(PriorDenoiser):

@@ -83,6 +83,11 @@ def flow_view(backbone: Backbone) -> Backbone:
     return view
 
 
+def unviewed(backbone: Backbone) -> Backbone:
+    """What a view is a view of; any other backbone as it is."""
+    return backbone.net.denoiser if isinstance(backbone, _Passed) else backbone  # type: ignore[return-value]
+
+
 def _taken_over(view: Backbone, inner: Backbone, kind: str) -> Backbone:
     if not hasattr(inner, "denoise_each"):
         raise BackboneError(f"backbone {inner.name!r} has no denoise_each(y, lam [B]), which a view needs")

@@ -36,8 +36,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
                      "128); the size of the images themselves fits a prior to them")  # fmt: skip
     sub.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch (default: %(default)s)")
     sub.add_argument("--learning-rate", type=float, default=5e-4, help="at its height (default: %(default)s)")
-    sub.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon turns the inner convolutions as "
-                     "matrices: slower a step, fewer steps (default: adamw)")  # fmt: skip
+    sub.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: of the convolutions that "
+                     "keep their width; fewer steps, each a little slower (default: adamw)")  # fmt: skip
     sub.add_argument("--level", type=float, nargs=2, metavar=("MEAN", "SPREAD"),
                      help="edm, consistency: mean and deviation of the trained ln lam")  # fmt: skip
     sub.add_argument("--pairs", type=int, default=4096, help="reflow: pairs of noise and image (default: %(default)s)")
@@ -103,10 +103,11 @@ def _loaded(name: str) -> "PriorDenoiser":
     from noisebook import backbones
     from noisebook.backbones.convnet import PriorBackbone
     from noisebook.backbones.tiled import Tiled
+    from noisebook.backbones.views import unviewed
     from noisebook.training.loop import TrainingError
 
     backbone = backbones.load(name)
-    backbone = backbone.inner if isinstance(backbone, Tiled) else backbone
+    backbone = unviewed(backbone.inner if isinstance(backbone, Tiled) else backbone)
     if not isinstance(backbone, PriorBackbone):
         raise TrainingError(f"{name!r} is no network that noisebook trained: only such a one is tuned")
     return backbone.net

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from noisebook.backbones.convnet import LEAST, MOST
+
 Objective = Callable[[nn.Module, Tensor, float], Tensor]
-LEAST, MOST = 0.02, 80.0  # noise-to-signal ratios that are trained
 
 
 def column(values: Tensor) -> Tensor:
