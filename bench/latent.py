@@ -14,7 +14,7 @@ import metrics
 import paper_report
 import report
 import torch
-from paper import Bench
+from paper import Bench, trials
 from paper_rows import LOG, Row, key, resolved
 from torch import Tensor
 
@@ -74,8 +74,8 @@ def latent_gaussian(autoencoder: TinyAutoencoder) -> Backbone:
 
 def table() -> str:
     result = report.load("latent")
-    trials = {name: trial["psnr"] for name, trial in result["trials"].items()}
-    found = {row.label: result["rows"][key(wanted)] for row in rows() if (wanted := resolved(row, trials))}
+    tried = trials(result)
+    found = {row.label: result["rows"][key(wanted)] for row in rows() if (wanted := resolved(row, tried))}
     lines = []
     for name in NETWORKS:
         cells = [found[f"{name}, {bpp:g} bpp"] for bpp in BPP]

@@ -12,7 +12,7 @@ from typing import Any
 
 import paper_report
 import report
-from paper import Bench
+from paper import Bench, trials
 from paper_rows import BITS, PCA, Row, at_rate, key, resolved
 
 from noisebook.backbones import load
@@ -43,10 +43,10 @@ def names(result: dict[str, Any]) -> list[str]:
 
 def table() -> str:
     result = report.load("recipes")
-    trials = {name: trial["psnr"] for name, trial in result["trials"].items()}
+    tried = trials(result)
 
     def at_rates(name: str) -> list[dict[str, Any]]:
-        found = [resolved(row, trials) for row in rows(name)]
+        found = [resolved(row, tried) for row in rows(name)]
         return [result["rows"][key(wanted)] for wanted in found if wanted]
 
     lines = []
