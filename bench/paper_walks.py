@@ -32,15 +32,15 @@ def forced(codec: Codec, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     `codec` has a codebook start, p = 1/2, one token run at every step and the finish `mean`; images need no padding.
     """
-    plan, book = codec.plan(*images.shape[2:]), codec.start_book
+    plan, book = codec.plan(*images.shape[2:]), codec.start_rule.book
     x0 = plan.views(codec.backbone.encode(metrics.signed(images.to(codec.device))))
-    bins = {run.step: run.bins for run in plan.runs}
+    bins = {some.step: some.bins for some in plan.tokens}
     tokens = [book.select(x0, bins[START_STEP], START_STEP)]
     y = codec.spec.schedule[0].lam * book.noise(tokens[0], plan.dims, START_STEP)
     for i, step in enumerate(codec.spec.schedule):
         x0_hat = plan.views(codec.backbone(plan.join(y), step.lam))
-        tokens.append(codec.book.select(x0 - x0_hat, bins[i], i))
-        y = codec.book.backtrace(y, x0_hat, tokens[-1], step.lam_next / step.lam, step.gain, i)
+        tokens.append(codec.rule.book.select(x0 - x0_hat, bins[i], i))
+        y = codec.rule.book.backtrace(y, x0_hat, tokens[-1], step.lam_next / step.lam, step.gain, i)
     y = plan.join(y)
     decoded = codec.backbone.decode(codec.backbone(y, codec.spec.schedule[-1].lam_next))
     return torch.cat([t.flatten(1) for t in tokens], 1), decoded, y
@@ -50,8 +50,8 @@ def block_means(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean over each block of the noise that its tokens stand for: tokens [B, L] -> float32 [B * runs, U]."""
     plan = codec.plan(*size)
     out = []
-    for run in plan.runs:
-        book = codec.start_book if run.step == START_STEP else codec.book
-        part = tokens[:, run.offset : run.offset + run.bins * plan.units].reshape(len(tokens), plan.units, run.bins)
-        out.append(book.noise(part, plan.dims, run.step).mean(2))
+    for some in plan.tokens:
+        rule = codec.start_rule if some.step == START_STEP else codec.rule
+        part = tokens[:, some.offset : some.offset + some.count]
+        out.append(rule.noise(part, (plan.units, plan.dims), some.bins, some.step).mean(2))
     return torch.stack(out, 1).reshape(-1, plan.units)

@@ -150,7 +150,7 @@ def test_inspect_and_verify_need_no_backbone(capsys, tmp_path, pictures, codec):
 
 def test_every_bit_flip_and_truncation_of_a_file_is_caught_by_verify_and_decode(capsys, tmp_path, pictures, codec):
     preset = presets.get("photo").spec
-    count = sum(c for _, c, _ in preset.runs_for(2, 3))
+    count = sum(run.count for _, run in preset.runs_for(2, 3))
     data = Container(preset.hash, 2, 3, bytes(2 * count), presets.get("photo").number).to_bytes()
     path = tmp_path / "x.nbk"
     path.write_bytes(data)

@@ -59,7 +59,7 @@ def test_packed_tokens_are_the_payload_of_a_file(case, shrink, fresh):
     codec = build(shrink, **CASES[case])
     images = random_images(fresh, 3, 17, 40)
     tokens, payload = codec.encode(images), codec.encode_packed(images)
-    runs = codec.plan(17, 40).token_runs
+    runs = codec.plan(17, 40).runs
     assert [row.numpy().tobytes() for row in payload] == [container.pack(row.numpy(), runs) for row in tokens]
     assert torch.equal(codec.decode_packed(payload, (17, 40)), codec.decode(tokens, (17, 40)))
 
@@ -118,7 +118,7 @@ def test_ode_finish_follows_the_exact_flow(shrink):
     for finish, steps in (("euler", 12), ("heun", 12), ("mean", 1)):
         codec = build(shrink, finish=finish, finish_steps=steps)
         plan = codec.plan(8, 8)
-        y = codec._walk(plan, 1, lambda run, _: torch.zeros(1, 1, run.bins, dtype=torch.int64), finish=False)
+        y = codec.walk(plan, 1, lambda some, _: torch.zeros(1, some.count, dtype=torch.int64), finish=False)
         exact = y * 0.5 / (0.25 + 0.2**2) ** 0.5 if finish != "mean" else y * 0.25 / (0.25 + 0.2**2)
         last[finish] = (codec.decode(tokens, (8, 8)) - exact).abs().max() / exact.abs().max()
     assert last["heun"] < 1e-3 < last["euler"] < 0.05

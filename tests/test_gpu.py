@@ -52,7 +52,7 @@ def assert_same(codec: Codec, plain: Codec, x: torch.Tensor) -> None:
     tokens, payload, (again, predicted) = codec.encode(x), codec.encode_packed(x), codec.reconstruct(x)
     assert torch.equal(tokens, plain.encode(x))
     assert torch.equal(tokens, again)
-    runs = plain.plan(*size).token_runs
+    runs = plain.plan(*size).runs
     assert [row.cpu().numpy().tobytes() for row in payload] == [container.pack(row.cpu().numpy(), runs) for row in tokens]
     decoded = codec.decode(tokens, size)
     assert torch.equal(decoded, predicted)

@@ -80,7 +80,7 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     """Runs the cores on tensors without values, twice as a recording is: the first call may fill caches."""
     codec = build(backbone.to("meta"), **changes)
     plan = codec.plan(height, width)
-    payload = -(-sum(n * (v.bit_length() - 1) for n, v in plan.token_runs) // 8)
+    payload = -(-sum(n * (v.bit_length() - 1) for n, v, *_ in plan.runs) // 8)
     inputs = {
         "uint8": torch.empty(2, 3, height, width, dtype=torch.uint8, device="meta"),
         "float": torch.empty(2, 3, height, width, device="meta"),
@@ -99,7 +99,7 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     run()
     with fake_cuda.no_host():
         (status, tokens, images), (valid, decoded) = run()
-    assert status.shape == (2 + len(plan.runs),)
+    assert status.shape == (2 + len(plan.tokens),)
     assert tokens.shape == (2, plan.length)
     assert images.shape == decoded.shape == (2, 3, height, width)
     assert images.dtype == torch.float32

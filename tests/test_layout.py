@@ -18,11 +18,14 @@ HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skim
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["training", "files"],
+    ["training", "targets"],
+    ["files", "modes"],
     ["codec"],
-    ["presets"],
+    ["presets", "rules", "calibration"],
     ["codebook", "schedule", "container", "backbones", "images", "packing"],
     ["spec", "codebook_reference", "graphs"],
+    ["runs"],
+    ["coding"],
     ["errors", "stages"],
 ]
 

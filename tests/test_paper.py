@@ -1,6 +1,7 @@
 """The paper's experiments: the metrics are what they say, the forced walk misses its level by what is claimed, the script
 runs from end to end, and docs/paper.md is what the results make of it."""
 
+import dataclasses
 import json
 import math
 import re
@@ -156,7 +157,12 @@ def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     assert claimed == pytest.approx(1 + 12 * (1 - r * r))
     assert float((y - x0).square().mean()) / 0.2**2 == pytest.approx(claimed, rel=0.25)
     plan = codec.plan(32, 32)
-    own = codec._walk(plan, 1, lambda run, x: codec.start_book.select(plan.views(x0) - x, run.bins, run.step), finish=False)
+    own = codec.walk(
+        plan,
+        1,
+        lambda some, x: codec.start_rule.book.select(plan.views(x0) - x, some.bins, some.step).flatten(1),
+        finish=False,
+    )
     assert float((own - x0).square().mean()) / 0.2**2 == pytest.approx(1, rel=0.25)
 
 
@@ -167,16 +173,17 @@ def test_forced_and_own_walk_differ_in_the_back_trace_only(fresh):
     recipe = Recipe(steps=5, lam_max=3.0, lam_min=0.2, vocabulary=256, start_bins=1, start_vocabulary=256)
     codec = Codec(recipe.build(shrink), shrink, graphs=False)
     tokens, decoded = codec.reconstruct(images)
-    backtrace = type(codec.book).backtrace
+    book = codec.rule.book
+    backtrace = type(book).backtrace
 
-    class Traced(type(codec.book)):
+    class Traced(type(book)):
         def backtrace(self, y, x0_hat, tokens, keep, gain, step, pooled=False):
             s = codec.spec.schedule[step]
             assert keep == s.lam_next / s.lam > s.keep
             return backtrace(self, y, x0_hat, tokens, s.keep, gain, step, pooled)
 
     assert not torch.equal(paper_walks.forced(codec, images)[1], decoded)
-    codec.book = Traced(codec.book.law, codec.book.vocabulary, codec.book.seed)
+    codec.rule = dataclasses.replace(codec.rule, book=Traced(book.law, book.vocabulary, book.seed))
     forced_tokens, forced_decoded, _ = paper_walks.forced(codec, images)
     assert torch.equal(forced_tokens, tokens)
     assert torch.allclose(forced_decoded, decoded, atol=1e-6)

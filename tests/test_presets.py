@@ -33,7 +33,7 @@ def test_files_have_the_rate_that_the_preset_names(name):
     """Of the whole file, at any size and orientation: within 8 %, and within 3 % at Kodak's size."""
     spec = presets.get(name).spec
     for height, width in [(512, 768), (768, 512), (300, 451), (400, 600), (512, 512), (1080, 1920), (1333, 1000)]:
-        bits = 8 * OVERHEAD + sum(count * (v.bit_length() - 1) for _, count, v in spec.runs_for(height, width))
+        bits = 8 * OVERHEAD + sum(run.count * (run.vocabulary.bit_length() - 1) for _, run in spec.runs_for(height, width))
         tolerance = 0.03 if height * width == 512 * 768 else 0.08
         assert bits / (height * width) == pytest.approx(RATES[name], rel=tolerance), (height, width)
 

@@ -29,8 +29,10 @@ def test_json_round_trip_keeps_every_bit_and_the_hash(fresh):
 def test_every_field_changes_the_hash(field):
     other = {"backbone": "c", "fingerprint": "g", "schedule": STEPS[:-1], "law": "independent", "vocabulary": 128, "seed": 1,
              "start_bins": 1, "start_vocabulary": 16, "rows": 2, "columns": 2, "finish": "euler",
-             "finish_levels": (0.05, 0.0), "scale_pixels": 99}  # fmt: skip
-    base = make(finish="euler", finish_levels=(0.0,)) if field == "finish_levels" else make()
+             "finish_levels": (0.05, 0.0), "scale_pixels": 99, "rule": "top", "coefficient_bits": 4}  # fmt: skip
+    needed = {"finish_levels": {"finish": "euler", "finish_levels": (0.0,)},
+              "coefficient_bits": {"rule": "pursuit", "coefficient_bits": 3}}  # fmt: skip
+    base = make(**needed.get(field, {}))
     changes = {field: other[field]}
     if field == "finish":
         changes["finish_levels"] = (0.0,)

@@ -8,6 +8,7 @@ bit: Triton kernels for CUDA tensors, the C++ extension for CPU tensors, and the
 import functools
 import types
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,29 @@ class Codebook:
             for unit, r in enumerate(residual.unbind(1))
         ]
         return torch.stack(parts, 1)
+
+    def scores(self, residual: Tensor, step: int) -> Tensor:
+        """<z_k, r> of every unsigned atom of the whole vocabulary: float32 [B, U, D] -> [B, U, V / 2]. By the definition, in
+        float64 on the CPU: for rules that need all scores of a small vocabulary."""
+        shape = self.shape(1, residual.shape[-1])[1:]
+        every = getattr(reference, f"{self.law}_scores")
+        count = shape[1] if self.law == "hadamard" else shape[0]  # bases, or words
+        parts = [every(r, count, step, self.seed, unit) for unit, r in enumerate(residual.unbind(1))]
+        if self.law == "hadamard":
+            parts = [part[..., : shape[0]].flatten(1) for part in parts]
+        return torch.stack(parts, 1).to(residual)
+
+    def pooled(self, bins: int, d: int) -> "tuple[Codebook, Callable[[Tensor], Tensor]]":
+        """(a codebook whose one bin is all `bins` of this one, what turns tokens [..., M] of bins into its tokens)."""
+        _, atoms, *bases = self.shape(bins, d)
+        rows = next_pow2(d) if bases else bins * atoms  # of one base
+        width = rows // bins
+
+        def places(tokens: Tensor) -> Tensor:
+            atom, first = tokens >> 1, torch.arange(bins, device=tokens.device) * width
+            return 2 * (atom // atoms * rows + atom % atoms + first) + (tokens & 1)
+
+        return Codebook(self.law, 2 * rows * (bases[0] if bases else 1), self.seed), places
 
     def noise(self, tokens: Tensor, d: int, step: int, pooled: bool = False) -> Tensor:
         """z(tokens), exact on every device: int64 [B, U, M] -> float32 [B, U, D] of root mean square 1 in each view.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-STREAM_START, STREAM_ROTATION, STREAM_BASIS, STREAM_INDEPENDENT = range(4)
+STREAM_START, STREAM_ROTATION, STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ARRIVAL, STREAM_CHUNK = range(6)
 START_STEP = 0xFFFFFFFF  # the step index of the initial state
 MASK = 0xFFFFFFFF
 
@@ -184,3 +184,13 @@ def independent_total(tokens: Tensor, d: int, bins: int, atoms: int, step: int, 
     for m in range(tokens.shape[1]):
         total += value[:, m : m + 1] * signs(p, word[:, m], step, STREAM_INDEPENDENT, seed, unit)
     return (signs(p, 0, step, STREAM_ROTATION, seed, unit) * fwht(total))[:, :d]
+
+
+def arrival_times(count: int, step: int, seed: int, unit: int = 0) -> Tensor:
+    """T_k of a unit Poisson process, float64 [count]: sums of exponential gaps. For the encoder alone: `log` may differ."""
+    return -((words(count, 0, step, STREAM_ARRIVAL, seed, unit) + 0.5) / 2.0**32).log().cumsum(0)
+
+
+def chunk_order(d: int, step: int, seed: int) -> Tensor:
+    """A permutation of d dimensions, int64 [d]: sorted by (word, index); chunks are consecutive runs of it."""
+    return words(d, 0, step, STREAM_CHUNK, seed).sort(stable=True)[1]

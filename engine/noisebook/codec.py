@@ -8,7 +8,7 @@ y      = x0_hat + keep (y - x0_hat) + gain z(token)         keep = lam_down / la
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,26 +21,36 @@ from noisebook.backbones import Backbone
 from noisebook.codebook import NOT_FINITE, START_STEP, Codebook, start_noise
 from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, SpecError
 from noisebook.graphs import Graphs, constants
+from noisebook.rules import Rule, rule_of
+from noisebook.runs import Run
 from noisebook.spec import CodecSpec
 from noisebook.stages import stage
 
 fixed_start = constants()(start_noise)
-Chooser = Callable[["Tokens", Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, U, M]
+Chooser = Callable[["Tokens", Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, T]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A run of the token stream: those of one step (`START_STEP`: of the codebook start), `offset` places in."""
+    """The tokens of one step (`START_STEP`: of the codebook start) in the stream: `offset` places in, in these runs."""
 
     step: int
-    bins: int
-    vocabulary: int
+    bins: int  # what each view spends, see `Step.bins`
+    runs: tuple[Run, ...]
     offset: int
+
+    @property
+    def count(self) -> int:
+        """Tokens T of one image."""
+        return sum(run.count for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start."""
+    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start.
+
+    `unit` is the block of the image (rule `poisson`: the chunk), `bin` counts within it. For coefficients of rule `pursuit`
+    `bin` goes on from the atoms."""
 
     step: Tensor
     unit: Tensor
@@ -52,7 +62,7 @@ class Layout:
 
     @property
     def bits(self) -> float:
-        """log2 of the number of token streams."""
+        """log2 of the number of token tensors; `Plan.packed_bits` says what a file spends."""
         return float(self.vocabulary.double().log2().sum())
 
 
@@ -65,7 +75,9 @@ class Plan:
     padded: tuple[int, int]
     state: tuple[int, int, int]  # [C, h, w]
     blocks: tuple[int, int]  # rows, columns
-    runs: tuple[Tokens, ...]  # the start (if it has tokens), then the steps that have tokens
+    tokens: tuple[Tokens, ...]  # of the start (if it has any), then of the steps that have any
+    chunked: bool  # units of the layout are chunks, not blocks
+    steps: int | None = None  # so many alone of the schedule; None: all
 
     @property
     def units(self) -> int:
@@ -79,20 +91,25 @@ class Plan:
     @property
     def length(self) -> int:
         """Tokens of one image."""
-        return sum(run.bins for run in self.runs) * self.units
+        return sum(some.count for some in self.tokens)
 
     @property
-    def token_runs(self) -> tuple[tuple[int, int], ...]:
-        """(count, vocabulary) of every run, as `container.pack` takes them."""
-        return tuple((run.bins * self.units, run.vocabulary) for run in self.runs)
+    def runs(self) -> tuple[Run, ...]:
+        """The runs of the stream, as `container.pack` takes them."""
+        return tuple(run for some in self.tokens for run in some.runs)
 
     def layout(self) -> Layout:
         rows = []
-        for run in self.runs:
-            unit = torch.arange(self.units).repeat_interleave(run.bins)
-            step = torch.full_like(unit, -1 if run.step == START_STEP else run.step)
-            vocabulary = torch.full_like(unit, run.vocabulary)
-            rows.append((step, unit, torch.arange(run.bins).repeat(self.units), vocabulary))
+        for some in self.tokens:
+            units, first = (some.count if self.chunked and some.step != START_STEP else self.units), 0
+            for run in some.runs:
+                each = max(1, run.count // units)
+                unit = torch.arange(run.count) if each * units != run.count else torch.arange(units).repeat_interleave(each)
+                unit = unit + first if self.chunked else unit
+                step = torch.full_like(unit, -1 if some.step == START_STEP else some.step)
+                place = torch.arange(run.count) % each + (0 if self.chunked else first // units)
+                rows.append((step, unit, place, torch.full_like(unit, run.vocabulary)))
+                first += run.count
         if not rows:
             return Layout(*torch.zeros(4, 0, dtype=torch.int64).unbind())
         return Layout(*(torch.cat(column) for column in zip(*rows, strict=True)))
@@ -119,7 +136,7 @@ class Codec:
     one of `spec`, BackboneError if it has no fingerprint, SpecError if it cannot walk the schedule.
     """
 
-    def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True):
+    def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0):
         if not backbone.fingerprint:
             raise BackboneError(f"backbone {backbone.name!r} has no fingerprint, so a file could not tell it from another: "
                                 "set fingerprint_of({}, net.state_dict())")  # fmt: skip
@@ -134,8 +151,8 @@ class Codec:
             if backbone.snap(lam) != lam:
                 raise SpecError(f"backbone {backbone.name!r} has no level lam = {lam}; nearest: {backbone.snap(lam)}")
         self.spec, self.backbone = spec, backbone
-        self.book = Codebook(spec.law, spec.vocabulary, spec.seed)
-        self.start_book = Codebook(spec.law, spec.start_vocabulary, spec.seed)
+        self.rule = rule_of(spec, effort)
+        self.start_rule = Rule(Codebook(spec.law, spec.start_vocabulary, spec.seed))
         self.graphs = Graphs(graphs and backbone.capturable)
         #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
         self.default_size = backbone.native_size or (512, 768)
@@ -167,13 +184,15 @@ class Codec:
                 state = self.backbone.state_shape(*padded)
             else:
                 raise SpecError(f"an image of {height} x {width} cannot be cut into {count} {name} of equal size")
-        dims, runs, offset = math.prod(state) // spec.units, [], 0
-        for step, count, vocabulary in spec.runs_for(height, width):
-            run = Tokens(START_STEP if step < 0 else step, count // spec.units, vocabulary, offset)
-            (self.start_book if step < 0 else self.book).shape(run.bins, dims)  # raises where they do not fit
-            runs.append(run)
-            offset += count
-        return Plan(height, width, padded, state, (rows, columns), tuple(runs))
+        dims, tokens, offset = math.prod(state) // spec.units, [], 0
+        bins, start = spec.bins_for(height, width)
+        for step, count in enumerate([start, *bins], -1):
+            if count:
+                (self.start_rule if step < 0 else self.rule).check(count, dims)  # raises where they do not fit
+                runs = spec.start_runs(count) if step < 0 else spec.step_runs(count)
+                tokens.append(Tokens(START_STEP if step < 0 else step, count, runs, offset))
+                offset += tokens[-1].count
+        return Plan(height, width, padded, state, (rows, columns), tuple(tokens), spec.rule == "poisson")
 
     def layout_for(self, height: int, width: int) -> Layout:
         """Step, unit, bin and vocabulary of every token position for images of that size."""
@@ -185,34 +204,43 @@ class Codec:
         return self.layout_for(*self.default_size)
 
     # ---- the public verbs: checks on the host, one call of a core, one look at its status ------------------------------
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, weights: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], uint8 or float32 in [-1, 1] -> tokens int64 [B, L] on the codec's device.
 
+        weights  float [B or 1, 1, H, W] >= 0: what an error at each pixel counts; tokens go where it counts more. A decoder
+                 need not know them (Turbo-DDCM's priority maps).
         Raises ImageError for other shapes, dtypes or values that are not finite.
         """
-        return self._encode(images)[0]
+        return self._encode(images, weights=weights)[0]
 
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, images: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
-        tokens, decoded = self._encode(images, finish=True)
+        tokens, decoded = self._encode(images, finish=True, weights=weights)
         return tokens, decoded
 
-    def encode_packed(self, images: Tensor) -> Tensor:
+    def encode_packed(self, images: Tensor, weights: Tensor | None = None) -> Tensor:
         """As `encode`, but packed as in a file: uint8 [B, bytes], row by row `container.pack` of the tokens.
 
-        Packed on the device, unless a vocabulary is not a power of two."""
+        Packed on the device, unless a vocabulary is not a power of two or the rule has a code of its own. Raises SpecError
+        for rule `poisson` and several images, whose payloads differ in length: pack their tokens one by one."""
         if self._packs:
-            return self._encode(images, packed=True)[0]
-        tokens, runs = self.encode(images).cpu().numpy(), self.plan(*images.shape[2:]).token_runs
+            return self._encode(images, packed=True, weights=weights)[0]
+        if self.spec.rule == "poisson" and len(images) > 1:
+            raise SpecError("payloads of rule poisson differ in length: encode, then container.pack each image's tokens")
+        tokens, runs = self.encode(images, weights).cpu().numpy(), self.plan(*images.shape[2:]).runs
         rows = [np.frombuffer(container.pack(row, runs), np.uint8) for row in tokens]
         return torch.from_numpy(np.stack(rows)).to(self.device)
 
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, steps: int | None = None) -> Tensor:
         """Tokens int64 [B, L] -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default `default_size`.
 
-        Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout.
+        steps  so many steps of the schedule alone, then the finish from there: what the beginning of the stream says. The
+               tokens of later steps are not needed
+        Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
+        SpecError for more steps than there are.
         """
-        plan = self.plan(*(size or self.default_size))
+        plan = self._shortened(self.plan(*(size or self.default_size)), steps)
+        tokens = tokens[:, : plan.length] if steps is not None and tokens.ndim == 2 else tokens
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != plan.length:
             raise CodecMismatchError(f"this codec takes int64 tokens [B, {plan.length}] for images of {plan.height} x "
                                      f"{plan.width}, not {tokens.dtype} {list(tokens.shape)}")  # fmt: skip
@@ -221,17 +249,19 @@ class Codec:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
         return decoded
 
-    def decode_packed(self, payload: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def decode_packed(self, payload: Tensor, size: tuple[int, int] | None = None, steps: int | None = None) -> Tensor:
         """What `decode` makes of the tokens in payloads of `encode_packed`, uint8 [B, bytes], unpacked on the device if
         they are packed there. Raises FormatError for another length and for bits that no tokens pack to."""
         plan = self.plan(*(size or self.default_size))
-        length = -(-container.packed_bits(plan.token_runs) // 8)
-        if payload.ndim != 2 or payload.dtype != torch.uint8 or payload.shape[1] != length:
-            raise FormatError(f"this codec takes payloads of {length} bytes for images of {plan.height} x {plan.width}, not "
+        length = None if self.spec.rule == "poisson" else -(-container.packed_bits(plan.runs) // 8)
+        if payload.ndim != 2 or payload.dtype != torch.uint8 or length not in (None, payload.shape[1]):
+            raise FormatError(f"this codec takes payloads of {length or 'some'} bytes for images of {plan.height} x {plan.width}, not "
                               f"{payload.dtype} {list(payload.shape)}: damaged, or of another codec")  # fmt: skip
         if not self._packs:
-            rows = [container.unpack(row.tobytes(), plan.token_runs) for row in payload.cpu().numpy()]
-            return self.decode(torch.from_numpy(np.stack(rows)), size)
+            rows = [container.unpack(row.tobytes(), plan.runs) for row in payload.cpu().numpy()]
+            return self.decode(torch.from_numpy(np.stack(rows)), size, steps)
+        if steps is not None:
+            return self.decode(packing.unpack(payload.to(self.device), plan.runs)[0], size, steps)
         valid, decoded = self._run(partial(self._decode_core, plan), payload, "decode", plan)
         if not valid:
             raise FormatError("padding bits are not zero: the file is damaged")
@@ -240,13 +270,25 @@ class Codec:
     @property
     def _packs(self) -> bool:
         """Whether a token is a whole number of bits, so that it is packed on the device."""
-        return all(v & (v - 1) == 0 for v in (self.spec.vocabulary, self.spec.start_vocabulary))
+        whole = all(v & (v - 1) == 0 for v in (self.spec.vocabulary, self.spec.start_vocabulary))
+        return whole and self.spec.rule in ("bins", "pursuit")
 
-    def _encode(self, images: Tensor, finish: bool = False, packed: bool = False) -> list[Tensor]:
+    def _shortened(self, plan: Plan, steps: int | None) -> Plan:
+        if steps is None:
+            return plan
+        if not 1 <= steps <= len(self.spec.schedule):
+            raise SpecError(f"steps must be from 1 to the {len(self.spec.schedule)} of the schedule, not {steps}")
+        kept = tuple(some for some in plan.tokens if some.step == START_STEP or some.step < steps)
+        return replace(plan, tokens=kept, steps=steps)
+
+    def _encode(
+        self, images: Tensor, finish: bool = False, packed: bool = False, weights: Tensor | None = None
+    ) -> list[Tensor]:
         images = self._check_images(images)
         plan = self.plan(*images.shape[2:])
         core = partial(self._encode_core, plan, finish, packed)
-        (in_range, finite, *errors), *out = self._run(core, images, "encode", plan, finish, packed)
+        given = (images,) if weights is None else (images, self._check_weights(weights, images))
+        (in_range, finite, *errors), *out = self._run(core, given, "encode", plan, finish, packed)
         if not in_range:
             raise ImageError("float images must be finite and in [-1, 1]; uint8 images are scaled for you")
         if not finite:
@@ -255,67 +297,77 @@ class Codec:
         return out
 
     @torch.no_grad()
-    def _run(self, core: Callable[..., tuple[Tensor, ...]], given: Tensor, name: str, *options: object) -> list:
+    def _run(
+        self, core: Callable[..., tuple[Tensor, ...]], given: Tensor | tuple[Tensor, ...], name: str, *options: object
+    ) -> list:
         """Calls a core, as a graph where there is one to be had: its status as a list of numbers, then its tensors."""
         with stage(name):
-            status, *out = self.graphs(core, (given.to(self.device),), (name, *options, self.backbone.version))
+            tensors = tuple(t.to(self.device) for t in (given if isinstance(given, tuple) else (given,)))
+            status, *out = self.graphs(core, tensors, (name, *options, self.backbone.version))
             return [status.tolist(), *out]  # the one time that the host waits for the device
 
     # ---- the cores: all on the device, without host synchronisation ------------------------------------------------------
-    def _encode_core(self, plan: Plan, finish: bool, packed: bool, images: Tensor) -> tuple[Tensor, ...]:
+    def _encode_core(
+        self, plan: Plan, finish: bool, packed: bool, images: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Images uint8 or float32 -> (status, tokens or payload, decoded images if `finish`).
 
         status: float32 [2 + runs], whether the input was in range, whether all was finite, and each run's error."""
         x = images.float() * (2 / 255) - 1 if images.dtype == torch.uint8 else images
         bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
         x0 = plan.views(self.backbone.encode(F.pad(x, (0, right, 0, bottom), mode="replicate")))
+        counts = None if weights is None else plan.views(self._state_weights(plan, weights, (right, bottom)))
         chosen: list[Tensor] = [torch.zeros(len(x), 0, dtype=torch.int64, device=x.device)]
         status = [(x.abs() <= 1.001).all().float()]
 
-        def pick(run: Tokens, x0_hat: Tensor) -> Tensor:
+        def pick(which: Tokens, x0_hat: Tensor) -> Tensor:
             residual = x0 - x0_hat
             status.append(residual.square().mean())
-            book = self.start_book if run.step == START_STEP else self.book
+            residual = residual if counts is None else residual * counts
             with stage("select"):
-                tokens = book.select(residual, run.bins, run.step)
-            chosen.append(tokens.flatten(1))
+                if which.step == START_STEP:
+                    tokens = self.start_rule.select(residual, which.bins, START_STEP, self.spec.schedule[0])
+                else:
+                    tokens = self.rule.select(residual, which.bins, which.step, self.spec.schedule[which.step])
+            chosen.append(tokens)
             return tokens
 
-        y = self._walk(plan, len(x), pick, finish)
+        y = self.walk(plan, len(x), pick, finish)
         status.insert(1, torch.isfinite(y).all().float())
         tokens = torch.cat(chosen, 1)
         if packed:
             with stage("pack"):
-                tokens = packing.pack(tokens, plan.token_runs)
+                tokens = packing.pack(tokens, plan.runs)
         return torch.stack(status), tokens, *((y,) if finish else ())
 
     def _decode_core(self, plan: Plan, given: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens int64 [B, L] or payload uint8 [B, bytes] -> (status bool [], whether they were valid; decoded images)."""
         with stage("pack"):
             read = packing.unpack if given.dtype == torch.uint8 else packing.clamp
-            tokens, valid = read(given, plan.token_runs)
+            tokens, valid = read(given, plan.runs)
 
-        def told(run: Tokens, _: Tensor) -> Tensor:
-            end = run.offset + run.bins * plan.units
-            return tokens[:, run.offset : end].reshape(len(tokens), plan.units, run.bins)
+        def told(which: Tokens, _: Tensor) -> Tensor:
+            return tokens[:, which.offset : which.offset + which.count]
 
-        return valid, self._walk(plan, len(tokens), told)
+        return valid, self.walk(plan, len(tokens), told)
 
     # ---- the loop -------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def _walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
-        """From the start through all steps to the finish. Only `choose` differs between encoder and decoder."""
-        runs = {run.step: run for run in plan.runs}
+    def walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
+        """From the start through all steps to the finish. Only `choose` differs between encoder and decoder: it is told which
+        tokens are due and x0_hat, views [B, U, D], and gives them, int64 [B, T]."""
+        spent = {some.step: some for some in plan.tokens}
         with stage("start"):
-            y = plan.join(self._start(plan, batch, runs.get(START_STEP), choose))
-        for i, step in enumerate(self.spec.schedule):
+            y = plan.join(self._start(plan, batch, spent.get(START_STEP), choose))
+        schedule = self.spec.schedule[: plan.steps]
+        for i, step in enumerate(schedule):
             x0_hat = self._denoise(y, step.lam)
             y = x0_hat + y if step.lam == math.inf else y  # y was eps alone: no multiple of x0 shows in pure noise
-            if i in runs:
+            if i in spent:
                 views = plan.views(x0_hat)
-                tokens = choose(runs[i], views)
+                tokens = choose(spent[i], views)
                 with stage("backtrace"):
-                    y = plan.join(self.book.backtrace(plan.views(y), views, tokens, step.keep, step.gain, i))
+                    y = plan.join(self.rule.backtrace(plan.views(y), views, tokens, spent[i].bins, i, step))
             else:
                 y = x0_hat + step.keep * (y - x0_hat)
         with stage("finish"):
@@ -329,25 +381,28 @@ class Codec:
                                 "its channels, size or multiple are not those of its network")  # fmt: skip
         return x0_hat
 
-    def _start(self, plan: Plan, batch: int, run: Tokens | None, choose: Chooser) -> Tensor:
+    def _start(self, plan: Plan, batch: int, which: Tokens | None, choose: Chooser) -> Tensor:
         """The initial state as views [B, U, D]: lam_0 times seeded noise, or times the codewords of the first tokens.
 
         At lam_0 = inf it is the noise itself, see `Backbone.denoise`."""
         lam = self.spec.schedule[0].lam
         lam = 1.0 if lam == math.inf else lam
-        if run is None:
+        if which is None:
             z = fixed_start(plan.units, plan.dims, self.spec.seed, self.device)
             return (lam * z).expand(batch, -1, -1)
         nothing = torch.zeros(batch, plan.units, plan.dims, device=self.device)
-        return lam * self.start_book.noise(choose(run, nothing), plan.dims, START_STEP)
+        tokens = choose(which, nothing)
+        return lam * self.start_rule.noise(tokens, (plan.units, plan.dims), which.bins, START_STEP)
 
     def _finish(self, plan: Plan, y: Tensor) -> Tensor:
         """From the last level to an image: one x0_hat, or the probability-flow ODE dy/dlam = (y - x0_hat) / lam to 0."""
-        lam = self.spec.schedule[-1].lam_next
+        later = self.spec.schedule
+        last = plan.steps if plan.steps is not None else len(later)
+        lam, levels = later[last - 1].lam_next, (*(s.lam_next for s in later[last:]), *self.spec.finish_levels)
         if self.spec.finish == "mean":
             y = self._denoise(y, lam) if lam > 0 else y
         elif lam > 0:
-            for lam_next in self.spec.finish_levels:
+            for lam_next in levels:
                 slope = (y - self._denoise(y, lam)) / lam
                 end = y + (lam_next - lam) * slope
                 if self.spec.finish == "heun" and lam_next > 0:
@@ -366,6 +421,20 @@ class Codec:
         if not images.is_floating_point():
             raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
         return images.to(self.device, torch.float32)
+
+    def _check_weights(self, weights: Tensor, images: Tensor) -> Tensor:
+        shape = (len(images), 1, *images.shape[2:])
+        if not weights.is_floating_point() or weights.shape not in (shape, (1, *shape[1:])):
+            raise ImageError(f"weights must be float {list(shape)}, one a pixel, not {weights.dtype} {list(weights.shape)}")
+        if not torch.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
+            raise ImageError("weights must be finite, 0 or above, and somewhere above 0")
+        return weights.to(self.device, torch.float32)
+
+    def _state_weights(self, plan: Plan, weights: Tensor, padding: tuple[int, int]) -> Tensor:
+        """Weights of pixels -> of the state, [B or 1, C, h, w]: means over what a place of a latent state covers."""
+        w = F.pad(weights, (0, padding[0], 0, padding[1]), mode="replicate")
+        c, h, width = plan.state
+        return F.adaptive_avg_pool2d(w, (h, width)).expand(-1, c, -1, -1)
 
 
 def _warn_of_stall(errors: list[float]) -> None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook import presets
+from noisebook import calibration, presets
 from noisebook.container import Container, unpack
 from noisebook.errors import FormatError
+from noisebook.runs import Run
 from noisebook.spec import CodecSpec
 
 if TYPE_CHECKING:
@@ -20,34 +21,59 @@ def preset_number(spec: CodecSpec) -> int:
     return preset.number if preset else 0
 
 
-def token_runs(spec: CodecSpec, height: int, width: int) -> list[tuple[int, int]]:
-    """(count, vocabulary) of the runs in an image's token stream, as `container.pack` takes them."""
-    return [(count, vocabulary) for _, count, vocabulary in spec.runs_for(height, width)]
+def token_runs(spec: CodecSpec, height: int, width: int) -> list[Run]:
+    """The runs in an image's token stream, as `container.pack` takes them."""
+    return [run for _, run in spec.runs_for(height, width)]
 
 
-def encode_picture(codec: "Codec", pixels: "np.ndarray", embed: bool = False) -> bytes:
-    """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or if it is no preset's."""
+def encode_picture(
+    codec: "Codec", pixels: "np.ndarray", embed: bool = False, weights: "np.ndarray | None" = None,
+    derived: tuple[int, int] | None = None,
+) -> bytes:  # fmt: skip
+    """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or if it is no preset's and
+    not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see `Codec.encode`."""
     import torch
 
-    height, width = pixels.shape[:2]
-    payload = codec.encode_packed(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].cpu().numpy().tobytes()
-    number = preset_number(codec.spec)
-    spec = codec.spec.to_json().encode() if embed or not number else None
-    return Container(codec.spec.hash, height, width, payload, number, spec).to_bytes()
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    counts = None if weights is None else torch.from_numpy(weights.copy())[None, None].float()
+    payload = codec.encode_packed(image, counts)[0].cpu().numpy().tobytes()
+    return contain(codec.spec, pixels.shape[0], pixels.shape[1], payload, embed, derived).to_bytes()
 
 
-def decode_picture(codec: "Codec", container: Container) -> "np.ndarray":
-    """A file of this codec -> uint8 [H, W, C], rounded to nearest. Raises FormatError where the payload does not fit."""
+def contain(
+    spec: CodecSpec, height: int, width: int, payload: bytes, embed: bool = False, derived: tuple[int, int] | None = None
+) -> Container:
+    """The file of a payload; see `encode_picture`."""
+    curve = calibration.shipped().get(spec.backbone)
+    if derived is not None and not embed and curve is not None and curve.number and spec.fingerprint == curve.fingerprint:
+        return Container(spec.hash, height, width, payload, curve.number, None, derived)
+    number = preset_number(spec)
+    text = spec.to_json().encode() if embed or not number else None
+    return Container(spec.hash, height, width, payload, number, text)
+
+
+def decode_picture(codec: "Codec", container: Container, steps: int | None = None) -> "np.ndarray":
+    """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps alone, if given. Raises
+    FormatError where the payload does not fit."""
     import numpy as np
     import torch
 
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
-    image = codec.decode_packed(payload[None], (container.height, container.width))[0]
+    image = codec.decode_packed(payload[None], (container.height, container.width), steps)[0]
     return image.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def spec_of(container: Container) -> CodecSpec | None:
     """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
+    if container.derived is not None:
+        curve = calibration.by_number(container.preset)
+        if curve is None:
+            return None
+        steps, tokens = container.derived
+        spec = calibration.spec_for(curve, curve.dims(container.height, container.width), tokens, steps)
+        if spec.hash != container.codec_hash:
+            raise FormatError("the derived specification does not match the codec hash: the file is damaged")
+        return spec
     if container.spec_json is None:
         preset = presets.by_hash(container.codec_hash)
         return preset.spec if preset else None
@@ -71,7 +97,8 @@ def describe(path: Path) -> dict[str, Any]:
     out = {"name": str(path), "bytes": size, "height": container.height, "width": container.width,
            "bpp": 8 * size / (container.height * container.width), "payload_bytes": len(container.payload),
            "preset": container.preset, "codec_hash": container.codec_hash.hex(),
-           "embedded_spec": container.spec_json is not None, "codec": None, "tokens": None, "error": None}  # fmt: skip
+           "embedded_spec": container.spec_json is not None, "derived": container.derived, "codec": None,
+           "tokens": None, "error": None}  # fmt: skip
     if spec is not None:
         tokens = unpack(container.payload, token_runs(spec, container.height, container.width))
         out |= {"codec": codec_name(spec), "tokens": len(tokens), "steps": len(spec.schedule), "law": spec.law,

@@ -9,19 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noisebook.graphs import constants
+from noisebook.runs import Run
 
-Runs = tuple[tuple[int, int], ...]  # (count, vocabulary), as `container.pack` takes them
+Runs = tuple[Run, ...] | tuple[tuple[int, int], ...]  # as `container.pack` takes them, all of them plain
 WINDOW = 5  # bytes that hold any token: up to 33 bits, which begin anywhere in the first byte
 
 
 def _each(values: list[int], runs: Runs) -> Tensor:
     """One value a run -> one a token: int64 [L]."""
-    return torch.tensor(values, dtype=torch.int64).repeat_interleave(torch.tensor([n for n, _ in runs], dtype=torch.int64))
+    return torch.tensor(values, dtype=torch.int64).repeat_interleave(
+        torch.tensor([run[0] for run in runs], dtype=torch.int64)
+    )
 
 
 def _ends(runs: Runs) -> tuple[Tensor, Tensor]:
     """Bits of every token, and where its bits end in the payload: int64 [L] each."""
-    bits = _each([vocabulary.bit_length() - 1 for _, vocabulary in runs], runs)
+    bits = _each([run[1].bit_length() - 1 for run in runs], runs)
     return bits, bits.cumsum(0)
 
 
@@ -47,7 +50,7 @@ def _tokens_from_bytes(runs: Runs, device: torch.device) -> tuple[Tensor, Tensor
 @constants()
 def _largest(runs: Runs, device: torch.device) -> Tensor:
     """The largest value of every token, int64 [L]."""
-    return _each([vocabulary - 1 for _, vocabulary in runs], runs).to(device)
+    return _each([run[1] - 1 for run in runs], runs).to(device)
 
 
 def pack(tokens: Tensor, runs: Runs) -> Tensor:
@@ -66,7 +69,7 @@ def unpack(payload: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
     out = torch.zeros(len(payload), len(first), dtype=torch.int64, device=payload.device)
     for k in range(WINDOW):
         out = 256 * out + wide[:, k:].index_select(1, first)
-    padding = -sum(count * (vocabulary.bit_length() - 1) for count, vocabulary in runs) % 8
+    padding = -sum(run[0] * (run[1].bit_length() - 1) for run in runs) % 8
     return out >> shift & mask, (payload[:, -1:] & ((1 << padding) - 1) == 0).all()
 
 

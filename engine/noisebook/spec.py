@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from noisebook.errors import SpecError
+from noisebook.runs import CHUNK_PADDING, Run, chunk_runs
 
 SPEC_VERSION = 1
 LAWS = ("hadamard", "independent")
+RULES = ("bins", "top", "pursuit", "poisson")
 FINISHES = ("mean", "euler", "heun")
 MAX_STEPS = 1 << 16
 
@@ -28,7 +30,8 @@ class Step:
     """One step of the loop: from noise-to-signal ratio `lam` down to `lam_down` by the network, up to `lam_next` by noise.
 
     The first step of a schedule may begin at lam = inf, pure noise; there it goes down to any finite lam_down.
-    `bins` is how many tokens each view spends on that noise; 0 where `lam_next == lam_down` (nothing is injected).
+    `bins` is what each view spends on that noise, 0 where `lam_next == lam_down` (nothing is injected): bins of one token
+    each, or by the codec's rule atoms (`top`, `pursuit`) or bits of Kullback-Leibler divergence (`poisson`).
     """
 
     lam: float
@@ -75,6 +78,11 @@ class CodecSpec:
     finish                 `mean`: one last x0_hat; `euler`, `heun`: the probability-flow ODE through `finish_levels` to 0
     scale_pixels           0: `bins` are exact powers of two. Else `bins` are meant for an image of so many pixels and scale
                            with the size of the image, see `bins_for`
+    rule                   how a step chooses (docs/rules.md): `bins`, one signed atom a bin; `top`, the M largest of all
+                           (Turbo-DDCM); `pursuit`, M atoms one after the other with coefficients (DDCM); `poisson`, the
+                           Poisson functional representation of chunks (DiffC), where the vocabulary 2^(c + 1) allows
+                           chunks of up to c index bits
+    coefficient_bits       rule `pursuit` alone: bits C of the coefficient of each atom after the first
     """
 
     backbone: str
@@ -90,6 +98,8 @@ class CodecSpec:
     finish: Literal["mean", "euler", "heun"] = "mean"
     finish_levels: tuple[float, ...] = field(default=())
     scale_pixels: int = 0
+    rule: Literal["bins", "top", "pursuit", "poisson"] = "bins"
+    coefficient_bits: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "finish_levels", tuple(float(v) for v in self.finish_levels))
@@ -106,9 +116,13 @@ class CodecSpec:
         for bins in (self.start_bins, *(s.bins for s in self.schedule)):
             _require(0 <= bins <= 1 << 24, f"bins must be in [0, 2^24], not {bins}")
             _require(
-                bins == 0 or self.scale_pixels > 0 or _is_pow2(bins),
+                bins == 0
+                or self.scale_pixels > 0
+                or _is_pow2(bins)
+                or (self.rule != "bins" and bins is not self.start_bins),
                 f"bins must be a power of two, not {bins} (or set scale_pixels, and they are rounded)",
             )
+        self._check_rule()
         _require(self.finish in FINISHES, f"finish must be one of {', '.join(FINISHES)}, not {self.finish!r}")
         levels = (self.schedule[-1].lam_next, *self.finish_levels)
         if self.finish == "mean":
@@ -117,10 +131,33 @@ class CodecSpec:
             falling = all(a > b >= 0 for a, b in zip(levels, levels[1:], strict=False)) and levels[-1] == 0
             _require(falling and len(levels) > 1, "finish_levels must fall from the last level to 0")
 
+    def _check_rule(self) -> None:
+        _require(self.rule in RULES, f"rule must be one of {', '.join(RULES)}, not {self.rule!r}")
+        c, most = self.coefficient_bits, max(s.bins for s in self.schedule)
+        if self.rule == "pursuit":
+            _require(
+                c != 1, "coefficients of 1 bit know the single value 1, which adds nothing of a second atom: use 2 or more"
+            )
+            _require(2 <= c <= 16 if most > 1 else 0 <= c <= 16, f"rule pursuit needs coefficient_bits of 2 to 16, not {c}")
+        else:
+            _require(c == 0, f"coefficient_bits are for rule pursuit, not for {self.rule}")
+        if self.rule == "top":
+            _require(
+                self.scale_pixels > 0 or most <= self.vocabulary // 2,
+                f"{most} of {self.vocabulary // 2} atoms cannot be chosen",
+            )
+        if self.rule == "poisson":
+            _require(self.units == 1, "rule poisson cuts chunks of its own: rows and columns must be 1")
+            fits = _is_pow2(self.vocabulary) and 1 << CHUNK_PADDING + 2 <= self.vocabulary <= 1 << 25
+            _require(fits, f"rule poisson needs a power of two from 16 to 2^25 as vocabulary, not {self.vocabulary}")
+
     # ---- JSON and hash ------------------------------------------------------------------------------------------------
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest form that reads back exactly; inf as null."""
         value = {"noisebook_spec": SPEC_VERSION, **asdict(self)}
+        for name in ("rule", "coefficient_bits"):  # younger than the first files: absent where they say nothing
+            if value[name] == getattr(CodecSpec, name):
+                del value[name]
         value["schedule"] = [[None if s.lam == math.inf else s.lam, s.lam_down, s.lam_next, s.bins] for s in self.schedule]
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -132,11 +169,21 @@ class CodecSpec:
             if value.pop("noisebook_spec") != SPEC_VERSION:
                 raise SpecError("the specification is of another version; update noisebook")
             known = {f.name: f.type for f in fields(cls)}
+            value = {"rule": cls.rule, "coefficient_bits": cls.coefficient_bits, **value}
             if set(value) != set(known):
                 raise SpecError(f"the specification has other fields: {sorted(set(value) ^ set(known))}")
-            for name, expected in (("backbone", str), ("fingerprint", str), ("law", str), ("finish", str)):
+            for name, expected in (("backbone", str), ("fingerprint", str), ("law", str), ("finish", str), ("rule", str)):
                 _require(isinstance(value[name], expected), f"{name} must be a string")
-            whole = ("vocabulary", "seed", "start_bins", "start_vocabulary", "rows", "columns", "scale_pixels")
+            whole = (
+                "vocabulary",
+                "seed",
+                "start_bins",
+                "start_vocabulary",
+                "rows",
+                "columns",
+                "scale_pixels",
+                "coefficient_bits",
+            )
             _require(all(type(value[n]) is int for n in whole), f"{', '.join(whole)} must be whole numbers")
             _require(len(value["schedule"]) <= MAX_STEPS, f"a schedule has 1 ... {MAX_STEPS} steps")
             steps = []
@@ -166,11 +213,11 @@ class CodecSpec:
         return self.rows * self.columns
 
     def bins_for(self, height: int, width: int) -> tuple[list[int], int]:
-        """Tokens each view spends at every step, and at the start, for images of that size (before padding).
+        """What each view spends at every step, and at the start, for images of that size (before padding).
 
-        With scale_pixels, step t wants bins_t * pixels / scale_pixels tokens; each gets the power of two that brings the
-        running sum nearest to what is wanted so far (integers only), so the rate is the same for every size of image. No
-        step gets more than one token per 16 pixels.
+        With scale_pixels, step t wants bins_t * pixels / scale_pixels; each gets the power of two (rules other than `bins`:
+        the whole number) that brings the running sum nearest to what is wanted so far (integers only), so the rate is the
+        same for every size of image. No step gets more than one token per 16 pixels.
         """
         wanted = [s.bins for s in self.schedule]
         if not self.scale_pixels:
@@ -181,18 +228,38 @@ class CodecSpec:
         for bins in wanted:
             target += bins
             missing = target * pixels - spent * self.scale_pixels
-            chosen = 0 if bins == 0 else _nearest_pow2(missing, self.scale_pixels, limit)
+            if bins == 0:
+                chosen = 0
+            elif self.rule == "bins":
+                chosen = _nearest_pow2(missing, self.scale_pixels, limit)
+            else:
+                chosen = max(1, (2 * missing + self.scale_pixels) // (2 * self.scale_pixels))
             spent += chosen
             out.append(chosen)
         start = self.start_bins and _nearest_pow2(self.start_bins * pixels, self.scale_pixels, limit)
         return out, start
 
-    def runs_for(self, height: int, width: int) -> list[tuple[int, int, int]]:
-        """The token stream of one image as runs (step, tokens, vocabulary); step -1 is the codebook start."""
+    def start_runs(self, bins: int) -> tuple[Run, ...]:
+        """The runs of the codebook start, all units together."""
+        return (Run(bins * self.units, self.start_vocabulary),)
+
+    def step_runs(self, bins: int) -> tuple[Run, ...]:
+        """The runs of tokens of one step that spends `bins`, all units together. Raises SpecError for bins out of range."""
+        if self.rule == "top":
+            _require(bins <= self.vocabulary // 2, f"{bins} of {self.vocabulary // 2} atoms cannot be chosen")
+            return (Run(bins * self.units, self.vocabulary, subset=bins),)
+        if self.rule == "pursuit":
+            later = Run((bins - 1) * self.units, 1 << self.coefficient_bits)
+            return (Run(bins * self.units, self.vocabulary), *((later,) if bins > 1 else ()))
+        if self.rule == "poisson":
+            return chunk_runs(bins, self.vocabulary.bit_length() - 2)
+        return (Run(bins * self.units, self.vocabulary),)
+
+    def runs_for(self, height: int, width: int) -> list[tuple[int, Run]]:
+        """The token stream of one image as (step, run); step -1 is the codebook start. A step may have several runs."""
         bins, start = self.bins_for(height, width)
-        runs = [(-1, start * self.units, self.start_vocabulary)]
-        runs += [(i, count * self.units, self.vocabulary) for i, count in enumerate(bins)]
-        return [run for run in runs if run[1]]
+        runs = [(-1, run) for run in self.start_runs(start)] if start else []
+        return runs + [(i, run) for i, count in enumerate(bins) if count for run in self.step_runs(count)]
 
     def warnings(self) -> list[str]:
         """The failure signs that the gDDCM paper names, as far as the specification shows them."""
