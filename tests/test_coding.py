@@ -22,10 +22,10 @@ from noisebook.container import pack, packed_bits, unpack
 from noisebook.runs import Run, chunk_runs
 
 
-# ---- sets of signed atoms -----------------------------------------------------------------------------------------------
+# ---- sets of signed atoms --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("atoms", range(1, 8))
 def test_every_small_set_has_a_number_of_its_own(atoms):
-    """By brute force: all sets of signed atoms onto all of [0, C 2^size), in the order of the combinatorial number system."""
+    """By brute force: all sets of signed atoms onto all of [0, C 2^size), in the order of the combinatorial numbers."""
     for size in range(1, atoms + 1):
         sets = sorted(itertools.combinations(range(atoms), size), key=lambda s: s[::-1])  # colexicographic
         numbers = []
@@ -63,7 +63,7 @@ def test_what_is_no_set_is_refused():
         subset_rank(np.array([6, 7]), 8)  # one atom, both signs
 
 
-# ---- Zipf's law ---------------------------------------------------------------------------------------------------------
+# ---- Zipf's law ------------------------------------------------------------------------------------------------------
 def test_exponents_are_those_of_li_and_el_gamal():
     for divergence in (0.5, 1, 6, 12.3, 14, 18):
         exact = 1 + 1 / (divergence + math.log2(math.e) / math.e + 1)
@@ -106,7 +106,7 @@ def test_tables_out_of_range_are_refused():
             zipf_table(*model)
 
 
-# ---- the range coder ----------------------------------------------------------------------------------------------------
+# ---- the range coder -------------------------------------------------------------------------------------------------
 def naive_interval(choose, models) -> tuple[list[int], int, int, int]:
     """The coder with one integer of any length instead of bytes and carries: (symbols, low, width, bits of the scale).
     `choose(table, low, unit, scale)` says which symbol is next."""
@@ -241,7 +241,7 @@ def test_symbols_outside_their_vocabulary_are_refused():
             encode_symbols([3, k], [(16, 5000)] * 2)
 
 
-# ---- runs of all kinds in one payload -----------------------------------------------------------------------------------
+# ---- runs of all kinds in one payload --------------------------------------------------------------------------------
 MIXED = [Run(5, 6), Run(8, 64, subset=4), *chunk_runs(40, 10), Run(3, 32), Run(6, 12, subset=3), *chunk_runs(3, 8)]
 
 
@@ -276,7 +276,7 @@ def test_payloads_of_mixed_runs(fresh):
 
 
 def test_chunks_are_those_of_diffc():
-    """diffc_cod.md 1.2: n whole bits in ceil(n / 14) chunks of at most 16 index bits, n + 2 m shared evenly, larger first."""
+    """n whole bits in m = ceil(n / 14) chunks of at most 16 index bits, which share n + 2 m evenly, larger first."""
     for most in (16, 12, 3):
         for divergence in [*range(1, 60), 1288, 9242]:
             chunks = math.ceil(divergence / (most - 2))

@@ -19,7 +19,7 @@ from noisebook import codebook_reference as reference
 from noisebook.backbones import fingerprint_of
 from noisebook.codebook import Codebook
 from noisebook.codec import Codec
-from noisebook.coding import encode_symbols, ideal_bits, subset_bits, zipf_table
+from noisebook.coding import encode_symbols, ideal_bits, zipf_table
 from noisebook.container import OVERHEAD, Container
 from noisebook.files import decode_picture, encode_picture, spec_of, token_runs
 from noisebook.images import read_image
@@ -36,7 +36,7 @@ CASES = {
     "bins 2-D": {"bins": 8, "rows": 2, "columns": 3},
     "top": {"rule": "top", "bins": 21},
     "top 2-D": {"rule": "top", "bins": 5, "rows": 2, "columns": 3, "start_bins": 2},
-    "pursuit": {"rule": "pursuit", "bins": 3, "coefficient_bits": 3, "vocabulary": 128},
+    "pursuit": {"rule": "pursuit", "bins": 2, "coefficient_bits": 3, "vocabulary": 128},
     "pursuit 2-D": {"rule": "pursuit", "bins": 3, "coefficient_bits": 2, "vocabulary": 64, "rows": 2, "columns": 3},
     "pursuit of one atom": {"rule": "pursuit", "bins": 1},
     "poisson": {"rule": "poisson", "bins": [1, 7, 9, 20, 33, 50], "start_bins": 2},
@@ -59,7 +59,7 @@ def pixels_of(images: torch.Tensor) -> np.ndarray:
     return images[0].permute(1, 2, 0).numpy()
 
 
-# ---- the papers' formulas in float64, on codewords that are all written out -----------------------------------------------
+# ---- the papers' formulas in float64, on codewords that are all written out ------------------------------------------
 def codewords(law: str, count: int, d: int, step: int, seed: int, unit: int) -> np.ndarray:
     """[count, d], the unsigned atoms of the one bin that is all, with entries of mean square 1 (docs/codebook.md)."""
     p = reference.next_pow2(d)
@@ -112,7 +112,7 @@ def test_top_is_turbo_ddcm(d, law, extension, fresh, monkeypatch):
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(("m", "c"), [(1, 3), (2, 2), (4, 3), (6, 5)])
+@pytest.mark.parametrize(("m", "c"), [(1, 3), (2, 2), (4, 3), (5, 4)])
 def test_pursuit_is_ddcms_matching_pursuit(m, c, law, fresh, monkeypatch):
     """Each round tries every coefficient and signed atom; the engine's choice is the best of them, or an equal one."""
     monkeypatch.setattr(codebook, "native", lambda: None)  # the extension's first atom may be a near tie
@@ -152,7 +152,7 @@ def test_pursuit_is_ddcms_matching_pursuit(m, c, law, fresh, monkeypatch):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_pursuit_of_padded_views_is_nearly_as_good(law, fresh):
-    """Views of other sizes: the atoms are cut, so that their scores rank them only nearly; z never gets worse by a round."""
+    """Views of other sizes: their atoms are cut, and scores rank them only nearly; no round makes z much worse."""
     d, number, c = 90, int(fresh.integers(2**31)), 3
     step = Step(1, 0.25, 0.5, 5)
     rule = rule_for("pursuit", step, law, 256, 0, coefficient_bits=c)
@@ -170,7 +170,7 @@ def test_pursuit_of_padded_views_is_nearly_as_good(law, fresh):
         naive.append(now @ r)
         values = []
         for m in range(1, 6):
-            cut = torch.cat([row[:5], row[5 : 4 + m], torch.zeros(5 - m, dtype=torch.int64)])  # the first m atoms alone
+            cut = torch.cat([row[: 4 + m], torch.zeros(5 - m, dtype=torch.int64)])  # the first m atoms alone
             values.append(float(rule.noise(cut[None], (1, d), 5, number)[0, 0].double().numpy() @ r))
         assert (np.diff(values) > -0.05 * values[0]).all()
         found.append(values[-1])
@@ -213,41 +213,39 @@ def test_poisson_is_diffcs_reverse_channel_coding(lam, bits, law, fresh):
     assert (places.flatten()[back] == torch.arange(d)).all()
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_poisson_has_the_statistics_of_a_truncated_poisson_functional_representation(law, fresh):
+def test_poisson_has_the_statistics_of_a_truncated_poisson_functional_representation(fresh):
     """Against a simulation in the one direction that matters, where the scores of a unit mu are N(0, 1): mean and
     variance of the chosen z along mu, and the length of the index under the Zipf model."""
-    bits, c, chunks, width, steps = 6, 10, 16, 512, 120
+    bits, c, chunks, width, steps, simulations = 6, 10, 16, 512, 30, 3000
     size = math.sqrt(2 * math.log(2) * bits)
+    scores = fresh.standard_normal((simulations, 1 << c))
+    k = (np.log(fresh.standard_exponential((simulations, 1 << c)).cumsum(1)) - size * scores).argmin(1)
+    simulated = scores[np.arange(simulations), k]
     step = Step(1, 0.25, 0.5, 8 * chunks)
-    rule = rule_for("poisson", step, law, 2 << c, int(fresh.integers(2**63)))
-    (run,) = rule.spec.step_runs(step.bins)
-    assert (run.count, run.vocabulary) == (chunks, 1 << c)
-    along, indices = [], []
-    for number in range(steps):
-        places, _ = rules.chunk_places(chunks * width, chunks, number, rule.book.seed, torch.device("cpu"))
-        mu = torch.from_numpy(fresh.standard_normal((chunks, width), "float32"))
-        mu *= size / mu.norm(dim=1, keepdim=True)
-        residual = torch.empty(chunks * width)
-        residual[places] = mu * (step.gain / (1 - step.keep))
-        tokens = rule.select(residual[None, None], step.bins, number, step)
-        z = rule.noise(tokens, (1, chunks * width), step.bins, number)[0, 0]
-        along += ((z[places] * mu).sum(1) / size).tolist()
-        indices += tokens[0].tolist()
-    count = len(along)
-    scores = fresh.standard_normal((count, 1 << c))
-    k = (np.log(fresh.standard_exponential((count, 1 << c)).cumsum(1)) - size * scores).argmin(1)
-    simulated = scores[np.arange(count), k]
-    error = np.sqrt((np.var(along) + simulated.var()) / count)
-    assert abs(np.mean(along) - simulated.mean()) < 5 * error
-    assert abs(np.var(along) / simulated.var() - 1) < 5 * math.sqrt(4 / count)
-    model = (run.vocabulary, run.zipf)
-    length = ideal_bits(indices, [model] * count) / count
-    assert length == pytest.approx(ideal_bits(k.tolist(), [model] * count) / count, rel=0.1)
-    assert np.mean(along) < size  # what the published 2 bits of padding do not deliver
+    for law in LAWS:
+        rule = rule_for("poisson", step, law, 2 << c, int(fresh.integers(2**63)))
+        (run,) = rule.spec.step_runs(step.bins)
+        assert (run.count, run.vocabulary) == (chunks, 1 << c)
+        along, indices = [], []
+        for number in range(steps):
+            places, _ = rules.chunk_places(chunks * width, chunks, number, rule.book.seed, torch.device("cpu"))
+            mu = torch.from_numpy(fresh.standard_normal((chunks, width), "float32"))
+            mu *= size / mu.norm(dim=1, keepdim=True)
+            residual = torch.empty(chunks * width)
+            residual[places] = mu * (step.gain / (1 - step.keep))
+            tokens = rule.select(residual[None, None], step.bins, number, step)
+            z = rule.noise(tokens, (1, chunks * width), step.bins, number)[0, 0]
+            along += ((z[places] * mu).sum(1) / size).tolist()
+            indices += tokens[0].tolist()
+        count, model = len(along), (run.vocabulary, run.zipf)
+        error = np.sqrt(np.var(along) / count + simulated.var() / simulations)
+        assert abs(np.mean(along) - simulated.mean()) < 5 * error, law
+        assert abs(np.var(along) / simulated.var() - 1) < 5 * math.sqrt(2 / count + 2 / simulations), law
+        lengths = [ideal_bits(some, [model] * len(some)) / len(some) for some in (indices, k.tolist())]
+        assert lengths[0] == pytest.approx(lengths[1], rel=0.1), law
 
 
-# ---- through files ----------------------------------------------------------------------------------------------------------
+# ---- through files ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 23), (33, 12)])
 def test_round_trips_through_files_are_exact(height, width, case, shrink, fresh):
@@ -313,7 +311,8 @@ def test_layouts_say_what_every_position_is(case, shrink):
         if codec.spec.rule == "pursuit":
             later = range(step.bins, 2 * step.bins - 1)
             right += [(i, u, b, 1 << codec.spec.coefficient_bits) for u in range(units) for b in later]
-    assert list(zip(*(getattr(layout, n).tolist() for n in ("step", "unit", "bin", "vocabulary")), strict=True)) == right
+    found = torch.stack([layout.step, layout.unit, layout.bin, layout.vocabulary], 1)
+    assert [tuple(row) for row in found.tolist()] == right
     assert len(layout) == codec.plan(12, 18).length == sum(run.count for run in token_runs(codec.spec, 12, 18))
 
 
@@ -350,7 +349,7 @@ def test_damaged_payloads_raise_format_errors_or_decode(case, shrink, fresh):
     assert refused >= 2
 
 
-# ---- the specification ------------------------------------------------------------------------------------------------------
+# ---- the specification -----------------------------------------------------------------------------------------------
 def spec(**changes) -> CodecSpec:
     bins = changes.pop("bins", 4)
     return CodecSpec("b", "f", falling([2, 1, 0.5], 0.5, bins), **changes)
@@ -373,8 +372,8 @@ def test_specifications_without_a_rule_are_what_they_were():
 
 def test_rules_go_through_json_and_change_the_hash():
     some = [
-        spec(), spec(rule="top"), spec(rule="poisson"), spec(rule="top", bins=45), spec(rule="pursuit", coefficient_bits=2),
-        spec(rule="pursuit", coefficient_bits=3), spec(rule="pursuit", bins=1),
+        spec(), spec(rule="top"), spec(rule="poisson"), spec(rule="top", bins=45), spec(rule="pursuit", bins=1),
+        spec(rule="pursuit", coefficient_bits=2), spec(rule="pursuit", coefficient_bits=3),
     ]  # fmt: skip
     for one in some:
         assert CodecSpec.from_json(one.to_json()) == one
@@ -383,7 +382,7 @@ def test_rules_go_through_json_and_change_the_hash():
     assert len({one.hash for one in some}) == len(some)
     for name, value in (("rule", "best"), ("rule", 3), ("coefficient_bits", "2"), ("coefficient_bits", 2.0)):
         with pytest.raises(SpecError):
-            CodecSpec.from_json(json.dumps({**json.loads(some[4].to_json()), name: value}))
+            CodecSpec.from_json(json.dumps({**json.loads(some[5].to_json()), name: value}))
 
 
 @pytest.mark.parametrize(
@@ -440,11 +439,12 @@ def test_budgets_of_other_rules_scale_in_whole_numbers(fresh):
         for height, width in ((10, 100), (31, 47), (5, 11), (90, 80)):
             found, _ = some.bins_for(height, width)
             target = np.cumsum(bins) * height * width / 1000
-            assert (np.abs(np.cumsum(found) - target) <= 0.5)[target >= 2].all()
+            if np.diff(target, prepend=0).min() >= 1:  # else a step gets its one token or bit before it is due
+                assert (np.abs(np.cumsum(found) - target) <= 0.5).all()
             assert min(found) >= 1
 
 
-# ---- effort -----------------------------------------------------------------------------------------------------------------
+# ---- effort ----------------------------------------------------------------------------------------------------------
 def cosines(book: Codebook, residual, tokens, number: int) -> torch.Tensor:
     z = book.noise(tokens, residual.shape[-1], number)
     return (z * residual).mean(-1) / residual.square().mean(-1).sqrt()
@@ -461,8 +461,9 @@ def test_refined_tokens_point_nearer_to_the_residual(fresh):
         found.append(cosines(book, residual, tokens, 3))
     squared = [float(c.square().mean()) for c in found]
     assert squared[1] > 1.05 * squared[0]
+    assert min(squared[2:]) > 0.99 * squared[1]
     means = [float(c.mean()) for c in found]
-    assert means[3] > means[2] - 0.002 > means[1] - 0.004 > means[0]
+    assert means[0] < means[1]
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -493,16 +494,17 @@ def test_effort_is_the_encoders_alone(shrink, fresh):
     assert torch.equal(careful.decode(tokens, (32, 48)), predicted)
     data = encode_picture(careful, pixels_of(images[:1]))
     assert len(data) == len(encode_picture(plain, pixels_of(images[:1])))
-    assert (decode_picture(plain, Container.from_bytes(data)) == decode_picture(careful, Container.from_bytes(data))).all()
+    decoded = [decode_picture(codec, Container.from_bytes(data)) for codec in (plain, careful)]
+    assert (decoded[0] == decoded[1]).all()
 
 
-# ---- the faults of DiffC's published code, numbered as in diffc_cod.md 1.8 ---------------------------------------------------
+# ---- the faults of DiffC's published code, numbered as in diffc_cod.md 1.8 -------------------------------------------
 OTHER_PROCESS = """
 import sys
 import numpy, torch
 torch.manual_seed(int(sys.argv[1])); numpy.random.seed(5)
-if sys.argv[1] == "1":
-    torch.set_default_dtype(torch.float64)
+if sys.argv[1] == "1":  # before anything is in a cache
+    torch.set_default_dtype(torch.bfloat16)
 from common import Shrink
 from noisebook import CodecSpec
 from noisebook.codec import Codec
@@ -515,7 +517,7 @@ for text in codecs:
 
 
 def test_fault_1_2_3_streams_are_the_same_in_another_process(shrink, fresh, tmp_path):
-    """Unseeded arrival times, Python's hash() and numpy's shuffle, the device's generator: none of them is in a stream."""
+    """Unseeded arrival times, Python's hash(), numpy's shuffle, the device's generator: none of them is in a stream."""
     images = random_images(fresh, 1, 9, 14)
     np.save(tmp_path / "images.npy", images.numpy())
     codecs = [build(shrink, **CASES[case]) for case in ("bins", "top", "pursuit", "poisson", "poisson independent")]
@@ -556,20 +558,16 @@ def test_fault_2_the_order_of_chunks_is_written_down(fresh):
 
 @pytest.mark.parametrize("case", CASES)
 def test_fault_3_decoding_knows_no_generator_and_no_default_dtype(case, shrink, fresh):
-    tokens = None
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        torch.manual_seed(int(fresh.integers(2**31)))
-        torch.set_default_dtype(dtype)
-        try:
-            codec = build(shrink, seed=int(tokens is None), **CASES[case])
-            codec = build(shrink, **CASES[case])
-            if tokens is None:
-                largest = codec.layout_for(12, 18).vocabulary.numpy()
-                tokens = torch.from_numpy(fresh.integers(0, largest))[None]
-                right = codec.decode(tokens, (12, 18))
-            assert torch.equal(codec.decode(tokens, (12, 18)), right)
-        finally:
-            torch.set_default_dtype(torch.float32)
+    codec = build(shrink, **CASES[case])
+    tokens = torch.from_numpy(fresh.integers(0, codec.layout_for(12, 18).vocabulary.numpy()))[None]
+    right = codec.decode(tokens, (12, 18))
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.manual_seed(int(fresh.integers(2**31)))
+            torch.set_default_dtype(dtype)
+            assert torch.equal(build(shrink, **CASES[case]).decode(tokens, (12, 18)), right)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_fault_3_arrival_times_know_no_default_dtype():
@@ -608,7 +606,7 @@ def test_fault_4_guidance_is_part_of_the_fingerprint(fresh):
 
 
 def test_fault_5_6_a_file_is_counted_whole_and_holds_its_divergences(shrink, fresh, tmp_path):
-    """Nothing that a decoder needs is beside the file: it makes the codec, the bits of every step included, of its bytes."""
+    """All that a decoder needs is in the file whose bytes are counted, the divergence of every step included."""
     codec = build(shrink, **CASES["poisson"])
     pixels = pixels_of(random_images(fresh, 1, 10, 21))
     (tmp_path / "x.nbk").write_bytes(encode_picture(codec, pixels))
@@ -634,7 +632,7 @@ def test_fault_8_chunks_of_20_index_bits(shrink, fresh):
     """A denominator of 2^24 leaves symbols without a code there; every one of ours has one, the last included."""
     codec = build(shrink, rule="poisson", steps=1, bins=18, vocabulary=1 << 21)
     images = random_images(fresh, 1, 8, 8)
-    tokens, predicted = codec.reconstruct(images)
+    _, predicted = codec.reconstruct(images)
     (run,) = codec.plan(8, 8).runs
     assert run.vocabulary == 1 << 20
     assert int(np.diff(zipf_table(run.vocabulary, run.zipf).astype(np.int64)).min()) >= 1
@@ -660,7 +658,8 @@ def test_fault_9_steps_of_one_bit_and_of_none(shrink, fresh):
 
 def test_fault_10_grey_transparent_and_odd_pictures(shrink, fresh, tmp_path):
     codec = build(shrink, **CASES["poisson"])
-    for mode, size in (("L", (13, 7)), ("RGBA", (7, 13)), ("LA", (5, 9)), ("P", (31, 6)), ("1", (11, 11)), ("I;16", (6, 5))):
+    sizes = {"L": (13, 7), "RGBA": (7, 13), "LA": (5, 9), "P": (31, 6), "1": (11, 11), "I;16": (6, 5)}
+    for mode, size in sizes.items():
         array = fresh.integers(0, 256, (*size[::-1], 3), np.uint8)
         picture = Image.fromarray(array)
         if mode == "I;16":
@@ -691,7 +690,7 @@ def test_int32_fault_the_atom_that_is_scored_is_the_one_that_is_made(law, fresh)
 
 
 def test_constants_of_a_step_are_made_once(shrink, fresh, monkeypatch):
-    """What a CUDA graph takes from the host must be there before it is recorded: a third walk makes nothing anew."""
+    """What a CUDA graph takes from the host must be there before it is recorded: a second walk makes nothing anew."""
     codec = build(shrink, rule="poisson", steps=24, bins=20)
     images = random_images(fresh, 1, 16, 16)
     codec.decode(codec.encode(images), (16, 16))

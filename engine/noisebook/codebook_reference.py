@@ -188,7 +188,7 @@ def independent_total(tokens: Tensor, d: int, bins: int, atoms: int, step: int, 
 
 def arrival_times(count: int, step: int, seed: int, unit: int = 0) -> Tensor:
     """T_k of a unit Poisson process, float64 [count]: sums of exponential gaps. For the encoder alone: `log` may differ."""
-    return -((words(count, 0, step, STREAM_ARRIVAL, seed, unit) + 0.5) / 2.0**32).log().cumsum(0)
+    return -((words(count, 0, step, STREAM_ARRIVAL, seed, unit).double() + 0.5) / 2.0**32).log().cumsum(0)
 
 
 def chunk_order(d: int, step: int, seed: int) -> Tensor:

@@ -255,8 +255,9 @@ class Codec:
         plan = self.plan(*(size or self.default_size))
         length = None if self.spec.rule == "poisson" else -(-container.packed_bits(plan.runs) // 8)
         if payload.ndim != 2 or payload.dtype != torch.uint8 or length not in (None, payload.shape[1]):
-            raise FormatError(f"this codec takes payloads of {length or 'some'} bytes for images of {plan.height} x {plan.width}, not "
-                              f"{payload.dtype} {list(payload.shape)}: damaged, or of another codec")  # fmt: skip
+            took = f"{payload.dtype} {list(payload.shape)}"
+            raise FormatError(f"this codec takes payloads of {length or 'some'} bytes for images of {plan.height} x "
+                              f"{plan.width}, not {took}: damaged, or of another codec")  # fmt: skip
         if not self._packs:
             rows = [container.unpack(row.tobytes(), plan.runs) for row in payload.cpu().numpy()]
             return self.decode(torch.from_numpy(np.stack(rows)), size, steps)
@@ -354,8 +355,8 @@ class Codec:
     # ---- the loop -------------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
-        """From the start through all steps to the finish. Only `choose` differs between encoder and decoder: it is told which
-        tokens are due and x0_hat, views [B, U, D], and gives them, int64 [B, T]."""
+        """From the start through all steps to the finish. Only `choose` differs between encoder and decoder: told which
+        tokens are due and x0_hat as views [B, U, D], it gives them, int64 [B, T]."""
         spent = {some.step: some for some in plan.tokens}
         with stage("start"):
             y = plan.join(self._start(plan, batch, spent.get(START_STEP), choose))
@@ -390,7 +391,7 @@ class Codec:
         if which is None:
             z = fixed_start(plan.units, plan.dims, self.spec.seed, self.device)
             return (lam * z).expand(batch, -1, -1)
-        nothing = torch.zeros(batch, plan.units, plan.dims, device=self.device)
+        nothing = torch.zeros(batch, plan.units, plan.dims, dtype=torch.float32, device=self.device)
         tokens = choose(which, nothing)
         return lam * self.start_rule.noise(tokens, (plan.units, plan.dims), which.bins, START_STEP)
 

@@ -130,13 +130,14 @@ class Pursuit(_Plain):
         for _ in range(bins - 1):
             inner = (z * residual).sum(-1)
             along = self.book.scores(z, number)
+            apart = along.abs() < 0.9 * dims  # an atom that z holds already: lengths of cut atoms are not known so well
             best, atom, mark = inner.clone(), torch.zeros_like(atoms[..., 0]), torch.zeros_like(atoms[..., 0])
             for c in range(1, largest):  # c = largest keeps z as it is
                 a, b = math.sqrt(c / largest), math.sqrt(1 - c / largest)
                 for sign in (0, 1):
                     flip = b * (1 - 2 * sign)
                     length = (1 + 2 * a * flip * along / dims).clamp(min=1e-6).sqrt()
-                    value, k = ((a * inner[..., None] + flip * scores) / length).max(-1)
+                    value, k = ((a * inner[..., None] + flip * scores) / length).where(apart, -math.inf).max(-1)
                     better = going & (value > best * (1 + 1e-6))
                     best, mark = torch.where(better, value, best), torch.where(better, c, mark)
                     atom = torch.where(better, 2 * k + sign, atom)
@@ -148,7 +149,7 @@ class Pursuit(_Plain):
 
     def _mixed(self, z: Tensor, atom: Tensor, mark: Tensor, number: int) -> Tensor:
         """One round: views float32 [B, U, D], atoms and coefficients int64 [B, U] -> the mixture."""
-        share = (mark / ((1 << self.coefficient_bits) - 1))[..., None].float()
+        share = (mark.float() / ((1 << self.coefficient_bits) - 1))[..., None]
         other = self.book.noise(atom[..., None], z.shape[-1], number)
         mixed = share.sqrt() * z + (1 - share).sqrt() * other
         mixed = mixed / mixed.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
@@ -163,7 +164,7 @@ class Pursuit(_Plain):
         return z
 
 
-@constants()
+@constants(64)  # one or more a step
 def chunk_places(dims: int, chunks: int, step: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(where each place of each chunk lies in the view, -1: padding, int64 [U, W]; where each dimension lies, int64 [D])."""
     order = reference.chunk_order(dims, step, seed)
@@ -172,10 +173,10 @@ def chunk_places(dims: int, chunks: int, step: int, seed: int, device: torch.dev
     return places.to(device), order.argsort().to(device)
 
 
-@constants()
+@constants(64)  # one or more a step
 def arrival_bias(sizes: tuple[int, ...], step: int, seed: int, device: torch.device) -> Tensor:
     """-log T_k of the arrival times of each chunk, -inf from its size on: float32 [U, K], K the largest size."""
-    out = torch.full((len(sizes), max(sizes)), -math.inf)
+    out = torch.full((len(sizes), max(sizes)), -math.inf, dtype=torch.float32)
     for unit, size in enumerate(sizes):
         out[unit, :size] = -reference.arrival_times(size, step, seed, unit).log().float()
     return out.to(device)

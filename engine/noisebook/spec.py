@@ -138,7 +138,8 @@ class CodecSpec:
             _require(
                 c != 1, "coefficients of 1 bit know the single value 1, which adds nothing of a second atom: use 2 or more"
             )
-            _require(2 <= c <= 16 if most > 1 else 0 <= c <= 16, f"rule pursuit needs coefficient_bits of 2 to 16, not {c}")
+            least = 2 if most > 1 or self.scale_pixels else 0
+            _require(least <= c <= 16, f"rule pursuit needs coefficient_bits of 2 to 16, not {c}")
         else:
             _require(c == 0, f"coefficient_bits are for rule pursuit, not for {self.rule}")
         if self.rule == "top":
