@@ -18,7 +18,9 @@ HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skim
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["training", "targets"],
+    ["calibrating"],
+    ["options", "training"],
+    ["targets"],
     ["files", "modes"],
     ["codec"],
     ["presets", "rules", "calibration"],

@@ -1,14 +1,15 @@
 """Modes: tokens that no image chose decode as any others; guidance, restoration and editing do what they are for."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import noisebook
-from common import Shrink, random_images
-from noisebook import BackboneError, CodecMismatchError, CodecSpec, ImageError, SpecError, container, modes
+from common import ROOT, Shrink, random_images
+from noisebook import BackboneError, CodecMismatchError, CodecSpec, ImageError, SpecError, backbones, container, modes
 from noisebook.backbones import fingerprint_of
 from noisebook.backbones.latent import Latent
 from noisebook.codebook import START_STEP
@@ -27,6 +28,15 @@ RULES = {
     "poisson": {"rule": "poisson", "bins": [1, 7, 9, 20, 33, 50], "start_bins": 2},
     "no tokens": {"p": 1.0, "bins": 0},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: two threads are no faster, and much slower where other processes want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Tinted(Shrink):
@@ -85,12 +95,12 @@ def test_draws_are_uniform(rule, shrink):
 def test_guidance_leads_to_the_condition_and_away_from_the_other(case, fresh):
     warm, cold, seed = Tinted(0.3, 0.0, -0.3), Tinted(0.0, 0.0, 0.0), int(fresh.integers(2**31))
     codec = build(warm, **RULES[case])
-    plain, images = (modes.guide(codec, cold, 8, (12, 18), n, seed) for n in (1, 16))
+    plain, guided = (modes.guide(codec, cold, 8, (12, 18), n, seed) for n in (1, 16))
     for found, one_by_one in zip(plain, modes.generate(codec, 8, (12, 18), seed), strict=True):
         assert torch.equal(found, one_by_one)
-    tint = [(x[1].mean((0, 2, 3)) * torch.tensor([1.0, 0, -1])).sum().item() for x in (plain, images)]
+    tint = [(x[1].mean((0, 2, 3)) * torch.tensor([1.0, 0, -1])).sum().item() for x in (plain, guided)]
     assert tint[1] > tint[0] + 0.01, tint
-    assert torch.equal(images[1], codec.decode(images[0], (12, 18)))
+    assert torch.equal(guided[1], codec.decode(guided[0], (12, 18)))
     assert not codec.backbone._forward_pre_hooks
 
 
@@ -277,3 +287,14 @@ def test_an_empty_batch_is_refused(batch, shrink):
     for call in (lambda c: modes.generate(c, batch, (8, 8)), lambda c: modes.guide(c, Tinted(0, 0, 0), batch, (8, 8))):
         with pytest.raises(SpecError, match="batch"):
             call(build(shrink))
+
+
+def test_the_examples_of_the_page_run(monkeypatch):
+    """With fewer steps, and with a mean colour where the page has a class."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/modes.md").read_text(), re.DOTALL))
+    load, scope = backbones.load, {}
+    tinted = lambda name, *given, label=0: load(name, *given) if name != "MODEL" else Tinted(label / 1000, 0, 0)  # noqa: E731
+    monkeypatch.setattr(backbones, "load", tinted)
+    exec(code.replace('"steps": 100', '"steps": 4').replace("(256, 256)", "(32, 32)"), scope)
+    assert scope["large"].shape == scope["filled"].shape == (4, 3, 32, 32)
+    assert scope["edited"].shape == (4, 3, 32, 32)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln lam
-TRUST = 0.9  # share of what tokens should tell that a step counts on: best in docs/findings/calibration.md
 LEAST_SNR, RATIO, POINTS = 2.0**-12, 1.0905077326652577, 225  # the path's levels 1/lam^2, eight an octave
 # E[max |z|]^2 of 2^(b - 1) standard normal numbers, for tokens of b = 1 ... 33 bits
 GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 10.552, 11.8465, 13.1487, 14.4574, 15.7717,
@@ -159,7 +158,7 @@ def _reached(x: float) -> float:
 def path(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int) -> list[float]:
     """Tokens (real numbers) that the start and each of `steps` steps should spend, so that `tokens` of them reach the
     lowest level: a shortest path over levels 1/lam^2, in which no jump costs less than a token."""
-    one = TRUST * GAIN[vocabulary.bit_length() - 2] / dims
+    one = GAIN[vocabulary.bit_length() - 2] / dims
     snr = [LEAST_SNR]
     while len(snr) < POINTS:
         snr.append(snr[-1] * RATIO)
@@ -204,7 +203,7 @@ def whole_bins(wanted: Sequence[float], tokens: int, limit: int) -> list[int]:
 
 def levels_of(curve: Curve, dims: int, bins: Sequence[int], vocabulary: int) -> list[float]:
     """The levels that a start of bins[0] tokens and steps of bins[1:] lead through: len(bins) of them, falling."""
-    one = TRUST * GAIN[vocabulary.bit_length() - 2] / dims
+    one = GAIN[vocabulary.bit_length() - 2] / dims
     snr = _reached(bins[0] * one) / curve.power
     levels = [1 / math.sqrt(snr)]
     for n in bins[1:]:

@@ -6,52 +6,28 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook import __version__
-from noisebook.errors import CodecMismatchError, ImageError, NoisebookError, SpecError
+from noisebook import __version__, calibrating
+from noisebook.errors import CodecMismatchError, ImageError, NoisebookError
+from noisebook.options import (
+    KNOBS,
+    add_codec_options,
+    add_target_options,
+    codec_info,
+    device,
+    encoder,
+    load_codec,
+    log,
+    network,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
 
     from noisebook.codec import Codec
     from noisebook.container import Container
-
-KNOBS = {
-    "steps": "steps of the schedule",
-    "spacing": "spacing of the levels: log, karras, ddpm or flow",
-    "lam_max": "first noise-to-signal level",
-    "lam_min": "last noise-to-signal level",
-    "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
-    "rho": "p = 0 only: share of the noise kept each step (default 1 - 2/steps)",
-    "bins": "tokens per block at the first step",
-    "bins_last": "tokens per block at the last step (default: as at the first)",
-    "scale_pixels": "bins are for images of so many pixels and scale with the size; 0 = exact",
-    "law": "codebook: hadamard or independent",
-    "vocabulary": "values of a token: an atom and its sign",
-    "seed": "seed of the codebooks",
-    "start_bins": "tokens of the codebook start; 0 = a fixed draw",
-    "start_vocabulary": "values of a token of the start",
-    "rows": "blocks down the image, each with tokens of its own",
-    "columns": "blocks across the image",
-    "finish": "mean (best PSNR), euler or heun (probability-flow ODE)",
-    "finish_steps": "steps of the ODE finish",
-}
-
-
-CONDITIONS = {
-    "prompt": (str, "text for a model that reads text (default: empty)"),
-    "negative_prompt": (str, "text that guidance leads away from (default: empty)"),
-    "guidance": (float, "weight of the prompt or class against none; 1 = none, one network call (default: 1)"),
-    "label": (int, "class, for a class-conditional model"),
-}
-SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
-
-
-def log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 # ---- arguments ----------------------------------------------------------------------------------------------------------
@@ -73,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     roundtrip = command("roundtrip", run_roundtrip, "Images to .nbk files and back: writes original | decoded and prints "
                         "bits per pixel, PSNR, SSIM, network calls and seconds.")  # fmt: skip
     evaluate = command("eval", run_eval, "The roundtrip table of a folder, without writing pictures.")
-    decode = command("decode", run_decode, "The .nbk files to PNG pictures.")
+    decode = command("decode", run_decode, "The .nbk files to PNG pictures. --steps N without other codec options decodes "
+                     "the first N steps of each file alone: what the beginning of its tokens says.")  # fmt: skip
     for sub in (encode, roundtrip, evaluate):
         sub.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of them")
         sub.add_argument("--samples", action="store_true", help="also the three photographs that scikit-image carries")
@@ -86,71 +63,21 @@ def parser() -> argparse.ArgumentParser:
                          help="folder to write to (default: noisebook-out)")  # fmt: skip
     for sub in (encode, roundtrip, evaluate, decode):
         sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-        _add_codec_options(sub)
+        add_codec_options(sub)
+        if sub is not decode:
+            add_target_options(sub)
     inspect = command("inspect", run_inspect, "What stands in .nbk files; needs no backbone.")
     verify = command("verify", run_verify, "Checks .nbk files: checksum, sizes, tokens; needs no backbone.")
     for sub in (inspect, verify):
         sub.add_argument("files", nargs="+", metavar="FILE")
+    calibrate = command("calibrate", run_calibrate, "Measures how well a backbone predicts at every noise level: the curve "
+                        "from which --bpp, --bytes and --psnr make their schedules.")  # fmt: skip
+    calibrating.add_options(calibrate)
     command("backbones", run_backbones, "The backbones and presets that come with the package.")
     from noisebook.training.command import add_options
 
     add_options(command("train", run_train, "Trains a small denoiser on images of your own, within a budget of minutes."))
     return top
-
-
-def _add_codec_options(sub: argparse.ArgumentParser) -> None:
-    from noisebook.presets import DEFAULT, Recipe
-
-    group = sub.add_argument_group("codec", "a preset, and every number of its recipe")
-    group.add_argument("--preset", help=f"codec by name (default: {DEFAULT}); see `noisebook backbones`")
-    group.add_argument("--backbone", metavar="NAME|FILE|DIR", help="another denoiser: a shipped name, a .safetensors "
-                       "file of noisebook's, a diffusers folder, or a hub's OWNER/NAME")  # fmt: skip
-    for field in fields(Recipe):
-        if field.name in KNOBS:
-            assert field.default is not MISSING
-            kind = float if field.default is None or field.name == "bins" else type(field.default)
-            group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
-    group = sub.add_argument_group("conditions", "for backbones that take one; a file decodes under the same alone")
-    for name, (kind, about) in CONDITIONS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
-    group = sub.add_argument_group("speed", "how the network computes; files decode under any of these, see "
-                                   "docs/performance.md")  # fmt: skip
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network's inside "
-                       "(default: float32); a file decodes best under the one it was made with")  # fmt: skip
-    group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network; each new size compiles anew")
-    group.add_argument("--no-graphs", dest="graphs", action="store_false", help="on CUDA: no CUDA graphs, for folders "
-                       "with pictures of many sizes")  # fmt: skip
-
-
-def _load_codec(args: argparse.Namespace) -> "Codec":
-    """The codec that the options ask for."""
-    from noisebook import load, presets
-
-    name = args.preset or presets.DEFAULT
-    changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
-    codec = load(name, backbone=args.backbone, device=_device(args.device), **_network(args), **changes)
-    for message in codec.spec.warnings():
-        if changes:
-            log(f"warning: {message}")
-    return codec
-
-
-def _network(args: argparse.Namespace) -> dict[str, Any]:
-    """How the network is told to compute, and of what."""
-    told = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
-    return {**{name: getattr(args, name) for name in SPEED}, "conditions": told}
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return name
 
 
 # ---- encode, decode, roundtrip, eval ------------------------------------------------------------------------------------
@@ -245,28 +172,20 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             print(f"failed: {row['name']}: {row['error']}")
 
 
-def _codec_info(codec: "Codec") -> dict[str, Any]:
-    from noisebook.files import preset_number
-
-    info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_calls": codec.calls}
-    return {**info, "spec": json.loads(codec.spec.to_json())}
-
-
 def run_encode(args: argparse.Namespace) -> int:
     from noisebook.container import Container
-    from noisebook.files import encode_picture
     from noisebook.images import write_bytes
 
-    codec = _load_codec(args)
+    encode, info, channels = encoder(args)
     place = _Names(args.output)
 
     def work(name: str, read: Any) -> dict[str, Any]:
-        data = encode_picture(codec, read(), args.embed_spec)
+        data, codec = encode(read())
         target = place(name)
         write_bytes(target.with_name(target.name + ".nbk"), data)
         return _file_row(name, data, Container.from_bytes(data), calls=len(codec.spec.schedule))
 
-    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec))
+    return _each(args, _inputs(args, channels), work, info)
 
 
 def run_roundtrip(args: argparse.Namespace) -> int:
@@ -283,15 +202,15 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
     import numpy as np
 
     from noisebook.container import Container
-    from noisebook.files import decode_picture, encode_picture
+    from noisebook.files import decode_picture
     from noisebook.images import png_bytes, psnr, ssim, write_bytes
 
-    codec = _load_codec(args)
+    encode, info, channels = encoder(args)
     place = _Names(output or Path())
 
     def work(name: str, read: Any) -> dict[str, Any]:
         pixels = read()
-        data = encode_picture(codec, pixels, args.embed_spec)
+        data, codec = encode(pixels)
         container = Container.from_bytes(data)
         decoded = decode_picture(codec, container)
         if output is not None:
@@ -301,7 +220,7 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
         quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
         return _file_row(name, data, container, **quality, calls=len(codec.spec.schedule) + codec.calls)
 
-    return _each(args, _inputs(args, codec.backbone.channels), work, _codec_info(codec))
+    return _each(args, _inputs(args, channels), work, info)
 
 
 def run_decode(args: argparse.Namespace) -> int:
@@ -309,7 +228,9 @@ def run_decode(args: argparse.Namespace) -> int:
     from noisebook.files import decode_picture
     from noisebook.images import png_bytes, write_bytes
 
-    place = _Names(args.output)
+    place, prefix = _Names(args.output), None
+    if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
+        prefix, args.steps = args.steps, None
     codecs: dict[bytes, Codec] = {}
 
     def work(name: str, path: Path) -> dict[str, Any]:
@@ -317,13 +238,14 @@ def run_decode(args: argparse.Namespace) -> int:
         if container.codec_hash not in codecs:
             codecs[container.codec_hash] = _codec_of(args, container)
         codec = codecs[container.codec_hash]
-        pixels = decode_picture(codec, container)
+        pixels = decode_picture(codec, container, prefix)
         target = place(name)
         write_bytes(target.with_name(target.name + ".png"), png_bytes(pixels))
-        return _file_row(name, container.to_bytes(), container, calls=codec.calls)
+        calls = codec.calls if prefix is None else prefix + codec.calls - len(codec.spec.schedule)
+        return _file_row(name, container.to_bytes(), container, calls=calls)
 
     def info() -> Any:
-        return [_codec_info(c) for c in codecs.values()]
+        return [codec_info(c) for c in codecs.values()]
 
     return _each(args, ((f, Path(f)) for f in args.files), work, info)
 
@@ -334,7 +256,7 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
     from noisebook.files import codec_name, spec_of
 
     if args.preset or any(getattr(args, k) is not None for k in KNOBS):
-        codec = _load_codec(args)
+        codec = load_codec(args)
         if codec.spec.hash != container.codec_hash:
             made = spec_of(container)
             by = codec_name(made) if made else "an unknown codec"
@@ -346,7 +268,7 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
         known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
         raise CodecMismatchError(f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
                                  f"{container.preset}); known: {known}; give the options it was made with")  # fmt: skip
-    return load(spec, backbone=args.backbone, device=_device(args.device), **_network(args))
+    return load(spec, backbone=args.backbone, device=device(args.device), **network(args))
 
 
 # ---- inspect, verify, backbones, train ----------------------------------------------------------------------------------
@@ -407,10 +329,16 @@ def run_backbones(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_calibrate(args: argparse.Namespace) -> int:
+    result = calibrating.run(args)
+    print(json.dumps(result) if args.json else f"written: {result['output']}")
+    return 0
+
+
 def run_train(args: argparse.Namespace) -> int:
     from noisebook.training import command
 
-    _device(args.device)
+    device(args.device)
     result = command.run(args)
     print(json.dumps(result) if args.json else f"written: {result['output']}")
     return 0
