@@ -57,6 +57,7 @@ run_step() {
       local what=(tests/test_gpu.py tests/test_triton.py tests/test_triton_[!c]*.py tests/test_codebook.py)
       what+=(tests/test_bench_gpu.py -k "not gpu_sh")
       [ -z "$dry" ] || what=(tests/test_triton.py -k "known_answers and 48")
+      "$PYTHON" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && what+=(-n 8)  # most of the time is compilation
       within "${TESTS_MINUTES:-2.5}" -m pytest "${what[@]}" -p no:cacheprovider --junitxml="$OUT/gpu_tests.xml" ;;
     kernels)
       within "${KERNELS_MINUTES:-3}" bench/gpu_kernels.py "$OUT/kernels.json" --minutes "${KERNELS_MINUTES:-3}" $dry ;;

@@ -6,6 +6,7 @@ made. Run by test_triton_compile.py in a process of its own, because the interpr
 
 import collections
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -65,6 +66,15 @@ def run_wrappers():
             tokens = torch.zeros(batch, 1, bins, dtype=torch.int64)
             getattr(kernels, f"{law}_noise")(tokens, d, *shape, 5, 7)
             getattr(kernels, f"{law}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 5, 7)
+    for d, bins, atoms, bases in [(1, 1, 1, 5), (5, 1, 1, 1), (2**14 + 1, 1, 1, 1)]:  # Triton compiles a 1 in
+        residual, tokens = torch.zeros(1, 1, d), torch.zeros(1, 1, bins, dtype=torch.int64)
+        for law, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
+            getattr(kernels, f"{law}_select")(residual, *shape, 1, 1, 1)
+            getattr(kernels, f"{law}_noise")(tokens, d, *shape, 1, 1, 1)
+            getattr(kernels, f"{law}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 1, 1, 1)
+            getattr(kernels, f"{law}_top")(residual, 1, *shape[1:], 1, 1, 1)
+            bias, rest = torch.zeros(1, math.prod(shape[1:])), shape[1:] if law == "hadamard" else ()
+            getattr(kernels, f"{law}_biased")(residual, bias, *rest, 1, 1, 1)
     for d, bins, atoms, bases in [(3072, 64, 64, 512), (6000, 64, 128, 256), (16384, 64, 256, 64)]:
         kernels.hadamard_select(torch.zeros(64, 1, d), bins, atoms, bases, 5, 7)
     kernels.hadamard_top(torch.zeros(8, 1, 3072), 300, 4096, 2, 5, 7)

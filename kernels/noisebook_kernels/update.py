@@ -73,7 +73,8 @@ def rotated_back(x, first, step, number, k0, k1, LOGN: tl.constexpr):
 def unit_factor(squares, d):
     """float32( sqrt( d / squares ) ), or 0: a float64 division and square root and one rounding, as the law has it."""
     wide = squares.to(tl.float64)
-    return tl.where(squares > 0, tl.sqrt(d.to(tl.float64) / tl.where(squares > 0, wide, 1.0)), 0.0).to(tl.float32)
+    size = tl.cast(d, tl.float64)  # not d.to(): Triton compiles a 1 in as a plain number, which has no methods
+    return tl.where(squares > 0, tl.sqrt(size / tl.where(squares > 0, wide, 1.0)), 0.0).to(tl.float32)
 
 
 @triton.jit
