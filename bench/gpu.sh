@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [tune] [train] [paper]
+# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [tune] [train] [paper] [rates]
 #   tests       the GPU tests: values, known answers, graphs     -> gpu_tests.xml
 #   kernels     every kernel and the baselines                   -> kernels.json
 #   throughput  encode and decode end to end                     -> throughput.json
@@ -7,8 +7,9 @@
 #   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency); needs what `python bench/carry.py photos`
 #               or `... cifar10` packs -> $MODEL.safetensors, $MODEL.json
 #   paper       the experiments of bench/paper.py; needs `python bench/paper.py --carry carry/paper`. Resumes -> paper.json
+#   rates       bench/rate_distortion.py; needs `python bench/rate_distortion.py --carry carry/rates`. Resumes -> rate_distortion.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
-# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, TUNE_MINUTES, PAPER_MINUTES, and MINUTES of training (8), in all:
+# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, TUNE_MINUTES, PAPER_MINUTES, RATES_MINUTES, and MINUTES of training (8), in all:
 # with twice as many a second call continues the run in runs/$MODEL while the machine is warm; two calls are what a model
 # may cost. The first three steps stay below nine.
 # DRY=1, and any machine without CUDA: all at tiny sizes on the CPU, which proves this script and measures nothing.
@@ -19,7 +20,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 [ $# -gt 0 ] || set -- tests kernels throughput train
 for step; do
-  case $step in tests | kernels | throughput | tune | train | paper) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
+  case $step in tests | kernels | throughput | tune | train | paper | rates) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
 done
 
 within() { timeout -s INT -k 10 "${1}m" "$PYTHON" "${@:2}"; }  # minutes, what Python is to run
@@ -73,6 +74,13 @@ run_step() {
       mkdir -p runs
       NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry/paper} within "${PAPER_MINUTES:-9}" bench/paper.py "${device[@]}" --out "$results" \
         && { [ "$results" = "$OUT/paper.json" ] || cp "$results" "$OUT/"; } ;;
+    rates)
+      local results=runs/rate_distortion.json device=(--device cuda --minutes "${RATES_MINUTES:-5}")
+      [ -z "$dry" ] || { echo "rates: not in a dry run"; return 0; }
+      mkdir -p runs
+      NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry/rates} within "$((${RATES_MINUTES:-5} + 1))" \
+        bench/rate_distortion.py "${device[@]}" --no-report --out "$results"
+      cp "$results" "$OUT/" ;;
   esac
 }
 

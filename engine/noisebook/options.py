@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KNOBS = {
     "steps": "steps of the schedule",
-    "spacing": "spacing of the levels: log, karras, ddpm or flow",
+    "spacing": "spacing of the levels: log, karras, ddpm, flow or turbo",
     "lam_max": "first noise-to-signal level",
     "lam_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
@@ -34,6 +34,9 @@ KNOBS = {
     "columns": "blocks across the image",
     "finish": "mean (best PSNR), euler or heun (probability-flow ODE)",
     "finish_steps": "steps of the ODE finish",
+    "rule": "how tokens are chosen: bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC)",
+    "coefficient_bits": "rule pursuit: bits of the coefficient of each atom after the first",
+    "free_steps": "so many of the last steps carry no tokens (Turbo-DDCM)",
 }
 
 

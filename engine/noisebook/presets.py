@@ -27,7 +27,7 @@ class Recipe:
 
     backbone: str = "photo"
     steps: int = 24
-    spacing: str = "log"  # of the levels: log, karras, ddpm or flow
+    spacing: str = "log"  # of the levels: log, karras, ddpm, flow or turbo
     lam_max: float = 3.0  # first level
     lam_min: float = 0.1  # last level
     p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at lam_max; 1: no tokens
@@ -44,6 +44,9 @@ class Recipe:
     columns: int = 1
     finish: str = "mean"
     finish_steps: int = 10  # of the ODE finishes
+    rule: str = "bins"  # bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC): docs/rules.md
+    coefficient_bits: int = 0  # rule pursuit
+    free_steps: int = 0  # so many of the last steps carry no tokens and inject no noise (Turbo-DDCM)
 
     def build(self, backbone: "Backbone") -> CodecSpec:
         """The specification for `backbone`, its levels snapped to the model's grid. Raises SpecError for bad numbers."""
@@ -65,7 +68,11 @@ class Recipe:
             if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
                 raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
                                 f"{self.lam_max}; use fewer steps")  # fmt: skip
-            steps = schedule.falling(levels, self.p, counts)
+            if not 0 <= self.free_steps < self.steps:
+                raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
+            coded = self.steps - self.free_steps
+            steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
+            steps += schedule.falling(levels[coded:], 1, 0) if self.free_steps else ()
         end = steps[-1].lam_next
         finish_levels = ()
         if self.finish != "mean" and end > 0:
@@ -76,6 +83,7 @@ class Recipe:
             law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
             start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns,
             finish=self.finish, scale_pixels=self.scale_pixels,  # type: ignore[arg-type]
+            rule=self.rule, coefficient_bits=self.coefficient_bits,  # type: ignore[arg-type]
         )  # fmt: skip
 
 

@@ -169,17 +169,23 @@ def chunk_places(dims: int, chunks: int, step: int, seed: int, device: torch.dev
     """(where each place of each chunk lies in the view, -1: padding, int64 [U, W]; where each dimension lies, int64 [D])."""
     order = reference.chunk_order(dims, step, seed)
     width = -(-dims // chunks)
-    places = F.pad(order, (0, chunks * width - dims), value=-1).view(chunks, width)
-    return places.to(device), order.argsort().to(device)
+    full = dims - chunks * (width - 1)  # so many chunks have that width, the rest one place less
+    places = torch.full((chunks, width), -1)
+    places[:full] = order[: full * width].view(full, width)
+    places[full:, : width - 1] = order[full * width :].view(chunks - full, width - 1)
+    lies = torch.empty_like(order)
+    lies[order] = torch.nonzero(places.flatten() >= 0)[:, 0]
+    return places.to(device), lies.to(device)
 
 
 @constants(64)  # one or more a step
 def arrival_bias(sizes: tuple[int, ...], step: int, seed: int, device: torch.device) -> Tensor:
     """-log T_k of the arrival times of each chunk, -inf from its size on: float32 [U, K], K the largest size."""
-    out = torch.full((len(sizes), max(sizes)), -math.inf, dtype=torch.float32)
-    for unit, size in enumerate(sizes):
-        out[unit, :size] = -reference.arrival_times(size, step, seed, unit).log().float()
-    return out.to(device)
+    with device:  # times are drawn there: on a CPU those of a photograph's chunks take minutes
+        out = torch.full((len(sizes), max(sizes)), -math.inf, dtype=torch.float32)
+        for unit, size in enumerate(sizes):
+            out[unit, :size] = -reference.arrival_times(size, step, seed, unit).log().float()
+    return out
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ class Poisson(_Plain):
 
     def check(self, bins: int, dims: int) -> None:
         chunks = len(self._sizes(bins))
-        if (chunks - 1) * -(-dims // chunks) >= dims:
+        if chunks > dims:
             raise SpecError(f"{bins} bits of divergence cut a view of {dims} dimensions in {chunks} chunks, some of them "
                             "empty: use fewer bits a step")  # fmt: skip
 

@@ -1,0 +1,258 @@
+"""Rate-distortion curves of all rules on the same backbones, beside classical codecs.
+
+    python bench/rate_distortion.py                        # every row that is missing, then the page and its plots
+    python bench/rate_distortion.py --classical            # JPEG, WebP, AVIF, JPEG XL, VVC instead
+    python bench/rate_distortion.py --check                # only say whether docs/rates.md follows from the results
+    python bench/rate_distortion.py --carry carry/rates    # what a machine without the data folder needs
+    python bench/rate_distortion.py --device cuda --minutes 5 --out runs/rate_distortion.json --no-report
+
+A row is one codec (rivals.py) on one backbone at one rate: PSNR of every image, SSIM and MS-SSIM, payload bits, network
+calls of a decode, seconds of an encode. LPIPS and others as in paper.py are computed where weights are given (--lpips).
+Results: bench/results/rate_distortion.json and classical.json; a run goes on where the last one stopped.
+"""
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import classical
+import metrics
+import numpy as np
+import paper
+import rates
+import rivals
+import torch
+from torch import Tensor
+
+from noisebook import backbones, calibration, container
+from noisebook.codec import Codec
+from noisebook.images import read_image
+from record import DATA, RESULTS, provenance, save
+
+KODAK, CIFAR = "Kodak", "CIFAR-10"
+RATES = {KODAK: (0.25, 0.05, 1.0, 0.1, 0.5), CIFAR: (1, 0.25, 4, 0.5, 2)}
+NETWORKS = {KODAK: ("photo", "gaussian-prior"), CIFAR: ("cifar10-flow", "cifar10-edm", "pca-prior")}
+CODECS = [  # (codec, network calls), the most wanted first
+    ("default", 25), ("Turbo-DDCM", 25), ("DiffC", 25), ("DDCM", 25), ("default", 8), ("Turbo-DDCM", 30), ("default", 61),
+    ("Turbo-DDCM on ours", 25),
+]  # fmt: skip
+FILE = RESULTS / "rate_distortion.json"
+CALIBRATION = 256  # training images that the closed form's curve is measured on
+
+
+@dataclass(frozen=True)
+class Row:
+    data: str
+    backbone: str
+    codec: str
+    bpp: float
+    calls: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.data}, {self.backbone}, {self.codec}, {self.calls} calls, {self.bpp:g} bpp"
+
+
+def plan() -> Iterator[Row]:
+    for data, names in NETWORKS.items():
+        for name in names:
+            for codec, calls in CODECS:
+                yield from (Row(data, name, codec, bpp, calls) for bpp in RATES[data])
+
+
+# ---- images and backbones -----------------------------------------------------------------------------------------------
+@cache
+def kodak() -> tuple[Tensor, ...]:
+    """The pictures in batches of one size, uint8 [B, 3, H, W]; names in order."""
+    sizes: dict[tuple[int, ...], list[Tensor]] = {}
+    for path in sorted((DATA / "kodak").iterdir()):
+        picture = torch.from_numpy(read_image(path).copy()).permute(2, 0, 1)
+        sizes.setdefault(tuple(picture.shape), []).append(picture)
+    return tuple(torch.stack(batch) for batch in sizes.values())
+
+
+@cache
+def cifar(count: int) -> tuple[Tensor, ...]:
+    with np.load(DATA / "cifar10_test5k.npz") as data:
+        return (torch.from_numpy(data["images"][:count]).permute(0, 3, 1, 2).contiguous(),)
+
+
+@cache
+def backbone_of(name: str, device: str) -> backbones.Backbone:
+    if name == "pca-prior":
+        return paper.pca().to(device)
+    return backbones.load(name, device)
+
+
+@cache
+def curve_of(name: str) -> calibration.Curve:
+    """The shipped curve; the closed form's is measured, or was and lies in the data folder."""
+    if name in calibration.shipped():
+        return calibration.shipped()[name]
+    carried = DATA / f"{name}.curve.json"
+    if carried.exists():
+        curve = calibration.Curve.from_json(carried.read_text())
+        return replace(curve, fingerprint=backbone_of(name, "cpu").fingerprint)  # float16 eigenvectors, see `carry`
+    with np.load(DATA / "cifar10_train.npz") as data:
+        images = torch.from_numpy(data["images"][-CALIBRATION:]).permute(0, 3, 1, 2)
+    return calibration.measure(backbone_of(name, "cpu"), [images])
+
+
+def carry(folder: Path) -> None:
+    """What a machine without the data folder needs, about 30 MiB: run there with NOISEBOOK_DATA=FOLDER.
+
+    The prior's eigenvectors go as float16, which costs it less than .01 dB."""
+    (folder / "kodak").mkdir(parents=True, exist_ok=True)
+    for path in sorted((DATA / "kodak").iterdir()):
+        (folder / "kodak" / path.name).write_bytes(path.read_bytes())
+    with np.load(DATA / "cifar10_test5k.npz") as data:
+        np.savez(folder / "cifar10_test5k.npz", images=data["images"][:1000])
+    with np.load(DATA / "cifar10_train.npz") as data:
+        config, tensors = paper.fit_pca(data["images"][:20_000])
+    tensors["vectors"] = tensors["vectors"].half()
+    paper.write_checkpoint(folder / paper.PCA_FILE, "pca-prior", config, tensors)
+    (folder / "pca-prior.curve.json").write_text(curve_of("pca-prior").to_json())
+
+
+# ---- one row ------------------------------------------------------------------------------------------------------------
+@dataclass
+class Measured:
+    psnr: Tensor
+    ssim: Tensor
+    ms_ssim: Tensor
+    bits: list[int]
+    codec: Codec
+    seconds: float  # of the walk of all images
+
+
+def payload_bits(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> list[int]:
+    """Bits of the payload of each image, whole bytes, as a file has them."""
+    runs = codec.plan(*size).runs
+    if codec.spec.rule == "poisson":
+        return [8 * len(container.pack(row, runs)) for row in tokens.cpu().numpy()]
+    return [8 * math.ceil(container.packed_bits(runs) / 8)] * len(tokens)
+
+
+def walk(place: rivals.Place, spec: Any, images: Tensor, device: str, batch: int) -> Measured:
+    codec, parts, bits, seconds = Codec(spec, place.backbone, graphs=False, effort=1), [], [], 0.0
+    for some in images.split(batch):
+        on = some.to(device)
+        begin = time.perf_counter()
+        tokens, decoded = codec.reconstruct(on)
+        tokens = tokens.cpu()
+        seconds += time.perf_counter() - begin
+        bits += payload_bits(codec, tokens, (place.height, place.width))
+        shown = metrics.to_uint8(decoded)
+        parts.append([f(on, shown).cpu() for f in (metrics.psnr, metrics.ssim, rates.ms_ssim)])
+    return Measured(*(torch.cat(part) for part in zip(*parts, strict=True)), bits, codec, seconds)
+
+
+def measure(row: Row, batches: tuple[Tensor, ...], device: str, batch: int) -> dict[str, Any]:
+    backbone, curve = backbone_of(row.backbone, device), curve_of(row.backbone)
+    found: list[Measured] = []
+    for images in batches:
+        place = rivals.Place(backbone, curve, images.shape[2], images.shape[3])
+        wanted = row.bpp * place.height * place.width
+        out = walk(place, rivals.MAKERS[row.codec](place, wanted, row.calls), images, device, batch)
+        if out.codec.spec.rule == "poisson":  # its bits follow the picture: ask again for what would have been right
+            share = wanted / (sum(out.bits) / len(out.bits))
+            out = walk(place, rivals.MAKERS[row.codec](place, wanted * share, row.calls), images, device, batch)
+        found.append(out)
+    pixels = [images.shape[2] * images.shape[3] for images in batches for _ in images]
+    bits = [b for out in found for b in out.bits]
+    spec, psnr = found[0].codec.spec, torch.cat([out.psnr for out in found])
+    multi = torch.cat([out.ms_ssim for out in found])
+    return {
+        **asdict(row), "images": len(psnr), "mean_bpp": sum(b / n for b, n in zip(bits, pixels, strict=True)) / len(bits),
+        "psnr": metrics.interval(psnr), "ssim": float(torch.cat([out.ssim for out in found]).mean()),
+        "ms_ssim": None if multi.isnan().any() else float(multi.mean()),
+        "psnr_of_images": paper.packed(psnr), "bits_of_images": sorted(set(bits))[0] if len(set(bits)) == 1 else bits,
+        "decode_calls": found[0].codec.calls, "seconds": sum(out.seconds for out in found) / len(psnr),
+        "spec": {"hash": spec.hash.hex(), "rule": spec.rule, "law": spec.law, "vocabulary": spec.vocabulary,
+                 "rows": spec.rows, "columns": spec.columns, "bins": [spec.start_bins, *(s.bins for s in spec.schedule)],
+                 "levels": [float(f"{s.lam:.5g}") for s in spec.schedule]},
+    }  # fmt: skip
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    device = args.device
+    cuda = device.startswith("cuda")
+    count = args.images or (500 if cuda else 64)
+    result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}, "runs": {}}
+    mine = provenance(0, device)
+    name = f"{mine['device']}, {mine['date']}, torch {mine['versions']['torch']}"
+    result["runs"][name] = mine
+    begin = time.monotonic()
+    for row in plan():
+        if row.backbone not in (args.only or [row.backbone]) or row.codec not in (args.codec or [row.codec]):
+            continue
+        if row.key in result["rows"] or time.monotonic() - begin > 60 * args.minutes:
+            continue
+        started = time.monotonic()
+        batches = kodak() if row.data == KODAK else cifar(count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                found = measure(row, batches, device, (4 if cuda else 1) if row.data == KODAK else 500 if cuda else 64)
+            except (ValueError, torch.OutOfMemoryError) as error:  # SpecError is a ValueError
+                print(f"{row.key}: {type(error).__name__}: {error}"[:300], flush=True)
+                continue
+        result["rows"][row.key] = {**found, "run": name}
+        save(args.out, result)
+        print(f"{row.key}: {found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB, {found['decode_calls']} calls, "
+              f"{found['seconds']:.3f} s an image, {time.monotonic() - started:.1f} s", flush=True)  # fmt: skip
+
+
+# ---- classical codecs ---------------------------------------------------------------------------------------------------
+def measure_classical(args: argparse.Namespace) -> None:
+    path = RESULTS / "classical.json"
+    result = json.loads(path.read_text()) if path.exists() else {"curves": {}}
+    result = {**provenance(None), "codecs": classical.versions(), "curves": result["curves"]}
+    sets = {KODAK: (kodak(), 1.3), CIFAR: (cifar(16), 12.0)}
+    for data, (batches, most) in sets.items():
+        pictures = [p.permute(1, 2, 0).numpy() for batch in batches for p in batch]
+        for name in classical.versions():
+            have = result["curves"].setdefault(data, {}).setdefault(name, [])
+            for pixels in pictures[len(have) :]:
+                begin = time.perf_counter()
+                have.append(classical.curve(name, pixels, most))
+                save(path, result)
+                print(f"{data} {name} {len(have)}: {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", default="cpu")
+    add("--images", type=int, help="CIFAR-10 images a row; default 64, on CUDA 500")
+    add("--only", action="append", help="only this backbone (repeatable)")
+    add("--codec", action="append", help="only this codec (repeatable)")
+    add("--minutes", type=float, default=math.inf, help="start no row after so many minutes")
+    add("--out", type=Path, default=FILE, help="result file")
+    add("--classical", action="store_true")
+    add("--carry", type=Path, metavar="FOLDER")
+    add("--check", action="store_true")
+    add("--no-report", dest="report", action="store_false")
+    args = parser.parse_args()
+    if args.carry:
+        carry(args.carry)
+        return
+    if args.classical:
+        measure_classical(args)
+    elif not args.check:
+        measure_all(args)
+    if args.report:
+        import rate_report
+
+        raise SystemExit(rate_report.main(args.check))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The codecs of the comparison as specifications of one engine: so many bits, so many network calls, one backbone.
+
+Every published rule gets its own schedule and, where its bits would leave a choice, the better one. `ours` and `diffc`
+follow the calibrated curve (a divergence-matched schedule is DiffC's own idea); `ddcm` and `turbo` have the published grids
+on Stable Diffusion's noise, on which both were published; `turbo_on_ours` has our levels, start and bits, which only leaves
+the rule to compare. All have law `hadamard`, which matches independent codewords and takes no hours.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from noisebook import calibration, schedule
+from noisebook.backbones import Backbone
+from noisebook.calibration import Curve
+from noisebook.coding import subset_bits
+from noisebook.spec import CodecSpec, Step
+
+ATOMS = 16384  # K of DDCM and of Turbo-DDCM
+CHUNK = 16  # index bits of DiffC's chunks
+COEFFICIENT = 3  # C of DDCM: 7 coefficients
+HIGHEST = 64.0  # where DiffC's schedule begins: a fixed draw, of which the network learns next to nothing
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all codecs of a comparison have in common."""
+
+    backbone: Backbone
+    curve: Curve
+    height: int
+    width: int
+
+    @property
+    def dims(self) -> int:
+        return math.prod(self.backbone.state_shape(*self.backbone.padded(self.height, self.width)))
+
+    def spec(self, steps: tuple[Step, ...], **more) -> CodecSpec:
+        spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, steps, **more)
+        return calibration.snapped(spec, self.backbone)
+
+
+Maker = Callable[[Place, float, int], CodecSpec]  # (place, bits of the payload, network calls of a decode)
+
+
+def ours(place: Place, bits: float, calls: int, vocabulary: int = 65536) -> CodecSpec:
+    """The default: at most so many bits."""
+    each = vocabulary.bit_length() - 1
+    wanted = int(bits // each)
+    for tokens in range(wanted, 1, -1):
+        spec = calibration.spec_for(place.curve, place.dims, tokens, calls - 1, vocabulary)
+        if spec.start_bins + sum(s.bins for s in spec.schedule) <= wanted:
+            return calibration.snapped(spec, place.backbone)
+    raise ValueError(f"{bits} bits are fewer than two tokens")
+
+
+def shares(cost: Callable[[int], int], bits: float, steps: int) -> list[int]:
+    """Atoms of each step: two neighbouring numbers, evenly mixed, that cost at least `bits` in all and least beyond."""
+    few = 1
+    while steps * cost(few + 1) <= bits:
+        few += 1
+    more = min(steps, max(0, math.ceil((bits - steps * cost(few)) / (cost(few + 1) - cost(few)))))
+    return [few + ((i + 1) * more // steps > i * more // steps) for i in range(steps)]
+
+
+def ddcm(place: Place, bits: float, calls: int) -> CodecSpec:
+    """Matching pursuit, evenly spaced times. K counts signs (docs/rules.md). Where a picture would get a dozen atoms or
+    more a step it is cut in blocks, for coefficients of 3 bits let a mixture hold no more."""
+    steps = calls - 1
+    lams = schedule.scaled_linear()
+    levels = [lams[round(999 - 999 * i / steps)] for i in range(steps + 1)]
+    long, rows, columns = place.width >= place.height, 1, 1
+    if bits / steps > 12 * 17:
+        n = 2
+        while bits / (steps * 2 * n * n * 3 / 2) > 12 * 17:
+            n *= 2
+        rows, columns = (n, 3 * n // 2) if long else (3 * n // 2, n)
+        rows, columns = (n, n) if place.width == place.height else (rows, columns)
+    units = rows * columns
+    vocabulary = min(ATOMS, 1 << max(2, math.ceil(bits / steps / units)))
+    each = vocabulary.bit_length() - 1
+    counts = shares(lambda m: units * (each * m + COEFFICIENT * (m - 1)), bits, steps)
+    return place.spec(schedule.falling(levels, 0.5, counts), rule="pursuit", coefficient_bits=COEFFICIENT,
+                      vocabulary=vocabulary, rows=rows, columns=columns)  # fmt: skip
+
+
+def turbo(place: Place, bits: float, calls: int) -> CodecSpec:
+    """Turbo-DDCM with its grid and its rule for steps without bits."""
+    steps = calls - 1
+    levels = schedule.turbo(20.0, 0.01, steps)
+    atoms = min(ATOMS, 1 << max(1, math.ceil(bits / steps) - 1))
+    free = 0
+
+    def cost(m: int) -> int:
+        return subset_bits(atoms, m) if m <= atoms else 1 << 40
+
+    for free in range(steps):  # the least number that its own rule gives for the atoms that it leaves room for
+        counts = shares(cost, bits, steps - free)
+        if schedule.turbo_free_steps(steps * cost(max(counts)), steps, place.height, place.width) <= free:
+            break
+    counts = shares(cost, bits, steps - free)
+    coded = schedule.falling(levels[: steps - free + 1], 0.5, counts)
+    rest = schedule.falling(levels[steps - free :], 1, 0) if free else ()
+    return place.spec(coded + rest, rule="top", vocabulary=2 * atoms)
+
+
+def turbo_on_ours(place: Place, bits: float, calls: int) -> CodecSpec:
+    """Turbo-DDCM's rule with the levels, the start and the bits of each step of ours."""
+    spec = ours(place, bits, calls)
+    each = spec.vocabulary.bit_length() - 1
+    owed, steps = 0.0, []
+    for step in spec.schedule:
+        owed += each * step.bins
+        m = 1
+        while subset_bits(ATOMS, m + 1) <= owed:
+            m += max(1, min(ATOMS, int((owed - subset_bits(ATOMS, m + 1)) / 12)))
+        while m > 1 and subset_bits(ATOMS, m) > owed:
+            m -= 1
+        owed -= subset_bits(ATOMS, m)
+        steps.append(Step(step.lam, step.lam_down, step.lam_next, m))
+    return place.spec(tuple(steps), rule="top", vocabulary=2 * ATOMS, start_bins=spec.start_bins,
+                      start_vocabulary=spec.start_vocabulary)  # fmt: skip
+
+
+def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
+    """DiffC with a divergence-matched schedule, its bits of divergence all but those of padding (2 of 16 a chunk).
+
+    Payloads follow the picture: what they cost is measured, and `bits` then corrected once (rate_distortion.py)."""
+    useful = bits * (CHUNK - 2) / CHUNK
+    gain = calibration.GAIN[15]
+    tokens = useful * 2 * math.log(2) / gain  # tokens of 2^16 values that would tell as much
+    spent = calibration.path(place.curve, place.dims, max(3, round(tokens)), calls - 2, 65536)
+    total = sum(spent)
+    levels = calibration.levels_of(place.curve, place.dims, [v * tokens / total for v in spent], 65536)
+    levels = [HIGHEST, *levels]
+    steps = []
+    for a, b in zip(levels, levels[1:], strict=False):
+        divergence = place.dims * (1 / b**2 - 1 / a**2) * place.curve.at(a) / (2 * math.log(2))
+        steps.append(Step(a, b / a * b, b, max(1, round(divergence))))
+    return place.spec(tuple(steps), rule="poisson", vocabulary=1 << (CHUNK + 1))
+
+
+MAKERS: dict[str, Maker] = {
+    "default": ours, "default, 2^20": partial(ours, vocabulary=1 << 20), "DDCM": ddcm, "Turbo-DDCM": turbo,
+    "Turbo-DDCM on ours": turbo_on_ours, "DiffC": diffc,
+}  # fmt: skip
