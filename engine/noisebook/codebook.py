@@ -112,11 +112,12 @@ class Codebook:
 
     def scores(self, residual: Tensor, step: int) -> Tensor:
         """<z_k, r> of every unsigned atom of the whole vocabulary: float32 [B, U, D] -> [B, U, V / 2]. By the definition, in
-        float64 on the CPU: for rules that need all scores of a small vocabulary."""
+        float64 on the device: for rules that need all scores of a small vocabulary."""
         shape = self.shape(1, residual.shape[-1])[1:]
         every = getattr(reference, f"{self.law}_scores")
         count = shape[1] if self.law == "hadamard" else shape[0]  # bases, or words
-        parts = [every(r, count, step, self.seed, unit) for unit, r in enumerate(residual.unbind(1))]
+        with residual.device:
+            parts = [every(r, count, step, self.seed, unit) for unit, r in enumerate(residual.unbind(1))]
         if self.law == "hadamard":
             parts = [part[..., : shape[0]].flatten(1) for part in parts]
         return torch.stack(parts, 1).to(residual)

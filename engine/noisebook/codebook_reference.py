@@ -88,8 +88,8 @@ def start_noise(d: int, seed: int, unit: int = 0) -> Tensor:
 
 
 def rotated_residual(residual: Tensor, step: int, seed: int, unit: int = 0) -> Tensor:
-    """H(a * pad(r)): float64 [B, P]. Raises ValueError on NaN and Inf."""
-    r = residual.detach().cpu().double()
+    """H(a * pad(r)): float64 [B, P], on torch's default device. Raises ValueError on NaN and Inf."""
+    r = residual.detach().to(torch.get_default_device()).double()
     if not torch.isfinite(r).all():
         raise ValueError("the residual is not finite")
     p = next_pow2(r.shape[-1])

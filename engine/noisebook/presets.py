@@ -69,7 +69,9 @@ class Recipe:
                 raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
                                 f"{self.lam_max}; use fewer steps")  # fmt: skip
             if not 0 <= self.free_steps < self.steps:
-                raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
+                raise SpecError(
+                    f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}"
+                )
             coded = self.steps - self.free_steps
             steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
             steps += schedule.falling(levels[coded:], 1, 0) if self.free_steps else ()
