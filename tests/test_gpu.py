@@ -192,6 +192,16 @@ def test_tokens_of_a_gpu_decode_on_a_cpu(dtype, capsys):
     assert psnr(decoded, truth) > psnr(predicted, truth) - 0.5
 
 
+@pytest.mark.parametrize("rule", [{"rule": "top", "bins": 5}, {"rule": "pursuit", "coefficient_bits": 2, "bins": 3},
+                                  {"rule": "poisson", "bins": 40, "vocabulary": 512}], ids=lambda r: r["rule"])  # fmt: skip
+def test_other_rules_decode_on_a_cpu(rule, fresh):
+    graphs = rule["rule"] != "pursuit"  # it looks at its residual on the host
+    codec, there = build(network(), graphs, **rule), build(Shrink(), **rule)
+    tokens, seen = codec.reconstruct(random_images(fresh, 2, 24, 40).cuda())
+    assert torch.equal(codec.decode(tokens, (24, 40)), seen)
+    assert psnr(there.decode(tokens.cpu(), (24, 40)), seen) > 60
+
+
 def test_both_devices_draw_the_same_noise(fresh):
     """With an elementwise backbone the two decodes differ by rounding alone, and the CPU's codewords are the GPU's."""
     there, here = build(network()), build(Shrink())
