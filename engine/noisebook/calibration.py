@@ -41,7 +41,8 @@ class Curve:
     """What was measured of a backbone: the mean squared error a dimension, in [-1, 1] units, of x0_hat at `lam`.
 
     power     mean square of x0 itself, a dimension
-    multiple, channels   of a pixel model; channels 0: a latent one, whose dimensions the backbone alone knows
+    multiple, least, channels   of a pixel model: heights and widths are padded to a multiple, and to `least` at least;
+              channels 0: a latent one, whose dimensions the backbone alone knows
     number    in files, of a curve that comes with the package; 0: none
     """
 
@@ -51,6 +52,7 @@ class Curve:
     mse: tuple[float, ...]
     power: float
     multiple: int = 1
+    least: int = 1
     channels: int = 0
     number: int = 0
     about: str = ""
@@ -78,7 +80,8 @@ class Curve:
 
     def dims(self, height: int, width: int) -> int:
         """Dimensions of the state of an image of that size, for a pixel model."""
-        return self.channels * (-(-height // self.multiple) * self.multiple) * (-(-width // self.multiple) * self.multiple)
+        padded = (-(-max(n, self.least) // self.multiple) * self.multiple for n in (height, width))
+        return self.channels * math.prod(padded)
 
     def to_json(self) -> str:
         """The text of a curve's file."""
@@ -123,16 +126,13 @@ def measure(
                 eps = torch.randn(x0.shape, generator=noise).to(x0)
                 errors[i] += float((x0 - backbone(x0 + lam * eps, lam)).square().mean()) * len(x0)
             count += len(x0)
+    least = backbone.padded(1, 1)[0]
+    multiple = backbone.padded(least + 1, least + 1)[0] - least
     pixel = backbone.state_shape(*padded) == (backbone.channels, *padded)
     return Curve(
         backbone.name, backbone.fingerprint, tuple(levels), tuple(float(f"{v / count:.6g}") for v in errors),
-        float(f"{power / count:.6g}"), padded_multiple(backbone), backbone.channels if pixel else 0, about=about,
+        float(f"{power / count:.6g}"), multiple, least, backbone.channels if pixel else 0, about=about,
     )  # fmt: skip
-
-
-def padded_multiple(backbone: "Backbone") -> int:
-    """What heights and widths are padded to a multiple of."""
-    return backbone.padded(1, 1)[0]
 
 
 def _device(backbone: "Backbone") -> "torch.device":

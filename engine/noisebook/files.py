@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook import calibration, presets
-from noisebook.container import Container, unpack
+from noisebook.container import Container, pack, unpack
 from noisebook.errors import FormatError
 from noisebook.runs import Run
 from noisebook.spec import CodecSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from noisebook.codec import Codec
 
@@ -32,12 +33,19 @@ def encode_picture(
 ) -> bytes:  # fmt: skip
     """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or if it is no preset's and
     not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see `Codec.encode`."""
-    import torch
-
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-    counts = None if weights is None else torch.from_numpy(weights.copy())[None, None].float()
-    payload = codec.encode_packed(image, counts)[0].cpu().numpy().tobytes()
+    payload = codec.encode_packed(*_tensors(pixels, weights))[0].cpu().numpy().tobytes()
     return contain(codec.spec, pixels.shape[0], pixels.shape[1], payload, embed, derived).to_bytes()
+
+
+def encode_and_show(
+    codec: "Codec", pixels: "np.ndarray", embed: bool = False, weights: "np.ndarray | None" = None,
+    derived: tuple[int, int] | None = None,
+) -> tuple[bytes, "np.ndarray"]:  # fmt: skip
+    """(what `encode_picture` gives, what `decode_picture` makes of it), in one walk."""
+    height, width = pixels.shape[:2]
+    tokens, image = codec.reconstruct(*_tensors(pixels, weights))
+    payload = pack(tokens[0].cpu().numpy(), codec.plan(height, width).runs)
+    return contain(codec.spec, height, width, payload, embed, derived).to_bytes(), _pixels(image[0])
 
 
 def contain(
@@ -60,6 +68,18 @@ def decode_picture(codec: "Codec", container: Container, steps: int | None = Non
 
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
     image = codec.decode_packed(payload[None], (container.height, container.width), steps)[0]
+    return _pixels(image)
+
+
+def _tensors(pixels: "np.ndarray", weights: "np.ndarray | None") -> "tuple[torch.Tensor, torch.Tensor | None]":
+    import torch
+
+    counts = None if weights is None else torch.from_numpy(weights.copy())[None, None].float()
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], counts
+
+
+def _pixels(image: "torch.Tensor") -> "np.ndarray":
+    """float32 [C, H, W] -> uint8 [H, W, C], rounded to nearest."""
     return image.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
