@@ -265,7 +265,7 @@ def main() -> None:
     if args.report:
         import rate_report
 
-        raise SystemExit(rate_report.main(args.check))
+        rate_report.main(args.check)
 
 
 if __name__ == "__main__":

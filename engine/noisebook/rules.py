@@ -178,14 +178,21 @@ def chunk_places(dims: int, chunks: int, step: int, seed: int, device: torch.dev
     return places.to(device), lies.to(device)
 
 
-@constants(64)  # one or more a step
 def arrival_bias(sizes: tuple[int, ...], step: int, seed: int, device: torch.device) -> Tensor:
     """-log T_k of the arrival times of each chunk, -inf from its size on: float32 [U, K], K the largest size."""
+    few = len(sizes) * max(sizes) <= 1 << 22  # the chunks of a photograph would fill gigabytes
+    return (_kept_arrivals if few else _arrivals)(sizes, step, seed, device)
+
+
+def _arrivals(sizes: tuple[int, ...], step: int, seed: int, device: torch.device) -> Tensor:
     with device:  # times are drawn there: on a CPU those of a photograph's chunks take minutes
         out = torch.full((len(sizes), max(sizes)), -math.inf, dtype=torch.float32)
         for unit, size in enumerate(sizes):
             out[unit, :size] = -reference.arrival_times(size, step, seed, unit).log().float()
     return out
+
+
+_kept_arrivals = constants(64)(_arrivals)  # one or more a step
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,232 @@
+"""The tables of docs/rates.md and its plots, from rate_distortion.json and classical.json: no figure there is typed by hand."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import metrics
+import numpy as np
+import rates
+import report
+from paper_report import unpacked
+from rate_distortion import CIFAR, CODECS, FILE, KODAK, NETWORKS, RATES, Row
+from report import table
+
+from record import RESULTS, ROOT
+
+PAGE = ROOT / "docs/rates.md"
+PIXELS = {KODAK: 512 * 768, CIFAR: 32 * 32}
+LABELS = {c: f"{c[0]}, {c[1]} calls" for c in CODECS}
+OURS = ("default", 25)
+Found = dict[str, Any]
+
+
+class Results:
+    def __init__(self) -> None:
+        self.raw = json.loads(FILE.read_text())
+        path = RESULTS / "classical.json"
+        self.classical = json.loads(path.read_text()) if path.exists() else {"curves": {}, "codecs": {}}
+
+    def row(self, data: str, backbone: str, codec: tuple[str, int], bpp: float) -> Found | None:
+        return self.raw["rows"].get(Row(data, backbone, codec[0], bpp, codec[1]).key)
+
+    def rows(self, data: str, backbone: str, codec: tuple[str, int]) -> list[Found]:
+        found = (self.row(data, backbone, codec, bpp) for bpp in sorted(RATES[data]))
+        return [r for r in found if r]
+
+    def curves(self, data: str, backbone: str, codec: tuple[str, int]) -> dict[str, list[tuple[float, float]]]:
+        """Each image's curve, of the rates that all have."""
+        out: dict[str, list[tuple[float, float]]] = {}
+        rows = self.rows(data, backbone, codec)
+        for r in rows:
+            for name, (bits, psnr) in per_image(r).items():
+                out.setdefault(name, []).append((bits / PIXELS[data], psnr))
+        return {name: points for name, points in out.items() if len(points) == len(rows)}
+
+    def bd(self, data: str, backbone: str, anchor: tuple[str, int], points: tuple[str, int]) -> tuple[str, int, int] | None:
+        """(mean with its interval, images, rates of the anchor) of the bits of `points` beyond those of `anchor`."""
+        a, b = self.curves(data, backbone, anchor), self.curves(data, backbone, points)
+        pairs = [(a[n], b[n]) for n in a if n in b]
+        if len(pairs) < 2 or min(len(pairs[0][0]), len(pairs[0][1])) < 2:
+            return None
+        mean, low, high = rates.bd_rate_interval(pairs)
+        return f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})", len(pairs), len(pairs[0][0])
+
+    def difference(self, data: str, backbone: str, codec: tuple[str, int], other: tuple[str, int], bpp: float):
+        """(mean, half width) of the PSNR of a codec minus the other's over the images that both have."""
+        a, b = self.row(data, backbone, codec, bpp), self.row(data, backbone, other, bpp)
+        if not a or not b:
+            return None
+        first, second = per_image(a), per_image(b)
+        return metrics.interval([first[n][1] - second[n][1] for n in first if n in second])
+
+
+def per_image(r: Found) -> dict[str, tuple[int, float]]:
+    """Name -> (bits, PSNR)."""
+    psnr = unpacked(r["psnr_of_images"])
+    names = r["images"].split() if isinstance(r["images"], str) else [str(i) for i in range(r["images"])]
+    bits = r["bits_of_images"] if isinstance(r["bits_of_images"], list) else [r["bits_of_images"]] * len(psnr)
+    return {n: (b, float(p)) for n, b, p in zip(names, bits, psnr, strict=True)}
+
+
+def everywhere() -> list[tuple[str, str]]:
+    return [(data, name) for data, names in NETWORKS.items() for name in names]
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------------
+def psnr_table(results: Results, data: str, backbone: str) -> str:
+    lines = []
+    for codec in CODECS:
+        cells = []
+        for bpp in sorted(RATES[data]):
+            r = results.row(data, backbone, codec, bpp)
+            off = f" at {r['mean_bpp']:.3f}" if r and abs(r["mean_bpp"] / bpp - 1) > 0.005 else ""
+            few = f" ({len(r['images'].split())} images)" if r and data == KODAK and len(r["images"].split()) < 12 else ""
+            cells.append(f"{r['psnr'][0]:.2f}{off}{few}" if r else "")
+        if any(cells):
+            lines.append([LABELS[codec], *cells])
+    head = [f"`{backbone}` on {data}, dB", *(f"{bpp:g} bpp" for bpp in sorted(RATES[data]))]
+    return table(head, lines)
+
+
+def psnr(results: Results) -> str:
+    return "\n\n".join(psnr_table(results, *where) for where in everywhere())
+
+
+def bd(results: Results) -> str:
+    lines = []
+    for data, name in everywhere():
+        cells = []
+        for codec in (("Turbo-DDCM", 25), ("Turbo-DDCM on ours", 25), ("DiffC", 25), ("DDCM", 25)):
+            found = results.bd(data, name, codec, OURS)
+            short = f", {found[2]} rates" if found and found[2] < len(RATES[data]) else ""
+            cells.append(f"{found[0]}, {found[1]} images{short}" if found else "not measured")
+        lines.append([f"`{name}`, {data}", *cells])
+    head = ["bits of the default beyond those of", "Turbo-DDCM", "Turbo-DDCM on our levels", "DiffC", "DDCM"]
+    return table(head, lines)
+
+
+def ahead(results: Results) -> str:
+    """Where the default is ahead, and where not, at no more bits than the other (or told apart)."""
+    won, lost, bits = 0, [], 0
+    for data, name in everywhere():
+        for codec in (("Turbo-DDCM", 25), ("DiffC", 25), ("DDCM", 25)):
+            for bpp in sorted(RATES[data]):
+                pair = results.difference(data, name, OURS, codec, bpp)
+                if pair is None:
+                    continue
+                ours, other = results.row(data, name, OURS, bpp), results.row(data, name, codec, bpp)
+                assert ours
+                assert other
+                bits += other["mean_bpp"] < 0.999 * ours["mean_bpp"]
+                if pair[0] > 0:
+                    won += 1
+                else:
+                    lost.append(f"{codec[0]} on `{name}` at {bpp:g} bpp")
+    text = f"The default has more PSNR in {won} of {won + len(lost)} comparisons at one rate"
+    text += f"; not against {', '.join(lost)}" if lost else ""
+    return text + f". In {bits} of them the other codec's payload is smaller by more than 0.1 %: see the table."
+
+
+def calls(results: Results) -> str:
+    lines, head = [], ["8 calls against Turbo-DDCM's 30, dB", "", "", "", "", ""]
+    for data, name in everywhere():
+        cells = []
+        for bpp in sorted(RATES[data]):
+            pair = results.difference(data, name, ("default", 8), ("Turbo-DDCM", 30), bpp)
+            cells.append(f"{bpp:g} bpp: {pair[0]:+.2f} ± {pair[1]:.2f}" if pair else "")
+        if any(cells):
+            lines.append([f"`{name}`, {data}", *cells])
+    return table(head, lines)
+
+
+def steps(results: Results) -> str:
+    lines = []
+    for data, name in everywhere():
+        found = results.bd(data, name, ("default", 61), OURS)
+        if found:
+            lines.append([f"`{name}`, {data}", found[0], str(found[1])])
+    return table(["bits of 24 steps beyond those of 60", "", "images"], lines)
+
+
+def classical(results: Results) -> str:
+    curves, lines = results.classical["curves"].get(KODAK, {}), []
+    ours = results.rows(KODAK, "photo", OURS)
+    lines.append(["noisebook, `photo`, 25 calls", *(f"{r['psnr'][0]:.2f} dB" for r in ours)])
+    for name, of_images in curves.items():
+        cells = []
+        for bpp in sorted(RATES[KODAK]):
+            found = [rates.at_rate(rates.pairs(c), bpp) for c in of_images]
+            there = [f for f in found if f is not None]
+            some = f" ({len(there)} images)" if len(there) < 12 else ""
+            cells.append(f"{np.mean(there):.2f} dB{some}" if there else "")
+        lines.append([f"{name} <sub>{results.classical['codecs'].get(name, '')}</sub>", *cells])
+    return table(["PSNR at bits of the whole file (ours: payload)", *(f"{b:g} bpp" for b in sorted(RATES[KODAK]))], lines)
+
+
+def seconds(results: Results) -> str:
+    lines = []
+    for codec in CODECS:
+        r = results.row(KODAK, "photo", codec, 0.25)
+        if r:
+            lines.append([LABELS[codec], f"{r['seconds']:.2f} s", r["run"].split(",")[0]])
+    return table(["encode of a Kodak picture at .25 bpp, `photo`", "", "device"], lines)
+
+
+def measured(results: Results) -> str:
+    lines = []
+    for name, run in results.raw["runs"].items():
+        count = sum(r["run"] == name for r in results.raw["rows"].values())
+        lines.append(f"- {count} rows: {run['device']}, torch {run['versions']['torch']}, {run['date']}: `{run['command']}`")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "psnr": psnr, "bd": bd, "ahead": ahead, "calls": calls, "steps": steps, "classical": classical, "seconds": seconds,
+    "measured": measured,
+}  # fmt: skip
+
+
+# ---- plots --------------------------------------------------------------------------------------------------------------
+def draw(results: Results) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "noisebook", "font.size": 9})
+    from matplotlib import pyplot
+
+    for data, names in NETWORKS.items():
+        figure, axes = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 4), sharey=True)
+        for axis, name in zip(axes, names, strict=True):
+            for codec in CODECS:
+                points = [(r["mean_bpp"], r["psnr"][0]) for r in results.rows(data, name, codec)]
+                if len(points) > 1 and codec not in (("default", 61), ("Turbo-DDCM", 30)):
+                    style = {"default": "o-", "DiffC": "s--", "DDCM": "^:"}.get(codec[0], "x-.")
+                    axis.plot(*zip(*points, strict=True), style, label=LABELS[codec], markersize=4)
+            if data == KODAK:
+                for kind, of_images in results.classical["curves"].get(KODAK, {}).items():
+                    grid = np.geomspace(0.05, 1, 12)
+                    mean = [[rates.at_rate(rates.pairs(c), b) for c in of_images] for b in grid]
+                    points = [(b, np.mean(m)) for b, m in zip(grid, mean, strict=True) if m and None not in m]
+                    if points and len(of_images) == 12:
+                        axis.plot(*zip(*points, strict=True), color="0.6", linewidth=1)
+                        axis.annotate(kind, points[-1], fontsize=7, color="0.4")
+            axis.set(xscale="log", title=f"{name}, {data}", xlabel="bits per pixel")
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel("PSNR, dB")
+        axes[-1].legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(ROOT / f"docs/images/rates-{data.split('-')[0].lower()}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def main(check: bool) -> None:
+    results = Results()
+    report.fill(PAGE, {name: (lambda made=made: made(results)) for name, made in TABLES.items()}, check)
+    if not check:
+        draw(results)
+
+
+if __name__ == "__main__":
+    main("--check" in sys.argv)
