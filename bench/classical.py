@@ -118,7 +118,8 @@ def _ffmpeg() -> str | None:
         listed = subprocess.run([path, "-hide_banner", "-codecs"], capture_output=True, text=True, check=True).stdout
     except (RuntimeError, OSError, subprocess.SubprocessError):
         return None
-    able = any(line.split()[:2] == ["DEV.LS", "vvc"] and "libvvenc" in line for line in listed.splitlines())
+    lines = [line.split() for line in listed.splitlines() if "libvvenc" in line]
+    able = any(words[0].startswith("DE") and words[1] == "vvc" for words in lines)  # flags: decodes, encodes
     return path if able else None
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/rates.md and its plots, from rate_distortion.json and classical.json: no figure there is typed by hand."""
+"""The tables of docs/rates.md and its plots, from rate_distortion.json and classical.json: no figure is typed by hand."""
 
 import json
 import sys

@@ -25,12 +25,20 @@ def test_tables_come_from_the_results():
     assert ("Nothing here was measured on a GPU yet" in readme) != measured
 
 
-@pytest.mark.parametrize(("script", "page"), [("recipes", "cifar10-recipes"), ("latent", "latent-photo")])
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [
+        ("recipes", "findings/cifar10-recipes"),
+        ("latent", "findings/latent-photo"),
+        ("refining", "findings/refining-tokens"),
+        ("rate_distortion", "rates"),
+    ],
+)
 def test_findings_come_from_the_results(script, page):
     command = [sys.executable, ROOT / f"bench/{script}.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "| --- |" in (ROOT / f"docs/findings/{page}.md").read_text()
+    assert "| --- |" in (ROOT / f"docs/{page}.md").read_text()
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

@@ -1,0 +1,91 @@
+"""What choosing tokens anew brings, and larger tokens: python bench/refining.py [--check]
+
+Random residuals: the share of the rate-distortion limit that the tokens of one step reach. Images: PSNR on CIFAR-10.
+"""
+
+import argparse
+import math
+import warnings
+from pathlib import Path
+
+import metrics
+import rate_distortion
+import report
+import rivals
+import torch
+
+from noisebook.codebook import Codebook
+from noisebook.codec import Codec
+from noisebook.rules import refined
+from record import RESULTS, ROOT, write
+
+NAME, PAGE = "refining", ROOT / "docs/findings/refining-tokens.md"
+D, DRAWS, PASSES = 3072, 64, (0, 1, 2, 3)
+STEPS = [(64, 1 << 16), (16, 1 << 16), (256, 1 << 10), (64, 1 << 12), (256, 1 << 5)]  # bins, vocabulary
+BACKBONE, IMAGES = "cifar10-flow", 64
+
+
+def shares() -> list[dict]:
+    rows = []
+    draw = torch.Generator().manual_seed(0)
+    for bins, vocabulary in STEPS:
+        book, row = Codebook("hadamard", vocabulary, 1), {"bins": bins, "vocabulary": vocabulary, "share": []}
+        residual = torch.randn(DRAWS, 1, D, generator=draw)
+        tokens = book.select(residual, bins, 3)
+        limit = 2 * bins * math.log2(vocabulary) * math.log(2) / D
+        for _ in PASSES:
+            z = book.noise(tokens, D, 3)
+            cosine = torch.nn.functional.cosine_similarity(z, residual, dim=-1).flatten().double()
+            row["share"].append(metrics.interval(-torch.log1p(-cosine.square()) / limit))
+            tokens = refined(book, residual, tokens, 3)
+        rows.append(row)
+    return rows
+
+
+def images() -> list[dict]:
+    _, (x,) = rate_distortion.cifar(IMAGES)
+    place = rivals.Place(rate_distortion.backbone_of(BACKBONE, "cpu"), rate_distortion.curve_of(BACKBONE), 32, 32)
+    rows = []
+    for vocabulary in (1 << 10, 1 << 16, 1 << 20):
+        for bpp in (1, 2, 4):
+            spec, row = rivals.ours(place, 1024 * bpp, 25, vocabulary), {"vocabulary": vocabulary, "bpp": bpp, "psnr": []}
+            for effort in PASSES[:3]:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    _, decoded = Codec(spec, place.backbone, effort=effort).reconstruct(x)
+                row["psnr"].append(float(metrics.psnr(x, metrics.to_uint8(decoded)).mean()))
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def share_table() -> str:
+    result = report.load(NAME)
+    head = ["tokens of a step", *(f"{n} pass{'es' if n != 1 else ''}" for n in PASSES)]
+    lines = []
+    for row in result["shares"]:
+        cells = [f"{100 * mean:.1f} % ± {100 * half:.1f}" for mean, half in row["share"]]
+        lines.append([f"{row['bins']} of 2^{row['vocabulary'].bit_length() - 1}", *cells])
+    return report.table(head, lines) + "\n\n" + report.source(result, NAME)
+
+
+def image_table() -> str:
+    result = report.load(NAME)
+    lines = [[f"2^{r['vocabulary'].bit_length() - 1}", f"{r['bpp']} bpp", *(f"{p:.2f} dB" for p in r["psnr"])]
+             for r in result["images"]]  # fmt: skip
+    return report.table(["vocabulary", "", "no pass", "1 pass", "2 passes"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether the page follows from the results")
+    args = parser.parse_args()
+    if not args.check:
+        about = f"{DRAWS} random residuals of {D} dimensions; {IMAGES} CIFAR-10 test images, {BACKBONE}, 25 calls"
+        write(NAME, {"about": about, "shares": shares(), "images": images()}, 0)
+    assert Path(RESULTS / f"{NAME}.json").exists()
+    report.fill(PAGE, {"shares": share_table, "images": image_table}, args.check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What the comparison computes with: delta rates of curves that are known, MS-SSIM, the rivals' bits, classical codecs."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common import ROOT, Shrink, random_images
+
+sys.path.insert(0, str(ROOT / "bench"))
+classical = pytest.importorskip("classical", reason="needs what bench needs", exc_type=ImportError)
+import rates  # noqa: E402
+import rivals  # noqa: E402
+
+from noisebook import calibration, coding  # noqa: E402
+from noisebook.codec import Codec  # noqa: E402
+
+
+def curve(fresh, n=6):
+    rate = np.sort(fresh.uniform(0.01, 4, n))
+    return list(zip(rate.tolist(), np.sort(fresh.uniform(20, 40, n)).tolist(), strict=True))
+
+
+def test_a_curve_of_so_many_more_bits_has_that_delta_rate(fresh):
+    for factor in (0.5, 0.85, 1.0, 2.0):
+        some = curve(fresh)
+        assert rates.bd_rate(some, [(factor * r, p) for r, p in some]) == pytest.approx(100 * (factor - 1), abs=1e-6)
+        assert rates.bd_rate(some, [(r, p + 100) for r, p in some]) != rates.bd_rate(some, some) == pytest.approx(0)
+
+
+def test_delta_rates_of_curves_that_share_nothing_are_none():
+    assert math.isnan(rates.bd_rate([(1, 20), (2, 21)], [(1, 30), (2, 31)]))
+    assert math.isnan(rates.bd_rate([(1, 20)], [(1, 20), (2, 21)]))
+
+
+def test_intervals_hold_the_mean_and_narrow_with_images(fresh):
+    some = [curve(fresh) for _ in range(200)]
+    pairs = [(c, [(r * f, p) for r, p in c]) for c, f in zip(some, fresh.uniform(0.7, 0.9, 200), strict=True)]
+    wide, narrow = rates.bd_rate_interval(pairs[:10]), rates.bd_rate_interval(pairs)
+    assert narrow[1] < narrow[0] < narrow[2]
+    assert narrow[0] == pytest.approx(-20, abs=2)
+    assert narrow[2] - narrow[1] < wide[2] - wide[1]
+
+
+def test_reading_off_a_curve_is_its_own_inverse(fresh):
+    some = curve(fresh)
+    middle = (some[0][0] * some[-1][0]) ** 0.5
+    found = rates.at_rate(some, middle)
+    assert found is not None
+    assert rates.at_psnr(some, found) == pytest.approx(middle)
+    assert rates.at_rate(some, 100.0) is None
+    assert rates.front([(1, 10), (2, 9), (3, 11), (3, 12)]) == [0, 3]
+
+
+def test_ms_ssim_falls_with_noise_and_knows_its_least_side(fresh):
+    x = random_images(fresh, 2, 180, 200)
+    noisy = (x.float() + 20 * torch.randn(x.shape)).clamp(0, 255).byte()
+    assert torch.allclose(rates.ms_ssim(x, x), torch.ones(2, dtype=torch.float64))
+    assert (rates.ms_ssim(x, noisy) < 0.99).all()
+    assert rates.ms_ssim(x[..., :100], x[..., :100]).isnan().all()
+    other = pytest.importorskip("pytorch_msssim")
+    theirs = other.ms_ssim(x.double(), noisy.double(), data_range=255, size_average=False)
+    assert torch.allclose(rates.ms_ssim(x, noisy), theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("calls", [8, 25])
+@pytest.mark.parametrize("bits", [256, 1024, 4096])
+def test_rivals_spend_what_they_were_given_and_no_less(bits, calls):
+    """In as many network calls; the default no more bits, the others no fewer (but a step's atom), so that they are not held
+    down."""
+    backbone = Shrink()
+    lam = np.geomspace(64, 0.01, 25)
+    mse = 0.25 * lam**2 / (0.25 + lam**2)
+    some = calibration.Curve("shrink", backbone.fingerprint, tuple(lam.tolist()), tuple(mse.tolist()), 0.25)
+    place = rivals.Place(backbone, some, 32, 32)
+    x = random_images(np.random.default_rng(bits), 1, 32, 32)
+    for name in ("default", "DDCM", "Turbo-DDCM"):
+        codec = Codec(rivals.MAKERS[name](place, bits, calls), backbone)
+        spent = 8 * codec.encode_packed(x).shape[1]
+        assert codec.calls <= calls
+        if name == "default":
+            assert 0.9 * bits <= spent <= bits
+        else:
+            assert bits <= spent <= 1.1 * bits + 16, name
+    spec = rivals.turbo_on_ours(place, bits, calls)
+    assert sum(coding.subset_bits(rivals.ATOMS, s.bins) for s in spec.schedule) <= bits + 15 * len(spec.schedule)
+    assert Codec(rivals.diffc(place, bits, calls), backbone).calls <= calls
+
+
+@pytest.mark.parametrize("name", ["JPEG", "WebP"])
+def test_classical_curves_rise_and_their_payloads_are_parts_of_files(name, fresh):
+    pixels = random_images(fresh, 1, 64, 80)[0].permute(1, 2, 0).numpy()
+    found = classical.curve(name, pixels)
+    assert len(found) > 3
+    for a, b in zip(found, found[1:], strict=False):
+        assert a["bytes"] < b["bytes"]
+        assert a["psnr"] < b["psnr"]
+    for row in found:
+        data, shown = classical.coded(name, pixels, row["quality"], row["variant"])
+        assert len(data) == row["bytes"] > row["payload"] > 0
+        assert shown.shape == pixels.shape
