@@ -26,7 +26,7 @@ def main() -> None:
     models = {name: backbones.load(name) for name in ("gaussian-prior", "photo")}
     errors = {name: [0.0] * len(LEVELS) for name in ("white", *models)}
     seconds = dict.fromkeys(models, 0.0)
-    files = images.find_images([DATA / "kodak"])
+    files = images.find_files([DATA / "kodak"])
     noise_of = torch.Generator().manual_seed(0)
     for path in files:
         x = torch.from_numpy(images.read_image(path).copy()).permute(2, 0, 1)[None].float() * (2 / 255) - 1

@@ -92,7 +92,7 @@ def test_encode_then_decode_gives_the_roundtrip_picture(capsys, tmp_path, pictur
     assert run(capsys, "encode", pictures, "-o", tmp_path / "b", *codec)[0] == 0
     files = sorted((tmp_path / "b").glob("*.nbk"))
     assert [f.read_bytes() for f in files] == [f.read_bytes() for f in sorted((tmp_path / "a").glob("*.nbk"))]
-    code, stdout, _ = run(capsys, "decode", *files, "-o", tmp_path / "c", "--json", "--backbone", codec[1])
+    code, stdout, _ = run(capsys, "decode", tmp_path / "b", "-o", tmp_path / "c", "--json", "--backbone", codec[1])
     assert code == 0
     assert json.loads(stdout)["images"][0]["calls"] == 5
     for file in files:
@@ -142,10 +142,15 @@ def test_inspect_and_verify_need_no_backbone(capsys, tmp_path, pictures, codec):
     data = bytearray(files[1].read_bytes())
     data[-10] ^= 4
     files[1].write_bytes(data)
-    code, stdout, _ = run(capsys, "verify", *files)
-    assert code == 4
-    assert stdout.count(": ok") == 2
-    assert "FormatError: the checksum" in stdout
+    for named, whole in ((files, 2), ([tmp_path], 2), ([files[0], tmp_path], 3)):
+        code, stdout, _ = run(capsys, "verify", *named)
+        assert code == 4
+        assert stdout.count(": ok") == whole
+        assert stdout.count("FormatError: the checksum") == 1
+    (tmp_path / "empty").mkdir()
+    code, _, stderr = run(capsys, "inspect", tmp_path / "empty")
+    assert code == 1
+    assert "no files in this folder (.nbk)" in stderr
 
 
 def test_every_bit_flip_and_truncation_of_a_file_is_caught_by_verify_and_decode(capsys, tmp_path, pictures, codec):

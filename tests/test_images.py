@@ -115,11 +115,11 @@ def test_png_bytes_and_folders(tmp_path, fresh):
     assert np.asarray(Image.open(io.BytesIO(images.png_bytes(rgb[:, :, :1])))).shape == (5, 6)
     (tmp_path / "in").mkdir()
     with pytest.raises(ImageError, match="no pictures"):
-        images.find_images([tmp_path])
+        images.find_files([tmp_path])
     save(tmp_path / "in" / "b.PNG", rgb)
     save(tmp_path / "a.jpg", rgb)
     (tmp_path / "notes.txt").write_text("x")
-    assert [p.name for p in images.find_images([tmp_path, "z.png"])] == ["a.jpg", "b.PNG", "z.png"]
+    assert [p.name for p in images.find_files([tmp_path, "z.png"])] == ["a.jpg", "b.PNG", "z.png"]
 
 
 def test_samples_are_real_photographs():

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from noisebook import backbones, calibration
     from noisebook.backbones.npz import load_npz_images
-    from noisebook.images import find_images, read_image, write_bytes
+    from noisebook.images import find_files, read_image, write_bytes
 
     if args.count < 1 or args.skip < 0 or (args.crop is not None and args.crop < 1):
         raise SpecError("--count and --crop must be at least 1, --skip at least 0")
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.images) == 1 and args.images[0].endswith(".npz"):
         found = list(load_npz_images(args.images[0], wanted))
     else:
-        found = [read_image(path, backbone.channels) for path in find_images(args.images)[:wanted]]
+        found = [read_image(path, backbone.channels) for path in find_files(args.images)[:wanted]]
     sizes: dict[tuple[int, ...], list[np.ndarray]] = {}
     for pixels in found[args.skip :]:
         if args.crop and min(pixels.shape[:2]) >= args.crop:

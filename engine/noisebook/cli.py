@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     for sub in (encode, roundtrip):
         sub.add_argument("--embed-spec", action="store_true", help="write the whole specification into each file (done "
                          "anyway when the codec is not a preset)")  # fmt: skip
-    decode.add_argument("files", nargs="+", metavar="FILE")
+    decode.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
     for sub in (encode, roundtrip, decode):
         sub.add_argument("-o", "--output", type=Path, default=Path("noisebook-out"), metavar="DIR",
                          help="folder to write to (default: noisebook-out)")  # fmt: skip
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     inspect = command("inspect", run_inspect, "What stands in .nbk files; needs no backbone.")
     verify = command("verify", run_verify, "Checks .nbk files: checksum, sizes, tokens; needs no backbone.")
     for sub in (inspect, verify):
-        sub.add_argument("files", nargs="+", metavar="FILE")
+        sub.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
     calibrate = command("calibrate", run_calibrate, "Measures how well a backbone predicts at every noise level: the curve "
                         "from which --bpp, --bytes and --psnr make their schedules.")  # fmt: skip
     calibrating.add_options(calibrate)
@@ -80,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+NBK = (".nbk",)
+
+
 # ---- encode, decode, roundtrip, eval ------------------------------------------------------------------------------------
 def _inputs(args: argparse.Namespace, channels: int) -> "Iterator[tuple[str, Callable[[], np.ndarray]]]":
     """(name, reader) of every image asked for."""
@@ -87,7 +90,7 @@ def _inputs(args: argparse.Namespace, channels: int) -> "Iterator[tuple[str, Cal
 
     if not args.images and not args.samples:
         raise ImageError("no images: name pictures or folders, or give --samples")
-    for path in images.find_images(args.images):
+    for path in images.find_files(args.images):
         yield str(path), lambda path=path: images.read_image(path, channels)
     if args.samples:
         for name in images.SAMPLES:
@@ -226,7 +229,7 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
 def run_decode(args: argparse.Namespace) -> int:
     from noisebook.container import Container
     from noisebook.files import decode_picture
-    from noisebook.images import png_bytes, write_bytes
+    from noisebook.images import find_files, png_bytes, write_bytes
 
     place, prefix = _Names(args.output), None
     if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
@@ -247,7 +250,7 @@ def run_decode(args: argparse.Namespace) -> int:
     def info() -> Any:
         return [codec_info(c) for c in codecs.values()]
 
-    return _each(args, ((f, Path(f)) for f in args.files), work, info)
+    return _each(args, ((str(f), f) for f in find_files(args.files, NBK)), work, info)
 
 
 def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
@@ -274,14 +277,15 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
 # ---- inspect, verify, backbones, train ----------------------------------------------------------------------------------
 def _describe_all(args: argparse.Namespace, show: Callable[[dict[str, Any]], None]) -> int:
     from noisebook.files import describe
+    from noisebook.images import find_files
 
     rows, code = [], 0
-    for name in args.files:
+    for path in find_files(args.files, NBK):
         try:
-            rows.append(describe(Path(name)))
+            rows.append(describe(path))
         except NoisebookError as error:
             code = code or error.code
-            rows.append({"name": name, "error": f"{type(error).__name__}: {error}"})
+            rows.append({"name": str(path), "error": f"{type(error).__name__}: {error}"})
         if not args.json:
             show(rows[-1])
     if args.json:

@@ -62,14 +62,16 @@ def sample(name: str) -> np.ndarray:
     return getattr(data, name)()
 
 
-def find_images(inputs: Iterable[str | Path]) -> list[Path]:
-    """The files named, and every picture in the folders named, by name. Raises ImageError for a folder without any."""
+def find_files(inputs: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The files named, and all with these suffixes in the folders named, by name. Raises NoisebookError for a folder
+    without any (ImageError where pictures are looked for)."""
     found: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             if not inside:
-                raise ImageError(f"{entry}: no pictures in this folder ({', '.join(SUFFIXES)})")
+                kind, what = (ImageError, "pictures") if suffixes is SUFFIXES else (NoisebookError, "files")
+                raise kind(f"{entry}: no {what} in this folder ({', '.join(suffixes)})")
             found += inside
         else:
             found.append(entry)
