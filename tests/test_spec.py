@@ -5,8 +5,9 @@ import json
 import math
 
 import pytest
+import torch
 
-from noisebook import CodecSpec, SpecError, Step, schedule
+from noisebook import CodecSpec, SpecError, Step, backbones, schedule
 from noisebook.presets import Recipe
 
 STEPS = schedule.falling(schedule.log_uniform(3, 0.1, 5), 0.5, 4)
@@ -82,8 +83,9 @@ def test_levels_have_both_ends_and_fall(spacing):
     levels = schedule.SPACINGS[spacing](3.0, 0.1, 20)
     assert len(levels) == 21
     assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
-    assert levels[0] == pytest.approx(3, rel=0.02)
-    assert levels[-1] == pytest.approx(0.1, rel=0.02)
+    near = 0.04 if spacing == "turbo" else 0.02  # of whole times: one is 5 % of lam near .1
+    assert levels[0] == pytest.approx(3, rel=near)
+    assert levels[-1] == pytest.approx(0.1, rel=near)
 
 
 def test_half_is_the_ddpm_posterior(fresh):
@@ -189,3 +191,65 @@ def test_flow_levels_are_even_in_time(fresh):
         steps = [a - b for a, b in zip(times, times[1:], strict=False)]
         assert steps == pytest.approx([steps[0]] * 9)
         assert (schedule.flow(top, low, 9)[0], schedule.flow(top, low, 9)[-1]) == (top, low)
+
+
+def test_turbo_ddcms_grid_is_stable_diffusions_noise(fresh):
+    """Against torch's own arithmetic: betas of square roots even from .00085^.5 to .012^.5, alpha-bar their product."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = (1 - beta).cumprod(0)
+    levels = ((1 - abar) / abar).sqrt()
+    assert schedule.scaled_linear() == pytest.approx(levels.tolist(), rel=1e-12)
+    times = schedule.TURBO_TIMES
+    assert times[0] == 999
+    assert times[-1] == 1
+    assert all(a > b for a, b in zip(times, times[1:], strict=False))
+    whole = schedule.turbo(20, 0.01, len(times) - 1)
+    assert whole == pytest.approx([float(levels[t]) for t in times], rel=1e-12)
+    for steps in (1, 7, int(fresh.integers(8, 100))):
+        some = schedule.turbo(20, 0.01, steps)
+        assert len(some) == steps + 1
+        assert set(some) <= set(whole)
+        assert some[0] == whole[0]
+        assert some[-1] == whole[-1]
+    assert max(schedule.turbo(3, 0.5, 5)) <= 3
+    assert min(schedule.turbo(3, 0.5, 5)) >= 0.5
+    with pytest.raises(SpecError, match=f"has {len(times)} levels"):
+        schedule.turbo(20, 0.01, len(times))
+
+
+def test_turbo_ddcms_steps_without_bits():
+    """Fewer bits, more of the last steps without any; none from .15 bits a pixel on, and one step always keeps its bits."""
+    pixels = 512 * 512
+    free = [
+        schedule.turbo_free_steps(round(rate * pixels), 50, 512, 512) for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 1)
+    ]
+    assert free == sorted(free, reverse=True)
+    assert free[0] == 49
+    assert free[-2:] == [0, 0]
+    assert 0 < free[4] < free[3] < 49
+    # the 70 nodes of .01 ... .15 bits a pixel: at node n there are 69 - n steps without bits
+    node = 0.01 * 15 ** (30.5 / 69)
+    assert schedule.turbo_free_steps(round(node * pixels), 200, 512, 512) == 70 - 31 - 1
+    assert schedule.turbo_free_steps(round(node * 1024 * 1024), 200, 1024, 1024) == 20 - 9 - 1  # 20 nodes from 768 x 768 on
+    assert schedule.turbo_free_steps(round(0.012 * pixels), 3, 512, 512) == 2
+
+
+def test_recipes_of_the_published_rules():
+    """The last `free_steps` carry nothing and inject nothing; rule and coefficients are those asked for."""
+    backbone = backbones.load("gaussian-prior")
+    recipe = Recipe(backbone="gaussian-prior", steps=12, spacing="turbo", lam_max=20, lam_min=0.01, rule="top", bins=40,
+                            vocabulary=32768, free_steps=5)  # fmt: skip
+    spec = recipe.build(backbone)
+    assert [s.bins for s in spec.schedule] == 7 * [40] + 5 * [0]
+    assert all(s.lam_down == s.lam_next for s in spec.schedule[7:])
+    assert all(s.lam_down < s.lam_next for s in spec.schedule[:7])
+    assert [s.lam for s in spec.schedule] == schedule.turbo(20, 0.01, 12)[:-1]
+    assert sum(run.count for _, run in spec.runs_for(64, 64)) == 7 * 40
+    assert all(run.subset == 40 for _, run in spec.runs_for(64, 64))
+    pursuit = dataclasses.replace(recipe, rule="pursuit", coefficient_bits=3, free_steps=0).build(backbone)
+    assert pursuit.coefficient_bits == 3
+    assert [r.vocabulary for _, r in pursuit.runs_for(64, 64)][:2] == [32768, 8]
+    for wrong in ({"free_steps": 12}, {"free_steps": -1}, {"coefficient_bits": 3}, {"rule": "best"}, {"spacing": "even"},
+                  {"rule": "pursuit", "coefficient_bits": 1}):  # fmt: skip
+        with pytest.raises(SpecError):
+            dataclasses.replace(recipe, **wrong).build(backbone)
