@@ -8,13 +8,21 @@ Numbers stand in files. Once a release carries one, its entry is never changed, 
 from noisebook import backbones, presets
 from noisebook.presets import Preset, Recipe
 
-# 12 steps, so 25 network calls for both ways. Tokens grow towards the low levels, where a step can use more bits; a high
-# first level lets the image's mean and broad shapes in (their variance is large); the last level falls as bits grow.
+# 12 steps, so 25 network calls for both ways; start, levels and bins as the backbone's curve says. A backbone without a
+# curve gets the levels and bins of the presets of before, which a person chose: a high first level lets the image's mean
+# and broad shapes in (their variance is large), the last one falls as bits grow, and tokens grow towards it.
 PHOTO = {"steps": 12, "lam_max": 10.0, "vocabulary": 65536, "start_bins": 1, "scale_pixels": 512 * 768}
+LOW = {**PHOTO, "lam_min": 0.55, "bins": 43, "bins_last": 516}
+MIDDLE = {**PHOTO, "lam_min": 0.4, "bins": 54.7, "bins_last": 1641}
+HIGH = {**PHOTO, "lam_min": 0.25, "bins": 109.4, "bins_last": 3282}
+BEFORE = "of version 0.1.0, for its files; not calibrated"
 RECIPES = [
-    (1, "photo", "about 0.25 bits per pixel (the default)", Recipe(**PHOTO, lam_min=0.4, bins=54.7, bins_last=1641)),
-    (2, "photo-low", "about 0.1 bits per pixel", Recipe(**PHOTO, lam_min=0.55, bins=43, bins_last=516)),
-    (3, "photo-high", "about 0.5 bits per pixel", Recipe(**PHOTO, lam_min=0.25, bins=109.4, bins_last=3282)),
+    (4, "photo", "about 0.25 bits per pixel (the default)", Recipe(**MIDDLE, tokens=6150)),
+    (5, "photo-low", "about 0.1 bits per pixel", Recipe(**LOW, tokens=2450)),
+    (6, "photo-high", "about 0.5 bits per pixel", Recipe(**HIGH, tokens=12305)),
+    (1, "photo-v1", f"the photo {BEFORE}", Recipe(**MIDDLE)),
+    (2, "photo-low-v1", f"the photo-low {BEFORE}", Recipe(**LOW)),
+    (3, "photo-high-v1", f"the photo-high {BEFORE}", Recipe(**HIGH)),
 ]
 
 

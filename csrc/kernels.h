@@ -38,6 +38,9 @@ struct Kernels {
     void (*combine_f32)(float* data, size_t n, size_t first, size_t last);
     void (*combine_i32)(int32_t* data, size_t n, size_t first, size_t last);
 
+    // sum += x, each entry negated first where its bit of `flips` is set.
+    void (*add_flipped_i32)(int32_t* sum, const int32_t* x, const uint32_t* flips, size_t n);
+
     // The largest |x|; 0 for n = 0.
     float (*max_abs)(const float* x, size_t n);
 
@@ -56,7 +59,7 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 
-// Beyond int32 (M P >= 2^31) speed does not matter: one 64-bit transform for all.
+// For a last transform beyond int32 (M P >= 2^31), one a view: the same code for all instruction sets.
 void transform_i64(const int64_t* in, const uint32_t* flips, int64_t* out, size_t n);
 
 }  // namespace noisebook

@@ -151,7 +151,7 @@ float max_abs(const float* x, size_t n) {
 }  // namespace
 
 const Kernels avx512_kernels = {"avx512", philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
-                                combine<I32, 8>, max_abs, max_biased, sign_sums<I8>};
+                                combine<I32, 8>, add_flipped<I32>, max_abs, max_biased, sign_sums<I8>};
 
 }  // namespace noisebook
 

@@ -69,6 +69,6 @@ void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, con
 void transform_i64(const int64_t* in, const uint32_t* flips, int64_t* out, size_t n) { transform<One<int64_t>>(in, flips, out, n); }
 
 const Kernels portable_kernels = {"portable", philox_words<U32>, transform<One<float>>, transform<One<int32_t>>,
-                                  combine<One<float>, 8>, combine<One<int32_t>, 8>, max_abs, max_biased, sign_sums};
+                                  combine<One<float>, 8>, combine<One<int32_t>, 8>, add_flipped<One<int32_t>>, max_abs, max_biased, sign_sums};
 
 }  // namespace noisebook

@@ -153,6 +153,7 @@ py::array_t<float> noise(const py::object& tokens, const py::object& d, bool had
     call.count = size_t(array.shape(2));
     if (call.bins == 1 ? !call.count : call.count != call.bins)
         refuse("the tokens must have one column per bin, or any number of columns, but not none, where there is one bin");
+    if (call.count >> 31) refuse("a view must have fewer than 2^31 tokens");
     const int64_t* from = array.data();
     for (py::ssize_t i = 0, size = array.size(); i < size; ++i)  // the vocabulary 2 J A itself may not fit 64 bits
         if (from[i] < 0 || uint64_t(from[i] >> 1) / call.atoms >= call.bases) refuse("a token is not in [0, 2 * bases * atoms)");

@@ -17,12 +17,12 @@ void with_flips(const uint32_t* flips, size_t n, const Body& body) {
     }
 }
 
-// What one worker makes a view in, or its share of one.
-template <class Integer>
+// What one worker makes a view in, or its share of one. Up to the last transform no entry exceeds the tokens of a view,
+// which are fewer than 2^31; after it they may reach M P.
 struct Scratch {
     explicit Scratch(size_t p)
         : sum(p), base(p), words(words_room(blocks_of(p))) {}
-    Buffer<Integer> sum, base;
+    Buffer<int32_t> sum, base;
     Buffer<uint32_t> words;
 };
 
@@ -35,27 +35,23 @@ uint32_t* some_signs(const Call& call, uint32_t* words, size_t unit, Purpose pur
 }
 
 // sum += b_j * H(chosen rows of base j). The tokens of the base are given as 2 * (j * P + row) + sign < 2^57, sorted.
-template <class Integer>
-void add_base(const Call& call, const uint64_t* begin, const uint64_t* end, size_t unit, size_t p, size_t workers, Scratch<Integer>& s) {
+void add_base(const Call& call, const uint64_t* begin, const uint64_t* end, size_t unit, size_t p, size_t workers, Scratch& s) {
     const uint64_t j = *begin / (2 * p);
     parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
-        std::fill(s.base.get() + first, s.base.get() + last, Integer(0));
+        std::fill(s.base.get() + first, s.base.get() + last, 0);
         const uint64_t* at = std::lower_bound(begin, end, 2 * (j * p + first));
         for (; at < end && *at < 2 * (j * p + last); ++at) s.base[*at / 2 % p] += *at & 1 ? -1 : 1;
     });
     transform(*call.kernels, s.base.get(), nullptr, s.base.get(), p, workers);
     parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
         const uint32_t* flips = some_signs(call, s.words.get(), unit, kBasis, j, first, last);
-        Integer* const sum = s.sum.get() + first;
-        const Integer* const x = s.base.get() + first;
-        with_flips<Integer>(flips, last - first, [=](size_t d, Integer minus) { sum[d] += (x[d] ^ minus) - minus; });
+        call.kernels->add_flipped_i32(s.sum.get() + first, s.base.get() + first, flips, last - first);
     });
 }
 
 // scratch[0].sum = the combination of rows before the last transform, over all bases in use. Where there are enough of
 // them each worker adds some of its own, and the sums are added in the end.
-template <class Integer>
-void add_hadamard(const Call& call, const int64_t* tokens, size_t unit, size_t p, size_t workers, Scratch<Integer>* scratch) {
+void add_hadamard(const Call& call, const int64_t* tokens, size_t unit, size_t p, size_t workers, Scratch* scratch) {
     std::vector<uint64_t> order(call.count);
     for (size_t m = 0; m < call.count; ++m) {
         const uint64_t atom = uint64_t(tokens[m] >> 1), row = m % call.bins * (p / call.bins) + atom % call.atoms;
@@ -68,7 +64,7 @@ void add_hadamard(const Call& call, const int64_t* tokens, size_t unit, size_t p
     const size_t bases = begin.size(), outer = bases >= 2 * workers ? workers : 1, inner = workers / outer;
     begin.push_back(call.count);
 
-    parallel_for(outer, outer, [&](size_t, size_t worker) { std::fill_n(scratch[worker].sum.get(), p, Integer(0)); });
+    parallel_for(outer, outer, [&](size_t, size_t worker) { std::fill_n(scratch[worker].sum.get(), p, 0); });
     parallel_for(bases, outer, [&](size_t worker, size_t n) {
         add_base(call, &order[begin[n]], order.data() + begin[n + 1], unit, p, inner, scratch[worker]);
     });
@@ -78,16 +74,15 @@ void add_hadamard(const Call& call, const int64_t* tokens, size_t unit, size_t p
     });
 }
 
-template <class Integer>
-void add_independent(const Call& call, const int64_t* tokens, size_t unit, size_t p, size_t workers, Scratch<Integer>* scratch) {
+void add_independent(const Call& call, const int64_t* tokens, size_t unit, size_t p, size_t workers, Scratch* scratch) {
     parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
-        Integer* const sum = scratch->sum.get() + first;
-        std::fill_n(sum, last - first, Integer(0));
+        int32_t* const sum = scratch->sum.get() + first;
+        std::fill_n(sum, last - first, 0);
         for (size_t m = 0; m < call.count; ++m) {
             const uint64_t k = m % call.bins * call.atoms + uint64_t(tokens[m] >> 1);
             const uint32_t* flips = some_signs(call, scratch->words.get(), unit, kIndependent, k, first, last);
-            const Integer x = tokens[m] & 1 ? -1 : 1;
-            with_flips<Integer>(flips, last - first, [=](size_t d, Integer minus) { sum[d] += (x ^ minus) - minus; });
+            const int32_t x = tokens[m] & 1 ? -1 : 1;
+            with_flips<int32_t>(flips, last - first, [=](size_t d, int32_t minus) { sum[d] += (x ^ minus) - minus; });
         }
     });
 }
@@ -119,39 +114,39 @@ void unit_rms(const Call& call, const Integer* total, uint32_t* words, size_t un
     });
 }
 
-template <class Integer, class Add>
+template <class Add>
 void noise_of(const Call& call, const int64_t* tokens, float* noise, double transforms, const Add& add) {
     const size_t p = call.padded(), views = call.batch * call.units;
     const Team team = team_for(call, views, transforms * views * p * log2_of(2 * p));
-    std::vector<Scratch<Integer>> scratch;
+    const bool wide = call.count * p >= uint64_t(1) << 31;
+    std::vector<Scratch> scratch;
     for (size_t worker = 0; worker < team.size(); ++worker) scratch.emplace_back(p);
     parallel_for(views, team.outer, [&](size_t worker, size_t view) {
-        Scratch<Integer>& s = scratch[worker];
+        Scratch& s = scratch[worker];
         const size_t unit = view % call.units;
+        const auto finish = [&](auto* total) {
+            transform(*call.kernels, total, nullptr, total, p, team.inner);
+            unit_rms(call, total, s.words.get(), unit, p, team.inner, noise + view * call.d);
+        };
         add(call, tokens + view * call.count, unit, p, team.inner, &s);
-        transform(*call.kernels, s.sum.get(), nullptr, s.sum.get(), p, team.inner);
-        unit_rms(call, s.sum.get(), s.words.get(), unit, p, team.inner, noise + view * call.d);
+        if (wide) {
+            Buffer<int64_t> total(p);
+            std::copy_n(s.sum.get(), p, total.get());
+            finish(total.get());
+        } else {
+            finish(s.sum.get());
+        }
     });
 }
 
 }  // namespace
 
 void hadamard_noise(const Call& call, const int64_t* tokens, float* noise) {
-    const double transforms = 1.0 + double(std::min<uint64_t>(call.count, call.bases));
-    if (call.count * call.padded() < (uint64_t(1) << 31)) {
-        noise_of<int32_t>(call, tokens, noise, transforms, add_hadamard<int32_t>);
-    } else {
-        noise_of<int64_t>(call, tokens, noise, transforms, add_hadamard<int64_t>);
-    }
+    noise_of(call, tokens, noise, 1.0 + double(std::min<uint64_t>(call.count, call.bases)), add_hadamard);
 }
 
 void independent_noise(const Call& call, const int64_t* tokens, float* noise) {
-    const double transforms = 1.0 + 0.1 * double(call.count);
-    if (call.count * call.padded() < (uint64_t(1) << 31)) {
-        noise_of<int32_t>(call, tokens, noise, transforms, add_independent<int32_t>);
-    } else {
-        noise_of<int64_t>(call, tokens, noise, transforms, add_independent<int64_t>);
-    }
+    noise_of(call, tokens, noise, 1.0 + 0.1 * double(call.count), add_independent);
 }
 
 }  // namespace noisebook

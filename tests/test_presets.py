@@ -7,16 +7,19 @@ import pytest
 import torch
 
 import noisebook
-from noisebook import SpecError, backbones, images, presets
+from noisebook import SpecError, backbones, calibration, images, presets
 from noisebook.container import OVERHEAD, Container
 from noisebook.files import decode_picture, encode_picture
 
 RATES = {"photo-low": 0.1, "photo": 0.25, "photo-high": 0.5}
+HASHES = {1: "6a5fc9feb432628e", 2: "0470cfb85c27c4ab", 3: "47a197327ad5aba6",
+          4: "dcc752e36290b3a6", 5: "137752c0205a2499", 6: "f52e24d21b25ba7d"}  # fmt: skip
 
 
 def test_every_preset_is_its_recipe_on_the_shipped_backbone():
     entries = presets.presets()
     assert set(RATES) <= set(entries)
+    assert {p.number: p.spec.hash.hex() for p in entries.values()} == HASHES, "files carry these: add numbers, change none"
     assert len({p.number for p in entries.values()}) == len(entries)
     for preset in entries.values():
         assert 0 < preset.number < 256
@@ -50,6 +53,28 @@ def test_more_bits_give_better_photographs():
             found.append(images.psnr(pixels, decode_picture(codec, Container.from_bytes(data))))
         assert found[0] + 0.5 < found[1] < found[2] - 0.5, (sample, found)
         assert found[1] > 20
+
+
+def test_presets_are_calibrated_until_levels_or_bins_are_asked_for(monkeypatch):
+    backbone, recipe = backbones.load("gaussian-prior"), presets.get("photo").recipe
+
+    def levels(**changes) -> list[float]:
+        spec = presets.changed(recipe, **changes).build(backbone)
+        return [spec.schedule[0].lam, spec.schedule[-1].lam_next, spec.start_bins]
+
+    curve = calibration.shipped()["gaussian-prior"]
+    start, steps = calibration.schedule_for(curve, 3 * 512 * 768, recipe.tokens, 7, 65536)
+    assert levels(steps=7) == [steps[0].lam, steps[-1].lam_next, start]
+    assert levels(steps=7, seed=5, finish="heun", law="independent") == levels(steps=7)
+    assert presets.changed(recipe, finish="heun", finish_steps=3).build(backbone).finish_levels[-1] == 0
+    assert levels(tokens=900)[1] > levels()[1] > levels(tokens=20_000)[1]
+    assert levels(bins=9)[:2] == levels(tokens=0)[:2] == [recipe.lam_max, recipe.lam_min]
+    assert levels(lam_max=5, lam_min=0.5) == [5, 0.5, recipe.start_bins]
+    for wrong in ({"tokens": 900, "lam_max": 5}, {"tokens": -1}, {"tokens": 5, "scale_pixels": 0}):
+        with pytest.raises(SpecError):
+            presets.changed(recipe, **wrong).build(backbone)
+    monkeypatch.setattr(calibration, "shipped", dict)  # a backbone without a curve
+    assert levels() == levels(tokens=0) == [recipe.lam_max, recipe.lam_min, recipe.start_bins]
 
 
 def test_load_takes_presets_specifications_and_changes():

@@ -25,6 +25,7 @@ KNOBS = {
     "bins": "tokens per block at the first step",
     "bins_last": "tokens per block at the last step (default: as at the first)",
     "scale_pixels": "bins are for images of so many pixels and scale with the size; 0 = exact",
+    "tokens": "tokens of an image of scale-pixels, spent as the backbone's curve says (the presets' way); 0: as --bins says",
     "law": "codebook: hadamard or independent",
     "vocabulary": "values of a token: an atom and its sign",
     "seed": "seed of the codebooks",

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook import schedule
+from noisebook import calibration, schedule
 from noisebook.errors import SpecError
-from noisebook.spec import CodecSpec
+from noisebook.spec import CodecSpec, Step
 
 if TYPE_CHECKING:
     from noisebook.backbones import Backbone
@@ -35,6 +35,7 @@ class Recipe:
     bins: float = 1  # tokens a view at the first step
     bins_last: float | None = None  # at the last step, growing by a constant factor in between; default: as the first
     scale_pixels: int = 0  # bins are for images of so many pixels and scale with the size; 0: exact
+    tokens: int = 0  # of an image of scale_pixels; > 0: start, levels and bins as the backbone's curve says, if it has one
     law: str = "hadamard"
     vocabulary: int = 65536
     seed: int = 0
@@ -50,6 +51,29 @@ class Recipe:
 
     def build(self, backbone: "Backbone") -> CodecSpec:
         """The specification for `backbone`, its levels snapped to the model's grid. Raises SpecError for bad numbers."""
+        if self.tokens < 0 or (self.tokens and not self.scale_pixels):
+            raise SpecError("tokens must be 0, or the tokens of an image of scale_pixels pixels")
+        curve = calibration.shipped().get(backbone.name)
+        if self.tokens and curve is not None and curve.fingerprint == backbone.fingerprint:
+            dims = curve.channels * self.scale_pixels
+            spec = calibration.spec_for(curve, dims, self.tokens, self.steps, self.vocabulary, self.seed)
+            spec = replace(calibration.snapped(spec, backbone), law=self.law, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
+        else:
+            spec = CodecSpec(
+                backbone=backbone.name, fingerprint=backbone.fingerprint, schedule=self._schedule(backbone),
+                law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
+                start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns, scale_pixels=self.scale_pixels,
+                rule=self.rule, coefficient_bits=self.coefficient_bits,  # type: ignore[arg-type]
+            )  # fmt: skip
+        end = spec.schedule[-1].lam_next
+        finish_levels = ()
+        if self.finish != "mean" and end > 0:
+            found = [backbone.snap(v) if v > 0 else 0.0 for v in schedule.finish_levels(end, self.finish_steps)]
+            finish_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
+        return replace(spec, finish=self.finish, finish_levels=finish_levels)  # type: ignore[arg-type]
+
+    def _schedule(self, backbone: "Backbone") -> tuple[Step, ...]:
+        """The steps that levels, p and bins ask for."""
         if self.spacing not in schedule.SPACINGS:
             raise SpecError(f"spacing must be one of {', '.join(schedule.SPACINGS)}, not {self.spacing!r}")
         last = self.bins if self.bins_last is None else self.bins_last
@@ -59,34 +83,32 @@ class Recipe:
             raise SpecError(f"a schedule needs at least 1 step, not {self.steps}")
         counts = schedule.geometric(self.bins, last, self.steps)
         if self.p == 0:
-            steps = schedule.fixed_level(backbone.snap(self.lam_max), self.steps, counts, self.rho)
-        else:
-            if self.rho is not None:
-                raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
-            grid = schedule.SPACINGS[self.spacing](self.lam_max, self.lam_min, self.steps)
-            levels = [backbone.snap(lam) for lam in grid]
-            if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-                raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
-                                f"{self.lam_max}; use fewer steps")  # fmt: skip
-            if not 0 <= self.free_steps < self.steps:
-                raise SpecError(
-                    f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}"
-                )
-            coded = self.steps - self.free_steps
-            steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
-            steps += schedule.falling(levels[coded:], 1, 0) if self.free_steps else ()
-        end = steps[-1].lam_next
-        finish_levels = ()
-        if self.finish != "mean" and end > 0:
-            found = [backbone.snap(v) if v > 0 else 0.0 for v in schedule.finish_levels(end, self.finish_steps)]
-            finish_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
-        return CodecSpec(
-            backbone=backbone.name, fingerprint=backbone.fingerprint, schedule=steps, finish_levels=finish_levels,
-            law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
-            start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns,
-            finish=self.finish, scale_pixels=self.scale_pixels,  # type: ignore[arg-type]
-            rule=self.rule, coefficient_bits=self.coefficient_bits,  # type: ignore[arg-type]
-        )  # fmt: skip
+            return schedule.fixed_level(backbone.snap(self.lam_max), self.steps, counts, self.rho)
+        if self.rho is not None:
+            raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
+        grid = schedule.SPACINGS[self.spacing](self.lam_max, self.lam_min, self.steps)
+        levels = [backbone.snap(lam) for lam in grid]
+        if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+            raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
+                            f"{self.lam_max}; use fewer steps")  # fmt: skip
+        if not 0 <= self.free_steps < self.steps:
+            raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
+        coded = self.steps - self.free_steps
+        steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
+        return steps + (schedule.falling(levels[coded:], 1, 0) if self.free_steps else ())
+
+
+CALIBRATED = {
+    "backbone",
+    "tokens",
+    "scale_pixels",
+    "steps",
+    "law",
+    "vocabulary",
+    "seed",
+    "finish",
+    "finish_steps",
+}  # with tokens
 
 
 @dataclass(frozen=True)
@@ -123,11 +145,15 @@ def by_hash(codec_hash: bytes) -> Preset | None:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some fields replaced. Raises SpecError for a field that does not exist."""
+    """The recipe with some fields replaced; levels or bins of one's own end a calibrated schedule. Raises SpecError for a
+    field that does not exist, or for both at once."""
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
         raise SpecError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(Recipe))}")
-    return replace(recipe, **changes)
+    other = sorted(set(changes) - CALIBRATED)
+    if other and changes.get("tokens"):
+        raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
+    return replace(recipe, **({"tokens": 0} if other else {}), **changes)
 
 
 def to_json(entries: list[Preset]) -> str:
