@@ -7,7 +7,7 @@
     python bench/rate_distortion.py --device cuda --minutes 5 --out runs/rate_distortion.json --no-report
 
 A row is one codec (rivals.py) on one backbone at one rate: PSNR of every image, SSIM and MS-SSIM, payload bits, network
-calls of a decode, seconds of an encode. LPIPS and others as in paper.py are computed where weights are given (--lpips).
+calls of a decode, seconds of an encode, and the distances (LPIPS, DISTS, ...) of networks that are given (--distance).
 Results: bench/results/rate_distortion.json and classical.json; a run goes on where the last one stopped.
 """
 
@@ -131,6 +131,7 @@ class Measured:
     psnr: Tensor
     ssim: Tensor
     ms_ssim: Tensor
+    distances: dict[str, float]  # means, of the networks given
     bits: list[int]
     codec: Codec
     seconds: float  # of the walk of all images
@@ -144,8 +145,12 @@ def payload_bits(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> list[in
     return [8 * math.ceil(container.packed_bits(runs) / 8)] * len(tokens)
 
 
-def walk(place: rivals.Place, spec: Any, images: Tensor, device: str, batch: int) -> Measured:
+Given = dict[str, metrics.GivenNetworks]
+
+
+def walk(place: rivals.Place, spec: Any, images: Tensor, device: str, batch: int, given: Given) -> Measured:
     codec, parts, bits, seconds = Codec(spec, place.backbone, graphs=False, effort=1), [], [], 0.0
+    distances = dict.fromkeys(given, 0.0)
     for some in images.split(batch):
         on = some.to(device)
         begin = time.perf_counter()
@@ -155,29 +160,33 @@ def walk(place: rivals.Place, spec: Any, images: Tensor, device: str, batch: int
         bits += payload_bits(codec, tokens, (place.height, place.width))
         shown = metrics.to_uint8(decoded)
         parts.append([f(on, shown).cpu() for f in (metrics.psnr, metrics.ssim, rates.ms_ssim)])
-    return Measured(*(torch.cat(part) for part in zip(*parts, strict=True)), bits, codec, seconds)
+        for name, network in given.items():
+            distances[name] += network(on, shown)["lpips"] * len(some) / len(images)
+    return Measured(*(torch.cat(part) for part in zip(*parts, strict=True)), distances, bits, codec, seconds)
 
 
-def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batch: int) -> dict[str, Any]:
+def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batch: int, given: Given) -> dict[str, Any]:
     backbone, curve = backbone_of(row.backbone, device), curve_of(row.backbone)
     found: list[Measured] = []
     for images in batches:
         place = rivals.Place(backbone, curve, images.shape[2], images.shape[3])
         wanted = row.bpp * place.height * place.width
-        out = walk(place, rivals.MAKERS[row.codec](place, wanted, row.calls), images, device, batch)
+        out = walk(place, rivals.MAKERS[row.codec](place, wanted, row.calls), images, device, batch, given)
         share = wanted / (sum(out.bits) / len(out.bits))
         if out.codec.spec.rule == "poisson" and abs(share - 1) > 0.02:  # its bits follow the picture: ask once more
-            out = walk(place, rivals.MAKERS[row.codec](place, wanted * share, row.calls), images, device, batch)
+            out = walk(place, rivals.MAKERS[row.codec](place, wanted * share, row.calls), images, device, batch, given)
         found.append(out)
     pixels = [images.shape[2] * images.shape[3] for images in batches for _ in images]
     bits = [b for out in found for b in out.bits]
     spec, psnr = found[0].codec.spec, torch.cat([out.psnr for out in found])
     multi = torch.cat([out.ms_ssim for out in found])
+    distances = {name: {"mean": sum(out.distances[name] * len(out.psnr) for out in found) / len(psnr),
+                        "network": network.about()["lpips"]} for name, network in given.items()}  # fmt: skip
     return {
         **asdict(row), "images": " ".join(names) if row.data == KODAK else len(names),
         "mean_bpp": sum(b / n for b, n in zip(bits, pixels, strict=True)) / len(bits),
         "psnr": metrics.interval(psnr), "ssim": float(torch.cat([out.ssim for out in found]).mean()),
-        "ms_ssim": None if multi.isnan().any() else float(multi.mean()),
+        "ms_ssim": None if multi.isnan().any() else float(multi.mean()), **({"distances": distances} if given else {}),
         "psnr_of_images": paper.packed(psnr), "bits_of_images": sorted(set(bits))[0] if len(set(bits)) == 1 else bits,
         "decode_calls": found[0].codec.calls, "seconds": sum(out.seconds for out in found) / len(psnr),
         "spec": {"hash": spec.hash.hex(), "rule": spec.rule, "law": spec.law, "vocabulary": spec.vocabulary,
@@ -198,6 +207,7 @@ def measure_all(args: argparse.Namespace) -> None:
         other = json.loads(path.read_text())
         result = {kind: other[kind] | result[kind] for kind in ("rows", "runs")}
     result["runs"][name] = mine
+    given = {path.stem: metrics.GivenNetworks(path, None, device) for path in args.distance}
     begin = time.monotonic()
     for row in plan():
         left = (args.only, row.backbone), (args.codec, row.codec), (args.calls, row.calls)
@@ -212,7 +222,7 @@ def measure_all(args: argparse.Namespace) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                found = measure(row, names, batches, device, size)
+                found = measure(row, names, batches, device, size, given)
             except Exception as error:  # the other rows are worth having
                 print(f"{row.key}: {type(error).__name__}: {error}"[:300], flush=True)
                 continue
@@ -251,6 +261,9 @@ def main() -> None:
     add("--merge", type=Path, nargs="+", default=[], metavar="FILE", help="first take over the rows of other runs")
     add("--minutes", type=float, default=math.inf, help="start no row after so many minutes")
     add("--out", type=Path, default=FILE, help="result file")
+    add("--distance", type=Path, action="append", default=[], metavar="FILE",
+        help="TorchScript file: two batches [B, 3, H, W] in [-1, 1] -> distances [B]; with an --out of its own, for rows "
+        "that are there are not measured again (repeatable)")  # fmt: skip
     add("--classical", action="store_true")
     add("--carry", type=Path, metavar="FOLDER")
     add("--check", action="store_true")

@@ -11,6 +11,8 @@ from common import ROOT, Shrink, random_images
 
 sys.path.insert(0, str(ROOT / "bench"))
 classical = pytest.importorskip("classical", reason="needs what bench needs", exc_type=ImportError)
+import metrics  # noqa: E402
+import rate_distortion  # noqa: E402
 import rates  # noqa: E402
 import rivals  # noqa: E402
 
@@ -101,3 +103,29 @@ def test_classical_curves_rise_and_their_payloads_are_parts_of_files(name, fresh
         data, shown = classical.coded(name, pixels, row["quality"], row["variant"])
         assert len(data) == row["bytes"] > row["payload"] > 0
         assert shown.shape == pixels.shape
+
+
+def test_a_row_has_the_distances_of_networks_that_are_given(tmp_path, fresh, monkeypatch):
+    """Over batches of two sizes, the mean over images; a distance that is the mean absolute error is recomputed here."""
+
+    class Distance(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a - b).abs().mean(dim=[1, 2, 3])
+
+    torch.jit.script(Distance()).save(str(tmp_path / "dists.pt"))
+    given = {"dists": metrics.GivenNetworks(tmp_path / "dists.pt", None, "cpu")}
+    shown = []
+
+    def kept(decoded: torch.Tensor) -> torch.Tensor:
+        shown.append(((decoded + 1) * 127.5).round().clamp(0, 255).byte())
+        return shown[-1]
+
+    monkeypatch.setattr(rate_distortion.metrics, "to_uint8", kept)
+    batches = [random_images(fresh, 3, 32, 32), random_images(fresh, 1, 32, 48)]
+    row = rate_distortion.Row("CIFAR-10", "gaussian-prior", "default", 1.0, 5)
+    out = rate_distortion.measure(row, [str(i) for i in range(4)], batches, "cpu", 2, given)
+    originals = [batches[0][:2], batches[0][2:], batches[1]]
+    each = [float((a.float() - b.float()).abs().mean() / 127.5) * len(a) for a, b in zip(originals, shown, strict=True)]
+    assert out["distances"]["dists"]["mean"] == pytest.approx(sum(each) / 4, rel=1e-5)
+    assert out["distances"]["dists"]["network"].startswith("dists.pt sha256:")
+    assert out["decode_calls"] == 5
