@@ -237,7 +237,7 @@ def measure_classical(args: argparse.Namespace) -> None:
     path = RESULTS / "classical.json"
     result = json.loads(path.read_text()) if path.exists() else {"curves": {}}
     result = {**provenance(None), "codecs": classical.versions(), "curves": result["curves"]}
-    sets = {KODAK: (kodak(12), 1.3), CIFAR: (cifar(16), 12.0)}
+    sets = {KODAK: (kodak(12), 1.3), CIFAR: (cifar(64), 12.0)}
     for data, ((_, batches), most) in sets.items():
         pictures = [p.permute(1, 2, 0).numpy() for batch in batches for p in batch]
         for name in classical.versions():
