@@ -212,18 +212,22 @@ def coded(name: str, pixels: np.ndarray, quality: int, variant: str | None = Non
 def curve(name: str, pixels: np.ndarray, most: float = math.inf) -> list[dict[str, Any]]:
     """The codec's points on uint8 pixels [H, W, 3], by rising rate and PSNR: those of all variants that no other one beats.
 
-    Each variant's ladder ends after the first point above `most` bits per pixel. `bytes` and `bpp` count the whole file;
-    that is what is compared, unless said otherwise. In files of some 100 bytes most of it is frame, so `payload` and
-    `payload_bpp` count the bytes without those that follow from codec, size and quality alone: container, sizes, JPEG's
-    quantisation tables, VVC's parameter sets. Tables that were fitted to the picture count. A JPEG XL file is a bare
-    codestream and counts whole. No codec's own decoder reads a payload alone. `ms_ssim` is None for sides below 176.
+    Each variant's ladder ends after the first point above `most` bits per pixel, or where the encoder fails. `bytes` and
+    `bpp` count the whole file; that is what is compared, unless said otherwise. In files of some 100 bytes most of it is
+    frame, so `payload` and `payload_bpp` count the bytes without those that follow from codec, size and quality alone:
+    container, sizes, JPEG's quantisation tables, VVC's parameter sets. Tables that were fitted to the picture count. A JPEG
+    XL file is a bare codestream and counts whole. No codec's own decoder reads a payload alone. `ms_ssim` is None for sides
+    below 176.
     """
     codec, rows = CODECS[name], []
     area = pixels.shape[0] * pixels.shape[1]
     original = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     for variant in codec.variants:
         for quality in codec.qualities:
-            data, out = coded(name, pixels, quality, variant)
+            try:
+                data, out = coded(name, pixels, quality, variant)
+            except subprocess.CalledProcessError:  # VVenC fails on some pictures of 32 x 32 at its highest rates
+                break
             decoded = torch.from_numpy(out.copy()).permute(2, 0, 1)[None]
             rows.append({
                 "quality": quality, "variant": variant, "bytes": len(data), "bpp": 8 * len(data) / area,
