@@ -31,6 +31,7 @@ def test_tables_come_from_the_results():
         ("recipes", "findings/cifar10-recipes"),
         ("latent", "findings/latent-photo"),
         ("refining", "findings/refining-tokens"),
+        ("ideas", "findings/coding-ideas"),
         ("rate_distortion", "rates"),
     ],
 )

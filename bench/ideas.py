@@ -1,0 +1,319 @@
+"""Ideas for fewer bits that were tried: python bench/ideas.py [--only NAME] [--check]
+
+On random residuals: what share of the rate-distortion limit the tokens of one step reach (refining.py says what that is).
+On CIFAR-10 with a trained backbone: PSNR at equal bits. Each idea lives here alone, on the engine's own pieces; what won
+went into the engine (docs/findings). Writes bench/results/ideas.json and the tables of docs/findings/coding-ideas.md.
+"""
+
+import argparse
+import json
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import metrics
+import rate_distortion
+import report
+import rivals
+import torch
+from torch import Tensor
+
+from noisebook.backbones import Backbone
+from noisebook.codebook import START_STEP, Codebook
+from noisebook.codec import Codec, Tokens
+from noisebook.rules import refined
+from noisebook.spec import Step
+from record import RESULTS, ROOT, write
+
+NAME, PAGE = "ideas", ROOT / "docs/findings/coding-ideas.md"
+D, DRAWS, STEP = 3072, 64, 3
+BACKBONE, IMAGES, CALLS, RATES = "cifar10-flow", 64, 25, (0.25, 1, 4)
+
+
+# ---- random residuals ---------------------------------------------------------------------------------------------------
+def limit(bits: float) -> float:
+    return 2 * bits * math.log(2) / D
+
+
+def share(z: Tensor, residual: Tensor, bits: float) -> tuple[float, float]:
+    cosine = torch.nn.functional.cosine_similarity(z, residual, dim=-1).flatten().double()
+    return metrics.interval(-torch.log1p(-cosine.square()) / limit(bits))
+
+
+def residuals() -> Tensor:
+    return torch.randn(DRAWS, 1, D, generator=torch.Generator().manual_seed(0))
+
+
+def in_turn(book: Codebook, residual: Tensor, bins: int, groups: int) -> Tensor:
+    """The bins in `groups` turns, each for what the tokens chosen before it leave of the residual."""
+    pool, places = book.pooled(bins, D)
+    tokens = book.select(residual, bins, STEP)
+    for first in range(1, groups):
+        before = places(tokens).unflatten(-1, (-1, groups))[..., :first].flatten(-2)
+        rest = pool.noise(before, D, STEP, pooled=True)
+        left = residual - (rest * residual).mean(-1, keepdim=True) * rest
+        tokens[..., first::groups] = book.select(left, bins, STEP)[..., first::groups]
+    return tokens
+
+
+def turns() -> list[dict]:
+    """Fewer, larger tokens, and updates of the residual inside a step."""
+    rows, residual = [], residuals()
+    for bins, log in ((256, 10), (64, 16), (32, 20), (16, 24)):
+        book, bits = Codebook("hadamard", 1 << log, 1), bins * log
+        tokens = [in_turn(book, residual, bins, groups) for groups in (1, 4, 16)]
+        tokens.append(refined(book, residual, tokens[0], STEP))
+        found = [share(book.noise(t, D, STEP), residual, bits) for t in tokens]
+        rows.append({"bins": bins, "log_vocabulary": log, "share": found})
+    return rows
+
+
+def coefficients() -> list[dict]:
+    """The best real coefficient for each atom, for nothing: an upper bound of what coding them could bring."""
+    rows, residual = [], residuals()
+    for bins in (16, 64, 256):
+        book, bits = Codebook("hadamard", 1 << 16, 1), bins * 16
+        pool, places = book.pooled(bins, D)
+        tokens = refined(book, residual, book.select(residual, bins, STEP), STEP)
+        best = []
+        for one, r in zip(places(tokens)[:, 0], residual[:, 0], strict=True):
+            atoms = pool.noise(one[None, :, None].expand(1, -1, 1).reshape(bins, 1, 1), D, STEP, pooled=True)[:, 0]
+            best.append(atoms.T @ torch.linalg.lstsq(atoms.T, r[:, None]).solution)
+        z = torch.stack(best)[:, None, :, 0]
+        equal = book.noise(tokens, D, STEP)
+        found = [share(equal, residual, bits), share(z, residual, bits), share(z, residual, bits + 2 * bins)]
+        rows.append({"bins": bins, "share": found})
+    return rows
+
+
+def hadamard(order: int) -> Tensor:
+    """A Hadamard matrix of order 12 * 2^m (Paley's of order 12, doubled) or 2^m, float32."""
+    base = torch.ones(1, 1)
+    if order % 3 == 0:
+        squares = {i * i % 11 for i in range(1, 11)}
+        q = torch.tensor([[0 if i == j else 1 if (i - j) % 11 in squares else -1 for j in range(11)] for i in range(11)])
+        base = torch.ones(12, 12)
+        base[1:, 1:] = q + torch.eye(11)
+        base[1:, 0] = -1
+    while len(base) < order:
+        base = torch.cat([torch.cat([base, base], 1), torch.cat([base, -base], 1)])
+    assert torch.equal(base @ base.T, order * torch.eye(order))
+    return base
+
+
+def orders() -> list[dict]:
+    """Codebooks of order 3072 = 12 * 256, which holds D without a rest, against 4096, of which D rows are cut."""
+    residual, rows = residuals()[:, 0], []
+    for bins in (16, 64, 256):
+        row: dict[str, Any] = {"bins": bins, "share": []}
+        for order in (4096, 3072):
+            h, width = hadamard(order), order // bins
+            draw = torch.Generator().manual_seed(1)
+            rest = torch.nn.functional.pad(residual, (0, order - D))
+            best, z = torch.full((DRAWS, bins), -1.0), torch.zeros(DRAWS, bins, dtype=torch.int64)
+            bases = round(32768 / width)
+            signs = [1 - 2 * torch.randint(0, 2, (order,), generator=draw).float() for _ in range(bases)]
+            for j, sign in enumerate(signs):
+                scores = (rest * sign) @ h
+                top, at = scores.abs().view(DRAWS, bins, width).max(-1)
+                row_of = at + torch.arange(bins) * width
+                token = 2 * (j * order + row_of) + (scores.gather(1, row_of) < 0)
+                z, best = torch.where(top > best, token, z), torch.maximum(best, top)
+            noise = torch.zeros(DRAWS, order)
+            for n in range(DRAWS):
+                for token in z[n].tolist():
+                    atom = h[:, token // 2 % order] * signs[token // 2 // order]
+                    noise[n] += atom * (-1 if token & 1 else 1)
+            bits = bins * math.log2(2 * bases * width)
+            row["share"].append(share(noise[:, :D], residual, bits))
+        rows.append(row)
+    return rows
+
+
+# ---- images -------------------------------------------------------------------------------------------------------------
+Chooser = Callable[[Tokens, Tensor], Tensor]
+
+
+class Bench:
+    """One codec of the comparison on CIFAR-10, and walks of it with other choices than the encoder's."""
+
+    def __init__(self, bpp: float, calls: int = CALLS, backbone: Backbone | None = None):
+        _, (self.images,) = rate_distortion.cifar(IMAGES)
+        place = rivals.Place(rate_distortion.backbone_of(BACKBONE, "cpu"), rate_distortion.curve_of(BACKBONE), 32, 32)
+        self.spec = rivals.ours(place, 1024 * bpp, calls)
+        self.codec = Codec(self.spec, backbone or place.backbone, effort=1)
+        self.plan = self.codec.plan(32, 32)
+        self.x0 = self.plan.views(self.images.float() / 127.5 - 1)
+
+    def select(self, which: Tokens, residual: Tensor) -> Tensor:
+        rule = self.codec.start_rule if which.step == START_STEP else self.codec.rule
+        return rule.select(residual, which.bins, which.step, self.step_of(which))
+
+    def step_of(self, which: Tokens) -> Step:
+        return self.spec.schedule[0 if which.step == START_STEP else which.step]
+
+    def plain(self, which: Tokens, x0_hat: Tensor) -> Tensor:
+        return self.select(which, self.x0 - x0_hat)
+
+    def psnr(self, choose: Chooser | None = None) -> float:
+        decoded = self.codec.walk(self.plan, len(self.images), choose or self.plain)
+        return float(metrics.psnr(self.images, metrics.to_uint8(decoded)).mean())
+
+
+class Every(Backbone):
+    """Another backbone's x0_hat, given twice: once for its own level, once again for the next."""
+
+    def __init__(self, inner: Backbone):
+        super().__init__()
+        self.inner, self.calls, self.last = inner, 0, torch.empty(0)
+        self.name, self.fingerprint, self.channels, self.size = inner.name, inner.fingerprint, inner.channels, inner.size
+
+    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+        if self.calls % 2 == 0:
+            self.last = self.inner(y, lam, cond)
+        self.calls += 1
+        return self.last
+
+
+def reuse() -> list[dict]:
+    """Twice the steps at the same network calls: x0_hat of every second step is that of the one before."""
+    rows = []
+    for bpp in RATES[1:]:  # at the lowest rate there are too few tokens for so many steps
+        every = Every(rate_distortion.backbone_of(BACKBONE, "cpu"))
+        twice = Bench(bpp, 2 * CALLS - 1, every)
+        found = [Bench(bpp).psnr(), twice.psnr()]
+        assert math.ceil(every.calls / 2) == CALLS, every.calls
+        rows.append({"bpp": bpp, "psnr": found})
+    return rows
+
+
+def ahead() -> list[dict]:
+    """Of so many sets of tokens whose scores nearly tie, the one after which the network errs least on each image."""
+    rows = []
+    for bpp in RATES:
+        bench, found = Bench(bpp), []
+        for candidates in (1, 2, 4):
+            draw, steps = torch.Generator().manual_seed(0), bench.spec.schedule
+            state = bench.codec._start(bench.plan, IMAGES, bench.plan.tokens[0], bench.plain)
+            y = bench.plan.join(state)
+            for which in bench.plan.tokens[1:]:
+                step = steps[which.step]
+                x0_hat = bench.plan.views(bench.codec.backbone(y, step.lam))
+                residual, least, best = bench.x0 - x0_hat, torch.full((IMAGES,), math.inf), torch.empty_like(y)
+                for n in range(candidates):
+                    shaken = torch.randn(residual.shape, generator=draw) * residual.square().mean().sqrt() * (0.1 * (n > 0))
+                    tokens = bench.select(which, residual + shaken)
+                    then = bench.plan.join(
+                        bench.codec.rule.backtrace(bench.plan.views(y), x0_hat, tokens, which.bins, which.step, step)
+                    )
+                    error = (bench.x0 - bench.plan.views(bench.codec.backbone(then, step.lam_next))).square().mean((1, 2))
+                    best[error < least], least = then[error < least], torch.minimum(least, error)
+                y = best
+            decoded = bench.codec.backbone(y, steps[-1].lam_next)
+            found.append(float(metrics.psnr(bench.images, metrics.to_uint8(decoded)).mean()))
+        rows.append({"bpp": bpp, "psnr": found})
+    return rows
+
+
+def frequencies() -> list[dict]:
+    """The residual weighted by (s / (s + lam^2))^a before tokens are chosen, s the power spectrum of training images."""
+    train = rate_distortion.DATA / "cifar10_train.npz"
+    import numpy as np
+
+    with np.load(train) as data:
+        x = torch.from_numpy(data["images"][:2000]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    spectrum = torch.fft.fft2(x - x.mean(0), norm="ortho").abs().square().mean((0, 1))
+    rows = []
+    for bpp in RATES:
+        bench, found = Bench(bpp), []
+        for power in (0.0, 0.25, 0.5, 1.0):
+
+            def weighted(which: Tokens, x0_hat: Tensor, bench: Bench = bench, power: float = power) -> Tensor:
+                lam = bench.step_of(which).lam
+                r = torch.fft.fft2(bench.plan.join(bench.x0 - x0_hat), norm="ortho")
+                r = torch.fft.ifft2(r * (spectrum / (spectrum + lam**2)) ** power, norm="ortho").real
+                return bench.select(which, bench.plan.views(r.contiguous()))
+
+            found.append(bench.psnr(weighted))
+        rows.append({"bpp": bpp, "psnr": found})
+    return rows
+
+
+def entropy() -> list[dict]:
+    """Bits of the halves of 16-bit tokens, by their frequencies, with Miller and Madow's correction."""
+    rows = []
+    for bpp in RATES:
+        bench = Bench(bpp)
+        tokens = bench.codec.encode(bench.images)
+        halves = {"high": tokens >> 8, "low": tokens & 255}
+        row: dict[str, Any] = {"bpp": bpp, "tokens": tokens.numel()}
+        for name, values in halves.items():
+            p = torch.bincount(values.flatten(), minlength=256).double() / values.numel()
+            row[name] = float(-(p[p > 0] * p[p > 0].log2()).sum()) + 255 / (2 * values.numel() * math.log(2))
+        rows.append(row)
+    return rows
+
+
+IDEAS: dict[str, Callable[[], list[dict]]] = {
+    "turns": turns, "coefficients": coefficients, "orders": orders, "reuse": reuse, "ahead": ahead,
+    "frequencies": frequencies, "entropy": entropy,
+}  # fmt: skip
+
+
+# ---- the page -----------------------------------------------------------------------------------------------------------
+def percent(found: tuple[float, float]) -> str:
+    return f"{100 * found[0]:.1f} % ± {100 * found[1]:.1f}"
+
+
+def share_table(name: str, head: list[str]) -> str:
+    lines = []
+    for row in report.load(NAME)[name]:
+        log = row.get("log_vocabulary", 16)
+        lines.append([f"{row['bins']} of 2^{log}", *map(percent, row["share"])])
+    return report.table(["tokens of a step", *head], lines)
+
+
+def psnr_table(name: str, head: list[str]) -> str:
+    lines = [[f"{row['bpp']:g} bpp", *(f"{p:.2f} dB" for p in row["psnr"])] for row in report.load(NAME)[name]]
+    return report.table(["", *head], lines)
+
+
+def entropy_table() -> str:
+    lines = [[f"{r['bpp']:g} bpp", str(r["tokens"]), f"{r['high']:.3f} bits", f"{r['low']:.3f} bits"]
+             for r in report.load(NAME)["entropy"]]  # fmt: skip
+    return report.table(["", "tokens", "high byte", "low byte"], lines)
+
+
+TABLES = {
+    "turns": lambda: share_table("turns", ["at once", "in 4 turns", "in 16 turns", "at once, one pass anew"]),
+    "coefficients": lambda: share_table("coefficients", ["equal", "best, for nothing", "best, for 2 bits each"]),
+    "orders": lambda: share_table("orders", ["order 4096, cut", "order 3072"]),
+    "reuse": lambda: psnr_table("reuse", ["24 steps", "48 steps, every x0_hat twice"]),
+    "ahead": lambda: psnr_table("ahead", ["no look-ahead", "2 candidates", "4 candidates"]),
+    "frequencies": lambda: psnr_table("frequencies", ["a = 0", "a = 1/4", "a = 1/2", "a = 1"]),
+    "entropy": entropy_table,
+    "source": lambda: report.source(report.load(NAME), NAME),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=list(IDEAS), action="append", help="measure this idea alone (repeatable)")
+    parser.add_argument("--check", action="store_true", help="only say whether the page follows from the results")
+    args = parser.parse_args()
+    if not args.check:
+        path = RESULTS / f"{NAME}.json"
+        found = {k: v for k, v in json.loads(path.read_text()).items() if k in IDEAS} if path.exists() else {}
+        for name in args.only or IDEAS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                found[name] = IDEAS[name]()
+            print(name, json.dumps(found[name]), flush=True)
+            about = f"{DRAWS} random residuals of {D} dimensions; {IMAGES} CIFAR-10 test images, {BACKBONE}, {CALLS} calls"
+            write(NAME, {"about": about, **found}, 0)
+    report.fill(PAGE, TABLES, args.check)
+
+
+if __name__ == "__main__":
+    main()
