@@ -21,7 +21,8 @@ from torch import Tensor
 
 from noisebook.backbones import Backbone
 from noisebook.codebook import START_STEP, Codebook
-from noisebook.codec import Codec, Tokens
+from noisebook.codec import Codec
+from noisebook.plan import Tokens
 from noisebook.rules import refined
 from noisebook.spec import Step
 from record import RESULTS, ROOT, write
@@ -138,11 +139,11 @@ Chooser = Callable[[Tokens, Tensor], Tensor]
 class Bench:
     """One codec of the comparison on CIFAR-10, and walks of it with other choices than the encoder's."""
 
-    def __init__(self, bpp: float, calls: int = CALLS, backbone: Backbone | None = None):
+    def __init__(self, bpp: float, calls: int = CALLS, backbone: Backbone | None = None, candidates: int = 1):
         _, (self.images,) = rate_distortion.cifar(IMAGES)
         place = rivals.Place(rate_distortion.backbone_of(BACKBONE, "cpu"), rate_distortion.curve_of(BACKBONE), 32, 32)
         self.spec = rivals.ours(place, 1024 * bpp, calls)
-        self.codec = Codec(self.spec, backbone or place.backbone, effort=1)
+        self.codec = Codec(self.spec, backbone or place.backbone, effort=1, candidates=candidates)
         self.plan = self.codec.plan(32, 32)
         self.x0 = self.plan.views(self.images.float() / 127.5 - 1)
 
@@ -189,30 +190,16 @@ def reuse() -> list[dict]:
 
 
 def ahead() -> list[dict]:
-    """Of so many sets of tokens whose scores nearly tie, the one after which the network errs least on each image."""
+    """The engine's look-ahead, at few and at more network calls of the decoder."""
     rows = []
-    for bpp in RATES:
-        bench, found = Bench(bpp), []
-        for candidates in (1, 2, 4):
-            draw, steps = torch.Generator().manual_seed(0), bench.spec.schedule
-            state = bench.codec._start(bench.plan, IMAGES, bench.plan.tokens[0], bench.plain)
-            y = bench.plan.join(state)
-            for which in bench.plan.tokens[1:]:
-                step = steps[which.step]
-                x0_hat = bench.plan.views(bench.codec.backbone(y, step.lam))
-                residual, least, best = bench.x0 - x0_hat, torch.full((IMAGES,), math.inf), torch.empty_like(y)
-                for n in range(candidates):
-                    shaken = torch.randn(residual.shape, generator=draw) * residual.square().mean().sqrt() * (0.1 * (n > 0))
-                    tokens = bench.select(which, residual + shaken)
-                    then = bench.plan.join(
-                        bench.codec.rule.backtrace(bench.plan.views(y), x0_hat, tokens, which.bins, which.step, step)
-                    )
-                    error = (bench.x0 - bench.plan.views(bench.codec.backbone(then, step.lam_next))).square().mean((1, 2))
-                    best[error < least], least = then[error < least], torch.minimum(least, error)
-                y = best
-            decoded = bench.codec.backbone(y, steps[-1].lam_next)
-            found.append(float(metrics.psnr(bench.images, metrics.to_uint8(decoded)).mean()))
-        rows.append({"bpp": bpp, "psnr": found})
+    for calls in (8, CALLS):
+        for bpp in RATES:
+            found = []
+            for candidates in (1, 2, 4, 8):
+                bench = Bench(bpp, calls, candidates=candidates)
+                _, decoded = bench.codec.reconstruct(bench.images)
+                found.append(float(metrics.psnr(bench.images, metrics.to_uint8(decoded)).mean()))
+            rows.append({"bpp": bpp, "calls": calls, "psnr": found})
     return rows
 
 
@@ -275,7 +262,8 @@ def share_table(name: str, head: list[str]) -> str:
 
 
 def psnr_table(name: str, head: list[str]) -> str:
-    lines = [[f"{row['bpp']:g} bpp", *(f"{p:.2f} dB" for p in row["psnr"])] for row in report.load(NAME)[name]]
+    lines = [[f"{row['bpp']:g} bpp" + (f", {row['calls']} calls" if "calls" in row else ""),
+              *(f"{p:.2f} dB" for p in row["psnr"])] for row in report.load(NAME)[name]]  # fmt: skip
     return report.table(["", *head], lines)
 
 
@@ -290,7 +278,7 @@ TABLES = {
     "coefficients": lambda: share_table("coefficients", ["equal", "best, for nothing", "best, for 2 bits each"]),
     "orders": lambda: share_table("orders", ["order 4096, cut", "order 3072"]),
     "reuse": lambda: psnr_table("reuse", ["24 steps", "48 steps, every x0_hat twice"]),
-    "ahead": lambda: psnr_table("ahead", ["no look-ahead", "2 candidates", "4 candidates"]),
+    "ahead": lambda: psnr_table("ahead", ["1 candidate", "2 candidates", "4 candidates", "8 candidates"]),
     "frequencies": lambda: psnr_table("frequencies", ["a = 0", "a = 1/4", "a = 1/2", "a = 1"]),
     "entropy": entropy_table,
     "source": lambda: report.source(report.load(NAME), NAME),

@@ -41,7 +41,7 @@ RATES = {KODAK: (0.25, 0.05, 1.0, 0.1, 0.5), CIFAR: (1, 0.25, 4, 0.5, 2)}
 NETWORKS = {KODAK: ("photo", "gaussian-prior"), CIFAR: ("cifar10-flow", "cifar10-edm", "pca-prior")}
 CODECS = [  # (codec, network calls), the most wanted first
     ("default", 25), ("Turbo-DDCM", 25), ("DiffC", 25), ("default", 8), ("Turbo-DDCM", 30), ("default", 61),
-    ("Turbo-DDCM on ours", 25), ("DDCM", 25),
+    ("Turbo-DDCM on ours", 25), ("DDCM", 25), ("default, 4 candidates", 8),
 ]  # fmt: skip
 FILE = RESULTS / "rate_distortion.json"
 CALIBRATION = 256  # training images that the closed form's curve is measured on
@@ -61,10 +61,11 @@ class Row:
 
 
 def plan() -> Iterator[Row]:
-    for slow in (False, True):  # matching pursuit takes hours of a CPU
+    for slow in (False, True):  # matching pursuit of photographs takes hours of a CPU, look-ahead four times as long
         for data, names in NETWORKS.items():
             for name in names:
-                some = [(codec, calls) for codec, calls in CODECS if (codec == "DDCM" and data == KODAK) == slow]
+                dear = ("DDCM", *rivals.CANDIDATES) if data == KODAK else ()
+                some = [(codec, calls) for codec, calls in CODECS if (codec in dear) == slow]
                 yield from (Row(data, name, codec, bpp, calls) for codec, calls in some for bpp in RATES[data])
 
 
@@ -148,8 +149,12 @@ def payload_bits(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> list[in
 Given = dict[str, metrics.GivenNetworks]
 
 
-def walk(place: rivals.Place, spec: Any, images: Tensor, device: str, batch: int, given: Given) -> Measured:
-    codec, parts, bits, seconds = Codec(spec, place.backbone, graphs=False, effort=1), [], [], 0.0
+def walk(
+    place: rivals.Place, row: Row, bits_wanted: float, images: Tensor, device: str, batch: int, given: Given
+) -> Measured:
+    spec = rivals.MAKERS[row.codec](place, bits_wanted, row.calls)
+    codec = Codec(spec, place.backbone, graphs=False, effort=1, candidates=rivals.CANDIDATES.get(row.codec, 1))
+    parts, bits, seconds = [], [], 0.0
     distances = dict.fromkeys(given, 0.0)
     for some in images.split(batch):
         on = some.to(device)
@@ -171,10 +176,10 @@ def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batc
     for images in batches:
         place = rivals.Place(backbone, curve, images.shape[2], images.shape[3])
         wanted = row.bpp * place.height * place.width
-        out = walk(place, rivals.MAKERS[row.codec](place, wanted, row.calls), images, device, batch, given)
+        out = walk(place, row, wanted, images, device, batch, given)
         share = wanted / (sum(out.bits) / len(out.bits))
         if out.codec.spec.rule == "poisson" and abs(share - 1) > 0.02:  # its bits follow the picture: ask once more
-            out = walk(place, rivals.MAKERS[row.codec](place, wanted * share, row.calls), images, device, batch, given)
+            out = walk(place, row, wanted * share, images, device, batch, given)
         found.append(out)
     pixels = [images.shape[2] * images.shape[3] for images in batches for _ in images]
     bits = [b for out in found for b in out.bits]
@@ -188,7 +193,8 @@ def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batc
         "psnr": metrics.interval(psnr), "ssim": float(torch.cat([out.ssim for out in found]).mean()),
         "ms_ssim": None if multi.isnan().any() else float(multi.mean()), **({"distances": distances} if given else {}),
         "psnr_of_images": paper.packed(psnr), "bits_of_images": sorted(set(bits))[0] if len(set(bits)) == 1 else bits,
-        "decode_calls": found[0].codec.calls, "seconds": sum(out.seconds for out in found) / len(psnr),
+        "decode_calls": found[0].codec.calls, "encode_calls": found[0].codec.encode_calls,
+        "seconds": sum(out.seconds for out in found) / len(psnr),
         "spec": {"hash": spec.hash.hex(), "rule": spec.rule, "law": spec.law, "vocabulary": spec.vocabulary,
                  "rows": spec.rows, "columns": spec.columns, "bins": [spec.start_bins, *(s.bins for s in spec.schedule)],
                  "levels": [float(f"{s.lam:.5g}") for s in spec.schedule]},
@@ -206,6 +212,8 @@ def measure_all(args: argparse.Namespace) -> None:
     for path in args.merge:
         other = json.loads(path.read_text())
         result = {kind: other[kind] | result[kind] for kind in ("rows", "runs")}
+    before = result["runs"].get(name, {})
+    mine["commands"] = sorted({mine["command"], *before.get("commands", [before["command"]] if before else [])})
     result["runs"][name] = mine
     given = {path.stem: metrics.GivenNetworks(path, None, device) for path in args.distance}
     begin = time.monotonic()

@@ -141,7 +141,9 @@ def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
     return place.spec(tuple(steps), rule="poisson", vocabulary=1 << (CHUNK + 1))
 
 
+CANDIDATES = {"default, 4 candidates": 4}  # of the encoder's look-ahead; the others have 1
+
 MAKERS: dict[str, Maker] = {
-    "default": ours, "default, 2^20": partial(ours, vocabulary=1 << 20), "DDCM": ddcm, "Turbo-DDCM": turbo,
-    "Turbo-DDCM on ours": turbo_on_ours, "DiffC": diffc,
+    "default": ours, "default, 4 candidates": ours, "default, 2^20": partial(ours, vocabulary=1 << 20),
+    "DDCM": ddcm, "Turbo-DDCM": turbo, "Turbo-DDCM on ours": turbo_on_ours, "DiffC": diffc,
 }  # fmt: skip

@@ -23,6 +23,7 @@ CASES = {
     "independent": {"law": "independent", "vocabulary": 128},
     "a vocabulary that is no power of two": {"law": "independent", "vocabulary": 66},
     "many codewords": {"bins": 1, "vocabulary": 1 << 21},
+    "look-ahead": {"candidates": 3, "start_bins": 2},
 }
 BACKBONES = ("shrink", "photo", "gaussian-prior")
 
@@ -35,9 +36,9 @@ def network(name="shrink"):
     return backbones.load(name, "cuda")
 
 
-def build(backbone, graphs=True, **changes) -> Codec:
+def build(backbone, graphs=True, candidates=1, **changes) -> Codec:
     base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
-    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs)
+    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs, candidates=candidates)
 
 
 def psnr(a, b) -> float:

@@ -21,9 +21,12 @@ from noisebook.presets import Recipe
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 
 
-def build(backbone, graphs=True, **changes) -> Codec:
+CASES = {**RECIPES, "look-ahead": {"candidates": 3, "start_bins": 2}}
+
+
+def build(backbone, graphs=True, candidates=1, **changes) -> Codec:
     base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
-    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs)
+    return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs, candidates=candidates)
 
 
 class Counting(Shrink):
@@ -106,10 +109,10 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     assert valid.shape == ()
 
 
-@pytest.mark.parametrize("case", RECIPES)
+@pytest.mark.parametrize("case", CASES)
 def test_cores_of_encode_and_decode_never_meet_the_host(case, monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
-    assert_cores_stay_on_the_device(Counting(), 17, 40, **RECIPES[case])
+    assert_cores_stay_on_the_device(Counting(), 17, 40, **CASES[case])
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -150,10 +153,10 @@ def cuda(monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
 
 
-@pytest.mark.parametrize("case", RECIPES)
+@pytest.mark.parametrize("case", CASES)
 def test_replay_is_the_plain_call_for_fresh_images(case, cuda, fresh):
     backbone = Counting()
-    codec, plain = build(backbone, **RECIPES[case]), build(Counting(), graphs=False, **RECIPES[case])
+    codec, plain = build(backbone, **CASES[case]), build(Counting(), graphs=False, **CASES[case])
     for batch in (2, 2, 2, 1, 1, 2):  # five graphs for each: those of batch 2 are recorded, replayed twice, pushed out
         images = random_images(fresh, batch, 17, 40)
         tokens = codec.encode(images)

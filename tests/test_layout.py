@@ -23,7 +23,7 @@ ROWS = [
     ["targets"],
     ["files", "modes"],
     ["codec"],
-    ["presets", "rules"],
+    ["presets", "rules", "plan", "lookahead"],
     ["calibration"],
     ["codebook", "schedule", "container", "backbones", "images", "packing"],
     ["spec", "codebook_reference", "graphs"],

@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 def load(
     preset: "str | CodecSpec" = "photo", *, backbone: "str | Backbone | None" = None, device: str = "cpu",
     dtype: str = "float32", channels_last: bool = False, compile: bool = False, graphs: bool = True, effort: int = 1,
-    conditions: "Mapping[str, Any] | None" = None, **changes: Any,
+    candidates: int = 1, conditions: "Mapping[str, Any] | None" = None, **changes: Any,
 ) -> "Codec":  # fmt: skip
     """A codec by the name of a preset, or by its specification.
 
@@ -40,6 +40,7 @@ def load(
     dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
     effort    how often an encoder chooses the tokens of a step anew, given the others; files decode without knowing
+    candidates   sets of tokens that an encoder tries at each step, at so many network calls; files decode without knowing
     conditions   what a model with conditions is told: prompt, negative_prompt, guidance, label (docs/backbones.md)
     changes   fields of `noisebook.presets.Recipe` that replace the preset's: steps, bins, vocabulary, seed, ...
 
@@ -64,7 +65,7 @@ def load(
         spec = recipe.build(model)
     if (dtype, channels_last, compile) != ("float32", False, False):
         model.accelerate(dtype, channels_last, compile)
-    return Codec(spec, model, graphs, effort)
+    return Codec(spec, model, graphs, effort, candidates)
 
 
 __all__ = [

@@ -186,7 +186,7 @@ def run_encode(args: argparse.Namespace) -> int:
         data, codec = encode(read())
         target = place(name)
         write_bytes(target.with_name(target.name + ".nbk"), data)
-        return _file_row(name, data, Container.from_bytes(data), calls=len(codec.spec.schedule))
+        return _file_row(name, data, Container.from_bytes(data), calls=codec.encode_calls)
 
     return _each(args, _inputs(args, channels), work, info)
 
@@ -221,7 +221,7 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
             write_bytes(target.with_name(target.name + ".nbk"), data)
             write_bytes(target.with_name(target.name + ".png"), png_bytes(np.concatenate([pixels, decoded], 1)))
         quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
-        return _file_row(name, data, container, **quality, calls=len(codec.spec.schedule) + codec.calls)
+        return _file_row(name, data, container, **quality, calls=codec.encode_calls + codec.calls)
 
     return _each(args, _inputs(args, channels), work, info)
 

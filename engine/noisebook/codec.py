@@ -8,7 +8,7 @@ y      = x0_hat + keep (y - x0_hat) + gain z(token)         keep = lam_down / la
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,110 +21,14 @@ from noisebook.backbones import Backbone
 from noisebook.codebook import NOT_FINITE, START_STEP, Codebook, start_noise
 from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, SpecError
 from noisebook.graphs import Graphs, constants
+from noisebook.lookahead import Lookahead
+from noisebook.plan import Layout, Plan, Tokens
 from noisebook.rules import Rule, rule_of
-from noisebook.runs import Run
 from noisebook.spec import CodecSpec
 from noisebook.stages import stage
 
 fixed_start = constants()(start_noise)
-Chooser = Callable[["Tokens", Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, T]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of one step (`START_STEP`: of the codebook start) in the stream: `offset` places in, in these runs."""
-
-    step: int
-    bins: int  # what each view spends, see `Step.bins`
-    runs: tuple[Run, ...]
-    offset: int
-
-    @property
-    def count(self) -> int:
-        """Tokens T of one image."""
-        return sum(run.count for run in self.runs)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start.
-
-    `unit` is the block of the image (rule `poisson`: the chunk), `bin` counts within it. For coefficients of rule `pursuit`
-    `bin` goes on from the atoms."""
-
-    step: Tensor
-    unit: Tensor
-    bin: Tensor
-    vocabulary: Tensor
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-    @property
-    def bits(self) -> float:
-        """log2 of the number of token tensors; `Plan.packed_bits` says what a file spends."""
-        return float(self.vocabulary.double().log2().sum())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A codec at one image size: the padded size, the shape of the state, its views and where each token run lies."""
-
-    height: int
-    width: int
-    padded: tuple[int, int]
-    state: tuple[int, int, int]  # [C, h, w]
-    blocks: tuple[int, int]  # rows, columns
-    tokens: tuple[Tokens, ...]  # of the start (if it has any), then of the steps that have any
-    chunked: bool  # units of the layout are chunks, not blocks
-    steps: int | None = None  # so many alone of the schedule; None: all
-
-    @property
-    def units(self) -> int:
-        return self.blocks[0] * self.blocks[1]
-
-    @property
-    def dims(self) -> int:
-        """Dimensions D of one view."""
-        return math.prod(self.state) // self.units
-
-    @property
-    def length(self) -> int:
-        """Tokens of one image."""
-        return sum(some.count for some in self.tokens)
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """The runs of the stream, as `container.pack` takes them."""
-        return tuple(run for some in self.tokens for run in some.runs)
-
-    def layout(self) -> Layout:
-        rows = []
-        for some in self.tokens:
-            units, first = (some.count if self.chunked and some.step != START_STEP else self.units), 0
-            for run in some.runs:
-                each = max(1, run.count // units)
-                unit = torch.arange(run.count) if each * units != run.count else torch.arange(units).repeat_interleave(each)
-                unit = unit + first if self.chunked else unit
-                step = torch.full_like(unit, -1 if some.step == START_STEP else some.step)
-                place = torch.arange(run.count) % each + (0 if self.chunked else first // units)
-                rows.append((step, unit, place, torch.full_like(unit, run.vocabulary)))
-                first += run.count
-        if not rows:
-            return Layout(*torch.zeros(4, 0, dtype=torch.int64).unbind())
-        return Layout(*(torch.cat(column) for column in zip(*rows, strict=True)))
-
-    def views(self, state: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, U, D]: blocks in raster order, each flattened as [channel, row, column]."""
-        (c, h, w), (r, q) = self.state, self.blocks
-        cut = state.reshape(len(state), c, r, h // r, q, w // q)
-        return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(state), self.units, self.dims)
-
-    def join(self, views: Tensor) -> Tensor:
-        """The inverse of `views`."""
-        (c, h, w), (r, q) = self.state, self.blocks
-        cut = views.reshape(len(views), r, q, c, h // r, w // q)
-        return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), c, h, w)
+Chooser = Callable[[Tokens, Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, T]
 
 
 class Codec:
@@ -134,9 +38,12 @@ class Codec:
     given size always gives the same number of tokens. On CUDA a whole encode or decode is one graph for each shape of
     batch, unless `graphs` is False or the backbone cannot be captured. Raises CodecMismatchError if `backbone` is not the
     one of `spec`, BackboneError if it has no fingerprint, SpecError if it cannot walk the schedule.
+
+    Of encoders alone: `effort` is how often the tokens of a step are chosen anew (rule `bins`), `candidates` how many sets
+    of tokens are tried at each step, at so many network calls (lookahead.py).
     """
 
-    def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0):
+    def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0, candidates: int = 1):
         if not backbone.fingerprint:
             raise BackboneError(f"backbone {backbone.name!r} has no fingerprint, so a file could not tell it from another: "
                                 "set fingerprint_of({}, net.state_dict())")  # fmt: skip
@@ -150,7 +57,9 @@ class Codec:
         for lam in [s.lam for s in spec.schedule] + [v for v in spec.finish_levels if v > 0]:
             if backbone.snap(lam) != lam:
                 raise SpecError(f"backbone {backbone.name!r} has no level lam = {lam}; nearest: {backbone.snap(lam)}")
-        self.spec, self.backbone = spec, backbone
+        if not 1 <= candidates <= 64:
+            raise SpecError(f"candidates must be from 1 to 64, not {candidates}")
+        self.spec, self.backbone, self.candidates = spec, backbone, candidates
         self.rule = rule_of(spec, effort)
         self.start_rule = Rule(Codebook(spec.law, spec.start_vocabulary, spec.seed))
         self.graphs = Graphs(graphs and backbone.capturable)
@@ -169,6 +78,12 @@ class Codec:
         """Network calls of a decode, the finish included."""
         finish = {"mean": 1, "euler": len(self.spec.finish_levels), "heun": 2 * len(self.spec.finish_levels) - 1}
         return len(self.spec.schedule) + (finish[self.spec.finish] if self.spec.schedule[-1].lam_next > 0 else 0)
+
+    @property
+    def encode_calls(self) -> int:
+        """Network calls of an encode, without what it takes to see the result."""
+        steps = len(self.spec.schedule)
+        return steps if self.candidates == 1 else self.candidates * (steps + (self.spec.schedule[-1].lam_next > 0))
 
     # ---- sizes and layouts ----------------------------------------------------------------------------------------------
     def plan(self, height: int, width: int) -> Plan:
@@ -318,13 +233,14 @@ class Codec:
         bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
         x0 = plan.views(self.backbone.encode(F.pad(x, (0, right, 0, bottom), mode="replicate")))
         counts = None if weights is None else plan.views(self._state_weights(plan, weights, (right, bottom)))
-        chosen: list[Tensor] = [torch.zeros(len(x), 0, dtype=torch.int64, device=x.device)]
+        chosen: list[Tensor] = [torch.zeros(self.candidates * len(x), 0, dtype=torch.int64, device=x.device)]
         status = [(x.abs() <= 1.001).all().float()]
+        ahead = Lookahead(self.candidates, x0, counts, self.spec.seed)
 
         def pick(which: Tokens, x0_hat: Tensor) -> Tensor:
-            residual = x0 - x0_hat
+            residual = ahead.x0 - x0_hat
             status.append(residual.square().mean())
-            residual = residual if counts is None else residual * counts
+            residual = ahead.shaken(residual if ahead.counts is None else residual * ahead.counts, which.step)
             with stage("select"):
                 if which.step == START_STEP:
                     tokens = self.start_rule.select(residual, which.bins, START_STEP, self.spec.schedule[0])
@@ -333,9 +249,19 @@ class Codec:
             chosen.append(tokens)
             return tokens
 
-        y = self.walk(plan, len(x), pick, finish)
+        def settle(y: Tensor, x0_hat: Tensor) -> tuple[Tensor, Tensor]:
+            best = ahead.best(plan.views(x0_hat))
+            chosen[-1] = chosen[-1][best]
+            return y[best], x0_hat[best]
+
+        if self.candidates == 1:
+            y = self.walk(plan, len(x), pick, finish)
+        else:
+            y, lam = self.walk(plan, len(ahead.x0), pick, False, settle), self.spec.schedule[-1].lam_next
+            y = settle(y, self._denoise(y, lam) if lam > 0 else y)[0][: len(x)]
+            y = self._finish(plan, y) if finish else y
         status.insert(1, torch.isfinite(y).all().float())
-        tokens = torch.cat(chosen, 1)
+        tokens = torch.cat(chosen, 1)[: len(x)]
         if packed:
             with stage("pack"):
                 tokens = packing.pack(tokens, plan.runs)
@@ -354,15 +280,20 @@ class Codec:
 
     # ---- the loop -------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
+    def walk(
+        self, plan: Plan, batch: int, choose: Chooser, finish: bool = True,
+        settle: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:  # fmt: skip
         """From the start through all steps to the finish. Only `choose` differs between encoder and decoder: told which
-        tokens are due and x0_hat as views [B, U, D], it gives them, int64 [B, T]."""
+        tokens are due and x0_hat as views [B, U, D], it gives them, int64 [B, T]. `settle` is an encoder's that looks ahead:
+        given y and x0_hat of all it tries, it says with which to go on."""
         spent = {some.step: some for some in plan.tokens}
         with stage("start"):
             y = plan.join(self._start(plan, batch, spent.get(START_STEP), choose))
         schedule = self.spec.schedule[: plan.steps]
         for i, step in enumerate(schedule):
             x0_hat = self._denoise(y, step.lam)
+            y, x0_hat = settle(y, x0_hat) if settle else (y, x0_hat)
             y = x0_hat + y if step.lam == math.inf else y  # y was eps alone: no multiple of x0 shows in pure noise
             if i in spent:
                 views = plan.views(x0_hat)

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
 from noisebook.codebook import START_STEP
-from noisebook.codec import Chooser, Codec, Plan, Tokens
+from noisebook.codec import Chooser, Codec
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
+from noisebook.plan import Plan, Tokens
 
 Operator = Callable[[Tensor], Tensor]  # linear: images [B, C, H, W] -> what is observed of them, [B, ...]
 

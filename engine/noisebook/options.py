@@ -92,6 +92,8 @@ def add_target_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white counts most, black "
                        "a tenth of it")  # fmt: skip
     group.add_argument("--effort", type=int, default=1, help="how often the tokens of a step are chosen anew (default: 1)")
+    group.add_argument("--candidates", type=int, default=1, help="sets of tokens that are tried at each step, each for one "
+                       "network call (default: 1)")  # fmt: skip
 
 
 def load_codec(args: argparse.Namespace) -> "Codec":
@@ -100,8 +102,8 @@ def load_codec(args: argparse.Namespace) -> "Codec":
 
     name = args.preset or presets.DEFAULT
     changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
-    effort = {"effort": args.effort} if hasattr(args, "effort") else {}
-    codec = load(name, backbone=args.backbone, device=device(args.device), **network(args), **effort, **changes)
+    how = {name: getattr(args, name) for name in ("effort", "candidates") if hasattr(args, name)}
+    codec = load(name, backbone=args.backbone, device=device(args.device), **network(args), **how, **changes)
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
@@ -136,7 +138,7 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     backbone = backbones.load(name, device(args.device), **how["conditions"])
     if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
         backbone.accelerate(args.dtype, args.channels_last, args.compile)
-    aim = Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort)
+    aim = Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates)
     weights = _roi(args)
     made: dict[str, Any] = {}
 

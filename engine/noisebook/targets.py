@@ -56,11 +56,15 @@ class Target:
 class Aim:
     """Makes files of a target with one backbone and its curve; keeps the codecs that it made."""
 
-    def __init__(self, target: Target, backbone: "Backbone", curve: "Curve", graphs: bool = True, effort: int = 1):
+    def __init__(
+        self, target: Target, backbone: "Backbone", curve: "Curve", graphs: bool = True, effort: int = 1,
+        candidates: int = 1,
+    ):  # fmt: skip
         if curve.fingerprint != backbone.fingerprint:
             raise BackboneError(f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
                                 f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`")  # fmt: skip
-        self.target, self.backbone, self.curve, self.graphs, self.effort = target, backbone, curve, graphs, effort
+        self.target, self.backbone, self.curve = target, backbone, curve
+        self.how = graphs, effort, candidates
         self._codecs: dict[tuple[int, int, int], Codec] = {}
 
     def dims(self, height: int, width: int) -> int:
@@ -72,9 +76,7 @@ class Aim:
         dims, steps = self.dims(height, width), self.target.max_calls - 1
         if (dims, tokens, steps) not in self._codecs:
             spec = calibration.spec_for(self.curve, dims, tokens, steps, self.target.vocabulary, self.target.seed)
-            self._codecs[dims, tokens, steps] = Codec(
-                calibration.snapped(spec, self.backbone), self.backbone, self.graphs, self.effort
-            )
+            self._codecs[dims, tokens, steps] = Codec(calibration.snapped(spec, self.backbone), self.backbone, *self.how)
             if len(self._codecs) > 64:
                 del self._codecs[next(iter(self._codecs))]
         return self._codecs[dims, tokens, steps]
