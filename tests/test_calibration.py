@@ -162,3 +162,15 @@ def test_a_released_number_means_the_same_codec_for_ever(case):
 def test_a_curve_of_a_latent_model_does_not_guess_dimensions(fresh):
     assert replace(random_curve(fresh), channels=0).dims(64, 64) == 0
     assert json.loads(random_curve(fresh).to_json())["noisebook_curve"] == calibration.FORMAT
+
+
+@pytest.mark.parametrize(("size", "multiple"), [((24, 24), 1), ((24, 32), 1), (None, 8)])
+def test_a_curve_knows_the_sizes_of_its_backbone(size, multiple, shrink, fresh):
+    """Of one size only, square or not, or of any multiple: `dims` is that of the padded state, or 0 where it cannot say."""
+    shrink.size, shrink.multiple = size, multiple
+    side = size or (24, 40)
+    images = white(fresh, side=max(side))[:, :, : side[0], : side[1]]
+    curve = calibration.measure(shrink, [images], nodes=5)
+    for height, width in ((20, 24), (3, 5), side):
+        padded = shrink.padded(height, width)
+        assert curve.dims(height, width) == (0 if size == (24, 32) else 3 * padded[0] * padded[1])

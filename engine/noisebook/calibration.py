@@ -126,9 +126,9 @@ def measure(
                 eps = torch.randn(x0.shape, generator=noise).to(x0)
                 errors[i] += float((x0 - backbone(x0 + lam * eps, lam)).square().mean()) * len(x0)
             count += len(x0)
-    least = backbone.padded(1, 1)[0]
-    multiple = backbone.padded(least + 1, least + 1)[0] - least
-    pixel = backbone.state_shape(*padded) == (backbone.channels, *padded)
+    least, width = backbone.padded(1, 1)
+    multiple = least if backbone.size else backbone.padded(least + 1, least + 1)[0] - least
+    pixel = backbone.state_shape(*padded) == (backbone.channels, *padded) and width == least
     return Curve(
         backbone.name, backbone.fingerprint, tuple(levels), tuple(float(f"{v / count:.6g}") for v in errors),
         float(f"{power / count:.6g}"), multiple, least, backbone.channels if pixel else 0, about=about,
