@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,8 @@ def command_line() -> str:
     script = Path(sys.argv[0]).resolve()
     name = f"python {script.relative_to(ROOT)}" if script.is_relative_to(ROOT) else script.name
     arguments = (a.rpartition("=") for a in sys.argv[1:])  # also NAME=PATH
-    return " ".join([name, *(f"{head}{sign}{shown(Path(a)) if os.path.isabs(a) else a}" for head, sign, a in arguments)])
+    words = (f"{head}{sign}{shown(Path(a)) if os.path.isabs(a) else a}" for head, sign, a in arguments)
+    return " ".join([name, *map(shlex.quote, words)])
 
 
 def shown(path: Path) -> str:
