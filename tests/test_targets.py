@@ -206,9 +206,10 @@ def test_a_rate_on_the_command_line(folder, capsys):
 
 def test_a_quality_and_a_region_on_the_command_line(folder, capsys):
     Image.new("L", (80, 64), 255).save(folder / "mask.png")
-    code, out, _ = run(capsys, "roundtrip", folder / "in", "-o", folder / "out", *PRIOR, "--psnr", 26, "--roi",
-                       folder / "mask.png", "--effort", 2, "--json")  # fmt: skip
+    code, out, told = run(capsys, "roundtrip", folder / "in", "-o", folder / "out", *PRIOR, "--psnr", 26, "--roi",
+                          folder / "mask.png", "--effort", 2, "--json")  # fmt: skip
     assert code == 0
+    assert told.count("try 1: ") == 2
     assert [row["psnr"] for row in out["images"]] == pytest.approx([26, 26], abs=0.5)  # small pictures: by leaps
     Image.new("L", (8, 8), 255).save(folder / "mask.png")
     code, out, _ = run(

@@ -138,7 +138,7 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     backbone = backbones.load(name, device(args.device), **how["conditions"])
     if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
         backbone.accelerate(args.dtype, args.channels_last, args.compile)
-    aim = Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates)
+    aim = Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
     weights = _roi(args)
     made: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ the curve, tried, and corrected by what came out.
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,17 +55,17 @@ class Target:
 
 
 class Aim:
-    """Makes files of a target with one backbone and its curve; keeps the codecs that it made."""
+    """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` hears of each try."""
 
     def __init__(
         self, target: Target, backbone: "Backbone", curve: "Curve", graphs: bool = True, effort: int = 1,
-        candidates: int = 1,
+        candidates: int = 1, tell: Callable[[str], None] | None = None,
     ):  # fmt: skip
         if curve.fingerprint != backbone.fingerprint:
             raise BackboneError(f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
                                 f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`")  # fmt: skip
         self.target, self.backbone, self.curve = target, backbone, curve
-        self.how = graphs, effort, candidates
+        self.how, self.tell = (graphs, effort, candidates), tell
         self._codecs: dict[tuple[int, int, int], Codec] = {}
 
     def dims(self, height: int, width: int) -> int:
@@ -158,6 +159,8 @@ class Aim:
                 break
             got = psnr(pixels, shown)
             tried[tokens] = got = 99.0 if got is None else got
+            if self.tell:
+                self.tell(f"  try {len(tried)}: {8 * len(data) / (height * width):.4f} bpp, {got:.2f} dB")
             if best is None or abs(got - wanted) < abs(best[0] - wanted):
                 best = (got, data, codec)
             if abs(got - wanted) <= CLOSE:
