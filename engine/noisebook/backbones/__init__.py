@@ -1,7 +1,7 @@
 """Denoisers: one small adapter a family, all giving `x0_hat = D(y, lam)`, and the registry that finds them.
 
-A backbone is named by a word (shipped with the package), by a `.safetensors` file that noisebook wrote, by a folder in
-diffusers layout, or by a hub's OWNER/NAME.
+A backbone is named by a word (shipped with the package), by a `.safetensors` file that noisebook wrote, by a published
+`.pt` file of CoD, by a folder in diffusers layout, or by a hub's OWNER/NAME.
 """
 
 import importlib
@@ -19,6 +19,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 # kind of checkpoint -> "module:function" that builds the adapter from (config, tensors); imported only when needed
 KINDS: dict[str, str] = {
     "convnet": "noisebook.backbones.convnet:from_checkpoint",
+    "cod": "noisebook.backbones.cod:from_checkpoint",
     "dct-prior": "noisebook.backbones.gaussian:dct_from_checkpoint",
     "nvidia-edm": "noisebook.backbones.nvidia_edm:from_checkpoint",
     "pca-prior": "noisebook.backbones.gaussian:pca_from_checkpoint",
@@ -61,6 +62,8 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
         backbone.name = name
         return backbone
     path = WEIGHTS / f"{name}.safetensors" if name in shipped() else Path(name)
+    if path.is_file() and path.suffix in (".pt", ".ckpt") and not options:
+        return _function("noisebook.backbones.cod_files:load_published")(path)
     if path.is_file():
         return _read(path, options)
     known = ["prompt", "negative_prompt", "guidance", "label", "variant", *(() if path.is_dir() else ("revision",))]
