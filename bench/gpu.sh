@@ -4,7 +4,7 @@
 #   kernels     every kernel and the baselines                   -> kernels.json
 #   throughput  encode and decode end to end                     -> throughput.json
 #   tune        launch settings                                  -> tuned.json (and kernels/noisebook_kernels/tuned.json)
-#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency); needs what `python bench/carry.py photos`
+#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod); needs what `python bench/carry.py photos`
 #               or `... cifar10` packs -> $MODEL.safetensors, $MODEL.json
 #   paper       the experiments of bench/paper.py; needs `python bench/paper.py --carry carry/paper`. Resumes -> paper.json
 #   rates       bench/rate_distortion.py; needs `python bench/rate_distortion.py --carry carry/rates`. Resumes -> rate_distortion.json
@@ -44,6 +44,7 @@ train() {  # model
     cifar10-edm) what=(edm carry/cifar10.npz --sizes 32 --level -0.2 1.1 "${fresh[@]}") ;;
     cifar10-flow) what=(flow carry/cifar10.npz --sizes 32 "${fresh[@]}") ;;
     cifar10-consistency) what=(consistency carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 1e-4) ;;
+    cifar10-cod) what=(cod carry/cifar10.npz --sizes 32 --widths 128 32 --blocks 10 --learning-rate 1e-3) ;;
     *) echo "unknown model: $1" >&2; return 2 ;;
   esac
   [ "$1" = photo ] || what+=(--pixels 262144 --held-out 256)

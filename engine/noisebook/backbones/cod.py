@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisebook.backbones.cod_nets import PIXELS_A_TOKEN, CodConfig, CodNet
+from noisebook.backbones.cod_nets import CodConfig, CodNet
 from noisebook.backbones.network import NetworkBackbone, full
 from noisebook.errors import BackboneError, ImageError, SpecError
 
@@ -31,7 +31,7 @@ class CoD(NetworkBackbone):
     def __init__(self, net: CodNet):
         self.stride = net.y_embedder.stride
         self.factor = 8 if net.config.latent else 1  # pixels of a place of the state
-        multiple = max(self.stride, 2 * PIXELS_A_TOKEN if net.config.up2x else PIXELS_A_TOKEN)
+        multiple = max(self.stride, net.config.cell)  # both are powers of two
         super().__init__(net, channels=net.config.channels, multiple=multiple // self.factor)
         self.pure_noise, self.capturable = True, False  # `_none` would be recorded, and forgotten while a graph needs it
         if self._kind() != torch.float32:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from noisebook.errors import BackboneError
+
 WIDTH = 128  # channels of the encoder's first level and of the code vectors, in every published model
 
 
@@ -67,18 +69,25 @@ class Up(nn.Module):
         return self.block(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+STRIDES = (4, 8, 16, 32, 128)
+
+
 class Encoder(nn.Module):
-    """Images [B, 3, H, W] in [0, 1] -> [B, WIDTH, H / stride, W / stride] before quantisation. `ds` is 32 or 128; the stride
-    is ds, or half of it without `up2x` (the models of 256 x 256 pixels)."""
+    """Images [B, 3, H, W] in [0, 1] -> [B, width, H / stride, W / stride] before quantisation. `ds` is one of `STRIDES`; the
+    stride is ds, or half of it without `up2x` (the published models of 256 x 256 pixels)."""
 
     def __init__(self, ds: int, up2x: bool, width: int = WIDTH):
         super().__init__()
         w = width
+
+        def halved(channels: int, least: int) -> nn.Module:
+            return Down(channels) if ds >= least else nn.Identity()
+
         self.conv_in = nn.Conv2d(3, w, 3, stride=2 if up2x else 1, padding=1)
         self.down_block_0 = nn.Sequential(Residual(w, w), Residual(w, w), Down(w))
-        self.down_block_1 = nn.Sequential(Residual(w, w), Residual(w, w), Down(w))
-        self.down_block_2 = nn.Sequential(Residual(w, 2 * w), Residual(2 * w, 2 * w), Down(2 * w))
-        self.down_block_3 = nn.Sequential(Residual(2 * w, 2 * w), Residual(2 * w, 2 * w), Down(2 * w))
+        self.down_block_1 = nn.Sequential(Residual(w, w), Residual(w, w), halved(w, 8))
+        self.down_block_2 = nn.Sequential(Residual(w, 2 * w), Residual(2 * w, 2 * w), halved(2 * w, 16))
+        self.down_block_3 = nn.Sequential(Residual(2 * w, 2 * w), Residual(2 * w, 2 * w), halved(2 * w, 32))
         last = [Residual(2 * w, 4 * w), Attention(4 * w), Residual(4 * w, 4 * w), Attention(4 * w)]
         top = 4 * w
         if ds == 128:
@@ -115,9 +124,11 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Code vectors [B, WIDTH, h, w] -> the condition [B, hidden, H / 16, W / 16]."""
+    """Code vectors [B, width, h, w], a place for `stride` pixels, -> the condition [B, hidden, H / cell, W / cell].
 
-    def __init__(self, ds: int, up2x: bool, hidden: int, light: bool = False, width: int = WIDTH):
+    `stride` is twice, once, half or a quarter of `cell`; with `ds` 128 eight times: two doublings come before."""
+
+    def __init__(self, ds: int, stride: int, cell: int, hidden: int, light: bool = False, width: int = WIDTH):
         super().__init__()
         self.conv_in = nn.Conv2d(width, hidden, 3, padding=1)
         between = [Up(hidden), Up(hidden)] if ds == 128 else []
@@ -127,9 +138,17 @@ class Decoder(nn.Module):
         if ds == 128:
             blocks += [Residual(hidden, hidden), Attention(hidden)]
         self.block = nn.Sequential(*blocks, Residual(hidden, hidden))
-        self.norm_out, self.conv_out = _norm(hidden), nn.Conv2d(hidden, hidden, 3, padding=1)
-        if up2x:
-            self.ada = Up(hidden)
+        self.norm_out = _norm(hidden)
+        stride //= 1 << len(between)
+        if stride == 2 * cell:
+            self.conv_out, self.ada = nn.Conv2d(hidden, hidden, 3, padding=1), Up(hidden)
+        elif stride in (cell, cell // 2):
+            self.conv_out = nn.Conv2d(hidden, hidden, 3, stride=cell // stride, padding=1)
+        elif stride == cell // 4:
+            ends = (nn.Conv2d(hidden, hidden, 3, stride=2, padding=1) for _ in range(2))
+            self.conv_out = nn.Sequential(next(ends), Residual(hidden, hidden), next(ends))
+        else:
+            raise BackboneError(f"tokens of {stride} pixels do not lead to a condition of {cell}")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_out(F.silu(self.norm_out(self.block(self.conv_in(x)))))
@@ -139,22 +158,24 @@ class Decoder(nn.Module):
 class ConditionCodec(nn.Module):
     """Encoder, code vectors and decoder, one after the other."""
 
-    def __init__(self, ds: int, bits: int, up2x: bool, hidden: int, light: bool = False, width: int = WIDTH):
+    def __init__(self, ds: int, bits: int, up2x: bool, cell: int, hidden: int, light: bool = False, width: int = WIDTH):
         super().__init__()
+        if ds not in STRIDES:
+            raise BackboneError(f"a condition codec has ds {', '.join(map(str, STRIDES))}, not {ds}")
+        self.stride = ds if up2x else ds // 2
         self.encoder = Encoder(ds, up2x, width)
         self.bottleneck = Bottleneck(bits, width)
-        self.decoder = Decoder(ds, up2x, hidden, light, width)
-        self.stride = ds if up2x else ds // 2
+        self.decoder = Decoder(ds, self.stride, cell, hidden, light, width)
 
     def tokens(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> int64 [B, H / stride, W / stride]."""
         return self.bottleneck.tokens(self.encoder(images))
 
     def condition(self, tokens: Tensor) -> Tensor:
-        """int64 [B, h, w] -> [B, hidden, H / 16, W / 16]."""
+        """int64 [B, h, w] -> [B, hidden, H / cell, W / cell]."""
         return self.decoder(self.bottleneck.vectors(tokens))
 
     def nothing(self, height: int, width: int, like: Tensor) -> Tensor:
-        """The condition that stands for none, [1, hidden, H / 16, W / 16]: that of an image of constant -1."""
+        """The condition that stands for none, [1, hidden, H / cell, W / cell]: that of an image of constant -1."""
         empty = torch.full((1, 3, height, width), -1.0, dtype=like.dtype, device=like.device)
         return self.condition(self.tokens(empty))

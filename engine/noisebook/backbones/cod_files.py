@@ -17,7 +17,7 @@ from torch import Tensor
 from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.cod import CoD, network
-from noisebook.backbones.cod_nets import PIXELS_A_TOKEN, CodConfig
+from noisebook.backbones.cod_nets import CodConfig
 from noisebook.errors import BackboneError
 
 PREFIX = "ema_denoiser."  # the averaged weights: the published figures are theirs
@@ -57,7 +57,7 @@ def _config(path: str | Path, tensors: dict[str, Tensor]) -> CodConfig:
         return CodConfig(
             latent=latent, hidden=hidden, heads=hidden // tensors["blocks.0.attn.q_norm.weight"].shape[0], blocks=blocks,
             cond_blocks=blocks - HEAD[True] if latent else dit,
-            hidden_x=64 if latent else tensors["y_embedder_x.weight"].shape[0] // PIXELS_A_TOKEN**2,
+            hidden_x=64 if latent else tensors["y_embedder_x.weight"].shape[0] // 16**2,
             ds=128 if top == 8 * width else 32, width=width,
             bits=(len(tensors["y_embedder.bottleneck.embedding.weight"]) - 1).bit_length(),
             up2x=has("y_embedder.decoder.ada.block.conv1.weight"),

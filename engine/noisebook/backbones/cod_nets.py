@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from noisebook.backbones.cod_codec import WIDTH, ConditionCodec
 
-PIXELS_A_TOKEN = 16  # of the DiT, both ways: a patch of 16 pixels, or of 2 latents of 8 pixels
 FREQUENCIES = 8  # of a pixel's coordinates within its patch, each way
 ROPE_SPAN, ROPE_BASE = 16.0, 1e4
 
@@ -33,6 +32,7 @@ class CodConfig:
     up2x: bool = True
     light: bool = False
     width: int = WIDTH
+    cell: int = 16  # pixels that a token of the DiT stands for, each way: a patch of so many, or of latents of 8
 
     @property
     def channels(self) -> int:
@@ -40,7 +40,7 @@ class CodConfig:
 
     @property
     def patch(self) -> int:
-        return 2 if self.latent else PIXELS_A_TOKEN
+        return self.cell // 8 if self.latent else self.cell
 
 
 class TimeEmbedding(nn.Module):
@@ -120,18 +120,19 @@ class PatchEmbedding(nn.Module):
 
 
 class PixelEmbedding(nn.Module):
-    """Pixels of a patch [P, 256, inputs], with the cosines of their places, -> [P, 256, hidden_x]."""
+    """Pixels of a patch [P, patch^2, inputs], with the cosines of their places, -> [P, patch^2, hidden_x]."""
 
-    def __init__(self, inputs: int, hidden: int):
+    def __init__(self, inputs: int, hidden: int, patch: int):
         super().__init__()
+        self.patch = patch
         self.embedder = nn.Sequential(nn.Linear(inputs + FREQUENCIES**2, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        place = torch.linspace(0, 1, PIXELS_A_TOKEN, device=x.device)
+        place = torch.linspace(0, 1, self.patch, device=x.device)
         rate = torch.linspace(0, FREQUENCIES, FREQUENCIES, device=x.device)
         waves = torch.cos(math.pi * place[:, None] * rate)  # [16, 8]
         both = waves[None, :, :, None] * waves[:, None, None, :] / (1 + rate[:, None] * rate)  # [row, column, of x, of y]
-        cosines = both.reshape(1, PIXELS_A_TOKEN**2, -1).to(x.dtype).expand(len(x), -1, -1)
+        cosines = both.reshape(1, self.patch**2, -1).to(x.dtype).expand(len(x), -1, -1)
         return self.embedder(torch.cat([x, cosines], -1))
 
 
@@ -178,7 +179,7 @@ class CodNet(nn.Module):
         super().__init__()
         c = self.config = config
         patch = c.channels * c.patch**2
-        self.y_embedder = ConditionCodec(c.ds, c.bits, c.up2x, c.hidden, c.light, c.width)
+        self.y_embedder = ConditionCodec(c.ds, c.bits, c.up2x, c.cell, c.hidden, c.light, c.width)
         self.t_embedder = TimeEmbedding(c.hidden)
         self.s_embedder = PatchEmbedding(patch + c.hidden, c.hidden)
         dit: list[nn.Module] = [Block(c.hidden, c.heads) for _ in range(c.cond_blocks)]
@@ -189,7 +190,7 @@ class CodNet(nn.Module):
             self.final_layer = LatentFinal(c.hidden, patch)
         else:
             self.y_embedder_x = nn.Linear(c.hidden, c.hidden_x * c.patch**2)
-            self.x_embedder = PixelEmbedding(c.channels + c.hidden_x, c.hidden_x)
+            self.x_embedder = PixelEmbedding(c.channels + c.hidden_x, c.hidden_x, c.patch)
             dit += [NerfBlock(c.hidden, c.hidden_x) for _ in range(late)]
             self.final_layer = PixelFinal(c.hidden_x, c.channels)
         self.blocks = nn.ModuleList(dit)
@@ -211,7 +212,7 @@ class CodNet(nn.Module):
                 h = block(h, s, rotations)
             out = self.final_layer(h, s)
         else:
-            pixels = patches.unflatten(-1, (c.channels, -1)).transpose(-1, -2).flatten(0, 1)  # [B N, 256, 3]
+            pixels = patches.unflatten(-1, (c.channels, -1)).transpose(-1, -2).flatten(0, 1)  # [B N, patch^2, 3]
             about = self.y_embedder_x(told).unflatten(-1, (-1, c.hidden_x)).flatten(0, 1)
             h = self.x_embedder(torch.cat([pixels, about], -1))
             for block in late:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from noisebook.backbones.convnet import PriorDenoiser
+    from noisebook.training.loop import Settings
     from noisebook.training.objectives import Objective
 
 ABOUT = {
@@ -16,6 +17,7 @@ ABOUT = {
     "flow": "a rectified flow",
     "consistency": "a consistency model, tuned from --init (easy consistency tuning)",
     "reflow": "a flow made straighter on pairs that --init makes",
+    "cod": "CoD: a flow told a condition of few tokens, which it learns at once",
 }
 
 
@@ -32,6 +34,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--widths", type=int, nargs="+", help="channels of each level of the network")
     sub.add_argument("--blocks", type=int, help="residual blocks a level")
     sub.add_argument("--patch", type=int, help="pixels that a network's input gathers, on each axis")
+    sub.add_argument("--stride", type=int, choices=(4, 8, 16, 32), default=8, help="cod: pixels of a condition "
+                     "token, on each axis (default: 8)")  # fmt: skip
+    sub.add_argument("--bits", type=int, default=8, help="cod: of a condition token (default: 8)")
+    sub.add_argument("--share", type=float, default=0.75, help="cod: share of images at a random time; the "
+                     "others are at pure noise, where one step must do (default: .75)")  # fmt: skip
     sub.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the crops, in turn (default: 64 "
                      "128); the size of the images themselves fits a prior to them")  # fmt: skip
     sub.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch (default: %(default)s)")
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from noisebook.backbones.checkpoint import write_checkpoint
     from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
     from noisebook.backbones.npz import load_npz_images
-    from noisebook.training.loop import Settings, TrainingError, train
+    from noisebook.training.loop import TrainingError, train
 
     if args.objective in ("consistency", "reflow") and not args.init:
         raise TrainingError(f"{args.objective} starts from a trained network: give --init")
@@ -66,6 +73,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = load_npz_images(args.data)
     if len(images) <= args.held_out:
         raise TrainingError(f"{len(images)} images are too few: the last {args.held_out} are held out, see --held-out")
+    if args.objective == "cod":
+        return _train_cod(args, images)
     start = _loaded(args.init) if args.init else _fresh(args, images)
     kind = "convnet" if isinstance(start, ConvDenoiser) else "unet"
     if any(size < 1 or size % start.multiple for size in args.sizes):
@@ -84,18 +93,55 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         assert isinstance(model, type(start))
         write_checkpoint(path, kind, model.config, checkpoint_tensors(model))
 
-    dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
-    settings = Settings(minutes=args.minutes, sizes=tuple(args.sizes), pixels=args.pixels,
-                        learning_rate=args.learning_rate, optimizer=args.optimizer, dtype=dtype, seed=args.seed,
-                        held_out=args.held_out, recipe=_recipe(args))  # fmt: skip
     objective = _objective(args, start)
-    log = train(new_model, objective, images, args.output, write, settings, args.device, args.save_every)
+    log = train(new_model, objective, images, args.output, write, _settings(args), args.device, args.save_every)
     return {"output": str(args.output / "model.safetensors"), "device": args.device, **log[-1]}
+
+
+def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str, Any]:
+    """A CoD from nothing; see `run`."""
+    from noisebook.backbones.checkpoint import write_checkpoint
+    from noisebook.backbones.cod_nets import CodConfig
+    from noisebook.training import cod
+    from noisebook.training.loop import TrainingError, train
+
+    hidden, width = (*(args.widths or ()), *(192, 64)[len(args.widths or ()) :])[:2]
+    blocks, cell = args.blocks or 8, args.patch or 4
+    if args.init or args.network != "conv" or args.level:
+        raise TrainingError("cod begins with a network of its own: without --init, --network and --level")
+    if hidden % 64 or width % 32 or blocks < 3 or not 1 <= args.bits <= 16 or not 0 <= args.share <= 1:
+        raise TrainingError("cod takes --widths HIDDEN WIDTH (multiples of 64 and 32), --blocks from 3, --bits from 1 to "
+                            "16 and --share from 0 to 1")  # fmt: skip
+    config = CodConfig(hidden=hidden, heads=hidden // 64, blocks=blocks, cond_blocks=blocks - 2, hidden_x=32, ds=args.stride,
+                       bits=args.bits, width=width, cell=cell)  # fmt: skip
+    model = cod.CodModel(config)  # raises BackboneError where stride and patch do not go together
+    if any(size < 1 or size % model.multiple for size in args.sizes):
+        raise TrainingError(f"this network takes crops whose sides are multiples of {model.multiple}, not {args.sizes}")
+    if any(image.shape[2] != 3 for image in images):
+        raise TrainingError(f"cod takes images of 3 channels; some in {args.data} have others")
+
+    def write(average: "nn.Module", path: Path) -> None:
+        write_checkpoint(path, "cod", *cod.tensors_of(average))
+
+    objective = cod.cod(args.share)
+    log = train(lambda: cod.CodModel(config), objective, images, args.output, write, _settings(args), args.device,
+                args.save_every)  # fmt: skip
+    return {"output": str(args.output / "model.safetensors"), "device": args.device, **log[-1]}
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from noisebook.training.loop import Settings
+
+    dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
+    return Settings(minutes=args.minutes, sizes=tuple(args.sizes), pixels=args.pixels,
+                    learning_rate=args.learning_rate, optimizer=args.optimizer, dtype=dtype, seed=args.seed,
+                    held_out=args.held_out, recipe=_recipe(args))  # fmt: skip
 
 
 def _recipe(args: argparse.Namespace) -> str:
     """What else of the options must be the same when a run is resumed."""
-    names = ("objective", "init", "network", "widths", "blocks", "patch", "level", "pairs")
+    names = ["objective", "init", "network", "widths", "blocks", "patch", "level", "pairs"]
+    names += ["stride", "bits", "share"] if args.objective == "cod" else []
     return " ".join(f"{name}={getattr(args, name)}" for name in names)
 
 

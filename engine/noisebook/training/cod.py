@@ -1,0 +1,95 @@
+"""Training of CoD (arXiv 2511.18706): flow matching and one-step prediction at once, told a vector-quantised condition."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from noisebook.backbones.cod_nets import CodConfig, CodNet
+
+if TYPE_CHECKING:
+    from noisebook.training.objectives import Objective
+
+COMMITMENT = 0.25  # of the encoder's part in the loss of quantisation, and the weight of that loss
+DROPPED = 0.1  # share of images whose condition is the one for none
+SHARE = 0.75  # of images at a random time; the others are at t = 0, where one step must do
+
+
+class CodModel(nn.Module):
+    """What is trained: the network, and a small head that only training has, from the condition straight to pixels.
+
+    Called as any model that is trained here, D(y [B, C, H, W], lam [B]) -> x0_hat, without a condition."""
+
+    def __init__(self, config: CodConfig):
+        super().__init__()
+        self.net, self.mixed = CodNet(config), False
+        wide, out = config.hidden, config.channels * config.cell**2
+        self.recon = nn.Sequential(
+            nn.Conv2d(wide, wide, 1), nn.SiLU(), nn.Conv2d(wide, wide, 1), nn.SiLU(), nn.Conv2d(wide, out, 1)
+        )
+        codes = self.net.y_embedder.bottleneck.embedding.weight
+        nn.init.uniform_(codes, -1 / len(codes), 1 / len(codes))  # near together, so that all are used
+        for block in self.net.blocks:  # each begins as the identity (DiT, arXiv 2212.09748)
+            if hasattr(block, "adaLN_modulation"):
+                nn.init.zeros_(block.adaLN_modulation[0].weight)  # type: ignore[index, union-attr]
+                nn.init.zeros_(block.adaLN_modulation[0].bias)  # type: ignore[index, union-attr]
+
+    @property
+    def channels(self) -> int:
+        return self.net.config.channels
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the crops are multiples of this."""
+        return max(self.net.y_embedder.stride, self.net.config.cell)
+
+    def forward(self, y: Tensor, lam: Tensor) -> Tensor:
+        t = 1 / (1 + lam)
+        x = y * t[:, None, None, None]
+        none = self.net.y_embedder.nothing(y.shape[2], y.shape[3], y)
+        return x + (1 - t)[:, None, None, None] * self.net(x, t, none)
+
+    def quantised(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] -> (code vectors through which gradients reach the encoder, the loss of quantisation)."""
+        codec = self.net.y_embedder
+        z = codec.encoder(images).float()
+        e = codec.bottleneck.vectors(codec.bottleneck.tokens(z))
+        loss = COMMITMENT * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())
+        return z + (e - z).detach(), loss
+
+
+def cod(share: float = SHARE, reconstruct: float = 1.0) -> "Objective":
+    """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step; t = sigmoid of a normal
+    number for `share` of the images and 0 for the others (unified training). With it the loss of quantisation, and
+    `reconstruct` times the error of the pixels that are read off the condition alone."""
+
+    def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
+        assert isinstance(model, CodModel)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=model.mixed):
+            return _loss(model, x0.contiguous(), share, reconstruct)
+
+    return loss
+
+
+def _loss(model: CodModel, x0: Tensor, share: float, reconstruct: float) -> Tensor:
+    codes, quantisation = model.quantised(x0 / 2 + 0.5)
+    condition = model.net.y_embedder.decoder(codes)
+    seen = F.pixel_shuffle(model.recon(condition), model.net.config.cell)
+    device, count = x0.device, len(x0)
+    with torch.no_grad():
+        none = model.net.y_embedder.nothing(x0.shape[2], x0.shape[3], x0).to(condition.dtype)
+    dropped = (torch.rand(count, device=device) < DROPPED)[:, None, None, None]
+    condition = torch.where(dropped, none, condition)
+    t = torch.where(torch.rand(count, device=device) < share, torch.sigmoid(torch.randn(count, device=device)), 0.0)
+    eps, at = torch.randn_like(x0), t[:, None, None, None]
+    v = model.net(at * x0 + (1 - at) * eps, t, condition)
+    flow = F.mse_loss(v.float(), x0 - eps)
+    return flow + reconstruct * F.mse_loss(seen.float(), x0) + COMMITMENT * quantisation
+
+
+def tensors_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, weights in bfloat16) of a checkpoint of kind `cod`: what training alone has is left out."""
+    assert isinstance(model, CodModel)
+    return asdict(model.net.config), {k: v.to(torch.bfloat16) for k, v in model.net.state_dict().items()}

@@ -1,0 +1,119 @@
+"""Training of CoD: its loss is the formula, gradients pass the quantisation, and a run gives a tokenizer and a backbone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from common import random_images
+from noisebook import backbones, cli
+from noisebook.backbones.cod import CoD, network
+from noisebook.backbones.cod_nets import CodConfig
+from noisebook.training import cod
+
+TINY = CodConfig(hidden=64, heads=1, blocks=3, cond_blocks=2, hidden_x=8, ds=8, bits=3, width=32, cell=4)
+NETWORK = ["--widths", "64", "32", "--blocks", "3", "--patch", "4", "--stride", "8", "--bits", "3"]
+OPTIONS = [*NETWORK, "--sizes", "16", "--pixels", "2048", "--held-out", "8"]
+
+
+def model(seed: int = 0) -> cod.CodModel:
+    torch.manual_seed(seed)
+    made = cod.CodModel(TINY)
+    for p in made.parameters():  # also the layers that start at zero
+        torch.nn.init.normal_(p, std=0.08)
+    return made
+
+
+def batch(fresh, count: int = 6) -> torch.Tensor:
+    return random_images(fresh, count, 16, 16).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_the_loss_is_flow_one_step_reconstruction_and_quantisation(share, fresh):
+    """Term by term, with the draws replayed; at t = 0 the error of the velocity is that of the image of one step."""
+    net, x0 = model(), batch(fresh)
+    torch.manual_seed(3)
+    loss = cod.cod(share, reconstruct=0.5)(net, x0, 0.0)
+    torch.manual_seed(3)
+    dropped = torch.rand(6) < cod.DROPPED
+    random, times, eps = torch.rand(6) < share, torch.sigmoid(torch.randn(6)), torch.randn(x0.shape)
+    codec = net.net.y_embedder
+    z = codec.encoder(x0 / 2 + 0.5)
+    e = codec.bottleneck.vectors(codec.tokens(x0 / 2 + 0.5))
+    condition, none = codec.decoder(e), codec.nothing(16, 16, x0)
+    total = 0.0
+    for i in range(6):
+        t = float(times[i]) if random[i] else 0.0
+        told = none if dropped[i] else condition[i : i + 1]
+        x, noise = x0[i : i + 1], eps[i : i + 1]
+        v = net.net(t * x + (1 - t) * noise, torch.tensor([t]), told)
+        error = (v - (x - noise)).square().mean()
+        if t == 0:
+            assert error.item() == pytest.approx((noise + v - x).square().mean().item(), rel=1e-5)
+        total += float(error) / 6
+    seen = torch.nn.functional.pixel_shuffle(net.recon(condition), 4)
+    quantisation = 1.25 * (z - e).square().mean()
+    expected = total + 0.5 * float((seen - x0).square().mean()) + 0.25 * float(quantisation)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_pass_the_quantisation(fresh):
+    net, x0 = model(), batch(fresh)
+    codes, _ = net.quantised(x0 / 2 + 0.5)
+    assert torch.allclose(codes, net.net.y_embedder.bottleneck.vectors(net.net.y_embedder.tokens(x0 / 2 + 0.5)), atol=1e-5)
+    (codes * torch.randn(codes.shape)).sum().backward()
+    assert net.net.y_embedder.encoder.conv_in.weight.grad.abs().max() > 0
+    net.zero_grad()
+    net.quantised(x0 / 2 + 0.5)[1].backward()
+    assert net.net.y_embedder.bottleneck.embedding.weight.grad.abs().max() > 0
+    net.zero_grad()
+    cod.cod()(net, x0, 0.0).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_model_is_a_denoiser_as_its_backbone(fresh):
+    """`forward` is what validation measures, and what the checkpoint will do without a condition."""
+    net = model().eval()
+    backbone = CoD(network(TINY, net.net.state_dict()))
+    y = torch.from_numpy(fresh.standard_normal((2, 3, 16, 16))).float()
+    for lam in (0.1, 2.0):
+        assert torch.allclose(net(y, torch.full((2,), lam)), backbone.denoise(y, lam), atol=1e-4)
+
+
+def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
+    images = random_images(fresh, 40, 16, 16)
+    np.savez(tmp_path / "data.npz", images=images.permute(0, 2, 3, 1).numpy())
+    call = ["train", "cod", str(tmp_path / "data.npz"), "-o", str(tmp_path / "run"), *OPTIONS, "--learning-rate", "2e-3"]
+    assert cli.main([*call, "--minutes", "0.15", "--save-every", "0.05"]) == 0
+    assert cli.main([*call, "--minutes", "0.25", "--save-every", "0.05", "--json"]) == 0
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[-1]["minutes"] >= 0.25
+    backbone = backbones.load(tmp_path / "run" / "model.safetensors")
+    tokens = backbone.tokens(images[:3])
+    assert tokens.shape == (3, 2, 2)
+    assert tokens.max() < 8
+    assert backbone.sample(tokens, steps=2).shape == (3, 3, 16, 16)
+    assert "recon.0.weight" not in dict(backbone.net.named_parameters())
+    code = cli.main([*call, "--minutes", "1", "--share", "0.5"])
+    assert code
+    assert "other settings" in capsys.readouterr().err
+
+
+REFUSED = [
+    (["--widths", "65"], "multiples of 64"),
+    (["--share", "2"], "share from 0 to 1"),
+    (["--sizes", "20"], "multiples of 8"),
+    (["--stride", "32"], "do not lead"),
+    (["--network", "unet"], "network of its own"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), REFUSED)
+def test_bad_requests_are_refused(options, word, tmp_path, fresh, capsys):
+    np.savez(tmp_path / "data.npz", images=random_images(fresh, 10, 24, 24).permute(0, 2, 3, 1).numpy())
+    call = ["train", "cod", str(tmp_path / "data.npz"), "-o", str(tmp_path / "run"), *OPTIONS, *options]
+    assert cli.main(call) > 0
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
