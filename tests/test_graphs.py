@@ -10,6 +10,8 @@ import torch
 import fake_cuda
 from common import RECIPES, Shrink, random_images
 from noisebook import backbones, stages
+from noisebook.backbones.cod import CoD
+from noisebook.backbones.cod_nets import CodConfig, CodNet
 from noisebook.backbones.convnet import ConvDenoiser, PriorBackbone
 from noisebook.backbones.gaussian import PCAPrior
 from noisebook.backbones.tiled import Tiled
@@ -72,9 +74,17 @@ def tiny_unet():
     return named(backbone)
 
 
+def tiny_cod():
+    config = CodConfig(hidden=64, heads=2, blocks=3, cond_blocks=2, hidden_x=8, ds=8, width=32, cell=4)
+    backbone = CoD(CodNet(config).eval().requires_grad_(False))
+    backbone.fingerprint = "c" * 64
+    return backbone
+
+
 BACKBONES = {
     "shrink": Counting, "convnet": tiny_convnet, "spectrum": lambda: backbones.load("gaussian-prior"),
     "tiled pca": lambda: Tiled(tiny_pca()), "diffusers": tiny_unet,
+    "cod": tiny_cod,
 }  # fmt: skip
 
 

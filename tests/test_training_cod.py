@@ -51,7 +51,7 @@ def test_the_loss_is_flow_one_step_reconstruction_and_quantisation(share, fresh)
         error = (v - (x - noise)).square().mean()
         if t == 0:
             assert error.item() == pytest.approx((noise + v - x).square().mean().item(), rel=1e-5)
-        total += float(error) / 6
+        total += error.item() / 6
     seen = torch.nn.functional.pixel_shuffle(net.recon(condition), 4)
     quantisation = 1.25 * (z - e).square().mean()
     expected = total + 0.5 * float((seen - x0).square().mean()) + 0.25 * float(quantisation)

@@ -14,6 +14,7 @@ from torch import Tensor
 from noisebook.backbones.cod_nets import CodConfig, CodNet
 from noisebook.backbones.network import NetworkBackbone, full
 from noisebook.errors import BackboneError, ImageError, SpecError
+from noisebook.graphs import constants
 
 GUIDED = (0.1, 1.0)  # times between which guidance is used
 LATENT_SCALE = 0.18215**2  # of Stable Diffusion's latents: the published code multiplies twice
@@ -33,10 +34,10 @@ class CoD(NetworkBackbone):
         self.factor = 8 if net.config.latent else 1  # pixels of a place of the state
         multiple = max(self.stride, net.config.cell)  # both are powers of two
         super().__init__(net, channels=net.config.channels, multiple=multiple // self.factor)
-        self.pure_noise, self.capturable = True, False  # `_none` would be recorded, and forgotten while a graph needs it
+        self.pure_noise = True
         if self._kind() != torch.float32:
             self.inside = {"dtype": self._kind()}
-        self._nothing: dict[tuple[int, int, int], Tensor] = {}
+        self._nothing = constants()(self._make_nothing)
 
     # ---- the tokenizer --------------------------------------------------------------------------------------------------
     @property
@@ -107,14 +108,12 @@ class CoD(NetworkBackbone):
 
     def _none(self, x: Tensor) -> Tensor:
         """The condition that stands for none at the state's size: kept, for every size by itself."""
-        key = (x.shape[2], x.shape[3], self.version)
-        if key not in self._nothing:
-            while len(self._nothing) >= 8:
-                del self._nothing[next(iter(self._nothing))]
-            height, width = (n * self.factor for n in x.shape[2:])
-            with torch.no_grad():
-                self._nothing[key] = self.net.y_embedder.nothing(height, width, next(self.net.parameters()))
-        return self._nothing[key]
+        return self._nothing(x.shape[2], x.shape[3], self.version)
+
+    def _make_nothing(self, height: int, width: int, version: int) -> Tensor:
+        with torch.no_grad():
+            like = next(self.net.parameters())
+            return self.net.y_embedder.nothing(height * self.factor, width * self.factor, like)
 
     def _kind(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
