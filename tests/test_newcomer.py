@@ -10,7 +10,8 @@ import noisebook
 from common import ROOT
 from noisebook import BackboneError, CodecMismatchError, ImageError, images
 
-EXAMPLE, SHORT = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL)
+EXAMPLE, SHORT = (block for block in BLOCKS if "my_network" in block)
 
 
 class Velocity(nn.Module):
