@@ -23,7 +23,7 @@ ROWS = [
     ["targets"],
     ["files", "modes"],
     ["codec"],
-    ["presets", "rules", "plan", "lookahead"],
+    ["presets", "rules", "plan", "lookahead", "finish"],
     ["calibration"],
     ["codebook", "schedule", "container", "backbones", "images", "packing"],
     ["spec", "codebook_reference", "graphs"],

@@ -30,7 +30,8 @@ def test_json_round_trip_keeps_every_bit_and_the_hash(fresh):
 def test_every_field_changes_the_hash(field):
     other = {"backbone": "c", "fingerprint": "g", "schedule": STEPS[:-1], "law": "independent", "vocabulary": 128, "seed": 1,
              "start_bins": 1, "start_vocabulary": 16, "rows": 2, "columns": 2, "finish": "euler",
-             "finish_levels": (0.05, 0.0), "scale_pixels": 99, "rule": "top", "coefficient_bits": 4}  # fmt: skip
+             "finish_levels": (0.05, 0.0), "scale_pixels": 99, "rule": "top", "coefficient_bits": 4,
+             "condition": (8, 16, 16)}  # fmt: skip
     needed = {"finish_levels": {"finish": "euler", "finish_levels": (0.0,)},
               "coefficient_bits": {"rule": "pursuit", "coefficient_bits": 3}}  # fmt: skip
     base = make(**needed.get(field, {}))
@@ -47,7 +48,10 @@ def test_every_field_changes_the_hash(field):
         {"seed": 2**64}, {"rows": 0}, {"finish": "dpm"}, {"start_bins": 3}, {"start_bins": -1}, {"finish_levels": (0.0,)},
         {"finish": "euler"}, {"finish": "euler", "finish_levels": (0.2, 0.0)}, {"finish": "heun", "finish_levels": (0.05,)},
         {"schedule": (STEPS[0], STEPS[2])}, {"scale_pixels": -1},
-        {"schedule": (Step(3, 1, 2, 3),)},
+        {"schedule": (Step(3, 1, 2, 3),)}, {"schedule": (), "condition": (8, 16, 16), "finish": "ab2"},
+        {"condition": (8, 16)}, {"condition": (8, 12, 16)}, {"condition": (8, 1, 16)}, {"condition": (6, 16, 16)},
+        {"condition": (16, 16, 8)}, {"condition": (0, 16, 16)}, {"condition": (8, 16, 1 << 17)},
+        {"condition": (8, 16, 16), "start_bins": 1},
     ],
 )  # fmt: skip
 def test_bad_specifications_are_refused(changes):

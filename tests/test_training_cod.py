@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import noisebook
 from common import random_images
 from noisebook import backbones, cli
 from noisebook.backbones.cod import CoD, network
@@ -85,16 +86,17 @@ def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
     images = random_images(fresh, 40, 16, 16)
     np.savez(tmp_path / "data.npz", images=images.permute(0, 2, 3, 1).numpy())
     call = ["train", "cod", str(tmp_path / "data.npz"), "-o", str(tmp_path / "run"), *OPTIONS, "--learning-rate", "2e-3"]
-    assert cli.main([*call, "--minutes", "0.15", "--save-every", "0.05"]) == 0
-    assert cli.main([*call, "--minutes", "0.25", "--save-every", "0.05", "--json"]) == 0
-    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    minutes, log = 0.15, []
+    while not log or log[-1]["iteration"] < 100 or log[-1]["minutes"] < 0.25:  # a busy machine needs more of them
+        assert cli.main([*call, "--minutes", f"{minutes}", "--save-every", "0.05", "--json"]) == 0
+        log, minutes = json.loads((tmp_path / "run" / "log.json").read_text()), 2 * minutes
     assert log[-1]["loss"] < log[0]["loss"]
-    assert log[-1]["minutes"] >= 0.25
     backbone = backbones.load(tmp_path / "run" / "model.safetensors")
-    tokens = backbone.tokens(images[:3])
+    tokens = backbone.ask(images[:3])
     assert tokens.shape == (3, 2, 2)
     assert tokens.max() < 8
-    assert backbone.sample(tokens, steps=2).shape == (3, 3, 16, 16)
+    codec = noisebook.load(backbone=backbone, condition="only", steps=2)
+    assert codec.decode(tokens.flatten(1), (16, 16)).shape == (3, 3, 16, 16)
     assert "recon.0.weight" not in dict(backbone.net.named_parameters())
     code = cli.main([*call, "--minutes", "1", "--share", "0.5"])
     assert code
@@ -103,7 +105,7 @@ def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
 
 REFUSED = [
     (["--widths", "65"], "multiples of 64"),
-    (["--share", "2"], "share from 0 to 1"),
+    (["--share", "2"], "share and --dropped from 0 to 1"),
     (["--sizes", "20"], "multiples of 8"),
     (["--stride", "32"], "do not lead"),
     (["--network", "unet"], "network of its own"),

@@ -17,6 +17,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--count", type=int, default=64, help="use so many images at most (default: 64)")
     sub.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     sub.add_argument("--crop", type=int, help="measure on centre crops of this side")
+    sub.add_argument("--condition", action="store_true", help="of a CoD: measure what it predicts when told its own tokens "
+                     "of the image; files made with the curve begin with these")  # fmt: skip
+    sub.add_argument("--autoencoder", metavar="DIR", help="of a latent CoD")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.count < 1 or args.skip < 0 or (args.crop is not None and args.crop < 1):
         raise SpecError("--count and --crop must be at least 1, --skip at least 0")
-    backbone = backbones.load(args.backbone, device(args.device))
+    backbone = backbones.load(args.backbone, device(args.device), autoencoder=args.autoencoder)
     wanted = args.skip + args.count
     if len(args.images) == 1 and args.images[0].endswith(".npz"):
         found = list(load_npz_images(args.images[0], wanted))
@@ -54,6 +57,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     log(f"measuring {backbone.name} on {count} images at {calibration.NODES} levels")
     size = f", centre crops of {args.crop}" if args.crop else ""
     about = f"{count} images from {Path(args.images[0]).name}, {args.skip} left out{size}, seed {args.seed}"
-    curve = calibration.measure(backbone, small, args.seed, about=about)
+    curve = calibration.measure(backbone, small, args.seed, about=about, conditional=args.condition)
     write_bytes(args.output, curve.to_json().encode())
     return {"output": str(args.output), "backbone": curve.backbone, "images": count, "lam": curve.lam, "mse": curve.mse}

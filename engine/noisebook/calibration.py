@@ -40,10 +40,11 @@ GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 
 class Curve:
     """What was measured of a backbone: the mean squared error a dimension, in [-1, 1] units, of x0_hat at `lam`.
 
-    power     mean square of x0 itself, a dimension
+    power     mean square, a dimension, of what the first tokens find: x0, or x0 - x0_hat of pure noise told a condition
     multiple, least, channels   of a pixel model: heights and widths are padded to a multiple, and to `least` at least;
               channels 0: a latent one, whose dimensions the backbone alone knows
     number    in files, of a curve that comes with the package; 0: none
+    condition   of what its predictions were told, as in `CodecSpec`; (): nothing
     """
 
     backbone: str
@@ -56,6 +57,7 @@ class Curve:
     channels: int = 0
     number: int = 0
     about: str = ""
+    condition: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         whole = len(self.lam) == len(self.mse) >= 2 and all(a > b > 0 for a, b in zip(self.lam, self.lam[1:], strict=False))
@@ -95,6 +97,7 @@ class Curve:
             if value.pop("noisebook_curve") != FORMAT:
                 raise SpecError("the curve is of another version; update noisebook")
             value["lam"], value["mse"] = (tuple(float(v) for v in value[k]) for k in ("lam", "mse"))
+            value["condition"] = tuple(value.get("condition", ()))
             return cls(**value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, SpecError):
@@ -103,14 +106,19 @@ class Curve:
 
 
 def measure(
-    backbone: "Backbone", batches: "Sequence[torch.Tensor]", seed: int = 0, nodes: int = NODES, about: str = ""
-) -> Curve:
+    backbone: "Backbone", batches: "Sequence[torch.Tensor]", seed: int = 0, nodes: int = NODES, about: str = "",
+    conditional: bool = False,
+) -> Curve:  # fmt: skip
     """The curve of a backbone on images: batches uint8 [B, C, H, W], each of one size; one noise an image and level.
+    `conditional`: of a backbone that is told its own tokens of the image.
 
-    Levels are the backbone's own nearest to `nodes` even ones in ln lam. Raises ImageError where a size does not fit."""
+    Levels are the backbone's own nearest to `nodes` even ones in ln lam. Raises ImageError where a size does not fit,
+    SpecError where the backbone has no condition."""
     import torch
     from torch.nn import functional as F
 
+    if conditional and backbone.condition_grid is None:
+        raise SpecError(f"backbone {backbone.name!r} has no condition tokens: only a CoD has")
     ratio = math.log(LOWEST / HIGHEST) / (nodes - 1)
     levels = sorted({backbone.snap(HIGHEST * math.exp(ratio * i)) for i in range(nodes)}, reverse=True)
     noise = torch.Generator().manual_seed(seed)
@@ -121,10 +129,14 @@ def measure(
             padded = backbone.padded(height, width)
             x = F.pad(images.float() * (2 / 255) - 1, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
             x0 = backbone.encode(x.to(_device(backbone)))
-            power += float(x0.square().mean()) * len(x0)
+            cond, known = None, torch.zeros_like(x0)
+            if conditional:
+                cond = backbone.condition(backbone.ask(x.to(x0.device)).flatten(1), *padded)
+                known = backbone(torch.randn(x0.shape, generator=noise).to(x0), math.inf, cond)
+            power += float((x0 - known).square().mean()) * len(x0)
             for i, lam in enumerate(levels):
                 eps = torch.randn(x0.shape, generator=noise).to(x0)
-                errors[i] += float((x0 - backbone(x0 + lam * eps, lam)).square().mean()) * len(x0)
+                errors[i] += float((x0 - backbone(x0 + lam * eps, lam, cond)).square().mean()) * len(x0)
             count += len(x0)
     least, width = backbone.padded(1, 1)
     multiple = least if backbone.size else backbone.padded(least + 1, least + 1)[0] - least
@@ -132,6 +144,7 @@ def measure(
     return Curve(
         backbone.name, backbone.fingerprint, tuple(levels), tuple(float(f"{v / count:.6g}") for v in errors),
         float(f"{power / count:.6g}"), multiple, least, backbone.channels if pixel else 0, about=about,
+        condition=(backbone.condition_grid or ()) if conditional else (),
     )  # fmt: skip
 
 
@@ -228,16 +241,19 @@ def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: i
 
 
 def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int = 65536, seed: int = 0) -> CodecSpec:
-    """The codec of a curve for images of so many dimensions: the default rule and law, `mean` finish."""
+    """The codec of a curve for images of so many dimensions: the default rule and law, `mean` finish. Under a condition its
+    first tokens are no start, but those of a step more, from pure noise: what the condition tells is known by then."""
     start, schedule = schedule_for(curve, dims, tokens, steps, vocabulary)
+    if curve.condition:
+        start, schedule = 0, (Step(math.inf, 0.0, schedule[0].lam, start), *schedule)
     return CodecSpec(curve.backbone, curve.fingerprint, schedule, vocabulary=vocabulary, seed=seed, start_bins=start,
-                     start_vocabulary=vocabulary)  # fmt: skip
+                     start_vocabulary=vocabulary, condition=curve.condition)  # fmt: skip
 
 
 def snapped(spec: CodecSpec, backbone: "Backbone") -> CodecSpec:
     """The same with levels that a discrete-time model knows; itself for all others. Raises SpecError where two levels
     become one."""
-    levels = [s.lam for s in spec.schedule] + [spec.schedule[-1].lam_next]
+    levels = [s.lam for s in spec.schedule] + [spec.lam_last]
     known = [backbone.snap(lam) for lam in levels]
     if known == levels:
         return spec

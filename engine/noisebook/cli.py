@@ -55,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of them")
         sub.add_argument("--samples", action="store_true", help="also the three photographs that scikit-image carries")
     for sub in (encode, roundtrip):
-        sub.add_argument("--embed-spec", action="store_true", help="write the whole specification into each file (done "
-                         "anyway when the codec is not a preset)")  # fmt: skip
+        sub.add_argument("--embed-spec", action=argparse.BooleanOptionalAction, help="write the whole specification into "
+                         "each file (done anyway when the codec is not a preset, unless --no-embed-spec: such a file is "
+                         "decoded with the options it was made with)")  # fmt: skip
     decode.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
     for sub in (encode, roundtrip, decode):
         sub.add_argument("-o", "--output", type=Path, default=Path("noisebook-out"), metavar="DIR",
@@ -196,7 +197,7 @@ def run_roundtrip(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    args.embed_spec = False
+    args.embed_spec = None
     return _measure(args, None)
 
 
@@ -244,7 +245,7 @@ def run_decode(args: argparse.Namespace) -> int:
         pixels = decode_picture(codec, container, prefix)
         target = place(name)
         write_bytes(target.with_name(target.name + ".png"), png_bytes(pixels))
-        calls = codec.calls if prefix is None else prefix + codec.calls - len(codec.spec.schedule)
+        calls = codec.calls_of(prefix)
         return _file_row(name, container.to_bytes(), container, calls=calls)
 
     def info() -> Any:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,17 @@ from noisebook import container, packing
 from noisebook.backbones import Backbone
 from noisebook.codebook import NOT_FINITE, START_STEP, Codebook, start_noise
 from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, SpecError
+from noisebook.finish import ode
 from noisebook.graphs import Graphs, constants
 from noisebook.lookahead import Lookahead
 from noisebook.plan import Layout, Plan, Tokens
 from noisebook.rules import Rule, rule_of
-from noisebook.spec import CodecSpec
+from noisebook.schedule import even_levels
+from noisebook.spec import CONDITION, CodecSpec
 from noisebook.stages import stage
 
 fixed_start = constants()(start_noise)
+MOST_DRAWN = 1000  # steps in which a decoder may draw from a condition alone
 Chooser = Callable[[Tokens, Tensor], Tensor]  # (which tokens, x0_hat as views) -> tokens int64 [B, T]
 
 
@@ -52,8 +56,11 @@ class Codec:
                 f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
                 f"({backbone.fingerprint[:16]})"
             )
-        if spec.schedule[0].lam == math.inf and not backbone.pure_noise:
+        if spec.lam_first == math.inf and not backbone.pure_noise:
             raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite lam")
+        if spec.condition and spec.condition != backbone.condition_grid:
+            raise SpecError(f"backbone {backbone.name!r} has no condition tokens of {spec.condition}, but "
+                            f"{backbone.condition_grid or 'none'}")  # fmt: skip
         for lam in [s.lam for s in spec.schedule] + [v for v in spec.finish_levels if v > 0]:
             if backbone.snap(lam) != lam:
                 raise SpecError(f"backbone {backbone.name!r} has no level lam = {lam}; nearest: {backbone.snap(lam)}")
@@ -76,14 +83,26 @@ class Codec:
     @property
     def calls(self) -> int:
         """Network calls of a decode, the finish included."""
-        finish = {"mean": 1, "euler": len(self.spec.finish_levels), "heun": 2 * len(self.spec.finish_levels) - 1}
-        return len(self.spec.schedule) + (finish[self.spec.finish] if self.spec.schedule[-1].lam_next > 0 else 0)
+        return self.calls_of(None)
+
+    def calls_of(self, steps: int | None) -> int:
+        """Network calls of a decode of so many steps, see `decode`."""
+        walked, levels = len(self.spec.schedule), len(self.spec.finish_levels)
+        if steps is not None and not walked:
+            return 2 * steps - 1 if self.spec.finish == "heun" else steps
+        finish = {"mean": 1, "heun": 2 * levels - 1}.get(self.spec.finish, levels) if self.spec.lam_last > 0 else 0
+        return (walked if steps is None else steps) + finish
 
     @property
     def encode_calls(self) -> int:
         """Network calls of an encode, without what it takes to see the result."""
-        steps = len(self.spec.schedule)
-        return steps if self.candidates == 1 else self.candidates * (steps + (self.spec.schedule[-1].lam_next > 0))
+        steps = self._coded if self.candidates == 1 else len(self.spec.schedule)
+        return steps if self.candidates == 1 else self.candidates * (steps + (self.spec.lam_last > 0))
+
+    @property
+    def _coded(self) -> int:
+        """Steps of the schedule that an encoder must walk: all up to the last that has tokens."""
+        return max((i + 1 for i, step in enumerate(self.spec.schedule) if step.bins), default=0)
 
     # ---- sizes and layouts ----------------------------------------------------------------------------------------------
     def plan(self, height: int, width: int) -> Plan:
@@ -101,6 +120,13 @@ class Codec:
                 raise SpecError(f"an image of {height} x {width} cannot be cut into {count} {name} of equal size")
         dims, tokens, offset = math.prod(state) // spec.units, [], 0
         bins, start = spec.bins_for(height, width)
+        if runs := spec.condition_runs(height, width):
+            if self.spec.condition_runs(*padded) != runs:
+                raise SpecError(
+                    f"blocks pad an image of {height} x {width} so that it has other condition tokens: use 1 x 1"
+                )
+            tokens.append(Tokens(CONDITION, 0, runs, 0))
+            offset = tokens[-1].count
         for step, count in enumerate([start, *bins], -1):
             if count:
                 (self.start_rule if step < 0 else self.rule).check(count, dims)  # raises where they do not fit
@@ -150,7 +176,8 @@ class Codec:
         """Tokens int64 [B, L] -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default `default_size`.
 
         steps  so many steps of the schedule alone, then the finish from there: what the beginning of the stream says. The
-               tokens of later steps are not needed
+               tokens of later steps are not needed. Of a codec without steps: so many of the finish, even in the time of a
+               rectified flow; with a CoD 25 for realism, 1 for the least error
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
         SpecError for more steps than there are.
         """
@@ -192,8 +219,9 @@ class Codec:
     def _shortened(self, plan: Plan, steps: int | None) -> Plan:
         if steps is None:
             return plan
-        if not 1 <= steps <= len(self.spec.schedule):
-            raise SpecError(f"steps must be from 1 to the {len(self.spec.schedule)} of the schedule, not {steps}")
+        most = len(self.spec.schedule) or MOST_DRAWN
+        if not 1 <= steps <= most:
+            raise SpecError(f"steps must be from 1 to {most}, not {steps}")
         kept = tuple(some for some in plan.tokens if some.step == START_STEP or some.step < steps)
         return replace(plan, tokens=kept, steps=steps)
 
@@ -231,13 +259,17 @@ class Codec:
         status: float32 [2 + runs], whether the input was in range, whether all was finite, and each run's error."""
         x = images.float() * (2 / 255) - 1 if images.dtype == torch.uint8 else images
         bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
-        x0 = plan.views(self.backbone.encode(F.pad(x, (0, right, 0, bottom), mode="replicate")))
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x0 = plan.views(self.backbone.encode(padded))
         counts = None if weights is None else plan.views(self._state_weights(plan, weights, (right, bottom)))
         chosen: list[Tensor] = [torch.zeros(self.candidates * len(x), 0, dtype=torch.int64, device=x.device)]
         status = [(x.abs() <= 1.001).all().float()]
         ahead = Lookahead(self.candidates, x0, counts, self.spec.seed)
 
         def pick(which: Tokens, x0_hat: Tensor) -> Tensor:
+            if which.step == CONDITION:
+                chosen.append(self.backbone.ask(padded).flatten(1).repeat(self.candidates, 1))
+                return chosen[-1]
             residual = ahead.x0 - x0_hat
             status.append(residual.square().mean())
             residual = ahead.shaken(residual if ahead.counts is None else residual * ahead.counts, which.step)
@@ -257,9 +289,10 @@ class Codec:
         if self.candidates == 1:
             y = self.walk(plan, len(x), pick, finish)
         else:
-            y, lam = self.walk(plan, len(ahead.x0), pick, False, settle), self.spec.schedule[-1].lam_next
-            y = settle(y, self._denoise(y, lam) if lam > 0 else y)[0][: len(x)]
-            y = self._finish(plan, y) if finish else y
+            (y, cond), lam = self._steps(plan, len(ahead.x0), pick, False, settle), self.spec.lam_last
+            y = settle(y, self._denoise(y, lam, cond) if lam > 0 else y)[0][: len(x)]
+            cond = self.backbone.condition(chosen[1][: len(x)], *plan.padded) if self.spec.condition else None
+            y = self._finish(plan, y, cond) if finish else y
         status.insert(1, torch.isfinite(y).all().float())
         tokens = torch.cat(chosen, 1)[: len(x)]
         if packed:
@@ -280,19 +313,27 @@ class Codec:
 
     # ---- the loop -------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def walk(
-        self, plan: Plan, batch: int, choose: Chooser, finish: bool = True,
-        settle: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    ) -> Tensor:  # fmt: skip
+    def walk(self, plan: Plan, batch: int, choose: Chooser, finish: bool = True) -> Tensor:
         """From the start through all steps to the finish. Only `choose` differs between encoder and decoder: told which
-        tokens are due and x0_hat as views [B, U, D], it gives them, int64 [B, T]. `settle` is an encoder's that looks ahead:
-        given y and x0_hat of all it tries, it says with which to go on."""
+        tokens are due and x0_hat as views [B, U, D], it gives them, int64 [B, T]. Without `finish` the walk ends where no
+        more tokens are due."""
+        y, cond = self._steps(plan, batch, choose, finish)
+        with stage("finish"):
+            return self._finish(plan, y, cond) if finish else y
+
+    def _steps(
+        self, plan: Plan, batch: int, choose: Chooser, whole: bool,
+        settle: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        """(the state after the steps, what they were told). `settle` is an encoder's that looks ahead: given y and x0_hat of
+        all it tries, it says with which to go on."""
         spent = {some.step: some for some in plan.tokens}
         with stage("start"):
+            cond = self._told(plan, batch, spent.get(CONDITION), choose)
             y = plan.join(self._start(plan, batch, spent.get(START_STEP), choose))
-        schedule = self.spec.schedule[: plan.steps]
+        schedule = self.spec.schedule[: plan.steps if whole or settle else self._coded]
         for i, step in enumerate(schedule):
-            x0_hat = self._denoise(y, step.lam)
+            x0_hat = self._denoise(y, step.lam, cond)
             y, x0_hat = settle(y, x0_hat) if settle else (y, x0_hat)
             y = x0_hat + y if step.lam == math.inf else y  # y was eps alone: no multiple of x0 shows in pure noise
             if i in spent:
@@ -302,22 +343,28 @@ class Codec:
                     y = plan.join(self.rule.backtrace(plan.views(y), views, tokens, spent[i].bins, i, step))
             else:
                 y = x0_hat + step.keep * (y - x0_hat)
-        with stage("finish"):
-            return self._finish(plan, y) if finish else y
+        return y, cond
 
-    def _denoise(self, y: Tensor, lam: float) -> Tensor:
+    def _denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
         with stage("network"):
-            x0_hat = self.backbone(y, lam)
+            x0_hat = self.backbone(y, lam) if cond is None else self.backbone(y, lam, cond)
         if x0_hat.shape != y.shape:
             raise BackboneError(f"backbone {self.backbone.name!r} gave {list(x0_hat.shape)} for a state {list(y.shape)}: "
                                 "its channels, size or multiple are not those of its network")  # fmt: skip
         return x0_hat
 
+    def _told(self, plan: Plan, batch: int, which: Tokens | None, choose: Chooser) -> Any:
+        """What the backbone makes of the condition's tokens, or None."""
+        if which is None:
+            return None
+        tokens = choose(which, torch.zeros(batch, plan.units, plan.dims, device=self.device))
+        return self.backbone.condition(tokens, *plan.padded)
+
     def _start(self, plan: Plan, batch: int, which: Tokens | None, choose: Chooser) -> Tensor:
         """The initial state as views [B, U, D]: lam_0 times seeded noise, or times the codewords of the first tokens.
 
         At lam_0 = inf it is the noise itself, see `Backbone.denoise`."""
-        lam = self.spec.schedule[0].lam
+        lam = self.spec.lam_first
         lam = 1.0 if lam == math.inf else lam
         if which is None:
             z = fixed_start(plan.units, plan.dims, self.spec.seed, self.device)
@@ -326,21 +373,20 @@ class Codec:
         tokens = choose(which, nothing)
         return lam * self.start_rule.noise(tokens, (plan.units, plan.dims), which.bins, START_STEP)
 
-    def _finish(self, plan: Plan, y: Tensor) -> Tensor:
-        """From the last level to an image: one x0_hat, or the probability-flow ODE dy/dlam = (y - x0_hat) / lam to 0."""
-        later = self.spec.schedule
-        last = plan.steps if plan.steps is not None else len(later)
-        lam, levels = later[last - 1].lam_next, (*(s.lam_next for s in later[last:]), *self.spec.finish_levels)
-        if self.spec.finish == "mean":
-            y = self._denoise(y, lam) if lam > 0 else y
+    def _finish(self, plan: Plan, y: Tensor, cond: Any) -> Tensor:
+        """From the last level to an image: one x0_hat, or the probability-flow ODE to 0."""
+        schedule, kind = self.spec.schedule, self.spec.finish
+        last = len(schedule) if plan.steps is None else min(plan.steps, len(schedule))
+        lam, levels = self.spec.lam_last, self.spec.finish_levels
+        if plan.steps is not None:
+            lam = schedule[last - 1].lam_next if last else lam
+            levels = (*(s.lam_next for s in schedule[last:]), *levels) if last else even_levels(lam, plan.steps)
+            kind = "ab2" if kind == "mean" and not last else kind
+        if lam > 0 and kind == "mean":
+            y = self._denoise(y, lam, cond)
         elif lam > 0:
-            for lam_next in levels:
-                slope = (y - self._denoise(y, lam)) / lam
-                end = y + (lam_next - lam) * slope
-                if self.spec.finish == "heun" and lam_next > 0:
-                    slope = 0.5 * (slope + (end - self._denoise(end, lam_next)) / lam_next)
-                    end = y + (lam_next - lam) * slope
-                y, lam = end, lam_next
+            told = None if cond is None else self.backbone.guided(cond)
+            y = ode(kind, lambda y, lam: self._denoise(y, lam, told), y, lam, levels)
         return self.backbone.decode(y)[:, :, : plan.height, : plan.width]
 
     def _check_images(self, images: Tensor) -> Tensor:

@@ -28,17 +28,18 @@ def token_runs(spec: CodecSpec, height: int, width: int) -> list[Run]:
 
 
 def encode_picture(
-    codec: "Codec", pixels: "np.ndarray", embed: bool = False, weights: "np.ndarray | None" = None,
+    codec: "Codec", pixels: "np.ndarray", embed: bool | None = None, weights: "np.ndarray | None" = None,
     derived: tuple[int, int] | None = None,
 ) -> bytes:  # fmt: skip
-    """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or if it is no preset's and
-    not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see `Codec.encode`."""
+    """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or, unless `embed` is False,
+    if it is no preset's and not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see
+    `Codec.encode`."""
     payload = codec.encode_packed(*_tensors(pixels, weights))[0].cpu().numpy().tobytes()
     return contain(codec.spec, pixels.shape[0], pixels.shape[1], payload, embed, derived).to_bytes()
 
 
 def encode_and_show(
-    codec: "Codec", pixels: "np.ndarray", embed: bool = False, weights: "np.ndarray | None" = None,
+    codec: "Codec", pixels: "np.ndarray", embed: bool | None = None, weights: "np.ndarray | None" = None,
     derived: tuple[int, int] | None = None,
 ) -> tuple[bytes, "np.ndarray"]:  # fmt: skip
     """(what `encode_picture` gives, what `decode_picture` makes of it), in one walk."""
@@ -49,14 +50,19 @@ def encode_and_show(
 
 
 def contain(
-    spec: CodecSpec, height: int, width: int, payload: bytes, embed: bool = False, derived: tuple[int, int] | None = None
+    spec: CodecSpec,
+    height: int,
+    width: int,
+    payload: bytes,
+    embed: bool | None = None,
+    derived: tuple[int, int] | None = None,
 ) -> Container:
     """The file of a payload; see `encode_picture`."""
     curve = calibration.shipped().get(spec.backbone)
     if derived is not None and not embed and curve is not None and curve.number and spec.fingerprint == curve.fingerprint:
         return Container(spec.hash, height, width, payload, curve.number, None, derived)
     number = preset_number(spec)
-    text = spec.to_json().encode() if embed or not number else None
+    text = spec.to_json().encode() if embed or (embed is None and not number) else None
     return Container(spec.hash, height, width, payload, number, text)
 
 

@@ -18,6 +18,7 @@ from noisebook.codebook import START_STEP
 from noisebook.codec import Chooser, Codec
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
 from noisebook.plan import Plan, Tokens
+from noisebook.spec import CONDITION
 
 Operator = Callable[[Tensor], Tensor]  # linear: images [B, C, H, W] -> what is observed of them, [B, ...]
 
@@ -59,9 +60,9 @@ def guide(
 
     def choose(which: Tokens, x0_hat: Tensor) -> Tensor:
         best = _drawn(plan, which, batch, generator).to(codec.device)
-        if which.step == START_STEP or candidates == 1:
+        if which.step in (CONDITION, START_STEP) or candidates == 1:
             return best
-        towards = x0_hat - plan.views(other(*seen))
+        towards = x0_hat - plan.views(other(*seen[:2]))
         unit = torch.cat([torch.arange(plan.units).repeat_interleave(run.count // plan.units) for run in which.runs])
         unit, highest = unit.to(codec.device), _along(codec, plan, which, best, towards)
         for _ in range(candidates - 1):
@@ -237,8 +238,8 @@ def _recorded(codec: Codec, plan: Plan, batch: int, choose: Chooser) -> tuple[Te
 
 @contextmanager
 def _watched(backbone: Backbone) -> Iterator[list]:
-    """The arguments [y, lam] of the backbone's last call, kept up to date inside the `with` block: `walk` tells `choose`
-    x0_hat alone. One walk of a backbone at a time."""
+    """The arguments [y, lam, ...] of the backbone's last call, kept up to date inside the `with` block: `walk` tells
+    `choose` x0_hat alone. One walk of a backbone at a time."""
     seen: list = []
     hook = backbone.register_forward_pre_hook(lambda _, given: seen.__setitem__(slice(None), given))
     try:
@@ -250,7 +251,7 @@ def _watched(backbone: Backbone) -> Iterator[list]:
 def _sigma(codec: Codec, which: Tokens) -> float:
     """Standard deviation of what the tokens inject, in the paper's x_t = (x0 + lam eps) / sqrt(1 + lam^2)."""
     if which.step == START_STEP:
-        lam = codec.spec.schedule[0].lam
+        lam = codec.spec.lam_first
         return 1.0 if lam == math.inf else lam / math.hypot(1, lam)
     step = codec.spec.schedule[which.step]
     return step.gain / math.hypot(1, step.lam_next)
@@ -268,6 +269,8 @@ def _check_other(codec: Codec, other: Backbone, plan: Plan) -> None:
 
 
 def _check_restore(codec: Codec, plan: Plan) -> None:
+    if codec.spec.condition:
+        raise SpecError("a condition is made of the whole image, which restoring does not have: use a codec without one")
     for which in plan.tokens:
         if which.count != 1 or which.runs[0].vocabulary > MOST:
             raise SpecError(f"restoring tries every codeword: a step spends one token of at most {MOST} values, not "

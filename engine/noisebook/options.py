@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KNOBS = {
     "steps": "steps of the schedule",
-    "spacing": "spacing of the levels: log, karras, ddpm, flow or turbo",
+    "spacing": "spacing of the levels: log, karras, ddpm, flow, turbo or diffc",
     "lam_max": "first noise-to-signal level",
     "lam_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
@@ -33,10 +33,12 @@ KNOBS = {
     "start_vocabulary": "values of a token of the start",
     "rows": "blocks down the image, each with tokens of its own",
     "columns": "blocks across the image",
-    "finish": "mean (best PSNR), euler or heun (probability-flow ODE)",
+    "finish": "mean (best PSNR), euler, heun or ab2 (probability-flow ODE)",
     "finish_steps": "steps of the ODE finish",
     "rule": "how tokens are chosen: bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC)",
     "coefficient_bits": "rule pursuit: bits of the coefficient of each atom after the first",
+    "condition": "the backbone's own tokens (CoD): none; first, before the others, which are told them; or only: the image "
+    "is drawn from them in --steps steps",
     "free_steps": "so many of the last steps carry no tokens (Turbo-DDCM)",
 }
 
@@ -44,8 +46,13 @@ KNOBS = {
 CONDITIONS = {
     "prompt": (str, "text for a model that reads text (default: empty)"),
     "negative_prompt": (str, "text that guidance leads away from (default: empty)"),
-    "guidance": (float, "weight of the prompt or class against none; 1 = none, one network call (default: 1)"),
+    "guidance": (
+        float,
+        "weight of the prompt, class or condition against none; 1 = none, one network call (default: 1); of "
+        "a CoD, that of an ODE finish, which a decoder chooses anew",
+    ),
     "label": (int, "class, for a class-conditional model"),
+    "autoencoder": (str, "folder, in diffusers layout, of the autoencoder of a latent CoD"),
 }
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
 
@@ -131,6 +138,9 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     if args.preset or other:
         both = [name.replace("_", "-") for name in (asked[0], (other or ["preset"])[0])]
         raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocabulary and --seed, not with --{both[1]}")
+    if args.embed_spec is False:
+        raise SpecError("without its specification a file is decoded with the options it was made with, and "
+                        f"--{asked[0].replace('_', '-')} is not among them: leave out --no-embed-spec")  # fmt: skip
     options = {k: getattr(args, k) for k in ("bpp", "bytes", "psnr", "max_calls", "vocabulary", "seed")}
     target = Target(**{k: v for k, v in options.items() if v is not None})
     how = network(args)

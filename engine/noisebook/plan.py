@@ -8,11 +8,13 @@ from torch import Tensor
 
 from noisebook.codebook import START_STEP
 from noisebook.runs import Run
+from noisebook.spec import CONDITION, START
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of one step (`START_STEP`: of the codebook start) in the stream: `offset` places in, in these runs."""
+    """The tokens of one step (`START_STEP`: of the codebook start; `CONDITION`: the condition's) in the stream: `offset`
+    places in, in these runs."""
 
     step: int
     bins: int  # what each view spends, see `Step.bins`
@@ -27,7 +29,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Layout:
-    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start.
+    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start, -2 for
+    those of the condition, each a unit of its own.
 
     `unit` is the block of the image (rule `poisson`: the chunk), `bin` counts within it. For coefficients of rule `pursuit`
     `bin` goes on from the atoms."""
@@ -55,7 +58,7 @@ class Plan:
     padded: tuple[int, int]
     state: tuple[int, int, int]  # [C, h, w]
     blocks: tuple[int, int]  # rows, columns
-    tokens: tuple[Tokens, ...]  # of the start (if it has any), then of the steps that have any
+    tokens: tuple[Tokens, ...]  # of the condition, the start and the steps, of those that have any
     chunked: bool  # units of the layout are chunks, not blocks
     steps: int | None = None  # so many alone of the schedule; None: all
 
@@ -81,12 +84,13 @@ class Plan:
     def layout(self) -> Layout:
         rows = []
         for some in self.tokens:
-            units, first = (some.count if self.chunked and some.step != START_STEP else self.units), 0
+            alone = some.step == CONDITION or (self.chunked and some.step != START_STEP)
+            units, first = (some.count if alone else self.units), 0
             for run in some.runs:
                 each = max(1, run.count // units)
                 unit = torch.arange(run.count) if each * units != run.count else torch.arange(units).repeat_interleave(each)
                 unit = unit + first if self.chunked else unit
-                step = torch.full_like(unit, -1 if some.step == START_STEP else some.step)
+                step = torch.full_like(unit, START if some.step == START_STEP else some.step)
                 place = torch.arange(run.count) % each + (0 if self.chunked else first // units)
                 rows.append((step, unit, place, torch.full_like(unit, run.vocabulary)))
                 first += run.count

@@ -5,6 +5,7 @@ Presets are stored as finished specifications (`presets.json`), not recomputed, 
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ class Recipe:
 
     backbone: str = "photo"
     steps: int = 24
-    spacing: str = "log"  # of the levels: log, karras, ddpm, flow or turbo
+    spacing: str = "log"  # of the levels: log, karras, ddpm, flow, turbo or diffc
     lam_max: float = 3.0  # first level
     lam_min: float = 0.1  # last level
     p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at lam_max; 1: no tokens
@@ -48,11 +49,22 @@ class Recipe:
     rule: str = "bins"  # bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC): docs/rules.md
     coefficient_bits: int = 0  # rule pursuit
     free_steps: int = 0  # so many of the last steps carry no tokens and inject no noise (Turbo-DDCM)
+    condition: str = "none"  # the backbone's own tokens (CoD): none; first: before the others, which are told them; only
 
     def build(self, backbone: "Backbone") -> CodecSpec:
         """The specification for `backbone`, its levels snapped to the model's grid. Raises SpecError for bad numbers."""
         if self.tokens < 0 or (self.tokens and not self.scale_pixels):
             raise SpecError("tokens must be 0, or the tokens of an image of scale_pixels pixels")
+        if self.condition not in ("none", "first", "only"):
+            raise SpecError(f"condition must be none, first or only, not {self.condition!r}")
+        grid = backbone.condition_grid if self.condition != "none" else ()
+        if grid is None:
+            raise SpecError(f"backbone {backbone.name!r} has no condition tokens: only a CoD has")
+        if self.condition == "only":
+            kind = "ab2" if self.finish == "mean" else self.finish
+            levels = schedule.even_levels(math.inf, self.steps)
+            return CodecSpec(backbone.name, backbone.fingerprint, (), seed=self.seed, finish=kind, finish_levels=levels,  # type: ignore[arg-type]
+                             condition=grid)  # fmt: skip
         curve = calibration.shipped().get(backbone.name)
         if self.tokens and curve is not None and curve.fingerprint == backbone.fingerprint:
             dims = curve.channels * self.scale_pixels
@@ -63,12 +75,13 @@ class Recipe:
                 backbone=backbone.name, fingerprint=backbone.fingerprint, schedule=self._schedule(backbone),
                 law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
                 start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns, scale_pixels=self.scale_pixels,
-                rule=self.rule, coefficient_bits=self.coefficient_bits,  # type: ignore[arg-type]
+                rule=self.rule, coefficient_bits=self.coefficient_bits, condition=grid,  # type: ignore[arg-type]
             )  # fmt: skip
-        end = spec.schedule[-1].lam_next
+        end = spec.lam_last
         finish_levels = ()
         if self.finish != "mean" and end > 0:
-            found = [backbone.snap(v) if v > 0 else 0.0 for v in schedule.finish_levels(end, self.finish_steps)]
+            even = schedule.even_levels if self.finish == "ab2" else schedule.finish_levels
+            found = [backbone.snap(v) if v > 0 else 0.0 for v in even(end, self.finish_steps)]
             finish_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
         return replace(spec, finish=self.finish, finish_levels=finish_levels)  # type: ignore[arg-type]
 
@@ -88,12 +101,15 @@ class Recipe:
             raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
         grid = schedule.SPACINGS[self.spacing](self.lam_max, self.lam_min, self.steps)
         levels = [backbone.snap(lam) for lam in grid]
+        if self.condition == "first" and self.spacing != "diffc":  # whose first level is all but pure noise
+            # a first step from pure noise, so that what the condition tells is known before any token is chosen
+            levels, counts = [math.inf, *levels], schedule.geometric(self.bins, last, self.steps + 1)
         if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
             raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
                             f"{self.lam_max}; use fewer steps")  # fmt: skip
         if not 0 <= self.free_steps < self.steps:
             raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
-        coded = self.steps - self.free_steps
+        coded = len(levels) - 1 - self.free_steps
         steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
         return steps + (schedule.falling(levels[coded:], 1, 0) if self.free_steps else ())
 

@@ -76,9 +76,23 @@ def turbo(lam_max: float, lam_min: float, steps: int) -> list[float]:
     lam_max; all of it lies between 14.7 and 0.04."""
     _check_range(lam_max, lam_min, steps)
     levels = scaled_linear()
-    inside = [levels[t] for t in TURBO_TIMES if lam_min * (1 - 1e-9) <= levels[t] <= lam_max * (1 + 1e-9)]
+    return _picked("Turbo-DDCM", [levels[t] for t in TURBO_TIMES], lam_max, lam_min, steps)
+
+
+def diffc(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of DiffC's time steps of 1000 on a rectified flow, evenly picked from those between lam_min and
+    lam_max: as DiffC walks on CoD (arXiv 2511.18706), sigma = (t - 1) / 1000 and lam = sigma / (1 - sigma), from 999 down.
+
+    The network is given time 1 - sigma, and not 1 - t / 1000 as in the published code."""
+    _check_range(lam_max, lam_min, steps)
+    levels = [(t - 1) / (1001 - t) for t in (1000, *TURBO_TIMES[1:])]
+    return _picked("DiffC", levels, lam_max, lam_min, steps)
+
+
+def _picked(whose: str, levels: list[float], lam_max: float, lam_min: float, steps: int) -> list[float]:
+    inside = [lam for lam in levels if lam_min * (1 - 1e-9) <= lam <= lam_max * (1 + 1e-9)]
     if len(inside) < steps + 1:
-        raise SpecError(f"Turbo-DDCM's grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
+        raise SpecError(f"{whose}'s grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
     return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
 
 
@@ -92,7 +106,7 @@ def turbo_free_steps(bits: int, steps: int, height: int, width: int) -> int:
 
 
 SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {
-    "log": log_uniform, "karras": karras, "ddpm": ddpm, "flow": flow, "turbo": turbo,
+    "log": log_uniform, "karras": karras, "ddpm": ddpm, "flow": flow, "turbo": turbo, "diffc": diffc,
 }  # fmt: skip
 
 
@@ -148,3 +162,12 @@ def finish_levels(lam: float, steps: int) -> tuple[float, ...]:
     if steps < 1:
         raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
     return (*karras(lam, lam / 50, steps - 1)[1:], 0.0) if steps > 1 else (0.0,)
+
+
+def even_levels(lam: float, steps: int) -> tuple[float, ...]:
+    """So many levels below `lam` (may be inf), the last 0, evenly spaced in the time of a rectified flow."""
+    if steps < 1:
+        raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
+    t = 1 / (1 + lam)
+    times = (t + (1 - t) * i / steps for i in range(1, steps))
+    return (*((1 - t) / t for t in times), 0.0)

@@ -12,8 +12,9 @@ from noisebook.runs import CHUNK_PADDING, Run, chunk_runs
 SPEC_VERSION = 1
 LAWS = ("hadamard", "independent")
 RULES = ("bins", "top", "pursuit", "poisson")
-FINISHES = ("mean", "euler", "heun")
+FINISHES = ("mean", "euler", "heun", "ab2")
 MAX_STEPS = 1 << 16
+CONDITION, START = -2, -1  # what `runs_for` calls the tokens before those of step 0
 
 
 def _require(condition: bool, message: str) -> None:
@@ -75,7 +76,8 @@ class CodecSpec:
     law, vocabulary, seed  the codebook: vocabulary V is the number of values of a token (an atom and its sign)
     start_bins, start_vocabulary   tokens of the codebook start; start_bins = 0 is the fixed seeded draw
     rows, columns          the image is cut in so many blocks, each with codebooks and tokens of its own (1 x 1: 1-D tokens)
-    finish                 `mean`: one last x0_hat; `euler`, `heun`: the probability-flow ODE through `finish_levels` to 0
+    finish                 `mean`: one last x0_hat; `euler`, `heun`, `ab2`: the probability-flow ODE through `finish_levels`
+                           to 0 (finish.py)
     scale_pixels           0: `bins` are exact powers of two. Else `bins` are meant for an image of so many pixels and scale
                            with the size of the image, see `bins_for`
     rule                   how a step chooses (docs/rules.md): `bins`, one signed atom a bin; `top`, the M largest of all
@@ -83,6 +85,9 @@ class CodecSpec:
                            Poisson functional representation of chunks (DiffC), where the vocabulary 2^(c + 1) allows
                            chunks of up to c index bits
     coefficient_bits       rule `pursuit` alone: bits C of the coefficient of each atom after the first
+    condition              (): none. Else the backbone's own tokens of the image come first and all steps are told them:
+                           (pixels of a token on each axis, its values, what heights and widths are padded to a multiple of).
+                           Then the schedule may be empty: the image is drawn from the condition alone, by the finish
     """
 
     backbone: str
@@ -95,15 +100,20 @@ class CodecSpec:
     start_vocabulary: int = 65536
     rows: int = 1
     columns: int = 1
-    finish: Literal["mean", "euler", "heun"] = "mean"
+    finish: Literal["mean", "euler", "heun", "ab2"] = "mean"
     finish_levels: tuple[float, ...] = field(default=())
     scale_pixels: int = 0
     rule: Literal["bins", "top", "pursuit", "poisson"] = "bins"
     coefficient_bits: int = 0
+    condition: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "finish_levels", tuple(float(v) for v in self.finish_levels))
-        _require(0 < len(self.schedule) <= MAX_STEPS, f"a schedule has 1 ... {MAX_STEPS} steps")
+        self._check_condition()
+        _require(
+            bool(self.schedule or self.condition) and len(self.schedule) <= MAX_STEPS,
+            f"a schedule has 1 ... {MAX_STEPS} steps",
+        )
         for a, b in zip(self.schedule, self.schedule[1:], strict=False):
             _require(a.lam_next == b.lam, f"a step ends at lam {a.lam_next} but the next begins at {b.lam}")
         _require(self.law in LAWS, f"law must be one of {', '.join(LAWS)}, not {self.law!r}")
@@ -124,16 +134,35 @@ class CodecSpec:
             )
         self._check_rule()
         _require(self.finish in FINISHES, f"finish must be one of {', '.join(FINISHES)}, not {self.finish!r}")
-        levels = (self.schedule[-1].lam_next, *self.finish_levels)
+        levels = (self.lam_last, *self.finish_levels)
         if self.finish == "mean":
             _require(not self.finish_levels, "the finish `mean` has no levels")
-        elif self.schedule[-1].lam_next > 0:
+        elif self.lam_last > 0:
             falling = all(a > b >= 0 for a, b in zip(levels, levels[1:], strict=False)) and levels[-1] == 0
             _require(falling and len(levels) > 1, "finish_levels must fall from the last level to 0")
 
+    @property
+    def lam_first(self) -> float:
+        """Where the walk begins."""
+        return self.schedule[0].lam if self.schedule else math.inf
+
+    @property
+    def lam_last(self) -> float:
+        """Where the finish begins: pure noise, inf, of a codec without steps."""
+        return self.schedule[-1].lam_next if self.schedule else math.inf
+
+    def _check_condition(self) -> None:
+        if not self.condition:
+            return
+        _require(len(self.condition) == 3, f"condition is (pixels, values, multiple), not {self.condition}")
+        pixels, values, multiple = self.condition
+        fits = 1 <= pixels <= multiple <= 1 << 16 and multiple % pixels == 0 and _is_pow2(values) and 2 <= values <= 1 << 16
+        _require(fits, f"a condition token of {values} values each {pixels} of a multiple of {multiple} pixels does not fit")
+        _require(not self.start_bins, "a condition takes the place of a codebook start: start_bins must be 0")
+
     def _check_rule(self) -> None:
         _require(self.rule in RULES, f"rule must be one of {', '.join(RULES)}, not {self.rule!r}")
-        c, most = self.coefficient_bits, max(s.bins for s in self.schedule)
+        c, most = self.coefficient_bits, max((s.bins for s in self.schedule), default=0)
         if self.rule == "pursuit":
             _require(
                 c != 1, "coefficients of 1 bit know the single value 1, which adds nothing of a second atom: use 2 or more"
@@ -156,7 +185,7 @@ class CodecSpec:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest form that reads back exactly; inf as null."""
         value = {"noisebook_spec": SPEC_VERSION, **asdict(self)}
-        for name in ("rule", "coefficient_bits"):  # younger than the first files: absent where they say nothing
+        for name in YOUNGER:  # than the first files: absent where they say nothing
             if value[name] == getattr(CodecSpec, name):
                 del value[name]
         value["schedule"] = [[None if s.lam == math.inf else s.lam, s.lam_down, s.lam_next, s.bins] for s in self.schedule]
@@ -170,7 +199,7 @@ class CodecSpec:
             if value.pop("noisebook_spec") != SPEC_VERSION:
                 raise SpecError("the specification is of another version; update noisebook")
             known = {f.name: f.type for f in fields(cls)}
-            value = {"rule": cls.rule, "coefficient_bits": cls.coefficient_bits, **value}
+            value = {**{name: getattr(cls, name) for name in YOUNGER}, **value}
             if set(value) != set(known):
                 raise SpecError(f"the specification has other fields: {sorted(set(value) ^ set(known))}")
             for name, expected in (("backbone", str), ("fingerprint", str), ("law", str), ("finish", str), ("rule", str)):
@@ -196,6 +225,8 @@ class CodecSpec:
                 steps.append(Step(float(lam), float(lam_down), float(lam_next), bins))
             value["schedule"] = tuple(steps)
             value["finish_levels"] = tuple(float(v) for v in value["finish_levels"])
+            value["condition"] = tuple(value["condition"])
+            _require(all(type(v) is int for v in value["condition"]), "condition must be whole numbers")
             return cls(**value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, SpecError):
@@ -240,6 +271,14 @@ class CodecSpec:
         start = self.start_bins and _nearest_pow2(self.start_bins * pixels, self.scale_pixels, limit)
         return out, start
 
+    def condition_runs(self, height: int, width: int) -> tuple[Run, ...]:
+        """The run of the condition's tokens, row by row, of an image of that size; none without a condition."""
+        if not self.condition:
+            return ()
+        pixels, values, multiple = self.condition
+        rows, columns = (-(-n // multiple) * multiple // pixels for n in (height, width))
+        return (Run(rows * columns, values),)
+
     def start_runs(self, bins: int) -> tuple[Run, ...]:
         """The runs of the codebook start, all units together."""
         return (Run(bins * self.units, self.start_vocabulary),)
@@ -257,22 +296,26 @@ class CodecSpec:
         return (Run(bins * self.units, self.vocabulary),)
 
     def runs_for(self, height: int, width: int) -> list[tuple[int, Run]]:
-        """The token stream of one image as (step, run); step -1 is the codebook start. A step may have several runs."""
+        """The token stream of one image as (step, run); step -2 is the condition, -1 the codebook start. A step may have
+        several runs."""
         bins, start = self.bins_for(height, width)
-        runs = [(-1, run) for run in self.start_runs(start)] if start else []
+        runs = [(CONDITION, run) for run in self.condition_runs(height, width)]
+        runs += [(START, run) for run in self.start_runs(start)] if start else []
         return runs + [(i, run) for i, count in enumerate(bins) if count for run in self.step_runs(count)]
 
     def warnings(self) -> list[str]:
         """The failure signs that the gDDCM paper names, as far as the specification shows them."""
         found = []
-        last, first = self.schedule[-1].lam_next, self.schedule[0]
+        if not self.schedule:
+            return found
+        last, first = self.lam_last, self.schedule[0]
         fixed = first.lam_next == first.lam
         if last > 1 or (fixed and first.lam > 1):
             found.append(f"the tokens end at lam = {max(last, first.lam if fixed else 0):.3g} > 1: the decoder will invent "
                          "content (semantic drift); end at a lower level")  # fmt: skip
         if any(s.bins == 1 for s in self.schedule) and self.vocabulary < 64:
             found.append(f"a vocabulary of {self.vocabulary} moves the noise little: quality stalls; use 256 or more")
-        if not self.start_bins:
+        if not self.start_bins and first.lam < math.inf:
             found.append("the start is a fixed random draw; a codebook start (start_bins >= 1) is usually better")
         for s in self.schedule:
             if s.bins and s.lam_next < s.lam < math.inf:
@@ -281,6 +324,9 @@ class CodecSpec:
                     found.append(f"p = {p:.2f} on a falling schedule throws nearly all old noise away; use p >= 0.3")
                     break
         return found
+
+
+YOUNGER = ("rule", "coefficient_bits", "condition")  # fields that the first files do not have
 
 
 def _nearest_pow2(numerator: int, denominator: int, limit: int) -> int:

@@ -64,6 +64,8 @@ class Aim:
         if curve.fingerprint != backbone.fingerprint:
             raise BackboneError(f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
                                 f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`")  # fmt: skip
+        if curve.condition and target.max_calls < 3:
+            raise SpecError("under a condition max_calls is 3 at least: the first tokens take a network call too")
         self.target, self.backbone, self.curve = target, backbone, curve
         self.how, self.tell = (graphs, effort, candidates), tell
         self._codecs: dict[tuple[int, int, int], Codec] = {}
@@ -74,7 +76,7 @@ class Aim:
 
     def codec(self, height: int, width: int, tokens: int) -> Codec:
         """The codec that spends about so many tokens on such images."""
-        dims, steps = self.dims(height, width), self.target.max_calls - 1
+        dims, steps = self.dims(height, width), self._steps
         if (dims, tokens, steps) not in self._codecs:
             spec = calibration.spec_for(self.curve, dims, tokens, steps, self.target.vocabulary, self.target.seed)
             self._codecs[dims, tokens, steps] = Codec(calibration.snapped(spec, self.backbone), self.backbone, *self.how)
@@ -82,11 +84,16 @@ class Aim:
                 del self._codecs[next(iter(self._codecs))]
         return self._codecs[dims, tokens, steps]
 
+    @property
+    def _steps(self) -> int:
+        """Steps of the curve's path: the calls but the finish, and under a condition but that of the first tokens."""
+        return self.target.max_calls - 1 - bool(self.curve.condition)
+
     def _derived(self, tokens: int) -> tuple[int, int] | None:
         """What stands in a file in place of the specification, where a decoder can derive it."""
         ours = calibration.shipped().get(self.curve.backbone) == self.curve and self.curve.number
         plain = self.target.vocabulary == 65536 and self.target.seed == 0
-        return (self.target.max_calls - 1, tokens) if ours and plain else None
+        return (self._steps, tokens) if ours and plain else None
 
     def _size(self, height: int, width: int, tokens: int) -> int:
         """Bytes of the file that spends so many tokens."""
@@ -130,10 +137,10 @@ class Aim:
         return high
 
     def _predicted(self, dims: int, tokens: int) -> float:
-        spec = calibration.spec_for(self.curve, dims, tokens, self.target.max_calls - 1, self.target.vocabulary)
-        return 10 * math.log10(4 / self.curve.at(spec.schedule[-1].lam_next))
+        spec = calibration.spec_for(self.curve, dims, tokens, self._steps, self.target.vocabulary)
+        return 10 * math.log10(4 / self.curve.at(spec.lam_last))
 
-    def file(self, pixels: np.ndarray, weights: np.ndarray | None = None, embed: bool = False) -> tuple[bytes, Codec]:
+    def file(self, pixels: np.ndarray, weights: np.ndarray | None = None, embed: bool | None = None) -> tuple[bytes, Codec]:
         """uint8 [H, W, C] -> (the bytes of its `.nbk` file, the codec that made it). Raises SpecError as above, or where no
         number of tokens gives the quality."""
         height, width = pixels.shape[:2]
@@ -145,7 +152,9 @@ class Aim:
             return encode_picture(codec, pixels, embed, weights, self._derived(tokens)), codec
         return self._search(pixels, self.target.psnr, weights, embed)
 
-    def _search(self, pixels: np.ndarray, wanted: float, weights: np.ndarray | None, embed: bool) -> tuple[bytes, Codec]:
+    def _search(
+        self, pixels: np.ndarray, wanted: float, weights: np.ndarray | None, embed: bool | None
+    ) -> tuple[bytes, Codec]:
         """Tries numbers of tokens until the decoded picture has the PSNR: first where the curve says, then along the line
         through the two tries on either side of what is wanted, in the logarithm of the tokens, then beside that place, for
         from one schedule to the next PSNR does not quite rise smoothly. Warns where it stays more than .1 dB off."""

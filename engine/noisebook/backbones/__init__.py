@@ -42,7 +42,8 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     """The backbone of that name, file, folder or hub id, on `device`, in evaluation mode; a pixel model that takes a single
     size is tiled, so that it takes any.
 
-    options  what a model with conditions is told: `prompt`, `negative_prompt`, `guidance`, `label`; see docs/backbones.md
+    options  what a model with conditions is told: `prompt`, `negative_prompt`, `guidance`, `label`, and `autoencoder` of a
+             latent CoD; see docs/backbones.md
 
     Raises BackboneError when there is none, it cannot be read, or it does not know an option.
     """
@@ -62,8 +63,10 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
         backbone.name = name
         return backbone
     path = WEIGHTS / f"{name}.safetensors" if name in shipped() else Path(name)
-    if path.is_file() and path.suffix in (".pt", ".ckpt") and not options:
-        return _function("noisebook.backbones.cod_files:load_published")(path)
+    if path.is_file() and path.suffix in (".pt", ".ckpt"):
+        if other := sorted(set(options) - {"guidance", "autoencoder"}):
+            raise BackboneError(f"{path}: a published CoD takes guidance and autoencoder, not {', '.join(other)}")
+        return _function("noisebook.backbones.cod_files:load_published")(path, **options)
     if path.is_file():
         return _read(path, options)
     known = ["prompt", "negative_prompt", "guidance", "label", "variant", *(() if path.is_dir() else ("revision",))]
@@ -91,7 +94,10 @@ def _read(path: Path, options: dict[str, Any]) -> Backbone:
             raise
         raise BackboneError(f"{path}: a backbone of kind {kind!r} takes no {', '.join(options)}") from error
     backbone.name = path.stem
-    backbone.fingerprint = fingerprint_of({"kind": kind, "config": config, **options}, tensors)
+    told = {name: value for name, value in options.items() if name not in backbone.decoding}
+    if backbone.fingerprint:  # of what else the builder read
+        told["behind"] = backbone.fingerprint
+    backbone.fingerprint = fingerprint_of({"kind": kind, "config": config, **told}, tensors)
     return backbone
 
 

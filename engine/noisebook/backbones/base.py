@@ -14,7 +14,8 @@ from noisebook.errors import BackboneError, ImageError
 class Backbone(nn.Module):
     """Base of all adapters. `y = x0 + lam * eps` in noise-to-signal coordinates, whatever the model's family uses inside.
 
-    A subclass sets the attributes below and implements `denoise`; a latent one also `encode`, `decode`, `state_shape`.
+    A subclass sets the attributes below and implements `denoise`; a latent one also `encode`, `decode`, `state_shape`; one
+    with a `condition_grid` also `ask` and `condition`.
     """
 
     name: str = "unnamed"  # what a codec's specification calls it
@@ -24,6 +25,10 @@ class Backbone(nn.Module):
     fingerprint: str = ""  # SHA-256 over weights and config, see `fingerprint_of`
     pure_noise: bool = False  # knows lam = inf, see `denoise`
     capturable: bool = True  # `denoise` can be recorded as a CUDA graph: see docs/performance.md
+    # of a model with tokens of its own, which `ask` makes and `condition` reads: (pixels of a token on each axis, its
+    # values, what heights and widths are a multiple of)
+    condition_grid: tuple[int, int, int] | None = None
+    decoding: tuple[str, ...] = ()  # options of `load` that are not in the fingerprint: they change no token, or are paths
     version: int = 0  # grows when the weights move or change type: a graph holds the addresses of the old ones
 
     def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
@@ -80,6 +85,18 @@ class Backbone(nn.Module):
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape [C, h, w] of the diffusion state for an image of that (already padded) size."""
         return (self.channels, height, width)
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] float32 in [-1, 1], already padded -> the condition's tokens int64 [B, h, w]."""
+        raise NotImplementedError
+
+    def condition(self, tokens: Tensor, height: int, width: int) -> Any:
+        """The condition's tokens int64 [B, h w] of images of that (already padded) size -> the `cond` of `denoise`."""
+        raise NotImplementedError
+
+    def guided(self, cond: Any) -> Any:
+        """The `cond` that an ODE finish uses in place of `condition`'s: with guidance, where a model has any."""
+        return cond
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] -> the state x0. The identity for pixel models."""

@@ -5,13 +5,14 @@ samples an image by flow matching. In the loop it is a backbone like any other, 
 """
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisebook.backbones.cod_nets import CodConfig, CodNet
+from noisebook.backbones.latent import Latent
 from noisebook.backbones.network import NetworkBackbone, full
 from noisebook.errors import BackboneError, ImageError, SpecError
 from noisebook.graphs import constants
@@ -20,88 +21,82 @@ GUIDED = (0.1, 1.0)  # times between which guidance is used
 LATENT_SCALE = 0.18215**2  # of Stable Diffusion's latents: the published code multiplies twice
 
 
+@dataclass(frozen=True)
+class Guided:
+    """A condition that is used with guidance."""
+
+    told: Tensor
+    weight: float
+
+
 class CoD(NetworkBackbone):
     """x0_hat = x_t + (1 - t) v along x_t = t x0 + (1 - t) eps; lam = (1 - t) / t, and lam = inf is t = 0.
 
     A latent model walks on latents: wrap it in `Latent` with an autoencoder and scale `LATENT_SCALE`. Images, tokens and
-    `grid` count pixels all the same.
+    `condition_grid` count pixels all the same.
+
+    guidance  of a conditional codec's ODE finish, where no token is chosen: v = v_none + guidance (v_told - v_none) for
+              times inside `GUIDED`; elsewhere, and for 1, the network runs once. The published pixel models have 3, the
+              latent ones 1.25
     """
 
     net: CodNet
 
-    def __init__(self, net: CodNet):
+    def __init__(self, net: CodNet, guidance: float = 1.0):
         self.stride = net.y_embedder.stride
         self.factor = 8 if net.config.latent else 1  # pixels of a place of the state
-        multiple = max(self.stride, net.config.cell)  # both are powers of two
-        super().__init__(net, channels=net.config.channels, multiple=multiple // self.factor)
-        self.pure_noise = True
+        side = max(self.stride, net.config.cell)  # both are powers of two
+        super().__init__(net, channels=net.config.channels, multiple=side // self.factor)
+        self.pure_noise, self.guidance, self.decoding = True, guidance, ("guidance", "autoencoder")
+        self.condition_grid = (self.stride, 1 << net.config.bits, side)
         if self._kind() != torch.float32:
             self.inside = {"dtype": self._kind()}
         self._nothing = constants()(self._make_nothing)
 
     # ---- the tokenizer --------------------------------------------------------------------------------------------------
-    @property
-    def vocabulary(self) -> int:
-        """Values of a condition token."""
-        return 1 << self.net.config.bits
+    def ask(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W], uint8 or float32 in [-1, 1] -> condition tokens int64 [B, H / stride, W / stride].
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the condition tokens of an image. Raises ImageError for a size that is no multiple."""
+        Raises ImageError for a size that is no multiple."""
         side = self.multiple * self.factor
-        if height % side or width % side:
-            raise ImageError(f"CoD takes multiples of {side} pixels, not {height} x {width}: pad the image")
-        return height // self.stride, width // self.stride
-
-    @torch.no_grad()
-    def tokens(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W], uint8 or float32 in [-1, 1] -> condition tokens int64 [B, H / stride, W / stride]."""
-        self.grid(*images.shape[2:])
+        if images.shape[2] % side or images.shape[3] % side:
+            raise ImageError(
+                f"CoD takes multiples of {side} pixels, not {images.shape[2]} x {images.shape[3]}: pad the image"
+            )
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float() / 2 + 0.5
-        return self.net.y_embedder.tokens(x.to(self._kind()))
+        with torch.no_grad():
+            return self.net.y_embedder.tokens(x.to(self._kind()))
 
-    @torch.no_grad()
-    def condition(self, tokens: Tensor) -> Tensor:
-        """Condition tokens int64 [B, h, w] -> what `denoise` takes as `cond`, [B, hidden, H / 16, W / 16].
+    def condition(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Condition tokens int64 [B, h w] of images of height x width pixels, row by row -> what `denoise` takes as `cond`,
+        [B, hidden, H / cell, W / cell]. Tokens are inside the vocabulary. Raises SpecError for another number of them."""
+        grid = (height // self.stride, width // self.stride)
+        if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != math.prod(grid):
+            raise SpecError(f"condition tokens of {height} x {width} pixels are int64 [B, {math.prod(grid)}], not "
+                            f"{tokens.dtype} {list(tokens.shape)}")  # fmt: skip
+        with torch.no_grad():
+            return self.net.y_embedder.condition(tokens.unflatten(1, grid))
 
-        Raises SpecError for tokens outside the vocabulary."""
-        if tokens.ndim != 3 or tokens.dtype != torch.int64 or tokens.min() < 0 or tokens.max() >= self.vocabulary:
-            raise SpecError(f"condition tokens are int64 [B, h, w] from 0 to {self.vocabulary - 1}")
-        return self.net.y_embedder.condition(tokens)
-
-    @torch.no_grad()
-    def sample(self, tokens: Tensor, steps: int = 25, method: str = "ab2", guidance: float = 3.0, seed: int = 0) -> Tensor:
-        """Condition tokens int64 [B, h, w] -> the state [B, C, H, W] that the flow ends at, float32.
-
-        steps     of equal length: 25 for realism, 1 for the least error
-        method    ab2 (Adams-Bashforth of order 2, its first step Euler's) or euler
-        guidance  v = v_none + guidance (v_told - v_none), inside `GUIDED` alone; elsewhere, and for 1, the network runs once
-        seed      of the noise, drawn on the CPU
-        """
-        if steps < 1 or method not in ("ab2", "euler"):
-            raise SpecError(f"sampling needs at least 1 step and method ab2 or euler, not {steps} and {method!r}")
-        told = self.condition(tokens)
-        side = [n * self.stride // self.factor for n in tokens.shape[1:]]
-        shape = (len(tokens), self.channels, *side)
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
-        before: Tensor | None = None
-        for i in range(steps):
-            t = i / steps
-            if guidance != 1 and GUIDED[0] < t < GUIDED[1]:
-                both = torch.cat([self._none(x).expand_as(told), told])
-                v_none, v_told = self._velocity(torch.cat([x, x]), t, both).chunk(2)
-                v = v_none + guidance * (v_told - v_none)
-            else:
-                v = self._velocity(x, t, told)
-            slope = v if before is None or method == "euler" else 1.5 * v - 0.5 * before
-            x, before = x + slope / steps, v
-        return x
+    def guided(self, cond: Tensor) -> "Tensor | Guided":
+        """The condition as an ODE finish uses it."""
+        return cond if self.guidance == 1 else Guided(cond, self.guidance)
 
     # ---- the backbone ---------------------------------------------------------------------------------------------------
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at any lam > 0, or eps itself at lam = inf, and `condition`'s result or None -> x0_hat, as y."""
+    def denoise(self, y: Tensor, lam: float, cond: "Tensor | Guided | None" = None) -> Tensor:
+        """y [B, C, H, W] at any lam > 0, or eps itself at lam = inf, and what `condition` or `guided` gave, or None ->
+        x0_hat, as y."""
         t = 0.0 if lam == math.inf else 1 / (1 + lam)
         x = t * y if t else y
+        if isinstance(cond, Guided):
+            return x + (1 - t) * self._guided(x, t, cond)
         return x + (1 - t) * self._velocity(x, t, self._none(y) if cond is None else cond)
+
+    def _guided(self, x: Tensor, t: float, cond: Guided) -> Tensor:
+        if not GUIDED[0] < t < GUIDED[1]:
+            return self._velocity(x, t, cond.told)
+        both = torch.cat([self._none(x).expand_as(cond.told), cond.told])
+        v_none, v_told = self._velocity(torch.cat([x, x]), t, both).chunk(2)
+        return v_none + cond.weight * (v_told - v_none)
 
     def _velocity(self, x: Tensor, t: float, told: Tensor) -> Tensor:
         return self.call(x, full(x, t), told)
@@ -119,9 +114,31 @@ class CoD(NetworkBackbone):
         return next(self.net.parameters()).dtype
 
 
-def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> CoD:
-    """The backbone in a file that `cod_files.convert` wrote. Raises BackboneError for tensors of another network."""
-    return CoD(network(CodConfig(**config), tensors))
+def from_checkpoint(
+    config: dict[str, Any], tensors: dict[str, Tensor], guidance: float = 1.0, autoencoder: str | None = None
+) -> "CoD | Latent":
+    """The backbone in a file that `cod_files.convert` wrote; see `complete`. Raises BackboneError for tensors of another
+    network."""
+    return complete(CoD(network(CodConfig(**config), tensors), guidance), autoencoder)
+
+
+def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":
+    """A pixel model itself; a latent one behind the autoencoder in that folder, whose fingerprint it bears.
+
+    Raises BackboneError where a latent model has no autoencoder, or a pixel model one."""
+    if not cod.net.config.latent:
+        if autoencoder is not None:
+            raise BackboneError("a CoD of pixels has no autoencoder: leave it out")
+        return cod
+    if autoencoder is None:
+        raise BackboneError("a latent CoD needs its autoencoder (--autoencoder DIR): that of Stable Diffusion, in diffusers "
+                            "layout")  # fmt: skip
+    from noisebook.backbones.diffusers_folder import autoencoder_in
+
+    module, digest = autoencoder_in(autoencoder, cod.channels)
+    backbone = Latent(cod, module, scale=LATENT_SCALE)
+    backbone.fingerprint = digest
+    return backbone
 
 
 def network(config: CodConfig, tensors: dict[str, Tensor]) -> CodNet:

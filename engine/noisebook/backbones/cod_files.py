@@ -16,8 +16,9 @@ from torch import Tensor
 
 from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.checkpoint import write_checkpoint
-from noisebook.backbones.cod import CoD, network
+from noisebook.backbones.cod import CoD, complete, network
 from noisebook.backbones.cod_nets import CodConfig
+from noisebook.backbones.latent import Latent
 from noisebook.errors import BackboneError
 
 PREFIX = "ema_denoiser."  # the averaged weights: the published figures are theirs
@@ -67,13 +68,15 @@ def _config(path: str | Path, tensors: dict[str, Tensor]) -> CodConfig:
         raise BackboneError(f"{path}: its averaged weights are no CoD's ({type(error).__name__}: {error})") from error
 
 
-def load_published(path: str | Path) -> CoD:
-    """The backbone in a published file. Raises BackboneError as `read_published`, or where a tensor is missing, surplus or
-    of another shape."""
+def load_published(path: str | Path, guidance: float = 1.0, autoencoder: str | None = None) -> CoD | Latent:
+    """The backbone in a published file; `guidance` as of `CoD`, `autoencoder` the folder of a latent model's.
+
+    Raises BackboneError as `read_published` and `complete`, or where a tensor is missing, surplus or of another shape."""
     config, tensors = read_published(path)
-    backbone = CoD(network(config, tensors))
+    backbone = complete(CoD(network(config, tensors), guidance), autoencoder)
     backbone.name = Path(path).stem
-    backbone.fingerprint = fingerprint_of({"kind": "cod", "config": asdict(config)}, tensors)  # as of a converted file
+    behind = {"behind": backbone.fingerprint} if backbone.fingerprint else {}
+    backbone.fingerprint = fingerprint_of({"kind": "cod", "config": asdict(config), **behind}, tensors)  # as if converted
     return backbone
 
 

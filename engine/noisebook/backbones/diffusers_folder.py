@@ -8,9 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from noisebook.backbones.autoencoders import DiffusersAutoencoder
 from noisebook.backbones.base import Backbone
 from noisebook.backbones.diffusers_files import MODEL, SCHEDULER, TEXT_MODEL, Folder, library, one_line
-from noisebook.backbones.diffusers_models import BUILDERS, Network, Options
+from noisebook.backbones.diffusers_models import AUTOENCODERS, BUILDERS, Network, Options
 from noisebook.backbones.latent import Latent
 from noisebook.errors import BackboneError
 
@@ -67,6 +68,22 @@ def from_hub(repo_id: str, *, revision: str | None = None, variant: str | None =
         return _named(from_folder(path, variant=variant, **options), repo_id)
     except BackboneError as error:
         raise BackboneError(f"{repo_id}: {error}") from error
+
+
+def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencoder, str]:
+    """(the autoencoder in a folder that holds it alone, its fingerprint). Raises BackboneError unless there is one whose
+    latents have so many channels and 8 x 8 pixels each."""
+    folder = Folder(path)
+    kind = str(folder.config("").get("_class_name"))
+    if kind not in AUTOENCODERS:
+        raise BackboneError(f"{folder.path}: holds a {kind}; an autoencoder is {' or '.join(AUTOENCODERS)}")
+    module = folder.module("", kind)
+    config: Any = module.config
+    factor = 1 << (len(config.block_out_channels) - 1)
+    if config.latent_channels != channels or factor != 8:
+        raise BackboneError(f"{folder.path}: latents of {config.latent_channels} channels and {factor} x {factor} pixels; "
+                            f"the network takes {channels} and 8 x 8")  # fmt: skip
+    return DiffusersAutoencoder(module), folder.digests[""]
 
 
 def hub_patterns(variant: str | None = None) -> list[str]:

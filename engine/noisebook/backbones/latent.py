@@ -34,7 +34,7 @@ class Latent(Backbone):
         self.scale, self.shift, self.factor, self.channels = scale, shift, factor, channels
         self.name, self.capturable, self.multiple = inner.name, inner.capturable, inner.multiple * factor
         self.size = inner.size and (inner.size[0] * factor, inner.size[1] * factor)
-        self.pure_noise = inner.pure_noise
+        self.pure_noise, self.condition_grid, self.decoding = inner.pure_noise, inner.condition_grid, inner.decoding
 
     def snap(self, lam: float) -> float:
         """The inner backbone's level nearest to lam."""
@@ -54,6 +54,18 @@ class Latent(Backbone):
     def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
         """y [B, c, h, w], in the latent space, at lam -> inner's x0_hat, same shape and dtype."""
         return self.inner.denoise(y, lam, cond)
+
+    def ask(self, images: Tensor) -> Tensor:
+        """The inner backbone's tokens of the images themselves."""
+        return self.inner.ask(images)
+
+    def condition(self, tokens: Tensor, height: int, width: int) -> Any:
+        """The inner backbone's; sizes are those of the images."""
+        return self.inner.condition(tokens, height, width)
+
+    def guided(self, cond: Any) -> Any:
+        """The inner backbone's."""
+        return self.inner.guided(cond)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, channels, H, W] in [-1, 1] -> the state [B, c, h, w]. Raises BackboneError on another shape of z."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from noisebook.training.objectives import Objective
 
 COMMITMENT = 0.25  # of the encoder's part in the loss of quantisation, and the weight of that loss
-DROPPED = 0.1  # share of images whose condition is the one for none
+DROPPED = 0.1  # share of images whose condition is the one for none; 1: a plain model, and the codec stays as it is
 SHARE = 0.75  # of images at a random time; the others are at t = 0, where one step must do
 
 
@@ -60,33 +60,39 @@ class CodModel(nn.Module):
         return z + (e - z).detach(), loss
 
 
-def cod(share: float = SHARE, reconstruct: float = 1.0) -> "Objective":
+def cod(share: float = SHARE, dropped: float = DROPPED, reconstruct: float = 1.0) -> "Objective":
     """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step; t = sigmoid of a normal
-    number for `share` of the images and 0 for the others (unified training). With it the loss of quantisation, and
-    `reconstruct` times the error of the pixels that are read off the condition alone."""
+    number for `share` of the images and 0 for the others (unified training), and `dropped` of them are told nothing. With
+    it the loss of quantisation, and `reconstruct` times the error of the pixels that are read off the condition alone."""
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
         assert isinstance(model, CodModel)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=model.mixed):
-            return _loss(model, x0.contiguous(), share, reconstruct)
+            return _loss(model, x0.contiguous(), share, dropped, reconstruct)
 
     return loss
 
 
-def _loss(model: CodModel, x0: Tensor, share: float, reconstruct: float) -> Tensor:
+def _loss(model: CodModel, x0: Tensor, share: float, dropped: float, reconstruct: float) -> Tensor:
+    device, count = x0.device, len(x0)
+    with torch.no_grad():
+        none = model.net.y_embedder.nothing(x0.shape[2], x0.shape[3], x0)
+    if dropped == 1:
+        return _flow(model, x0, share, none)
     codes, quantisation = model.quantised(x0 / 2 + 0.5)
     condition = model.net.y_embedder.decoder(codes)
     seen = F.pixel_shuffle(model.recon(condition), model.net.config.cell)
+    which = (torch.rand(count, device=device) < dropped)[:, None, None, None]
+    flow = _flow(model, x0, share, torch.where(which, none.to(condition.dtype), condition))
+    return flow + reconstruct * F.mse_loss(seen.float(), x0) + COMMITMENT * quantisation
+
+
+def _flow(model: CodModel, x0: Tensor, share: float, condition: Tensor) -> Tensor:
     device, count = x0.device, len(x0)
-    with torch.no_grad():
-        none = model.net.y_embedder.nothing(x0.shape[2], x0.shape[3], x0).to(condition.dtype)
-    dropped = (torch.rand(count, device=device) < DROPPED)[:, None, None, None]
-    condition = torch.where(dropped, none, condition)
     t = torch.where(torch.rand(count, device=device) < share, torch.sigmoid(torch.randn(count, device=device)), 0.0)
     eps, at = torch.randn_like(x0), t[:, None, None, None]
     v = model.net(at * x0 + (1 - at) * eps, t, condition)
-    flow = F.mse_loss(v.float(), x0 - eps)
-    return flow + reconstruct * F.mse_loss(seen.float(), x0) + COMMITMENT * quantisation
+    return F.mse_loss(v.float(), x0 - eps)
 
 
 def tensors_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:

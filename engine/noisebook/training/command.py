@@ -39,6 +39,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--bits", type=int, default=8, help="cod: of a condition token (default: 8)")
     sub.add_argument("--share", type=float, default=0.75, help="cod: share of images at a random time; the "
                      "others are at pure noise, where one step must do (default: .75)")  # fmt: skip
+    sub.add_argument("--dropped", type=float, default=0.1, help="cod: share of images that the network is told "
+                     "nothing of; 1: a model without a condition (default: .1)")  # fmt: skip
     sub.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the crops, in turn (default: 64 "
                      "128); the size of the images themselves fits a prior to them")  # fmt: skip
     sub.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch (default: %(default)s)")
@@ -109,9 +111,16 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
     blocks, cell = args.blocks or 8, args.patch or 4
     if args.init or args.network != "conv" or args.level:
         raise TrainingError("cod begins with a network of its own: without --init, --network and --level")
-    if hidden % 64 or width % 32 or blocks < 3 or not 1 <= args.bits <= 16 or not 0 <= args.share <= 1:
+    if (
+        hidden % 64
+        or width % 32
+        or blocks < 3
+        or not 1 <= args.bits <= 16
+        or not 0 <= args.share <= 1
+        or not 0 <= args.dropped <= 1
+    ):
         raise TrainingError("cod takes --widths HIDDEN WIDTH (multiples of 64 and 32), --blocks from 3, --bits from 1 to "
-                            "16 and --share from 0 to 1")  # fmt: skip
+                            "16, --share and --dropped from 0 to 1")  # fmt: skip
     config = CodConfig(hidden=hidden, heads=hidden // 64, blocks=blocks, cond_blocks=blocks - 2, hidden_x=32, ds=args.stride,
                        bits=args.bits, width=width, cell=cell)  # fmt: skip
     model = cod.CodModel(config)  # raises BackboneError where stride and patch do not go together
@@ -123,7 +132,7 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
     def write(average: "nn.Module", path: Path) -> None:
         write_checkpoint(path, "cod", *cod.tensors_of(average))
 
-    objective = cod.cod(args.share)
+    objective = cod.cod(args.share, args.dropped)
     log = train(lambda: cod.CodModel(config), objective, images, args.output, write, _settings(args), args.device,
                 args.save_every)  # fmt: skip
     return {"output": str(args.output / "model.safetensors"), "device": args.device, **log[-1]}
@@ -141,7 +150,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
 def _recipe(args: argparse.Namespace) -> str:
     """What else of the options must be the same when a run is resumed."""
     names = ["objective", "init", "network", "widths", "blocks", "patch", "level", "pairs"]
-    names += ["stride", "bits", "share"] if args.objective == "cod" else []
+    names += ["stride", "bits", "share", "dropped"] if args.objective == "cod" else []
     return " ".join(f"{name}={getattr(args, name)}" for name in names)
 
 
