@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PRESETS_FILE = Path(__file__).with_name("presets.json")
 DEFAULT = "photo"
+DRAWN = 25  # steps in which an image is drawn from its condition alone
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     other = sorted(set(changes) - CALIBRATED)
     if other and changes.get("tokens"):
         raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
+    if changes.get("condition", "none") != "none":  # it takes the place of a start; alone it is drawn as in CoD's paper
+        changes = {"start_bins": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
     return replace(recipe, **({"tokens": 0} if other else {}), **changes)
 
 
