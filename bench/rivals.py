@@ -37,7 +37,7 @@ class Place:
         return math.prod(self.backbone.state_shape(*self.backbone.padded(self.height, self.width)))
 
     def spec(self, steps: tuple[Step, ...], **more) -> CodecSpec:
-        spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, steps, **more)
+        spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, steps, condition=self.curve.condition, **more)
         return calibration.snapped(spec, self.backbone)
 
 
@@ -45,11 +45,11 @@ Maker = Callable[[Place, float, int], CodecSpec]  # (place, bits of the payload,
 
 
 def ours(place: Place, bits: float, calls: int, vocabulary: int = 65536) -> CodecSpec:
-    """The default: at most so many bits."""
+    """The default: at most so many bits. Under a condition its first tokens take a call of their own."""
     each = vocabulary.bit_length() - 1
     wanted = int(bits // each)
     for tokens in range(wanted, 1, -1):
-        spec = calibration.spec_for(place.curve, place.dims, tokens, calls - 1, vocabulary)
+        spec = calibration.spec_for(place.curve, place.dims, tokens, calls - 1 - bool(place.curve.condition), vocabulary)
         if spec.start_bins + sum(s.bins for s in spec.schedule) <= wanted:
             return calibration.snapped(spec, place.backbone)
     raise ValueError(f"{bits} bits are fewer than two tokens")

@@ -1,6 +1,7 @@
 """CoD: published layouts, strict files, tokens, sampling, and the backbone in the loop; small random networks on the CPU."""
 
 import hashlib
+import json
 import math
 import os
 import pickle
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from common import random_images
-from noisebook import backbones, container, modes
+from noisebook import backbones, calibration, cli, container, modes
 from noisebook.backbones import cod_files
 from noisebook.backbones.cod import CoD, network
 from noisebook.backbones.cod_files import load_published
@@ -19,8 +20,9 @@ from noisebook.backbones.latent import Latent
 from noisebook.codebook import start_noise
 from noisebook.codec import Codec
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
-from noisebook.files import decode_picture, describe, encode_picture
+from noisebook.files import decode_picture, describe, encode_picture, spec_of
 from noisebook.finish import ode
+from noisebook.images import png_bytes, read_image
 from noisebook.presets import Recipe
 from noisebook.schedule import TURBO_TIMES, even_levels
 from noisebook.spec import CodecSpec
@@ -462,6 +464,70 @@ def test_diffc_walks_at_the_times_of_its_grid(fresh):
     assert [float(t[0]) for t in seen] == pytest.approx([1 - (t - 1) / 1000 for t in times], abs=1e-7)
     assert len({float(t[0]) for t in seen}) == len(seen)
     assert all(t.dtype == torch.float32 for t in seen)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, fresh):
+    """A folder with a published file and three pictures of two sizes, in which the command line runs."""
+    monkeypatch.chdir(tmp_path)
+    published(tmp_path / "cod.pt", small().net)
+    for name, size in (("a", (64, 96)), ("b", (96, 64)), ("c", (50, 70))):
+        (tmp_path / f"{name}.png").write_bytes(png_bytes(random_images(fresh, 1, *size)[0].permute(1, 2, 0).numpy()))
+    return tmp_path
+
+
+def test_the_command_line_tokenises_and_draws(work, capsys):
+    """Mixed sizes in one run; the steps and the guidance are the decoder's; a bare file needs the options."""
+    told = ["--backbone", "cod.pt", "--condition", "only"]
+    assert cli.main(["encode", "a.png", "b.png", "c.png", *told, "--no-embed-spec", "-o", "bare"]) == 0
+    assert [(work / "bare" / f"{n}.nbk").stat().st_size for n in "abc"] == [23, 23, 23]  # 6 tokens of 4 bits, 20 bytes
+    assert cli.main(["encode", "a.png", *told, "-o", "full"]) == 0
+    assert cli.main(["decode", "bare", *told, "--guidance", "3", "-o", "one"]) == 0
+    assert [read_image(work / "one" / f"{n}.png").shape for n in "abc"] == [(64, 96, 3), (96, 64, 3), (50, 70, 3)]
+    capsys.readouterr()
+    for extra, calls in (([], 25), (["--steps", "1"], 1), (["--steps", "4", "--guidance", "2"], 4)):
+        assert cli.main(["decode", "full", "--backbone", "cod.pt", *extra, "-o", f"out{calls}", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["images"][0]["calls"] == calls
+    shown = [read_image(work / f"out{calls}" / "a.png") for calls in (25, 1, 4)]
+    assert (shown[0] != shown[1]).any()
+    assert cli.main(["verify", "full", "bare"]) == 0
+    assert cli.main(["decode", "bare", "--backbone", "cod.pt", "-o", "none"]) == CodecMismatchError.code
+    assert "give the options it was made with" in capsys.readouterr().err
+    assert not (work / "none").exists()
+
+
+def test_the_command_line_codes_under_a_condition(work, capsys):
+    """A curve under the condition makes files of a rate whose first tokens are the condition's."""
+    pictures = ["a.png", "b.png"]
+    assert cli.main(["calibrate", "cod.pt", *pictures, "--condition", "-o", "told.json"]) == 0
+    assert cli.main(["calibrate", "cod.pt", *pictures, "-o", "untold.json"]) == 0
+    told, untold = (calibration.Curve.from_json((work / f"{n}.json").read_text()) for n in ("told", "untold"))
+    assert (told.condition, untold.condition) == ((32, 16, 32), ())
+    assert told.power != untold.power
+    call = ["roundtrip", *pictures, "--backbone", "cod.pt", "--max-calls", "6", "--bpp", "4", "--json"]
+    for name, runs in (("told", 6), ("untold", 0)):
+        assert cli.main([*call, "--curve", f"{name}.json", "-o", name]) == 0
+        for row in json.loads(capsys.readouterr().out.splitlines()[-1])["images"]:
+            assert row["bpp"] == pytest.approx(4, rel=0.02)
+            assert row["calls"] == 5 + 6
+        assert cli.main(["decode", name, "--backbone", "cod.pt", "-o", f"{name}-again"]) == 0
+        for picture in pictures:
+            pair, again = read_image(work / name / picture), read_image(work / f"{name}-again" / picture)
+            assert (pair[:, again.shape[1] :] == again).all()
+            spec = spec_of(container.Container.read(work / name / picture.replace("png", "nbk")))
+            assert sum(r.count for _, r in spec.runs_for(*again.shape[:2])[:1]) == runs or not runs
+        capsys.readouterr()
+    for options, word in (
+        (["--curve", "told.json", "--bpp", "4", "--max-calls", "2"], "3 at least"),
+        (["--curve", "told.json", "--bpp", "4", "--no-embed-spec"], "leave out --no-embed-spec"),
+        (["--curve", "told.json", "--bpp", "4", "--condition", "first"], "not with --condition"),
+        (["--condition", "first", "--start-bins", "4"], "start_bins must be 0"),
+        (["--condition", "only", "--steps", "0"], "at least 1 step"),
+        (["--label", "3"], "takes guidance and autoencoder, not label"),
+    ):
+        assert cli.main(["encode", "a.png", "--backbone", "cod.pt", *options, "-o", "none"]) > 0
+        assert word in capsys.readouterr().err
+    assert not (work / "none").exists()
 
 
 def test_the_modes_know_a_condition(fresh):
