@@ -12,6 +12,7 @@ from noisebook import backbones, cli
 from noisebook.backbones.cod import CoD, network
 from noisebook.backbones.cod_nets import CodConfig
 from noisebook.training import cod
+from noisebook.training.loop import TrainingError
 
 TINY = CodConfig(hidden=64, heads=1, blocks=3, cond_blocks=2, hidden_x=8, ds=8, bits=3, width=32, cell=4)
 NETWORK = ["--widths", "64", "32", "--blocks", "3", "--patch", "4", "--stride", "8", "--bits", "3"]
@@ -57,6 +58,65 @@ def test_the_loss_is_flow_one_step_reconstruction_and_quantisation(share, fresh)
     quantisation = 1.25 * (z - e).square().mean()
     expected = total + 0.5 * float((seen - x0).square().mean()) + 0.25 * float(quantisation)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_that_is_told_nothing_is_a_plain_flow(fresh):
+    """--dropped 1: the loss is that of flow matching under the condition for none, and the codec learns nothing."""
+    net, x0 = model(), batch(fresh)
+    torch.manual_seed(5)
+    loss = cod.cod(1.0, dropped=1)(net, x0, 0.0)
+    loss.backward()
+    torch.manual_seed(5)
+    torch.rand(6)
+    times, eps = torch.sigmoid(torch.randn(6)), torch.randn(x0.shape)
+    at = times[:, None, None, None]
+    v = net.net(at * x0 + (1 - at) * eps, times, net.net.y_embedder.nothing(16, 16, x0))
+    assert loss.item() == pytest.approx((v - (x0 - eps)).square().mean().item(), rel=1e-5)
+    assert all(p.grad is None for p in net.net.y_embedder.parameters())
+
+
+class Features(torch.nn.Module):
+    """Means of 2 x 2 pixels in other colours."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x, 2)[:, :1] * torch.linspace(1, 2, self.width)[None, :, None, None]
+
+
+def test_features_that_are_given_lead_the_condition_and_an_early_block(tmp_path, fresh):
+    torch.jit.script(Features(5)).save(tmp_path / "features.pt")
+    extractor, width = cod.read_extractor(tmp_path / "features.pt", "cpu", 16)
+    assert width == 5
+    torch.manual_seed(0)
+    net, x0 = cod.CodModel(TINY, width), batch(fresh)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.08)
+    states: list[torch.Tensor] = []
+    net.net.blocks[0].register_forward_hook(lambda _, given, out: states.append(out))
+    torch.manual_seed(7)
+    plain = cod.cod()(net, x0, 0.0)
+    torch.manual_seed(7)
+    aligned = cod.cod(extractor=extractor)(net, x0, 0.0)
+    codes = net.net.y_embedder.bottleneck.vectors(net.net.y_embedder.tokens(x0 / 2 + 0.5))
+    condition = net.net.y_embedder.decoder(codes).flatten(2).transpose(1, 2)
+    features = torch.nn.functional.avg_pool2d(extractor(x0), 2).flatten(2).transpose(1, 2)  # 8 x 8 -> the grid of 4 x 4
+    expected = 0.0
+    for head, state in zip(net.proj, (condition, states[-1]), strict=True):
+        expected += 0.5 * (1 - torch.nn.functional.cosine_similarity(head(state), features, -1).mean())
+    # bilinear with antialiasing is wider than the mean of 2 x 2, but not by much
+    assert float(aligned - plain) == pytest.approx(float(expected), rel=0.05)
+    aligned.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.proj.parameters())
+    assert not [k for k in cod.tensors_of(net)[1] if k.startswith(("proj", "recon"))]
+    for made, word in ((torch.nn.Flatten(), "not features"), (torch.nn.Linear(3, 3), "takes images")):
+        torch.jit.script(made).save(tmp_path / "bad.pt")
+        with pytest.raises(TrainingError, match=word):
+            cod.read_extractor(tmp_path / "bad.pt", "cpu", 16)
+    with pytest.raises(TrainingError, match="no TorchScript"):
+        cod.read_extractor(tmp_path / "none.pt", "cpu", 16)
 
 
 def test_gradients_pass_the_quantisation(fresh):

@@ -1,6 +1,8 @@
 """Training of CoD (arXiv 2511.18706): flow matching and one-step prediction at once, told a vector-quantised condition."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,21 +16,26 @@ if TYPE_CHECKING:
 
 COMMITMENT = 0.25  # of the encoder's part in the loss of quantisation, and the weight of that loss
 DROPPED = 0.1  # share of images whose condition is the one for none; 1: a plain model, and the codec stays as it is
+ALIGNED = 0.5  # weight of each of the two alignments with given features
 SHARE = 0.75  # of images at a random time; the others are at t = 0, where one step must do
 
 
 class CodModel(nn.Module):
-    """What is trained: the network, and a small head that only training has, from the condition straight to pixels.
+    """What is trained: the network, and small heads that only training has: from the condition straight to pixels, and,
+    for `features` above 0, from the condition and from the state of an early block to so many given features a place.
 
     Called as any model that is trained here, D(y [B, C, H, W], lam [B]) -> x0_hat, without a condition."""
 
-    def __init__(self, config: CodConfig):
+    def __init__(self, config: CodConfig, features: int = 0):
         super().__init__()
         self.net, self.mixed = CodNet(config), False
         wide, out = config.hidden, config.channels * config.cell**2
         self.recon = nn.Sequential(
             nn.Conv2d(wide, wide, 1), nn.SiLU(), nn.Conv2d(wide, wide, 1), nn.SiLU(), nn.Conv2d(wide, out, 1)
         )
+        self.early = max(1, round(config.cond_blocks * 8 / 26))  # the paper's eighth block of 26
+        widths = (wide, wide, wide, features)
+        self.proj = nn.ModuleList(_layers(widths) for _ in range(2 if features else 0))
         codes = self.net.y_embedder.bottleneck.embedding.weight
         nn.init.uniform_(codes, -1 / len(codes), 1 / len(codes))  # near together, so that all are used
         for block in self.net.blocks:  # each begins as the identity (DiT, arXiv 2212.09748)
@@ -60,20 +67,55 @@ class CodModel(nn.Module):
         return z + (e - z).detach(), loss
 
 
-def cod(share: float = SHARE, dropped: float = DROPPED, reconstruct: float = 1.0) -> "Objective":
+def _layers(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(a, b), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+Extractor = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [-1, 1] -> features [B, C, h, w]
+
+
+def read_extractor(path: Path, device: str, side: int) -> tuple[Extractor, int]:
+    """(the TorchScript network in a file, its features C), tried on an image of `side` pixels. Raises TrainingError for a
+    file that is none, or that gives something else than [B, C, h, w]."""
+    from noisebook.training.loop import TrainingError
+
+    try:
+        net = torch.jit.load(str(path), map_location=device).eval()
+        with torch.no_grad():
+            found = net(torch.zeros(1, 3, side, side, device=device))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise TrainingError(f"{path}: no TorchScript network that takes images [B, 3, {side}, {side}] ({reason})") from error
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise TrainingError(f"{path}: gives {shape}, not features [B, C, h, w]: fold its places into a grid")
+    return net, found.shape[1]
+
+
+def cod(
+    share: float = SHARE, dropped: float = DROPPED, reconstruct: float = 1.0, extractor: Extractor | None = None
+) -> "Objective":
     """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step; t = sigmoid of a normal
     number for `share` of the images and 0 for the others (unified training), and `dropped` of them are told nothing. With
-    it the loss of quantisation, and `reconstruct` times the error of the pixels that are read off the condition alone."""
+    it the loss of quantisation, and `reconstruct` times the error of the pixels that are read off the condition alone.
+
+    With an `extractor`, and a model that has its `features`, also 1 - cos of these with what the model's heads make of the
+    condition and of an early block's state, place by place (as REPA, arXiv 2410.06940)."""
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
         assert isinstance(model, CodModel)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=model.mixed):
-            return _loss(model, x0.contiguous(), share, dropped, reconstruct)
+            return _loss(model, x0.contiguous(), share, dropped, reconstruct, extractor)
 
     return loss
 
 
-def _loss(model: CodModel, x0: Tensor, share: float, dropped: float, reconstruct: float) -> Tensor:
+def _loss(
+    model: CodModel, x0: Tensor, share: float, dropped: float, reconstruct: float, extractor: Extractor | None
+) -> Tensor:
     device, count = x0.device, len(x0)
     with torch.no_grad():
         none = model.net.y_embedder.nothing(x0.shape[2], x0.shape[3], x0)
@@ -83,8 +125,24 @@ def _loss(model: CodModel, x0: Tensor, share: float, dropped: float, reconstruct
     condition = model.net.y_embedder.decoder(codes)
     seen = F.pixel_shuffle(model.recon(condition), model.net.config.cell)
     which = (torch.rand(count, device=device) < dropped)[:, None, None, None]
+    early: list[Tensor] = []
+    watch = model.net.blocks[model.early - 1].register_forward_hook(lambda *seen: early.append(seen[-1]))
     flow = _flow(model, x0, share, torch.where(which, none.to(condition.dtype), condition))
+    watch.remove()
+    if extractor is not None:
+        states = (condition.flatten(2).transpose(1, 2), early[0])
+        flow = flow + ALIGNED * _apart(model, extractor, x0, states, (condition.shape[2], condition.shape[3]))
     return flow + reconstruct * F.mse_loss(seen.float(), x0) + COMMITMENT * quantisation
+
+
+def _apart(
+    model: CodModel, extractor: Extractor, x0: Tensor, states: tuple[Tensor, Tensor], grid: tuple[int, int]
+) -> Tensor:
+    """Sum over both states [B, N, hidden] of 1 - cos of what their heads make of them with the features at their places."""
+    with torch.no_grad():
+        features = F.interpolate(extractor(x0).float(), grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+    pairs = zip(model.proj, states, strict=True)
+    return torch.stack([1 - F.cosine_similarity(head(s).float(), features, -1).mean() for head, s in pairs]).sum()
 
 
 def _flow(model: CodModel, x0: Tensor, share: float, condition: Tensor) -> Tensor:

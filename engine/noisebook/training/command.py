@@ -41,6 +41,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
                      "others are at pure noise, where one step must do (default: .75)")  # fmt: skip
     sub.add_argument("--dropped", type=float, default=0.1, help="cod: share of images that the network is told "
                      "nothing of; 1: a model without a condition (default: .1)")  # fmt: skip
+    sub.add_argument("--align", type=Path, metavar="FILE", help="cod: TorchScript network, images [B, 3, H, W] in "
+                     "[-1, 1] -> features [B, C, h, w], that the condition and an early block are led to")  # fmt: skip
     sub.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the crops, in turn (default: 64 "
                      "128); the size of the images themselves fits a prior to them")  # fmt: skip
     sub.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch (default: %(default)s)")
@@ -129,11 +131,13 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
     if any(image.shape[2] != 3 for image in images):
         raise TrainingError(f"cod takes images of 3 channels; some in {args.data} have others")
 
+    extractor, features = cod.read_extractor(args.align, args.device, args.sizes[-1]) if args.align else (None, 0)
+
     def write(average: "nn.Module", path: Path) -> None:
         write_checkpoint(path, "cod", *cod.tensors_of(average))
 
-    objective = cod.cod(args.share, args.dropped)
-    log = train(lambda: cod.CodModel(config), objective, images, args.output, write, _settings(args), args.device,
+    objective = cod.cod(args.share, args.dropped, extractor=extractor)
+    log = train(lambda: cod.CodModel(config, features), objective, images, args.output, write, _settings(args), args.device,
                 args.save_every)  # fmt: skip
     return {"output": str(args.output / "model.safetensors"), "device": args.device, **log[-1]}
 
@@ -150,7 +154,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
 def _recipe(args: argparse.Namespace) -> str:
     """What else of the options must be the same when a run is resumed."""
     names = ["objective", "init", "network", "widths", "blocks", "patch", "level", "pairs"]
-    names += ["stride", "bits", "share", "dropped"] if args.objective == "cod" else []
+    names += ["stride", "bits", "share", "dropped", *(["align"] if args.align else [])] if args.objective == "cod" else []
     return " ".join(f"{name}={getattr(args, name)}" for name in names)
 
 
