@@ -34,6 +34,7 @@ def test_tables_come_from_the_results():
         ("ideas", "findings/coding-ideas"),
         ("hits", "calibration"),
         ("rate_distortion", "rates"),
+        ("cod", "cod"),
     ],
 )
 def test_findings_come_from_the_results(script, page):

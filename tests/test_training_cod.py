@@ -9,8 +9,10 @@ import torch
 import noisebook
 from common import random_images
 from noisebook import backbones, cli
+from noisebook.backbones.autoencoders import TinyAutoencoder
 from noisebook.backbones.cod import CoD, network
 from noisebook.backbones.cod_nets import CodConfig
+from noisebook.errors import BackboneError
 from noisebook.training import cod
 from noisebook.training.loop import TrainingError
 
@@ -161,6 +163,39 @@ def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
     code = cli.main([*call, "--minutes", "1", "--share", "0.5"])
     assert code
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_latent_model_is_trained_behind_its_autoencoder(tmp_path, fresh, capsys):
+    """On latents of root mean square 1; the file knows their scale, and walks behind the same autoencoder alone."""
+    torch.manual_seed(0)
+    halves = TinyAutoencoder(6)
+    for half in ("encoder", "decoder"):
+        torch.save(getattr(halves, half).state_dict(), tmp_path / f"{half}.pth")
+    images = random_images(fresh, 40, 64, 64)
+    np.savez(tmp_path / "data.npz", images=images.permute(0, 2, 3, 1).numpy())
+    place = f"{tmp_path / 'encoder.pth'}:{tmp_path / 'decoder.pth'}"
+    call = ["train", "cod", str(tmp_path / "data.npz"), "-o", str(tmp_path / "run"), "--sizes", "64", "--pixels", "32768",
+            "--widths", "64", "32", "--blocks", "3", "--stride", "16", "--held-out", "8", "--minutes", "0.05"]  # fmt: skip
+    assert cli.main([*call, "--autoencoder", place, "--latents", "6"]) == 0
+    path = tmp_path / "run" / "model.safetensors"
+    with pytest.raises(BackboneError, match="needs its autoencoder"):
+        backbones.load(path)
+    backbone = backbones.load(path, autoencoder=place)
+    x = backbone.encode(images.float() / 127.5 - 1)
+    assert x.shape == (40, 6, 8, 8)
+    assert float(x.square().mean()) == pytest.approx(1, rel=0.1)
+    codec = noisebook.load(backbone=backbone, condition="only", steps=2)
+    tokens = codec.encode(images[:2])
+    assert tokens.shape == (2, 16)
+    assert codec.decode(tokens, (64, 64)).shape == (2, 3, 64, 64)
+    net, objective = cod.CodModel(backbone.inner.net.config, 0, halves), cod.cod()
+    objective(net, images[:4].float() / 127.5 - 1, 0.0).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert not any(p.grad is not None for p in halves.parameters())
+    for more, word in (([], "the network takes 4"), (["--latents", "6", "--sizes", "60"], "multiples of 8")):
+        assert cli.main([*call[:4], str(tmp_path / "other"), *call[5:], "--autoencoder", place, *more]) > 0
+        assert word in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 REFUSED = [

@@ -19,7 +19,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--crop", type=int, help="measure on centre crops of this side")
     sub.add_argument("--condition", action="store_true", help="of a CoD: measure what it predicts when told its own tokens "
                      "of the image; files made with the curve begin with these")  # fmt: skip
-    sub.add_argument("--autoencoder", metavar="DIR", help="of a latent CoD")
+    sub.add_argument("--autoencoder", metavar="DIR|ENCODER:DECODER", help="of a latent CoD")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 

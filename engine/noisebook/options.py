@@ -52,7 +52,7 @@ CONDITIONS = {
         "a CoD, that of an ODE finish, which a decoder chooses anew",
     ),
     "label": (int, "class, for a class-conditional model"),
-    "autoencoder": (str, "folder, in diffusers layout, of the autoencoder of a latent CoD"),
+    "autoencoder": (str, "of a latent CoD: a folder in diffusers layout, or ENCODER:DECODER of TAESD"),
 }
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
 

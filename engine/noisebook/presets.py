@@ -67,7 +67,7 @@ class Recipe:
             return CodecSpec(backbone.name, backbone.fingerprint, (), seed=self.seed, finish=kind, finish_levels=levels,  # type: ignore[arg-type]
                              condition=grid)  # fmt: skip
         curve = calibration.shipped().get(backbone.name)
-        if self.tokens and curve is not None and curve.fingerprint == backbone.fingerprint:
+        if self.tokens and curve is not None and (curve.fingerprint, curve.condition) == (backbone.fingerprint, grid):
             dims = curve.channels * self.scale_pixels
             spec = calibration.spec_for(curve, dims, self.tokens, self.steps, self.vocabulary, self.seed)
             spec = replace(calibration.snapped(spec, backbone), law=self.law, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
@@ -125,6 +125,7 @@ CALIBRATED = {
     "seed",
     "finish",
     "finish_steps",
+    "condition",
 }  # with tokens
 
 

@@ -6,11 +6,14 @@ samples an image by flow matching. In the loop it is a backbone like any other, 
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from noisebook.backbones.autoencoders import read_taesd
+from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.cod_nets import CodConfig, CodNet
 from noisebook.backbones.latent import Latent
 from noisebook.backbones.network import NetworkBackbone, full
@@ -18,7 +21,6 @@ from noisebook.errors import BackboneError, ImageError, SpecError
 from noisebook.graphs import constants
 
 GUIDED = (0.1, 1.0)  # times between which guidance is used
-LATENT_SCALE = 0.18215**2  # of Stable Diffusion's latents: the published code multiplies twice
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Guided:
 class CoD(NetworkBackbone):
     """x0_hat = x_t + (1 - t) v along x_t = t x0 + (1 - t) eps; lam = (1 - t) / t, and lam = inf is t = 0.
 
-    A latent model walks on latents: wrap it in `Latent` with an autoencoder and scale `LATENT_SCALE`. Images, tokens and
+    A latent model walks on latents: wrap it in `Latent` with an autoencoder and its config's scale. Images, tokens and
     `condition_grid` count pixels all the same.
 
     guidance  of a conditional codec's ODE finish, where no token is chosen: v = v_none + guidance (v_told - v_none) for
@@ -123,7 +125,8 @@ def from_checkpoint(
 
 
 def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":
-    """A pixel model itself; a latent one behind the autoencoder in that folder, whose fingerprint it bears.
+    """A pixel model itself; a latent one behind its autoencoder, whose fingerprint it bears: that in a folder of diffusers'
+    layout, or ENCODER:DECODER, a pair of TAESD files.
 
     Raises BackboneError where a latent model has no autoencoder, or a pixel model one."""
     if not cod.net.config.latent:
@@ -133,10 +136,8 @@ def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":
     if autoencoder is None:
         raise BackboneError("a latent CoD needs its autoencoder (--autoencoder DIR): that of Stable Diffusion, in diffusers "
                             "layout")  # fmt: skip
-    from noisebook.backbones.diffusers_folder import autoencoder_in
-
-    module, digest = autoencoder_in(autoencoder, cod.channels)
-    backbone = Latent(cod, module, scale=LATENT_SCALE)
+    module, digest = read_autoencoder(autoencoder, cod.channels)
+    backbone = Latent(cod, module, scale=cod.net.config.scale)
     backbone.fingerprint = digest
     return backbone
 
@@ -156,3 +157,18 @@ def network(config: CodConfig, tensors: dict[str, Tensor]) -> CodNet:
             raise BackboneError(f"the file is no CoD of {asdict(config)}: it {problem} {', '.join(names[:3])}{more}")
     net.load_state_dict(tensors, assign=True)
     return net.eval().requires_grad_(False)
+
+
+def read_autoencoder(place: str, channels: int) -> tuple[nn.Module, str]:
+    """(an autoencoder of 8 x 8 pixels, its fingerprint), from a folder or ENCODER:DECODER, see `complete`. Raises
+    BackboneError where there is none of so many channels."""
+    encoder, _, decoder = place.rpartition(":")
+    if encoder and not Path(place).is_dir():
+        module = read_taesd(encoder, decoder)
+        found = module.decoder[1].in_channels
+        if found != channels:
+            raise BackboneError(f"{place}: latents of {found} channels; the network takes {channels}")
+        return module, fingerprint_of({}, module.state_dict())
+    from noisebook.backbones.diffusers_folder import autoencoder_in
+
+    return autoencoder_in(place, channels)

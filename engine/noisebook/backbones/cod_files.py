@@ -56,6 +56,7 @@ def _config(path: str | Path, tensors: dict[str, Tensor]) -> CodConfig:
         width = tensors["y_embedder.encoder.conv_in.weight"].shape[0]
         top = tensors["y_embedder.encoder.conv_out.weight"].shape[1]
         return CodConfig(
+            latents=tensors["final_layer.linear.weight"].shape[0] // 4 if latent else CodConfig.latents,
             latent=latent, hidden=hidden, heads=hidden // tensors["blocks.0.attn.q_norm.weight"].shape[0], blocks=blocks,
             cond_blocks=blocks - HEAD[True] if latent else dit,
             hidden_x=64 if latent else tensors["y_embedder_x.weight"].shape[0] // 16**2,

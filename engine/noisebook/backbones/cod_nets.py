@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from noisebook.backbones.cod_codec import WIDTH, ConditionCodec
 
+LATENT_SCALE = 0.18215**2  # of Stable Diffusion's latents: the published code multiplies twice
 FREQUENCIES = 8  # of a pixel's coordinates within its patch, each way
 ROPE_SPAN, ROPE_BASE = 16.0, 1e4
 
@@ -32,11 +33,13 @@ class CodConfig:
     up2x: bool = True
     light: bool = False
     width: int = WIDTH
+    latents: int = 4  # channels, of a latent model
+    scale: float = LATENT_SCALE  # of its latents
     cell: int = 16  # pixels that a token of the DiT stands for, each way: a patch of so many, or of latents of 8
 
     @property
     def channels(self) -> int:
-        return 4 if self.latent else 3
+        return self.latents if self.latent else 3
 
     @property
     def patch(self) -> int:

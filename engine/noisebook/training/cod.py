@@ -24,12 +24,14 @@ class CodModel(nn.Module):
     """What is trained: the network, and small heads that only training has: from the condition straight to pixels, and,
     for `features` above 0, from the condition and from the state of an early block to so many given features a place.
 
-    Called as any model that is trained here, D(y [B, C, H, W], lam [B]) -> x0_hat, without a condition."""
+    Called as any model that is trained here, D(y [B, C, h, w], lam [B]) -> x0_hat, without a condition. `autoencoder`, of a
+    latent model, is not trained and no part of it; `states` are what the network works on."""
 
-    def __init__(self, config: CodConfig, features: int = 0):
+    def __init__(self, config: CodConfig, features: int = 0, autoencoder: nn.Module | None = None):
         super().__init__()
+        self.encode = autoencoder.encode if autoencoder is not None else None
         self.net, self.mixed = CodNet(config), False
-        wide, out = config.hidden, config.channels * config.cell**2
+        wide, out = config.hidden, config.channels * config.patch**2
         self.recon = nn.Sequential(
             nn.Conv2d(wide, wide, 1), nn.SiLU(), nn.Conv2d(wide, wide, 1), nn.SiLU(), nn.Conv2d(wide, out, 1)
         )
@@ -52,10 +54,16 @@ class CodModel(nn.Module):
         """Sides of the crops are multiples of this."""
         return max(self.net.y_embedder.stride, self.net.config.cell)
 
+    @torch.no_grad()
+    def states(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> what the network works on: themselves, or scaled latents, [B, C, h, w]."""
+        return images if self.encode is None else self.encode(images) * self.net.config.scale  # type: ignore[operator]
+
     def forward(self, y: Tensor, lam: Tensor) -> Tensor:
         t = 1 / (1 + lam)
         x = y * t[:, None, None, None]
-        none = self.net.y_embedder.nothing(y.shape[2], y.shape[3], y)
+        factor = self.net.config.cell // self.net.config.patch
+        none = self.net.y_embedder.nothing(y.shape[2] * factor, y.shape[3] * factor, y)
         return x + (1 - t)[:, None, None, None] * self.net(x, t, none)
 
     def quantised(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +108,8 @@ def cod(
 ) -> "Objective":
     """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step; t = sigmoid of a normal
     number for `share` of the images and 0 for the others (unified training), and `dropped` of them are told nothing. With
-    it the loss of quantisation, and `reconstruct` times the error of the pixels that are read off the condition alone.
+    it the loss of quantisation, and `reconstruct` times the error of the pixels, or latents, that are read off the
+    condition alone.
 
     With an `extractor`, and a model that has its `features`, also 1 - cos of these with what the model's heads make of the
     condition and of an early block's state, place by place (as REPA, arXiv 2410.06940)."""
@@ -119,20 +128,21 @@ def _loss(
     device, count = x0.device, len(x0)
     with torch.no_grad():
         none = model.net.y_embedder.nothing(x0.shape[2], x0.shape[3], x0)
+    states = model.states(x0)
     if dropped == 1:
-        return _flow(model, x0, share, none)
+        return _flow(model, states, share, none)
     codes, quantisation = model.quantised(x0 / 2 + 0.5)
     condition = model.net.y_embedder.decoder(codes)
-    seen = F.pixel_shuffle(model.recon(condition), model.net.config.cell)
+    seen = F.pixel_shuffle(model.recon(condition), model.net.config.patch)
     which = (torch.rand(count, device=device) < dropped)[:, None, None, None]
     early: list[Tensor] = []
     watch = model.net.blocks[model.early - 1].register_forward_hook(lambda *seen: early.append(seen[-1]))
-    flow = _flow(model, x0, share, torch.where(which, none.to(condition.dtype), condition))
+    flow = _flow(model, states, share, torch.where(which, none.to(condition.dtype), condition))
     watch.remove()
     if extractor is not None:
-        states = (condition.flatten(2).transpose(1, 2), early[0])
-        flow = flow + ALIGNED * _apart(model, extractor, x0, states, (condition.shape[2], condition.shape[3]))
-    return flow + reconstruct * F.mse_loss(seen.float(), x0) + COMMITMENT * quantisation
+        both = (condition.flatten(2).transpose(1, 2), early[0])
+        flow = flow + ALIGNED * _apart(model, extractor, x0, both, (condition.shape[2], condition.shape[3]))
+    return flow + reconstruct * F.mse_loss(seen.float(), states) + COMMITMENT * quantisation
 
 
 def _apart(

@@ -41,6 +41,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
                      "others are at pure noise, where one step must do (default: .75)")  # fmt: skip
     sub.add_argument("--dropped", type=float, default=0.1, help="cod: share of images that the network is told "
                      "nothing of; 1: a model without a condition (default: .1)")  # fmt: skip
+    sub.add_argument("--autoencoder", metavar="DIR|ENCODER:DECODER", help="cod: train on the latents of this one, of 8 x 8 "
+                     "pixels: a folder in diffusers layout, or a pair of TAESD files")  # fmt: skip
+    sub.add_argument("--latents", type=int, default=4, help="cod: channels of the autoencoder's latents (default: 4)")
     sub.add_argument("--align", type=Path, metavar="FILE", help="cod: TorchScript network, images [B, 3, H, W] in "
                      "[-1, 1] -> features [B, C, h, w], that the condition and an early block are led to")  # fmt: skip
     sub.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the crops, in turn (default: 64 "
@@ -110,36 +113,52 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
     from noisebook.training.loop import TrainingError, train
 
     hidden, width = (*(args.widths or ()), *(192, 64)[len(args.widths or ()) :])[:2]
-    blocks, cell = args.blocks or 8, args.patch or 4
+    blocks, cell = args.blocks or 8, args.patch or (16 if args.autoencoder else 4)
     if args.init or args.network != "conv" or args.level:
         raise TrainingError("cod begins with a network of its own: without --init, --network and --level")
-    if (
-        hidden % 64
-        or width % 32
-        or blocks < 3
-        or not 1 <= args.bits <= 16
-        or not 0 <= args.share <= 1
-        or not 0 <= args.dropped <= 1
-    ):
+    shares = 0 <= args.share <= 1 and 0 <= args.dropped <= 1
+    if hidden % 64 or width % 32 or blocks < 3 or not 1 <= args.bits <= 16 or not shares:
         raise TrainingError("cod takes --widths HIDDEN WIDTH (multiples of 64 and 32), --blocks from 3, --bits from 1 to "
                             "16, --share and --dropped from 0 to 1")  # fmt: skip
-    config = CodConfig(hidden=hidden, heads=hidden // 64, blocks=blocks, cond_blocks=blocks - 2, hidden_x=32, ds=args.stride,
-                       bits=args.bits, width=width, cell=cell)  # fmt: skip
-    model = cod.CodModel(config)  # raises BackboneError where stride and patch do not go together
-    if any(size < 1 or size % model.multiple for size in args.sizes):
-        raise TrainingError(f"this network takes crops whose sides are multiples of {model.multiple}, not {args.sizes}")
     if any(image.shape[2] != 3 for image in images):
         raise TrainingError(f"cod takes images of 3 channels; some in {args.data} have others")
-
+    latent = _latents(args, images) if args.autoencoder else {}
+    autoencoder = latent.pop("autoencoder", None)
+    config = CodConfig(**latent, hidden=hidden, heads=hidden // 64, blocks=blocks, cond_blocks=blocks - 2,
+                       hidden_x=64 if latent else 32, ds=args.stride, bits=args.bits, width=width, cell=cell)  # fmt: skip
+    model = cod.CodModel(config, 0, autoencoder)  # raises BackboneError where stride and patch do not go together
+    if any(size < 1 or size % model.multiple for size in args.sizes):
+        raise TrainingError(f"this network takes crops whose sides are multiples of {model.multiple}, not {args.sizes}")
     extractor, features = cod.read_extractor(args.align, args.device, args.sizes[-1]) if args.align else (None, 0)
 
     def write(average: "nn.Module", path: Path) -> None:
         write_checkpoint(path, "cod", *cod.tensors_of(average))
 
+    def new_model() -> "nn.Module":
+        return cod.CodModel(config, features, autoencoder)
+
     objective = cod.cod(args.share, args.dropped, extractor=extractor)
-    log = train(lambda: cod.CodModel(config, features), objective, images, args.output, write, _settings(args), args.device,
-                args.save_every)  # fmt: skip
+    log = train(new_model, objective, images, args.output, write, _settings(args), args.device, args.save_every)
     return {"output": str(args.output / "model.safetensors"), "device": args.device, **log[-1]}
+
+
+def _latents(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str, Any]:
+    """What a latent CoD's config has of its autoencoder, and that itself: latents are scaled to a root mean square of 1."""
+    import numpy as np
+    import torch
+
+    from noisebook.backbones.cod import read_autoencoder
+    from noisebook.training.data import Crops
+    from noisebook.training.loop import TrainingError
+
+    if any(size % 8 for size in args.sizes) or (args.patch or 16) % 8:
+        raise TrainingError("a latent is 8 x 8 pixels: --sizes and --patch are multiples of 8")
+    module, _ = read_autoencoder(args.autoencoder, args.latents)
+    module = module.to(args.device).eval().requires_grad_(False)
+    crops = Crops(images[: -args.held_out]).sample(64, args.sizes[-1], np.random.default_rng(args.seed))
+    with torch.no_grad():
+        power = float(module.encode(crops.to(args.device)).square().mean())  # type: ignore[operator]
+    return {"latent": True, "latents": args.latents, "scale": power**-0.5, "autoencoder": module}
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -154,7 +173,9 @@ def _settings(args: argparse.Namespace) -> "Settings":
 def _recipe(args: argparse.Namespace) -> str:
     """What else of the options must be the same when a run is resumed."""
     names = ["objective", "init", "network", "widths", "blocks", "patch", "level", "pairs"]
-    names += ["stride", "bits", "share", "dropped", *(["align"] if args.align else [])] if args.objective == "cod" else []
+    if args.objective == "cod":
+        names += ["stride", "bits", "share", "dropped", *(["align"] if args.align else [])]
+        names += ["autoencoder", "latents"] if args.autoencoder else []
     return " ".join(f"{name}={getattr(args, name)}" for name in names)
 
 

@@ -92,6 +92,8 @@ def train(
     source, size = Crops(images[: -settings.held_out]), settings.sizes[-1]
     held_out = Crops(images[-settings.held_out :]).sample(max(32, settings.held_out), size, np.random.default_rng(1))
 
+    held_out = model.states(held_out.to(device)) if hasattr(model, "states") else held_out  # type: ignore[operator]
+
     def save() -> None:
         entry = {"minutes": run["spent"] / 60, "iteration": run["iteration"], "loss": running}
         run["log"].append(entry | validate(average, held_out.to(device)))
