@@ -19,6 +19,7 @@ from typing import Any
 
 import metrics
 import numpy as np
+import paper
 import report
 import rivals
 import torch
@@ -48,7 +49,7 @@ class Bench:
             test = torch.from_numpy(data["images"][: 2 * images]).permute(0, 3, 1, 2).contiguous()
         with np.load(DATA / "cifar10_train.npz") as data:
             self.seen = torch.from_numpy(data["images"][-CALIBRATION:]).permute(0, 3, 1, 2).contiguous()  # mostly trained on
-        self.images, self.resnet = test[:images], metrics.resnet56(DATA / "weights/resnet56-4bfd9763.th")
+        self.images, self.resnet = test[:images], metrics.resnet56(DATA / paper.RESNET)
         self.real = self.features(self.images)
         self.models = {name: backbones.load(path / "model.safetensors") for name, path in runs.items()}
         self.logs = {name: json.loads((path / "log.json").read_text()) for name, path in runs.items()}
@@ -155,10 +156,10 @@ class Bench:
 
 
 def condition_bits(place: rivals.Place) -> int:
-    condition = place.curve.condition
-    return (
-        (place.height // condition[0]) * (place.width // condition[0]) * (condition[1].bit_length() - 1) if condition else 0
-    )
+    """What the condition costs of an image."""
+    if not place.curve.condition:
+        return 0
+    return container.packed_bits(place.spec(()).condition_runs(place.height, place.width))
 
 
 def default(place: rivals.Place, bits: float) -> CodecSpec:

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +35,18 @@ def model(device: torch.device, config: CodConfig) -> CoD:
     return backbone.accelerate(torch.bfloat16, channels_last=True)  # type: ignore[return-value]
 
 
-def rows_of(clock: Clock, codec: Codec, side: int, cases: list[tuple[str, int, int]], dry: bool) -> list[dict[str, Any]]:
-    """A row for each (verb, batch, steps)."""
-    rows, seconds = [], 0.1 if dry else 4.0
-    for verb, batch, steps in cases:
-        images = [torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=clock.device) for _ in range(4)]
-        tokens = [codec.encode(x) for x in images]
-        calls = {
-            "encode": lambda i, images=images: codec.encode(images[i]),
-            "decode": lambda i, tokens=tokens, steps=steps: codec.decode(tokens[i], (side, side), steps),
-        }
-        times = clock.time(calls[verb], 4, seconds=seconds)
-        row = {"name": f"{verb} B={batch}" + (f" {steps} steps" if verb == "decode" else ""), "verb": verb, "batch": batch,
-               "steps": steps, "side": side, "times": {"total": times},
-               "images_per_s": 1e3 * batch / times["median_ms"]}  # fmt: skip
-        rows.append(row)
-        print(
-            f"{row['name']:30s} {row['images_per_s']:10.2f} images/s  {times['median_ms'] / batch:9.2f} ms an image",
-            flush=True,
-        )
-    return rows
+def row_of(clock: Clock, codec: Codec, side: int, verb: str, batch: int, steps: int, seconds: float) -> dict[str, Any]:
+    """One verb at one size of batch; `steps` are those of a decode."""
+    images = [torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=clock.device) for _ in range(4)]
+    call, inputs = codec.encode, images
+    if verb == "decode":
+        call, inputs = partial(codec.decode, size=(side, side), steps=steps), [codec.encode(x) for x in images]
+    times = clock.time(lambda i: call(inputs[i]), len(inputs), seconds=seconds)
+    name = f"{verb} B={batch}" + (f" {steps} steps" if verb == "decode" else "")
+    each = 1e3 * batch / times["median_ms"]
+    print(f"{name:30s} {each:10.2f} images/s  {times['median_ms'] / batch:9.2f} ms an image", flush=True)
+    return {"name": name, "verb": verb, "batch": batch, "steps": steps, "side": side, "times": {"total": times},
+            "images_per_s": each}  # fmt: skip
 
 
 def main() -> int:
@@ -79,7 +72,7 @@ def main() -> int:
         if time.monotonic() - begin > 0.8 * 60 * options.minutes:
             break
         try:
-            result["rows"] += rows_of(clock, codec, side, [case], not cuda)
+            result["rows"].append(row_of(clock, codec, side, *case, seconds=4.0 if cuda else 0.1))
             if cuda and not len(codec.graphs):
                 raise RuntimeError("no graph was recorded")
         except Exception as error:

@@ -45,7 +45,7 @@ train() {  # model
     cifar10-edm) what=(edm carry/cifar10.npz --sizes 32 --level -0.2 1.1 "${fresh[@]}") ;;
     cifar10-flow) what=(flow carry/cifar10.npz --sizes 32 "${fresh[@]}") ;;
     cifar10-consistency) what=(consistency carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 1e-4) ;;
-    cifar10-cod) what=(cod carry/cifar10.npz --sizes 32 --widths 128 32 --blocks 10 --learning-rate 1e-3) ;;
+    cifar10-cod) what=(cod carry/cifar10.npz --sizes 32 --widths 64 32 --blocks 12 --bits 4 --learning-rate 1e-3) ;;
     *) echo "unknown model: $1" >&2; return 2 ;;
   esac
   [ "$1" = photo ] || what+=(--pixels 262144 --held-out 256)

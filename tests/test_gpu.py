@@ -9,6 +9,8 @@ import torch
 import noisebook
 from common import RECIPES, Shrink, random_images
 from noisebook import CodecMismatchError, FormatError, ImageError, backbones, container, images
+from noisebook.backbones.cod import CoD
+from noisebook.backbones.cod_nets import CodConfig, CodNet
 from noisebook.codec import Codec
 from noisebook.presets import Recipe
 
@@ -75,6 +77,20 @@ def test_replay_of_every_shipped_backbone(name, fresh):
     codec, plain = build(network(name)), build(network(name), graphs=False)
     for height, width in ((64, 96), (48, 48), (64, 96), (64, 96)):
         assert_same(codec, plain, random_images(fresh, 2, height, width))
+
+
+@pytest.mark.parametrize("changes", [{"condition": "first"}, {"condition": "first", "finish": "ab2"}, {"condition": "only"}],
+                         ids=["mean", "ab2", "only"])  # fmt: skip
+def test_replay_under_a_condition(changes, fresh):
+    """CoD's own tokens before the others, or alone, with guidance in the finish."""
+    torch.manual_seed(0)
+    config = CodConfig(hidden=64, heads=2, blocks=3, cond_blocks=2, hidden_x=8, ds=8, width=32, cell=4)
+    backbone = CoD(CodNet(config).eval().requires_grad_(False), guidance=3.0).cuda()
+    backbone.name, backbone.fingerprint = "cod", "0" * 64
+    codec, plain = build(backbone, **changes), build(backbone, graphs=False, **changes)
+    for height, width in ((32, 48), (48, 32), (32, 48), (30, 41)):
+        assert_same(codec, plain, random_images(fresh, 2, height, width))
+    assert len(codec.graphs) > 0
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"channels_last": True}, {"dtype": "bfloat16", "compile": True}])

@@ -19,6 +19,7 @@ from noisebook.codec import Codec
 from noisebook.errors import CodecMismatchError, FormatError, ImageError
 from noisebook.graphs import Graphs, constants, holding
 from noisebook.presets import Recipe
+from noisebook.spec import CONDITION
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 
@@ -112,11 +113,19 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     run()
     with fake_cuda.no_host():
         (status, tokens, images), (valid, decoded) = run()
-    assert status.shape == (2 + len(plan.tokens),)
+    assert status.shape == (2 + sum(some.step != CONDITION for some in plan.tokens),)
     assert tokens.shape == (2, plan.length)
     assert images.shape == decoded.shape == (2, 3, height, width)
     assert images.dtype == torch.float32
     assert valid.shape == ()
+
+
+@pytest.mark.parametrize("changes", [{"condition": "first", "finish": "ab2"}, {"condition": "only"}], ids=["first", "only"])
+def test_a_condition_never_meets_the_host(changes, monkeypatch):
+    fake_cuda.plain_codebook(monkeypatch)
+    backbone = tiny_cod()
+    backbone.guidance = 3.0
+    assert_cores_stay_on_the_device(backbone, 30, 41, **changes)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -96,8 +96,9 @@ class Codec:
     @property
     def encode_calls(self) -> int:
         """Network calls of an encode, without what it takes to see the result."""
-        steps = self._coded if self.candidates == 1 else len(self.spec.schedule)
-        return steps if self.candidates == 1 else self.candidates * (steps + (self.spec.lam_last > 0))
+        if self.candidates == 1:
+            return self._coded
+        return self.candidates * (len(self.spec.schedule) + (self.spec.lam_last > 0))
 
     @property
     def _coded(self) -> int:
@@ -256,11 +257,13 @@ class Codec:
     ) -> tuple[Tensor, ...]:
         """Images uint8 or float32 -> (status, tokens or payload, decoded images if `finish`).
 
-        status: float32 [2 + runs], whether the input was in range, whether all was finite, and each run's error."""
+        status: float32 [2 + runs], whether the input was in range, whether all was finite, and the error
+        before the tokens of the start and of each step that has any."""
         x = images.float() * (2 / 255) - 1 if images.dtype == torch.uint8 else images
         bottom, right = plan.padded[0] - plan.height, plan.padded[1] - plan.width
         padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        x0 = plan.views(self.backbone.encode(padded))
+        looked_at = any(some.step != CONDITION for some in plan.tokens)  # else no autoencoder has to run
+        x0 = plan.views(self.backbone.encode(padded) if looked_at else x.new_zeros(len(x), *plan.state))
         counts = None if weights is None else plan.views(self._state_weights(plan, weights, (right, bottom)))
         chosen: list[Tensor] = [torch.zeros(self.candidates * len(x), 0, dtype=torch.int64, device=x.device)]
         status = [(x.abs() <= 1.001).all().float()]

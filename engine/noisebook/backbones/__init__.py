@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from noisebook.backbones.base import Backbone, fingerprint_of
+from noisebook.backbones.base import Backbone, fingerprint_of, identify
 from noisebook.backbones.checkpoint import read_checkpoint
 from noisebook.errors import BackboneError
 
@@ -93,11 +93,7 @@ def _read(path: Path, options: dict[str, Any]) -> Backbone:
         if not options:
             raise
         raise BackboneError(f"{path}: a backbone of kind {kind!r} takes no {', '.join(options)}") from error
-    backbone.name = path.stem
-    told = {name: value for name, value in options.items() if name not in backbone.decoding}
-    if backbone.fingerprint:  # of what else the builder read
-        told["behind"] = backbone.fingerprint
-    backbone.fingerprint = fingerprint_of({"kind": kind, "config": config, **told}, tensors)
+    identify(backbone, path, kind, config, tensors, options)
     return backbone
 
 

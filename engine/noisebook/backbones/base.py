@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,6 +106,19 @@ class Backbone(nn.Module):
     def decode(self, x0: Tensor) -> Tensor:
         """The state x0 -> images [B, C, H, W] float32, about in [-1, 1]. The identity for pixel models."""
         return x0
+
+
+def identify(
+    backbone: Backbone, path: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Names a backbone after its file, and gives it the fingerprint of all that it was made of: the file's config and
+    tensors, those of the `options` that are not for decoding alone, and what its builder left in `fingerprint`."""
+    told = {name: value for name, value in options.items() if name not in backbone.decoding}
+    if backbone.fingerprint:
+        told["behind"] = backbone.fingerprint
+    backbone.name = path.stem
+    backbone.fingerprint = fingerprint_of({"kind": kind, "config": config, **told}, tensors)
 
 
 def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from noisebook.backbones.base import fingerprint_of
+from noisebook.backbones.base import identify
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.cod import CoD, complete, network
 from noisebook.backbones.cod_nets import CodConfig
@@ -75,9 +75,7 @@ def load_published(path: str | Path, guidance: float = 1.0, autoencoder: str | N
     Raises BackboneError as `read_published` and `complete`, or where a tensor is missing, surplus or of another shape."""
     config, tensors = read_published(path)
     backbone = complete(CoD(network(config, tensors), guidance), autoencoder)
-    backbone.name = Path(path).stem
-    behind = {"behind": backbone.fingerprint} if backbone.fingerprint else {}
-    backbone.fingerprint = fingerprint_of({"kind": "cod", "config": asdict(config), **behind}, tensors)  # as if converted
+    identify(backbone, Path(path), "cod", asdict(config), tensors, {})  # as if converted
     return backbone
 
 

@@ -135,11 +135,13 @@ def _loss(
     condition = model.net.y_embedder.decoder(codes)
     seen = F.pixel_shuffle(model.recon(condition), model.net.config.patch)
     which = (torch.rand(count, device=device) < dropped)[:, None, None, None]
-    early: list[Tensor] = []
-    watch = model.net.blocks[model.early - 1].register_forward_hook(lambda *seen: early.append(seen[-1]))
-    flow = _flow(model, states, share, torch.where(which, none.to(condition.dtype), condition))
-    watch.remove()
-    if extractor is not None:
+    told = torch.where(which, none.to(condition.dtype), condition)
+    if extractor is None:
+        flow = _flow(model, states, share, told)
+    else:
+        early: list[Tensor] = []
+        with model.net.blocks[model.early - 1].register_forward_hook(lambda *seen: early.append(seen[-1])):
+            flow = _flow(model, states, share, told)
         both = (condition.flatten(2).transpose(1, 2), early[0])
         flow = flow + ALIGNED * _apart(model, extractor, x0, both, (condition.shape[2], condition.shape[3]))
     return flow + reconstruct * F.mse_loss(seen.float(), states) + COMMITMENT * quantisation

@@ -90,13 +90,14 @@ def train(
     rng = np.random.default_rng((settings.seed, run["iteration"]))
     torch.manual_seed(settings.seed + run["iteration"])
     source, size = Crops(images[: -settings.held_out]), settings.sizes[-1]
-    held_out = Crops(images[-settings.held_out :]).sample(max(32, settings.held_out), size, np.random.default_rng(1))
-
-    held_out = model.states(held_out.to(device)) if hasattr(model, "states") else held_out  # type: ignore[operator]
+    held_out = (
+        Crops(images[-settings.held_out :]).sample(max(32, settings.held_out), size, np.random.default_rng(1)).to(device)
+    )
+    held_out = model.states(held_out) if hasattr(model, "states") else held_out  # type: ignore[operator]
 
     def save() -> None:
         entry = {"minutes": run["spent"] / 60, "iteration": run["iteration"], "loss": running}
-        run["log"].append(entry | validate(average, held_out.to(device)))
+        run["log"].append(entry | validate(average, held_out))
         print(json.dumps(run["log"][-1]), file=sys.stderr, flush=True)
         parts = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
         state = {**parts, **run, "settings": _identity(settings)}
