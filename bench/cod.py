@@ -1,10 +1,11 @@
 """CoD at our scale: the paper's questions, on CIFAR-10 with small networks of `noisebook train cod`.
 
-    python bench/cod.py --run unified=DIR --run plain=DIR --run alone=DIR [--run small=DIR] [--run large=DIR]
+    python bench/cod.py --run unified=DIR --run plain=DIR --run alone=DIR ...   # rows of other runs stay as they are
     python bench/cod.py --check                # only say whether docs/cod.md follows from the results
 
 A DIR is that of a finished training: `unified` with the paper's loss, `plain` the same with --share 1, `alone` the same
-network with --dropped 1, which is never told anything; `small` and `large` of other widths. Every figure is of test images.
+network with --dropped 1, which is never told anything; `small` and `large` of other widths; `gpu` and `gpu-alone` a pair
+that was trained on a GPU. Every figure is of test images.
 Writes bench/results/cod.json and the tables of docs/cod.md.
 """
 
@@ -31,15 +32,17 @@ from noisebook.backbones.cod import CoD
 from noisebook.codec import Codec
 from noisebook.errors import SpecError
 from noisebook.spec import CodecSpec
-from record import DATA, RESULTS, ROOT, write
+from record import DATA, RESULTS, ROOT, command_line, write
 
+SPEED = "gpu_cod"  # of bench/cod_speed.py
 NAME, PAGE = "cod", ROOT / "docs/cod.md"
 SIDE, CALLS = 32, 25
 STEPS = ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (25, 1.0), (25, 3.0))  # (steps, guidance)
 RATES = (0.0625, 0.1, 0.25, 0.5, 1.0)  # payload bits a pixel; the first is all the condition's
 DIFFC = {0.1: (4, 6, 9), 0.25: (13, CALLS), 0.5: (CALLS,), 1.0: (CALLS,)}  # calls that served it best in a first run
 CALIBRATION = 256
-RUNS = ("unified", "plain", "alone", "small", "large")
+RUNS = ("unified", "plain", "alone", "small", "large", "gpu", "gpu-alone")
+FEW = 0.25  # up to this rate alone for the pair of the GPU
 SHIPPED = "cifar10-flow"  # a larger network of another kind, trained longer, for the scale
 
 
@@ -53,7 +56,8 @@ class Bench:
         self.real = self.features(self.images)
         self.models = {name: backbones.load(path / "model.safetensors") for name, path in runs.items()}
         self.logs = {name: json.loads((path / "log.json").read_text()) for name, path in runs.items()}
-        self.models[SHIPPED] = backbones.load(SHIPPED)
+        if "alone" in runs:
+            self.models[SHIPPED] = backbones.load(SHIPPED)
         self.curves: dict[tuple[str, bool], calibration.Curve] = {(SHIPPED, False): calibration.shipped()[SHIPPED]}
         self.result: dict[str, Any] = {
             "images": images, "cifar_fd_of_other_images": metrics.frechet(self.real, self.features(test[images:])),
@@ -74,7 +78,9 @@ class Bench:
 
     # ---- drawn from the condition alone ---------------------------------------------------------------------------------
     def drawn(self) -> Iterator[dict[str, Any]]:
-        for name in ("unified", "plain"):
+        for name in ("unified", "plain", "gpu"):
+            if name not in self.models:
+                continue
             model = self.models[name]
             assert isinstance(model, CoD)
             codec = noisebook.load(backbone=model, condition="only")
@@ -88,11 +94,14 @@ class Bench:
 
     # ---- other tokens, under the condition and without ------------------------------------------------------------------
     def coded(self) -> Iterator[dict[str, Any]]:
-        cases = (("unified", True), ("plain", True), ("unified", False), ("alone", False), (SHIPPED, False))
+        cases = (("unified", True), ("plain", True), ("unified", False), ("alone", False), (SHIPPED, False), ("gpu", True),
+                 ("gpu", False), ("gpu-alone", False))  # fmt: skip
         for bpp in RATES:
             for name, told in cases:
                 if told and bpp == RATES[0]:
                     continue  # `drawn`, in one step
+                if name not in self.models or (bpp > FEW and name.startswith("gpu")):
+                    continue
                 place = rivals.Place(self.models[name], self.curve(name, told), SIDE, SIDE)
                 about = {"model": name, "told": told, "bpp": bpp}
                 spec = default(place, bpp * SIDE * SIDE)
@@ -146,7 +155,7 @@ class Bench:
             row = {"model": name, **{k: sum(p.numel() for p in net.parameters()) for k, net in parts.items()},
                    "iterations": log[-1]["iteration"], "minutes": round(log[-1]["minutes"], 1),
                    "mse_told_nothing": {k: v for k, v in log[-1].items() if k.startswith("mse@")}}  # fmt: skip
-            if name != "alone":
+            if not name.endswith("alone"):
                 codec = noisebook.load(backbone=model, condition="only", steps=1)
                 tokens = codec.encode(self.images)
                 share = torch.bincount(tokens.flatten(), minlength=model.condition_grid[1]).double() / tokens.numel()  # type: ignore[index]
@@ -172,7 +181,8 @@ def default(place: rivals.Place, bits: float) -> CodecSpec:
 
 # ---- the page -----------------------------------------------------------------------------------------------------------
 WORDS = {"unified": "CoD", "plain": "CoD, trained by flow alone", "alone": "the same network, never told anything",
-         "small": "CoD, small", "large": "CoD, large", SHIPPED: f"`{SHIPPED}`"}  # fmt: skip
+         "small": "CoD, small", "large": "CoD, large", "gpu": "`cifar10-cod`",
+         "gpu-alone": "the same as `cifar10-cod`, never told anything", SHIPPED: f"`{SHIPPED}`"}  # fmt: skip
 
 
 def psnr(row: dict[str, Any], key: str = "psnr") -> str:
@@ -191,22 +201,30 @@ def coded_table() -> str:
     for model, told, rule, finish in cases:
         found = {r["bpp"]: r for r in rows if (r["model"], r["told"], r["rule"], r["finish"]) == (model, told, rule, finish)}
         cells = [f"{found[b]['psnr'][0]:.2f} ({found[b]['cifar_fd']:.1f})" if b in found else "" for b in RATES]
-        name = WORDS[model] + (", told its tokens" if told else ", told nothing" if model in ("unified", "plain") else "")
+        name = WORDS[model] + (
+            ", told its tokens" if told else ", told nothing" if model in ("unified", "plain", "gpu") else ""
+        )
         lines.append([name, rule + (", drawn" if finish == "ab2" else ""), *cells])
     return report.table(["model", "rule", *(f"{b:g} bpp" for b in RATES)], lines)
 
 
 def findings() -> str:
-    """The told network against the same network that is never told anything, rule by rate."""
+    """Each told network against the same network that is never told anything, rate by rate."""
+    return "\n\n".join(_findings(*pair) for pair in (("unified", "alone"), ("gpu", "gpu-alone")))
+
+
+def _findings(told_name: str, alone: str) -> str:
     rows, parts = report.load(NAME)["coded"], []
-    one = next(r for r in report.load(NAME)["drawn"] if (r["model"], r["steps"]) == ("unified", 1))
+    one = next(r for r in report.load(NAME)["drawn"] if (r["model"], r["steps"]) == (told_name, 1))
     for bpp in RATES:
+        if bpp > FEW and told_name == "gpu":
+            break
         found = {(r["model"], r["told"]): r["psnr"][0] for r in rows
                  if (r["bpp"], r["rule"], r["finish"]) == (bpp, "default", "mean")}  # fmt: skip
-        told = one["psnr"][0] if bpp == RATES[0] else found["unified", True]
-        parts.append(f"{bpp:g} bpp: {told - found['alone', False]:+.2f} dB against the same network never told anything, "
-                     f"{told - found['unified', False]:+.2f} against itself told nothing")  # fmt: skip
-    return "What the condition brings under the default rule: " + "; ".join(parts) + "."
+        told = one["psnr"][0] if bpp == RATES[0] else found[told_name, True]
+        parts.append(f"{bpp:g} bpp: {told - found[alone, False]:+.2f} dB against the same network never told anything, "
+                     f"{told - found[told_name, False]:+.2f} against itself told nothing")  # fmt: skip
+    return f"What the condition brings {WORDS[told_name]} under the default rule: " + "; ".join(parts) + "."
 
 
 def sizes_table() -> str:
@@ -225,10 +243,29 @@ def sizes_table() -> str:
 def source() -> str:
     r = report.load(NAME)
     return (f"{r['images']} test images; CIFAR-FD of as many other real images: {r['cifar_fd_of_other_images']:.2f}. "
-            + report.source(r, NAME))  # fmt: skip
+            + report.source({**r, "command": "; ".join(r["commands"])}, NAME))  # fmt: skip
 
 
-TABLES = {"findings": findings, "drawn": drawn_table, "coded": coded_table, "sizes": sizes_table, "source": source}
+def speed_table() -> str:
+    """What cod_speed.py measured of a network of full size."""
+    result = report.load(SPEED)
+    lines = [[r["verb"] + (f", {r['steps']} steps" if r["verb"] == "decode" else ""), str(r["batch"]),
+              f"{r['images_per_s']:.1f}", f"{r['times']['total']['median_ms'] / r['batch']:.2f} ms"]
+             for r in sorted(result["rows"], key=lambda r: (r["verb"], r["steps"], r["batch"]))]  # fmt: skip
+    head = report.table(["512 x 512", "images a batch", "images a second", "an image"], lines)
+    return (
+        f"{head}\n\n{result['weights'] / 1e6:.0f} million random weights; {result['about']}. {report.source(result, SPEED)}"
+    )
+
+
+TABLES = {
+    "speed": speed_table,
+    "findings": findings,
+    "drawn": drawn_table,
+    "coded": coded_table,
+    "sizes": sizes_table,
+    "source": source,
+}
 
 
 def draw() -> None:
@@ -266,19 +303,22 @@ def main() -> None:
     if args.check:
         return report.fill(PAGE, TABLES, True)
     runs = {name: Path(path) for name, _, path in (run.partition("=") for run in args.run)}
-    if not {"unified", "plain", "alone"} <= set(runs) <= set(RUNS):
-        parser.error(f"--run: unified, plain and alone are needed, of {', '.join(RUNS)}")
+    if not runs or not set(runs) <= set(RUNS):
+        parser.error(f"--run: NAME=DIR, NAME of {', '.join(RUNS)}")
     bench, path = Bench(runs, args.images), RESULTS / f"{NAME}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     for part in (bench.sizes, bench.drawn, bench.coded):
         if args.only and part.__name__ not in args.only:
             bench.result[part.__name__] = before[part.__name__]
             continue
-        rows = bench.result[part.__name__] = []
+        kept = [row for row in before.get(part.__name__, ()) if row["model"] not in bench.models]
+        rows = bench.result[part.__name__] = kept
         for row in part():
             rows.append(row)
             print(f"{time.strftime('%H:%M:%S')} {part.__name__} {json.dumps(row)}", flush=True)
-    write(NAME, {"about": f"CIFAR-10 test images, {bench.images.shape[0]}", **bench.result}, 0)
+    commands = [*before.get("commands", ()), command_line()]
+    about = f"CIFAR-10 test images, {len(bench.images)}; commands: all that made these rows"
+    write(NAME, {"about": about, "commands": commands, **bench.result}, 0)
     report.fill(PAGE, TABLES, False)
     draw()
 
