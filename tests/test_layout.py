@@ -18,7 +18,7 @@ HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skim
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["calibrating"],
+    ["calibrating", "datasets"],
     ["options", "training"],
     ["targets"],
     ["files", "modes"],

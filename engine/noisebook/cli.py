@@ -68,15 +68,19 @@ def parser() -> argparse.ArgumentParser:
         if sub is not decode:
             add_target_options(sub)
     inspect = command("inspect", run_inspect, "What stands in .nbk files; needs no backbone.")
-    verify = command("verify", run_verify, "Checks .nbk files: checksum, sizes, tokens; needs no backbone.")
-    for sub in (inspect, verify):
-        sub.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
+    verify = command("verify", run_verify, "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, counts; "
+                     "needs no backbone.")  # fmt: skip
+    inspect.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
+    verify.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, folders of them, or folders of `tokenize`")
     calibrate = command("calibrate", run_calibrate, "Measures how well a backbone predicts at every noise level: the curve "
                         "from which --bpp, --bytes and --psnr make their schedules.")  # fmt: skip
     calibrating.add_options(calibrate)
     command("backbones", run_backbones, "The backbones and presets that come with the package.")
+    from noisebook.datasets import command as datasets
     from noisebook.training.command import add_options
 
+    for name, (add, run, about) in datasets.COMMANDS.items():
+        add(command(name, run, about))
     add_options(command("train", run_train, "Trains a small denoiser on images of your own, within a budget of minutes."))
     return top
 
@@ -309,7 +313,15 @@ def run_verify(args: argparse.Namespace) -> int:
         unknown = "" if row["error"] or row["codec"] else " (checksum only: the codec is unknown here)"
         print(f"{row['name']}: {row['error'] or 'ok' + unknown}")
 
-    return _describe_all(args, show)
+    sets = [path for path in args.files if "://" in path or (Path(path) / "plan.json").exists()]
+    if not sets:
+        return _describe_all(args, show)
+    args.files, codes = [path for path in args.files if path not in sets], []
+    if args.files:
+        codes.append(_describe_all(args, show))
+    from noisebook.datasets.command import verify
+
+    return max([*codes, *(verify(path, args.json) for path in sets)])
 
 
 def run_backbones(args: argparse.Namespace) -> int:

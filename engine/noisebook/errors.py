@@ -35,3 +35,9 @@ class BackboneError(NoisebookError):
     """A backbone that cannot be found, read, or used as asked."""
 
     code = 6
+
+
+class DatasetError(NoisebookError):
+    """A data set that is not complete, has changed since it was begun, is of another run, or cannot be reached."""
+
+    code = 7

@@ -18,7 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 SAMPLES = ("astronaut", "cat", "coffee")  # photographs that scikit-image carries: NASA, CC0, CC0
 
 
-def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+def read_image(path: str | Path | io.BytesIO, channels: int = 3) -> np.ndarray:
     """The picture as uint8 [H, W, C], upright (EXIF), transparency over white, 16 bits scaled to 8, first frame.
 
     Raises ImageError for anything that is not a readable picture, and for decompression bombs.
@@ -93,11 +93,22 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise NoisebookError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:  # also when the user interrupts; after the rename there is nothing left to remove
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts a rename on the disk, where folders can be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from noisebook.codec import Codec
+    from noisebook.targets import Aim
 
 KNOBS = {
     "steps": "steps of the schedule",
@@ -95,12 +96,16 @@ def add_target_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--psnr", type=float, help="dB of the decoded picture: tries a few times")
     group.add_argument("--max-calls", type=int, help="network calls of a decode, the finish included (default: 25)")
     group.add_argument("--curve", metavar="FILE", help="what `noisebook calibrate` wrote; shipped backbones have one")
+    add_encoder_options(sub).add_argument("--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white "
+                                          "counts most, black a tenth of it")  # fmt: skip
+
+
+def add_encoder_options(sub: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group = sub.add_argument_group("encoder", "how tokens are chosen; files decode without knowing")
-    group.add_argument("--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white counts most, black "
-                       "a tenth of it")  # fmt: skip
     group.add_argument("--effort", type=int, default=1, help="how often the tokens of a step are chosen anew (default: 1)")
     group.add_argument("--candidates", type=int, default=1, help="sets of tokens that are tried at each step, each for one "
                        "network call (default: 1)")  # fmt: skip
+    return group
 
 
 def load_codec(args: argparse.Namespace) -> "Codec":
@@ -130,25 +135,10 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
         weights = _roi(args)
         return (lambda pixels: (encode_picture(codec, pixels, args.embed_spec, weights(pixels)), codec),
                 lambda: codec_info(codec), codec.backbone.channels)  # fmt: skip
-    from noisebook import backbones
-    from noisebook.presets import DEFAULT, get
-    from noisebook.targets import Aim, Target, curve_of
-
-    other = [k for k in KNOBS if k not in ("vocabulary", "seed") and getattr(args, k) is not None]
-    if args.preset or other:
-        both = [name.replace("_", "-") for name in (asked[0], (other or ["preset"])[0])]
-        raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocabulary and --seed, not with --{both[1]}")
     if args.embed_spec is False:
         raise SpecError("without its specification a file is decoded with the options it was made with, and "
                         f"--{asked[0].replace('_', '-')} is not among them: leave out --no-embed-spec")  # fmt: skip
-    options = {k: getattr(args, k) for k in ("bpp", "bytes", "psnr", "max_calls", "vocabulary", "seed")}
-    target = Target(**{k: v for k, v in options.items() if v is not None})
-    how = network(args)
-    name = args.backbone or get(DEFAULT).spec.backbone
-    backbone = backbones.load(name, device(args.device), **how["conditions"])
-    if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
-        backbone.accelerate(args.dtype, args.channels_last, args.compile)
-    aim = Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
+    aim = aim_of(args, asked[0])
     weights = _roi(args)
     made: dict[str, Any] = {}
 
@@ -157,7 +147,26 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
         made[codec.spec.hash.hex()] = codec_info(codec)
         return data, codec
 
-    return encode, lambda: list(made.values()), backbone.channels
+    return encode, lambda: list(made.values()), aim.backbone.channels
+
+
+def aim_of(args: argparse.Namespace, asked: str) -> "Aim":
+    """What makes codecs for the target that the options name, `asked` among them."""
+    from noisebook import backbones
+    from noisebook.presets import DEFAULT, get
+    from noisebook.targets import Aim, Target, curve_of
+
+    other = [k for k in KNOBS if k not in ("vocabulary", "seed") and getattr(args, k) is not None]
+    if args.preset or other:
+        both = [name.replace("_", "-") for name in (asked, (other or ["preset"])[0])]
+        raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocabulary and --seed, not with --{both[1]}")
+    options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_calls", "vocabulary", "seed")}
+    target = Target(**{k: v for k, v in options.items() if v is not None})
+    name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
+    backbone = backbones.load(name, device(args.device), **how["conditions"])
+    if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
+        backbone.accelerate(args.dtype, args.channels_last, args.compile)
+    return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
 
 
 ROI_LEAST = 0.1  # what an error counts where a mask is black

@@ -1,0 +1,169 @@
+"""From the bytes of a file to pixels, in worker processes: what fails gets a code, what was changed a remark."""
+
+import io
+import os
+import posixpath
+import threading
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError, features
+
+from noisebook.datasets.inputs import File, Item, filesystem, stamp_of
+from noisebook.errors import ImageError
+from noisebook.images import read_image
+
+TINY = 16  # pixels a side below which an image is remarked upon
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+           ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no tokens.
+
+    missing, unreadable, changed  its file; no_image  its sample or row has none; empty  no bytes; not_an_image, damaged,
+    too_large  what Pillow says; other_size  not the size of the data set; codec  the codec does not take it;
+    worker_died, timeout  the process that read it; poisoned  its shard failed on every try
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels uint8 [H, W, C], the upright picture's own height and width, and what was done that is worth a remark.
+
+    exif  broken, passed over · bits16  scaled to 8 · cmyk, alpha  converted, over white · animated  its first frame alone ·
+    wrong_extension · tiny  a side below 16 pixels
+    """
+
+    pixels: np.ndarray
+    height: int
+    width: int
+    remarks: tuple[str, ...] = ()
+
+
+def decoder_version() -> str:
+    """Pillow and the libraries under it: decoders differ in pixels."""
+    parts = [
+        f"{name} {features.version(name)}" for name in ("libjpeg_turbo", "zlib", "webp", "libtiff") if features.check(name)
+    ]
+    return f"pillow {Image.__version__} ({', '.join(parts)})"
+
+
+def read_bytes(file: File, item: Item) -> bytes | Failure:
+    """The bytes of an item that is a file or lies in one."""
+    try:
+        fs, path = filesystem(file.path)
+        if stamp_of(fs.info(path)) != file.stamp:
+            return Failure("changed", "the file is not the one of the plan any more")
+        with fs.open(path, "rb") as f:
+            f.seek(item.start)
+            data = f.read(item.size) if item.size >= 0 else f.read()
+    except FileNotFoundError:
+        return Failure("missing", "the file is gone")
+    except OSError as error:
+        return Failure("unreadable", error.strerror or str(error) or type(error).__name__)
+    wanted = item.size if item.size >= 0 else file.size
+    return data if len(data) == wanted else Failure("changed", f"{len(data)} bytes where the plan has {wanted}")
+
+
+def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | Failure:
+    """A picture of `channels` channels; with `resize` its shorter side is scaled to so many pixels (bicubic, antialiased)
+    and the square in the middle kept."""
+    if not data:
+        return Failure("empty", "no bytes")
+    try:
+        remarks = _look(data, name)
+        pixels = read_image(io.BytesIO(data), channels)
+    except ImageError as error:
+        cause = error.__cause__
+        if isinstance(cause, UnidentifiedImageError):
+            return Failure("not_an_image", str(error))
+        bomb = isinstance(cause, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+        return Failure("too_large" if bomb else "damaged", str(error))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return Failure("too_large", "more pixels than Pillow takes for safe")
+    except UnidentifiedImageError:
+        return Failure("not_an_image", "not an image that Pillow can read")
+    except Exception as error:  # Pillow's plug-ins raise what they like on damaged headers
+        return Failure(
+            "damaged", f"the file is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        )
+    height, width = pixels.shape[:2]
+    return Picture(_square(pixels, resize) if resize else pixels, height, width, remarks)
+
+
+def _look(data: bytes, name: str) -> tuple[str, ...]:
+    """Remarks, from the header alone."""
+    remarks = []
+    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+        warnings.simplefilter("ignore")
+        try:
+            image.getexif().get_ifd(0x8769)
+            if "exif" in image.info and not image.getexif():
+                remarks.append("exif")
+        except Exception:
+            remarks.append("exif")
+        if image.mode.startswith(("I", "F")):
+            remarks.append("bits16")
+        if image.mode == "CMYK":
+            remarks.append("cmyk")
+        if "A" in image.getbands() or "transparency" in image.info:
+            remarks.append("alpha")
+        if getattr(image, "n_frames", 1) > 1:
+            remarks.append("animated")
+        wanted = FORMATS.get(posixpath.splitext(name.lower())[1])
+        if wanted and image.format not in (wanted, "MPO" if wanted == "JPEG" else wanted):
+            remarks.append("wrong_extension")
+        if min(image.size) < TINY:
+            remarks.append("tiny")
+        return tuple(remarks)
+
+
+def _square(pixels: np.ndarray, side: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = side / min(height, width)
+    size = max(side, round(width * scale)), max(side, round(height * scale))
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    out = np.asarray(image.crop((left, top, left + side, top + side)))
+    return out[:, :, None] if out.ndim == 2 else out
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked: the item, its file or its bytes (or why there are none), and how to decode."""
+
+    item: Item
+    file: File
+    data: bytes | Failure | None
+    channels: int
+    resize: int
+
+
+def serve(requests: list[Request]) -> list[Picture | Failure]:
+    """What a worker answers, one for each request."""
+    return [_answer(request) for request in requests]
+
+
+def _answer(request: Request) -> Picture | Failure:
+    if request.item.problem:
+        code, _, message = request.item.problem.partition(": ")
+        return Failure(code, message)
+    data = read_bytes(request.file, request.item) if request.data is None else request.data
+    if isinstance(data, Failure):
+        return data
+    return decode(data, request.item.key + request.item.ending, request.channels, request.resize)
+
+
+def watch_parent() -> None:
+    """Ends this worker when the process that started it is gone, also when that was killed."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,63 @@
+"""A tokenised data set back to pictures."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from noisebook.datasets.tokens import TokenDataset
+from noisebook.errors import CodecMismatchError, DatasetError
+from noisebook.images import png_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from noisebook.codec import Codec
+
+
+def detokenize(
+    data: TokenDataset, codec: "Codec", output: Path, batch_size: int = 32, first: int | None = None,
+    steps: int | None = None, tell: Callable[[int], Any] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes OUTPUT/KEY.png of the first `first` images (None: of all), batches of one size at a time; those that are there
+    already are left alone, so that the same call goes on where it was stopped. Returns {"written", "skipped"}.
+
+    Raises CodecMismatchError for another codec, DatasetError for a key that leads out of the folder."""
+    if codec.spec.hash != data.spec.hash:
+        raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
+    counts = {"written": 0, "skipped": 0}
+    for batch in _batches(data, len(data) if first is None else min(first, len(data)), batch_size, output, counts):
+        tokens = torch.from_numpy(np.stack([row["tokens"] for _, row in batch]).astype(np.int64))
+        size = batch[0][1]["height"], batch[0][1]["width"]
+        shown = codec.decode(tokens, size, steps).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
+        for (path, _), pixels in zip(batch, shown.cpu().numpy(), strict=True):
+            write_bytes(path, png_bytes(pixels))
+        counts["written"] += len(batch)
+        tell(len(batch))
+    return counts
+
+
+def _batches(
+    data: TokenDataset, count: int, size: int, output: Path, counts: dict[str, int]
+) -> Iterator[list[tuple[Path, dict[str, Any]]]]:
+    buckets: dict[tuple[int, int], list[tuple[Path, dict[str, Any]]]] = {}
+    for index in range(count):
+        row = data[index]
+        path = _path(output, row["key"])
+        if path.exists():
+            counts["skipped"] += 1
+            continue
+        key = row["height"], row["width"]
+        bucket = buckets.setdefault(key, [])
+        bucket.append((path, row))
+        if len(bucket) == size:
+            yield buckets.pop(key)
+    yield from buckets.values()
+
+
+def _path(output: Path, key: str) -> Path:
+    """Where an image goes: its key, whatever its ending was, as a PNG inside the folder."""
+    inside = PurePosixPath(key)
+    if inside.is_absolute() or ".." in inside.parts or not inside.parts:
+        raise DatasetError(f"the key {key!r} leads out of the folder: the data set is not one to be unpacked")
+    return output / inside.with_name(inside.name + ".png")

@@ -1,0 +1,132 @@
+"""Tokens in the formats that people load: WebDataset tars, npy, Megatron's .bin and .idx."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noisebook.datasets.table import largest_dtype
+from noisebook.datasets.tokens import TokenDataset
+from noisebook.errors import DatasetError, SpecError
+
+FORMATS = ("webdataset", "npy", "megatron")
+MEGATRON = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
+
+
+def export(folder: str, output: str | Path, form: str, partial: bool = False) -> dict[str, Any]:
+    """Writes the data set `folder` to `output`, whole or not at all; returns {"output", "images", "tokens"}.
+
+    webdataset  a folder of tars, one a shard: KEY.tokens.npy (unsigned [L]) and KEY.json (size, label, ...); slashes in
+                keys become "__", for a tar's folders would be part of them
+    npy         a folder: tokens.npy [N, L], where all images have as many, and rows.jsonl
+    megatron    a folder: tokens.bin and tokens.idx, an image a document of one sequence (format of Megatron-LM's
+                IndexedDataset, version 1), and rows.jsonl
+
+    Raises DatasetError where `output` exists, SpecError for npy of images that differ in tokens.
+    """
+    if form not in FORMATS:
+        raise SpecError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
+    data, output = TokenDataset(folder, partial), Path(output)
+    if output.exists():
+        raise DatasetError(f"{output}: it is there already: choose another -o")
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.mkdir(parents=True)
+        tokens = {"webdataset": _webdataset, "npy": _npy, "megatron": _megatron}[form](data, unfinished)
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise DatasetError(f"{output}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return {"output": str(output), "images": len(data), "tokens": tokens}
+
+
+def _rows(data: TokenDataset, shard: dict[str, Any]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """(all but the tokens, tokens)."""
+    for row in data.read(shard):
+        yield {k: v for k, v in row.items() if k != "tokens"}, row["tokens"]
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _webdataset(data: TokenDataset, folder: Path) -> int:
+    total = 0
+    for entry in data.done:
+        with (
+            open(folder / f"{entry['shard']:06d}.tar", "wb") as f,
+            tarfile.open(fileobj=f, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for row, tokens in _rows(data, entry):
+                buffer = io.BytesIO()
+                np.save(buffer, tokens)
+                stem = row["key"].replace("/", "__").replace(".", "_")
+                for name, content in ((f"{stem}.tokens.npy", buffer.getvalue()), (f"{stem}.json", _line(row).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                total += len(tokens)
+            _sync(f)
+    return total
+
+
+def _npy(data: TokenDataset, folder: Path) -> int:
+    length, dtype = None, largest_dtype(data.spec)
+    with open(folder / "tokens.npy", "wb") as f, open(folder / "rows.jsonl", "w", encoding="utf-8") as lines:
+        for entry in data.done:
+            for row, tokens in _rows(data, entry):
+                if length is None:
+                    length = len(tokens)
+                    header = {"descr": dtype.str, "fortran_order": False, "shape": (len(data), length)}
+                    np.lib.format.write_array_header_1_0(f, header)
+                if len(tokens) != length:
+                    raise SpecError(f"{row['key']} has {len(tokens)} tokens, others {length}: export as webdataset or "
+                                    "megatron, or tokenize with --resize")  # fmt: skip
+                f.write(tokens.astype(dtype).tobytes())
+                lines.write(_line(row) + "\n")
+        if length is None:
+            np.save(f, np.empty((0, 0), dtype))
+        _sync(f)
+        _sync(lines)
+    return len(data) * (length or 0)
+
+
+def _megatron(data: TokenDataset, folder: Path) -> int:
+    dtype = np.dtype(next(t for t in ("uint8", "uint16", "int32", "int64")
+                          if np.iinfo(t).max >= np.iinfo(largest_dtype(data.spec)).max or t == "int64"))  # fmt: skip
+    lengths: list[int] = []
+    with open(folder / "tokens.bin", "wb") as f, open(folder / "rows.jsonl", "w", encoding="utf-8") as lines:
+        for entry in data.done:
+            for row, tokens in _rows(data, entry):
+                f.write(tokens.astype(dtype).tobytes())
+                lengths.append(len(tokens))
+                lines.write(_line(row) + "\n")
+        _sync(f)
+        _sync(lines)
+    sizes = np.array(lengths, np.int32)
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)[:-1]]) if len(sizes) else np.empty(0)
+    with open(folder / "tokens.idx", "wb") as f:
+        f.write(b"MMIDIDX\x00\x00" + struct.pack("<QB", 1, MEGATRON[dtype.name]))
+        f.write(struct.pack("<QQ", len(sizes), len(sizes) + 1))
+        f.write(sizes.tobytes())
+        f.write((starts * dtype.itemsize).astype(np.int64).tobytes())
+        f.write(np.arange(len(sizes) + 1, dtype=np.int64).tobytes())
+        _sync(f)
+    return int(sizes.sum(dtype=np.int64))
+
+
+def _sync(f: Any) -> None:
+    f.flush()
+    os.fsync(f.fileno())

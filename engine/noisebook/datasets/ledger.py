@@ -1,0 +1,67 @@
+"""What became of every item: one JSON file a shard, written after the shard, so that where it is, the shard is."""
+
+import hashlib
+import json
+from typing import Any
+
+from noisebook.datasets.store import Store
+from noisebook.errors import FormatError
+
+SHARDS, LEDGER = "shards", "ledger"
+DONE, POISONED = "done", "poisoned"
+
+
+def shard_name(shard: int) -> str:
+    return f"{SHARDS}/{shard:06d}.parquet"
+
+
+def ledger_name(shard: int) -> str:
+    return f"{LEDGER}/{shard:06d}.json"
+
+
+def write_ledger(store: Store, shard: int, entry: dict[str, Any]) -> None:
+    """Writes the entry of a shard, and its own SHA-256, so that a flipped bit shows."""
+    text = json.dumps(entry, indent=1)
+    store.write(
+        ledger_name(shard),
+        json.dumps({"sha256_of_entry": _digest(entry)})[:-1].encode() + b', "entry": ' + text.encode() + b"}\n",
+    )
+
+
+def read_ledger(store: Store, shard: int) -> dict[str, Any] | None:
+    """The entry of a shard, None where there is none. Raises FormatError for a damaged one."""
+    data = store.read(ledger_name(shard))
+    if data is None:
+        return None
+    try:
+        both = json.loads(data)
+        entry = both["entry"]
+        if both["sha256_of_entry"] == _digest(entry) and entry["shard"] == shard:
+            return entry
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise FormatError(f"{store.url}/{ledger_name(shard)}: damaged: remove it, and resume")
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def state_of(store: Store, shard: int, plan_hash: str) -> tuple[str, dict[str, Any] | None]:
+    """(done, poisoned, missing or a word of damage; the entry): whether a shard needs to be made (again)."""
+    try:
+        entry = read_ledger(store, shard)
+    except FormatError:
+        return "damaged ledger", None
+    if entry is None or entry["plan"] != plan_hash:
+        return "missing", None
+    if entry["status"] == POISONED:
+        return POISONED, entry
+    data = store.read(shard_name(shard))
+    if data is None:
+        return "missing", None
+    return (DONE, entry) if sha256(data) == entry["sha256"] else ("damaged shard", None)

@@ -1,0 +1,208 @@
+"""Batches of equal size from files, decoded in worker processes that may die, while the codec works on the batch before."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_all_start_methods, get_context
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisebook.datasets.decoding import Failure, Picture, Request, serve, watch_parent
+
+CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
+PATIENCE = 120.0  # seconds after which a worker that answers nothing is taken for dead
+
+
+class Workers:
+    """Decodes requests in order, in `count` processes (0: in this one), a few chunks ahead.
+
+    A process that dies takes the whole pool with it; the requests in flight are then asked one by one, so that the one
+    that kills is found, and becomes a Failure."""
+
+    def __init__(self, count: int, patience: float = PATIENCE):
+        self.count, self.patience = count, patience
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end(kill=False)
+
+    def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
+        """An answer for each request, in order."""
+        chunks = _chunks(requests, CHUNK)
+        if not self.count:
+            for chunk in chunks:
+                yield from serve(chunk)
+            return
+        ahead: deque[tuple[list[Request], Future]] = deque()
+        for chunk in chunks:
+            ahead.append((chunk, self._ask(chunk)))
+            if len(ahead) > 2 * self.count:
+                yield from self._first(ahead)
+        while ahead:
+            yield from self._first(ahead)
+
+    def _ask(self, chunk: list[Request]) -> Future:
+        try:
+            return self._started().submit(serve, chunk)
+        except BrokenProcessPool as error:  # died between two chunks: the one who waits for this one will see
+            broken: Future = Future()
+            broken.set_exception(error)
+            return broken
+
+    def _first(self, ahead: "deque[tuple[list[Request], Future]]") -> list[Picture | Failure]:
+        chunk, future = ahead.popleft()
+        try:
+            return future.result(self.patience)
+        except (BrokenProcessPool, FutureTimeout):
+            self._end(kill=True)
+            again = [(some, None if _failed(f) else f) for some, f in ahead]
+            answers = [self._alone(request) for request in chunk]
+            ahead.clear()  # what was lost with the pool is asked anew
+            ahead.extend((some, f or self._ask(some)) for some, f in again)
+            return answers
+
+    def _alone(self, request: Request) -> Picture | Failure:
+        try:
+            return self._started().submit(serve, [request]).result(self.patience)[0]
+        except (BrokenProcessPool, FutureTimeout) as error:
+            self._end(kill=True)
+            if isinstance(error, FutureTimeout):
+                return Failure("timeout", f"not decoded after {self.patience:g} s")
+            return Failure("worker_died", "the process that decodes it dies of it, or of too little memory")
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=watch_parent)
+        return self._pool
+
+    def _end(self, kill: bool) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        for process in list((getattr(pool, "_processes", None) or {}).values()) if kill else ():
+            process.kill()  # one that hangs would be waited for
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _failed(future: Future) -> bool:
+    """Whether an answer was lost with its process: it has not come, or never will."""
+    return not future.done() or future.cancelled() or future.exception() is not None
+
+
+def _chunks(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    chunk: list[Request] = []
+    for request in requests:
+        chunk.append(request)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@dataclass
+class Batch:
+    """Images of one size, uint8 [B, C, H, W], and which of the shard's items they are. No images: the shard is complete."""
+
+    shard: int
+    rows: list[int]
+    images: Tensor | None
+    pictures: list[Picture]
+    failures: dict[int, Failure]
+
+
+def batches(
+    shards: Iterable[tuple[int, list[Request]]], workers: Workers, size: int, only: tuple[int, int] | None, pin: bool
+) -> Iterator[Batch]:
+    """The images of each shard in batches of `size`, a bucket for each (height, width): in the order of the items, what is
+    left in a bucket at the end of the shard. What a batch holds depends on its shard alone. Then one without images, with
+    the failures. `only`: other sizes fail."""
+    asked: deque[tuple[int, int]] = deque()  # (shard, its items), as the requests are drawn from it
+
+    def requests() -> Iterator[Request]:
+        for shard, some in shards:
+            asked.append((shard, len(some)))
+            yield from some
+
+    answers = workers.map(requests())
+    first = next(answers, None)
+    while asked:
+        shard, count = asked.popleft()
+        buckets: dict[tuple[int, ...], list[tuple[int, Picture]]] = {}
+        failures: dict[int, Failure] = {}
+        for row in range(count):
+            answer, first = (first, None) if first is not None else (next(answers), None)
+            if isinstance(answer, Picture) and only and answer.pixels.shape[:2] != only:
+                height, width = answer.pixels.shape[:2]
+                answer = Failure("other_size", f"{height} x {width}; the first ones have {only[0]} x {only[1]}: give "
+                                 "--resize, or --mixed-sizes")  # fmt: skip
+            if isinstance(answer, Failure):
+                failures[row] = answer
+                continue
+            assert answer is not None
+            bucket = buckets.setdefault(answer.pixels.shape, [])
+            bucket.append((row, answer))
+            if len(bucket) == size:
+                yield _batch(shard, buckets.pop(answer.pixels.shape), pin)
+        for bucket in buckets.values():
+            yield _batch(shard, bucket, pin)
+        yield Batch(shard, [], None, [], failures)
+        if not asked:  # the next shard's requests may not have been drawn yet
+            first = next(answers, None)
+
+
+def _batch(shard: int, bucket: list[tuple[int, Picture]], pin: bool) -> Batch:
+    height, width, channels = bucket[0][1].pixels.shape
+    images = torch.empty(len(bucket), channels, height, width, dtype=torch.uint8, pin_memory=pin)
+    for i, (_, picture) in enumerate(bucket):
+        images[i] = torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)
+    return Batch(shard, [row for row, _ in bucket], images, [picture for _, picture in bucket], {})
+
+
+def ahead(items: Iterator[Any], depth: int) -> Generator[Any]:
+    """The same items, made by a thread that is up to `depth` of them ahead. What it raises is raised here."""
+    made: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(value: tuple[str, Any]) -> None:
+        while not stop.is_set():
+            try:
+                return made.put(value, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(("item", item))
+                if stop.is_set():
+                    return
+            put(("end", None))
+        except BaseException as error:  # carried over to the thread that asks
+            put(("error", error))
+
+    thread = threading.Thread(target=work, name="noisebook-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join(timeout=PATIENCE)

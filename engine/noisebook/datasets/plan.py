@@ -1,0 +1,143 @@
+"""What is to be done, written down before it is begun: the items in their order, cut in shards, and the settings, hashed."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+
+from noisebook.datasets.inputs import File, Item, Source
+from noisebook.datasets.store import Store
+from noisebook.errors import DatasetError, FormatError
+from noisebook.spec import CodecSpec
+
+PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that shards depend on beside the input. `size`: (height, width) of every image; None: they have many."""
+
+    spec: CodecSpec
+    shard_size: int
+    batch_size: int
+    resize: int
+    size: tuple[int, int] | None
+    network: dict[str, str] = field(default_factory=dict)  # what it is told, and how it computes: dtype, prompt, ...
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "spec": json.loads(self.spec.to_json()), "size": self.size and list(self.size)}
+
+
+class Plan:
+    """A source cut in shards of `shard_size` items under some settings."""
+
+    def __init__(self, source: Source, settings: Settings):
+        self.source, self.settings = source, settings
+        self.shards = -(-len(source.items) // settings.shard_size)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of settings and items: equal for equal names, sizes and places, wherever the input lies."""
+        digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
+        for row in chain(((f.name, f.size) for f in self.source.files), (_row(item) for item in self.source.items)):
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+    @property
+    def stamp(self) -> str:
+        """SHA-256 (hex) of the files' versions: a touched file changes it."""
+        return hashlib.sha256(json.dumps([(f.name, f.stamp) for f in self.source.files]).encode()).hexdigest()
+
+    def items(self, shard: int) -> Sequence[Item]:
+        """The items of a shard."""
+        size = self.settings.shard_size
+        return self.source.items[shard * size : (shard + 1) * size]
+
+    def _about(self) -> dict:
+        source = self.source
+        return {"version": VERSION, "settings": self.settings.as_dict(), "kind": source.kind,
+                "columns": source.columns, "image_column": source.image_column}  # fmt: skip
+
+    def save(self, store: Store) -> None:
+        """Writes the plan; `plan.json` last, so that where it is, all is."""
+        store.write(ITEMS, _table(Item, self.source.items))
+        store.write(FILES, _table(File, self.source.files))
+        about = {
+            **self._about(),
+            "hash": self.hash,
+            "stamp": self.stamp,
+            "items": len(self.source.items),
+            "shards": self.shards,
+        }
+        store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, store: Store) -> "Plan | None":
+        """The plan of a data set; None where there is none. Raises FormatError for a damaged one."""
+        text = store.read(PLAN)
+        if text is None:
+            return None
+        try:
+            about = json.loads(text)
+            if about["version"] != VERSION:
+                raise FormatError(f"{store.url}: its plan is of version {about['version']}, newer than this noisebook")
+            items, files = _rows(Item, store.read(ITEMS)), _rows(File, store.read(FILES))
+            source = Source(about["kind"], files, items, about["columns"], about["image_column"])
+            given = about["settings"]
+            settings = Settings(**{**given, "spec": CodecSpec.from_json(json.dumps(given["spec"])),
+                                   "size": given["size"] and tuple(given["size"])})  # fmt: skip
+            plan = cls(source, settings)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, FormatError) and "newer" in str(error):
+                raise
+            raise FormatError(f"{store.url}: its plan is damaged: tokenise into a new folder") from error
+        if plan.hash != about["hash"] or plan.stamp != about["stamp"]:
+            raise FormatError(f"{store.url}: its plan does not match its hash: it is damaged; tokenise into a new folder")
+        return plan
+
+    def refuse_unless_same(self, other: "Plan", where: str) -> None:
+        """Raises DatasetError where `other`, made of what is there now, is not this plan."""
+        if self.hash != other.hash:
+            mine, new = self._about(), other._about()
+            changed = [k for k in mine["settings"] if mine["settings"][k] != new["settings"][k]]
+            what = f"its settings are others ({', '.join(changed)})" if changed else \
+                f"the input has changed ({len(self.source.items)} items then, {len(other.source.items)} now)"  # fmt: skip
+            raise DatasetError(f"{where}: {what}: give what it was begun with, or tokenise into a new folder")
+        if self.stamp != other.stamp:
+            old = {f.name: f.stamp for f in self.source.files}
+            names = [f.name for f in other.source.files if old.get(f.name) != f.stamp]
+            raise DatasetError(f"{where}: the input has changed since ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+                               ": tokenise into a new folder")  # fmt: skip
+
+
+def _row(item: Item) -> tuple:
+    return (item.key, item.file, item.start, item.size, item.ending, item.extra, item.problem)
+
+
+def _table(kind: type, rows: Sequence) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"str": pa.string(), "int": pa.int64()}
+    columns = {name: pa.array([getattr(row, name) for row in rows], types[getattr(f.type, "__name__", f.type)])
+               for name, f in kind.__dataclass_fields__.items()}  # fmt: skip
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, write_page_checksum=True, compression="zstd")
+    return buffer.getvalue()
+
+
+def _rows(kind: type, data: bytes | None) -> list:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if data is None:
+        raise ValueError("missing")
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
+    names = list(kind.__dataclass_fields__)
+    return [kind(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
