@@ -87,7 +87,7 @@ def filesystem(url: str) -> "tuple[Any, str]":
 
 def stamp_of(info: dict[str, Any]) -> str:
     """Size and what else tells one version of a file from another, of what `fs.info` says."""
-    for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created"):
+    for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"):
         if info.get(key) is not None:
             return f"{info['size']} {info[key]}"
     return str(info["size"])
@@ -249,8 +249,8 @@ def _holds_images(kind: "pa.DataType") -> bool:
 
 
 @lru_cache(maxsize=16)
-def open_parquet(path: str, stamp: str) -> Any:
-    """A ParquetFile; `stamp` keeps versions of a file apart."""
+def open_parquet(path: str, stamp: str, use: str = "images") -> Any:
+    """A ParquetFile; `stamp` keeps versions of a file apart, `use` the threads that read images and other columns."""
     import pyarrow.parquet as pq
 
     fs, inside = filesystem(path)
@@ -273,7 +273,18 @@ def parquet_images(file: File, column: str, first: int, last: int) -> Iterator[b
 
 
 def _parquet_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
-    """The carried columns of some rows, with nulls for items that have none."""
+    """The carried columns of some rows. Raises DatasetError where a file is no longer what it was."""
+    import pyarrow as pa
+
+    try:
+        return _read_columns(source, items)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        file = source.files[items[0].file if items else 0]
+        raise DatasetError(f"{file.path}: cannot be read any more: {reason}") from error
+
+
+def _read_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
     import pyarrow as pa
 
     names, parts = list(source.columns), []
@@ -282,7 +293,7 @@ def _parquet_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
         by_file.setdefault(item.file, []).append(item.start)
     for index, rows in by_file.items():  # items are in the order of files
         file = source.files[index]
-        opened, at = open_parquet(file.path, file.stamp), 0
+        opened, at = open_parquet(file.path, file.stamp, "columns"), 0
         wanted = []
         for group in range(opened.metadata.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
@@ -291,5 +302,8 @@ def _parquet_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
                 wanted.append(opened.read_row_group(group, columns=names).take(pa.array(here)))
             at += count
         parts += wanted
-    table = pa.concat_tables(parts) if parts else pa.table({name: [] for name in names})
-    return table.replace_schema_metadata(None)
+    if not parts:  # every image of the shard has failed: columns of the right types all the same
+        readable = next(item.file for item in source.items if not item.problem)
+        file = source.files[readable]
+        parts = [open_parquet(file.path, file.stamp, "columns").schema_arrow.empty_table().select(names)]
+    return pa.concat_tables(parts).replace_schema_metadata(None)
