@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #ifdef __linux__
 #include <sched.h>
 #endif
 
 #include "codebook.h"
+#include "nbk.h"
 #include "parallel.h"
 
 namespace py = pybind11;
@@ -173,13 +175,97 @@ void set_isa(const std::string& name) {
     refuse("this processor or build has no instruction set " + name);
 }
 
+// ---- the `.nbk` file ----------------------------------------------------------------------------------------------------
+class Bytes {  // of any object with a contiguous buffer, for as long as this lives
+public:
+    Bytes(const py::object& value, const char* name) {
+        if (PyObject_GetBuffer(value.ptr(), &view_, PyBUF_SIMPLE) == 0) return;
+        PyErr_Clear();
+        refuse(std::string(name) + " must be bytes");
+    }
+    ~Bytes() { PyBuffer_Release(&view_); }
+    Bytes(const Bytes&) = delete;
+    Bytes& operator=(const Bytes&) = delete;
+    const uint8_t* data() const { return static_cast<const uint8_t*>(view_.buf); }
+    size_t size() const { return size_t(view_.len); }
+
+private:
+    Py_buffer view_{};
+};
+
+std::vector<nbk::Run> checked_runs(const py::object& value) {
+    const auto array = checked_array<int64_t>(value, 2, "the runs must be an int64 [R, 2]");
+    if (array.shape(1) != 2 || uint64_t(array.shape(0)) > nbk::kMaxRuns) refuse("the runs must be at most 2^20 rows of two");
+    std::vector<nbk::Run> runs(size_t(array.shape(0)));
+    for (size_t i = 0; i < runs.size(); ++i) {
+        runs[i] = {uint64_t(array.data()[2 * i]), uint64_t(array.data()[2 * i + 1])};  // a negative number is above the limits
+        if (runs[i].count > nbk::kMaxCount) refuse("a run must have 0 to 2^40 tokens");
+        if (runs[i].vocabulary < 2 || runs[i].vocabulary > nbk::kMaxVocabulary) refuse("a vocabulary must be from 2 to 2^62");
+    }
+    return runs;
+}
+
+uint32_t nbk_crc32c(const py::object& data) {
+    const Bytes bytes(data, "data");
+    py::gil_scoped_release release;
+    return nbk::crc32c(bytes.data(), bytes.size());
+}
+
+py::object nbk_parse(const py::object& data) {
+    const Bytes bytes(data, "data");
+    nbk::Fields f;
+    nbk::Refusal refusal;
+    {
+        py::gil_scoped_release release;
+        refusal = nbk::parse(bytes.data(), bytes.size(), f);
+    }
+    if (refusal != nbk::Refusal::none) return py::str(nbk::name(refusal));
+    const py::bytes hash(reinterpret_cast<const char*>(bytes.data()) + 4, 8);
+    return py::make_tuple(f.flags, f.preset, hash, f.height, f.width, f.spec_at, f.spec_size, f.steps, f.tokens, f.payload_at);
+}
+
+py::object nbk_unpack(const py::object& payload, const py::object& runs) {
+    const Bytes bytes(payload, "the payload");
+    const auto found = checked_runs(runs);
+    nbk::Refusal refusal = nbk::check(bytes.data(), bytes.size(), found.data(), found.size());
+    if (refusal != nbk::Refusal::none) return py::str(nbk::name(refusal));
+    size_t count = 0;
+    for (const nbk::Run& run : found) count += size_t(run.count);
+    py::array_t<int64_t> tokens{py::ssize_t(count)};
+    int64_t* to = tokens.mutable_data();
+    {
+        py::gil_scoped_release release;
+        refusal = nbk::unpack(bytes.data(), found.data(), found.size(), to);
+    }
+    if (refusal != nbk::Refusal::none) return py::str(nbk::name(refusal));
+    return tokens;
+}
+
+py::object nbk_pack(const py::object& tokens, const py::object& runs) {
+    const auto array = checked_array<int64_t>(tokens, 1, "the tokens must be an int64 [L]");
+    const auto found = checked_runs(runs);
+    uint64_t count = 0;
+    for (const nbk::Run& run : found) count += run.count;  // at most 2^60
+    if (count != uint64_t(array.size())) refuse("the runs must have as many tokens as there are");
+    std::string out(size_t(nbk::packed_bits(found.data(), found.size()) + 7) / 8, '\0');
+    size_t bad = 0;
+    const int64_t* from = array.data();
+    nbk::Refusal refusal;
+    {
+        py::gil_scoped_release release;
+        refusal = nbk::pack(from, found.data(), found.size(), reinterpret_cast<uint8_t*>(out.data()), bad);
+    }
+    if (refusal != nbk::Refusal::none) return py::int_(bad);
+    return py::bytes(out);
+}
+
 }  // namespace
 }  // namespace noisebook
 
 PYBIND11_MODULE(_C, m) {
     using namespace noisebook;
     using Any = const py::object&;
-    m.doc() = "Both codebook laws on the CPU; docs/codebook.md defines them.";
+    m.doc() = "Both codebook laws on the CPU, docs/codebook.md defines them; the .nbk file, docs/format.md does.";
     kernels_in_use = available().front();
     default_threads = processors();
 
@@ -233,6 +319,13 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
           "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
+
+    m.def("nbk_crc32c", &nbk_crc32c, py::arg("data"), "CRC-32C of bytes.");
+    m.def("nbk_parse", &nbk_parse, py::arg("data"), "Bytes of a file -> what container.Frame holds, or the name of a refusal.");
+    m.def("nbk_unpack", &nbk_unpack, py::arg("payload"), py::arg("runs"),
+          "Bytes, int64 [R, 2] of (count, vocabulary) -> int64 [L], or the name of a refusal.");
+    m.def("nbk_pack", &nbk_pack, py::arg("tokens"), py::arg("runs"),
+          "int64 [L], int64 [R, 2] -> bytes, or the place of the first token outside its vocabulary.");
 
     m.def("isa", [] { return std::string(kernels_in_use.load()->name); }, "The instruction set in use.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use this instruction set; ValueError if the processor lacks it.");

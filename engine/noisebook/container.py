@@ -11,21 +11,24 @@
     -       -   packed tokens
     end-4   4   CRC-32C of everything before, little-endian
 
-No torch here: numpy arrays and bytes.
+No torch here: numpy arrays and bytes. This is the definition; where the C++ extension was built, csrc/nbk.cpp does the same
+for checksum, frame and plain runs, and fuzzing (docs/reliability.md) compares the two.
 """
 
 import hashlib
 import struct
+import types
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from noisebook.coding import decode_symbols, encode_symbols, subset_bits, subset_rank, subset_tokens
-from noisebook.errors import FormatError
+from noisebook.errors import FormatError, SpecError
 from noisebook.runs import Run
 
 MAGIC = b"\xb7N"
@@ -35,6 +38,39 @@ HEADER = struct.Struct("<2sBB8sHH")
 OVERHEAD = HEADER.size + 4  # bytes of header and checksum: 20
 MAX_FILE = 1 << 28  # bytes; nothing larger is read
 MAX_SPEC = 1 << 22  # bytes of an embedded specification, unpacked
+MAX_CODED = 1 << 24  # range-coded tokens: no payload is too short for any number of them
+
+# What is wrong with a file, in the order of the checks; csrc/nbk.cpp has the same names.
+REFUSALS = {
+    "few": "{size} bytes are too few for a .nbk file: it is truncated, or something else",
+    "many": "more than {limit} bytes: not a .nbk file",
+    "magic": "not a .nbk file (wrong magic bytes)",
+    "checksum": "the checksum does not match: the file is truncated or damaged",
+    "version": "format version {version} with flags {flags} is newer than this noisebook",
+    "size": "the image size is zero: the file is damaged",
+    "spec": "the embedded specification is cut off: the file is damaged",
+    "derived": "the steps and tokens are cut off: the file is damaged",
+    "zero": "the file says that it has no steps or no tokens: it is damaged",
+    "payload": "the payload has {size} bytes where the codec has {whole}: damaged, or of another codec",
+    "sets": "the payload has {size} bytes where the codec has at least {whole}: damaged, or of another codec",
+    "coded": "the codec has more than {limit} range-coded tokens: damaged, or not a codec of noisebook",
+    "padding": "padding bits are not zero: the file is damaged",
+    "vocabulary": "a token is outside its vocabulary: the file is damaged, or of another codec",
+}
+
+
+def _refuse(name: str, **values: int) -> NoReturn:
+    raise FormatError(REFUSALS[name].format(**values))
+
+
+@cache
+def native() -> types.ModuleType | None:
+    """The C++ extension, or None where it was not built, or is older than these functions."""
+    try:
+        from noisebook import _C
+    except ImportError:
+        return None
+    return _C if hasattr(_C, "nbk_parse") else None
 
 
 @cache
@@ -49,6 +85,8 @@ def _crc_table() -> list[int]:
 
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli), as in RFC 3720: reflected polynomial 0x82F63B78, initial and final complement."""
+    if (c := native()) is not None:
+        return c.nbk_crc32c(data)
     table, crc = _crc_table(), 0xFFFFFFFF
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -88,13 +126,25 @@ def packed_bits(runs: Runs) -> int:
 
 
 def pack(tokens: np.ndarray, runs: Runs) -> bytes:
-    """Tokens int64 [L] -> bytes, run by run, most significant bit first.
+    """Tokens int64 [L] -> bytes, run by run, most significant bit first. Raises SpecError for a token outside its
+    vocabulary, and where the runs have more or fewer tokens.
 
     A plain run's tokens are cut in groups of `group_size`, each group one number in base V (first token most significant)
     in as few bits as its largest value needs; a set of atoms is one number (`coding.subset_rank`). The tokens of all runs
     with a `zipf` exponent follow after the last whole byte, range-coded together."""
+    runs = [Run(*run) for run in runs]
+    if sum(run.count for run in runs) != len(tokens):
+        raise SpecError(f"{len(tokens)} tokens do not fit runs of {sum(run.count for run in runs)}")
+    if (c := native()) is not None and all(_plain(run) for run in runs):
+        tokens = np.ascontiguousarray(tokens, np.int64)
+        found = c.nbk_pack(tokens, _table(runs))
+        if not isinstance(found, bytes):
+            raise SpecError(f"token {tokens[found]} is outside its vocabulary")
+        return found
+    if sum(run.count for run in runs if run.zipf) > MAX_CODED:
+        raise SpecError(f"no file has more than {MAX_CODED} range-coded tokens: use rule bins, or a lower rate")
     parts, coded, start = [], [], 0
-    for run in (Run(*run) for run in runs):
+    for run in runs:
         some = np.asarray(tokens[start : start + run.count])
         start += run.count
         if run.zipf:
@@ -105,9 +155,22 @@ def pack(tokens: np.ndarray, runs: Runs) -> bytes:
                 data = (subset_rank(one, run.vocabulary // 2) << -bits % 8).to_bytes(-(-bits // 8), "big")
                 parts.append(np.unpackbits(np.frombuffer(data, np.uint8), count=bits))
         else:
+            outside = (some < 0) | (some >= run.vocabulary)
+            if outside.any():
+                raise SpecError(f"token {some[outside][0]} is outside its vocabulary")
             parts += _pack_plain(some.astype(np.uint64), run.vocabulary)
     plain = np.packbits(np.concatenate(parts)).tobytes() if parts else b""
     return plain + encode_symbols(*zip(*coded, strict=True)) if coded else plain  # type: ignore[arg-type]
+
+
+def _plain(run: Run) -> bool:
+    """Whether a run is of the kind and the size that the extension takes."""
+    return not (run.subset or run.zipf) and run.count <= 1 << 40 and 2 <= run.vocabulary <= 1 << 62
+
+
+def _table(runs: Sequence[Run]) -> np.ndarray:
+    """Plain runs as the extension takes them: int64 [R, 2]."""
+    return np.array([run[:2] for run in runs], np.int64).reshape(-1, 2)
 
 
 def _pack_plain(some: np.ndarray, vocabulary: int) -> list[np.ndarray]:
@@ -128,13 +191,19 @@ def unpack(payload: bytes, runs: Runs) -> np.ndarray:
     """The inverse of `pack`: int64 [L]. Raises FormatError for a wrong length, padding that is not zero, or a value that
     no tokens pack to."""
     runs = [Run(*run) for run in runs]
+    if (c := native()) is not None and all(_plain(run) for run in runs):
+        found = c.nbk_unpack(payload, _table(runs))
+        if isinstance(found, str):
+            _refuse(found, size=len(payload), whole=-(-packed_bits(runs) // 8))
+        return found
+    _check_sizes(len(payload), runs)
     need, coded = packed_bits(runs), [run for run in runs if run.zipf]
     whole = -(-need // 8)
     if len(payload) < whole or (len(payload) > whole and not coded):
-        raise FormatError(f"the payload has {len(payload)} bytes where the codec has {whole}: damaged, or of another codec")
+        _refuse("payload", size=len(payload), whole=whole)
     bits = np.unpackbits(np.frombuffer(payload[:whole], np.uint8))
     if bits[need:].any():
-        raise FormatError("padding bits are not zero: the file is damaged")
+        _refuse("padding")
     models = [(run.vocabulary, run.zipf) for run in coded for _ in range(run.count)]
     symbols = decode_symbols(payload[whole:], models) if coded else np.empty(0, np.int64)
     out, at, read = [], 0, 0
@@ -154,6 +223,18 @@ def unpack(payload: bytes, runs: Runs) -> np.ndarray:
     return np.concatenate(out).astype(np.int64) if out else np.empty(0, np.int64)
 
 
+def _check_sizes(size: int, runs: Sequence[Run]) -> None:
+    """Refuses runs that would take very long only to find that they do not fit a payload of `size` bytes."""
+    least = 0  # of C(K, M) > (K / M)^M sets
+    for run in runs:
+        if run.subset:
+            least += run.count * max(1, (run.vocabulary // 2 // run.subset).bit_length())
+    if least > 8 * size:
+        _refuse("sets", size=size, whole=-(-least // 8))
+    if sum(run.count for run in runs if run.zipf) > MAX_CODED:
+        _refuse("coded", limit=MAX_CODED)
+
+
 def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray], int]:
     """(the tokens of one plain run, whose bits begin at `at`, where they end)."""
     out, g = [], group_size(run.vocabulary)
@@ -166,7 +247,7 @@ def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray]
             for column in block.T:
                 values = values << np.uint64(1) | column
             if (values >= np.uint64(run.vocabulary**size)).any():
-                raise FormatError("a token is outside its vocabulary: the file is damaged, or of another codec")
+                _refuse("vocabulary")
             digits = np.empty((groups, size), np.uint64)
             for i in range(size - 1, -1, -1):
                 values, digits[:, i] = np.divmod(values, np.uint64(run.vocabulary))
@@ -175,6 +256,76 @@ def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray]
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------------
+class Frame(NamedTuple):
+    """Where the parts of a file lie, in bytes from its beginning; the payload ends 4 bytes before the end."""
+
+    flags: int
+    preset: int
+    codec_hash: bytes
+    height: int
+    width: int
+    spec: int  # zlib data
+    spec_size: int  # 0 without FLAG_SPEC
+    steps: int  # 0 without FLAG_DERIVED, as are the tokens
+    tokens: int
+    payload: int
+
+
+def frame_of(data: bytes) -> Frame:
+    """Checks everything of a file but what its specification says. Raises FormatError."""
+    if (c := native()) is None:
+        return _frame_of(data)
+    found = c.nbk_parse(data)
+    if isinstance(found, str):
+        version, flags = divmod(data[2] if len(data) > 2 else 0, 16)
+        _refuse(found, size=len(data), limit=MAX_FILE, version=version, flags=flags)
+    return Frame(*found)
+
+
+def _frame_of(data: bytes) -> Frame:
+    if len(data) < OVERHEAD:
+        _refuse("few", size=len(data))
+    if len(data) > MAX_FILE:
+        _refuse("many", limit=MAX_FILE)
+    magic, version, preset, codec_hash, height, width = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        _refuse("magic")
+    if struct.unpack_from("<I", data, len(data) - 4)[0] != crc32c(data[:-4]):
+        _refuse("checksum")
+    version, flags = divmod(version, 16)
+    if version != FORMAT_VERSION or flags & ~(FLAG_SPEC | FLAG_DERIVED) or flags == FLAG_SPEC | FLAG_DERIVED:
+        _refuse("version", version=version, flags=flags)
+    if not height or not width:
+        _refuse("size")
+    spec, spec_size, steps, tokens, left = HEADER.size, 0, 0, 0, len(data) - OVERHEAD
+    payload = spec
+    if flags & FLAG_SPEC:
+        spec += 4
+        if left < 4 or (spec_size := struct.unpack_from("<I", data, HEADER.size)[0]) > left - 4:
+            _refuse("spec")
+        payload = spec + spec_size
+    if flags & FLAG_DERIVED:
+        if left < 4:
+            _refuse("derived")
+        (value,) = struct.unpack_from("<I", data, HEADER.size)
+        steps, tokens, payload = value & 0xFF, value >> 8, HEADER.size + 4
+        if not steps or not tokens:
+            _refuse("zero")
+    return Frame(flags, preset, codec_hash, height, width, spec, spec_size, steps, tokens, payload)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """The JSON of an embedded specification. Raises FormatError for all but a whole zlib stream of at most MAX_SPEC."""
+    try:
+        unpacker = zlib.decompressobj()
+        spec_json = unpacker.decompress(packed, MAX_SPEC)
+    except zlib.error as error:
+        raise FormatError("the embedded specification cannot be unpacked: the file is damaged") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise FormatError(f"the embedded specification is larger than {MAX_SPEC} bytes, or damaged")
+    return spec_json
+
+
 @dataclass(frozen=True)
 class Container:
     """A parsed file: everything but the meaning of the payload, which needs the specification."""
@@ -210,39 +361,14 @@ class Container:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Container":
         """Parses and checks a file. Raises FormatError for anything that `to_bytes` did not write."""
-        if len(data) < OVERHEAD:
-            raise FormatError(f"{len(data)} bytes are too few for a .nbk file: it is truncated, or something else")
-        magic, version, preset, codec_hash, height, width = HEADER.unpack_from(data)
-        if magic != MAGIC:
-            raise FormatError("not a .nbk file (wrong magic bytes)")
-        if struct.unpack_from("<I", data, len(data) - 4)[0] != crc32c(data[:-4]):
-            raise FormatError("the checksum does not match: the file is truncated or damaged")
-        if version >> 4 != FORMAT_VERSION or version & 0xF & ~(FLAG_SPEC | FLAG_DERIVED) or version & 0xF == 3:
-            raise FormatError(f"format version {version >> 4} with flags {version & 0xF} is newer than this noisebook")
-        if not height or not width:
-            raise FormatError("the image size is zero: the file is damaged")
-        body, spec_json, derived = data[HEADER.size : -4], None, None
-        if version & FLAG_SPEC:
-            if len(body) < 4 or (size := struct.unpack_from("<I", body)[0]) > len(body) - 4:
-                raise FormatError("the embedded specification is cut off: the file is damaged")
-            try:
-                unpacker = zlib.decompressobj()
-                spec_json = unpacker.decompress(body[4 : 4 + size], MAX_SPEC)
-            except zlib.error as error:
-                raise FormatError("the embedded specification cannot be unpacked: the file is damaged") from error
-            if not unpacker.eof or unpacker.unused_data:
-                raise FormatError(f"the embedded specification is larger than {MAX_SPEC} bytes, or damaged")
-            if hashlib.sha256(spec_json).digest()[:8] != codec_hash:
+        frame, spec_json = frame_of(data), None
+        if frame.flags & FLAG_SPEC:
+            spec_json = _unpacked(data[frame.spec : frame.spec + frame.spec_size])
+            if hashlib.sha256(spec_json).digest()[:8] != frame.codec_hash:
                 raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
-            body = body[4 + size :]
-        if version & FLAG_DERIVED:
-            if len(body) < 4:
-                raise FormatError("the steps and tokens are cut off: the file is damaged")
-            (value,) = struct.unpack_from("<I", body)
-            derived, body = (value & 0xFF, value >> 8), body[4:]
-            if not all(derived):
-                raise FormatError("the file says that it has no steps or no tokens: it is damaged")
-        return cls(codec_hash, height, width, body, preset, spec_json, derived)
+        derived = (frame.steps, frame.tokens) if frame.flags & FLAG_DERIVED else None
+        payload = data[frame.payload : -4]
+        return cls(frame.codec_hash, frame.height, frame.width, payload, frame.preset, spec_json, derived)
 
     @classmethod
     def read(cls, path: str | Path) -> "Container":
@@ -253,5 +379,5 @@ class Container:
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror}") from error
         if len(data) > MAX_FILE:
-            raise FormatError(f"more than {MAX_FILE} bytes: not a .nbk file")
+            _refuse("many", limit=MAX_FILE)
         return cls.from_bytes(data)

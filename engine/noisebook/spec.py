@@ -228,7 +228,7 @@ class CodecSpec:
             value["condition"] = tuple(value["condition"])
             _require(all(type(v) is int for v in value["condition"]), "condition must be whole numbers")
             return cls(**value)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             if isinstance(error, SpecError):
                 raise
             raise SpecError(f"not a codec specification: {error}") from error
