@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,7 +166,7 @@ def _batch(shard: int, bucket: list[tuple[int, Picture]], pin: bool) -> Batch:
     height, width, channels = bucket[0][1].pixels.shape
     images = torch.empty(len(bucket), channels, height, width, dtype=torch.uint8, pin_memory=pin)
     for i, (_, picture) in enumerate(bucket):
-        images[i] = torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)
+        images.numpy()[i] = picture.pixels.transpose(2, 0, 1)
     return Batch(shard, [row for row, _ in bucket], images, [picture for _, picture in bucket], {})
 
 
