@@ -38,8 +38,8 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._end(kill=False)
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._end(kill=kind is not None)  # an error does not wait for a worker that may hang
 
     def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
         """An answer for each request, in order."""
@@ -83,7 +83,7 @@ class Workers:
         chunk, future = ahead.popleft()
         try:
             return self._result(future)
-        except LOST:
+        except (*LOST, FutureTimeout):
             self._end(kill=True)
             again = [(some, None if _failed(f) else f) for some, f in ahead]
             answers = [self._alone(request) for request in chunk]
