@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisebook import backbones
 from noisebook.backbones import Backbone, fingerprint_of
+from noisebook.backbones.checkpoint import write_checkpoint
+from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +29,18 @@ RECIPES = {
     "no tokens": {"p": 1},
     "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
 }
+
+
+#: options of a codec that is quick with any backbone: 32 tokens of 8 bits in 4 steps
+TINY = ["--steps", "4", "--bins", "8", "--bins-last", "8", "--vocabulary", "256", "--scale-pixels", "0", "--start-bins", "0"]
+
+
+def tiny_backbone(path: Path, seed: int = 0) -> str:
+    """Writes a network with a few thousand random weights; its path."""
+    torch.manual_seed(seed)
+    net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)
+    write_checkpoint(path, "convnet", net.config, checkpoint_tensors(net))
+    return str(path)
 
 
 class Shrink(Backbone):

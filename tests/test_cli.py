@@ -10,40 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from common import random_images
-from noisebook import backbones, presets
-from noisebook.backbones.checkpoint import write_checkpoint
-from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
+from common import TINY, random_images, tiny_backbone
+from noisebook import presets
 from noisebook.cli import main
 from noisebook.container import Container, crc32c
 from noisebook.images import psnr
 
-KNOBS = [
-    "--steps",
-    "4",
-    "--bins",
-    "8",
-    "--bins-last",
-    "8",
-    "--vocabulary",
-    "256",
-    "--scale-pixels",
-    "0",
-    "--start-bins",
-    "0",
-]
-
-
-def tiny_backbone(path, seed=0):
-    torch.manual_seed(seed)
-    net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)
-    write_checkpoint(path, "convnet", net.config, checkpoint_tensors(net))
-    return str(path)
-
 
 @pytest.fixture
 def codec(tmp_path):
-    return ["--backbone", tiny_backbone(tmp_path / "tiny.safetensors"), *KNOBS]
+    return ["--backbone", tiny_backbone(tmp_path / "tiny.safetensors"), *TINY]
 
 
 @pytest.fixture
@@ -274,7 +250,7 @@ def test_a_diffusers_folder_codes_pictures_of_any_size(capsys, tmp_path, picture
                                  down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
     unet.save_pretrained(tmp_path / "net")
     diffusers.DDPMScheduler(prediction_type="sample").save_pretrained(tmp_path / "net")
-    codec = ["--backbone", tmp_path / "net", *KNOBS]
+    codec = ["--backbone", tmp_path / "net", *TINY]
     assert run(capsys, "roundtrip", pictures, "-o", tmp_path / "a", *codec)[0] == 0
     files = sorted((tmp_path / "a").glob("*.nbk"))
     code, _, err = run(capsys, "decode", *files, "-o", tmp_path / "b", "--backbone", tmp_path / "net")

@@ -62,7 +62,19 @@ def test_commands_and_options_named_in_the_readme_exist(capsys):
     from noisebook.cli import main
 
     helps = ""
-    for command in ("encode", "decode", "roundtrip", "eval", "inspect", "verify", "backbones", "train"):
+    for command in (
+        "encode",
+        "decode",
+        "roundtrip",
+        "eval",
+        "inspect",
+        "verify",
+        "backbones",
+        "train",
+        "tokenize",
+        "detokenize",
+        "export",
+    ):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         helps += capsys.readouterr().out

@@ -4,6 +4,7 @@ A source is enumerated once, in a fixed order, into items: a key, and where its 
 and the headers of tars and Parquet files.
 """
 
+import contextlib
 import json
 import os
 import posixpath
@@ -93,7 +94,7 @@ def filesystem(url: str) -> "tuple[Any, str]":
 
 def stamp_of(info: dict[str, Any]) -> str:
     """Size and what else tells one version of a file from another, of what `fs.info` says."""
-    for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created"):
+    for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"):
         if info.get(key) is not None:
             return f"{info['size']} {info[key]}"
     return str(info["size"])
@@ -315,14 +316,15 @@ def refuse_changed(file: File) -> None:
         raise Changed("the file is not the one of the plan any more")
 
 
-def open_parquet(file: File) -> Any:
-    """A ParquetFile. Raises OSError and what Arrow raises; Changed where it is not the one of the plan."""
+def open_parquet(file: File, use: str = "images") -> Any:
+    """A ParquetFile. Raises OSError and what Arrow raises; Changed where it is not the one of the plan. `use` keeps the
+    threads that read images and other columns apart."""
     refuse_changed(file)
-    return _opened(file.path, file.stamp)
+    return _opened(file.path, file.stamp, use)
 
 
 @lru_cache(maxsize=16)
-def _opened(path: str, _: str) -> Any:  # the stamp keeps versions of a file apart
+def _opened(path: str, _: str, __: str) -> Any:  # the stamp keeps versions of a file apart
     import pyarrow.parquet as pq
 
     fs, inside = filesystem(path)
@@ -361,7 +363,7 @@ def _parquet_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
     for item in items:
         by_file.setdefault(item.file, []).append(item.start)
     for index, rows in by_file.items():  # items are in the order of files
-        opened, at = open_parquet(source.files[index]), 0
+        opened, at = open_parquet(source.files[index], "columns"), 0
         wanted = []
         for group in range(opened.metadata.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
@@ -370,5 +372,21 @@ def _parquet_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
                 wanted.append(opened.read_row_group(group, columns=names).take(pa.array(here)))
             at += count
         parts += wanted
-    table = pa.concat_tables(parts) if parts else pa.table({name: [] for name in names})
-    return table.replace_schema_metadata(None)
+    if not parts:  # every image of the shard has failed: columns of the right types all the same
+        parts = [_schema(source).empty_table().select(names)]
+    return pa.concat_tables(parts).replace_schema_metadata(None)
+
+
+def _schema(source: Source) -> "pa.Schema":
+    """That of the first file that can be read. Raises DatasetError where none can any more."""
+    import pyarrow as pa
+
+    indices = list(dict.fromkeys(item.file for item in source.items if not item.problem))
+    for index in indices:
+        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+            return open_parquet(source.files[index], "columns").schema_arrow
+    try:  # all have changed: as it was when the plan was made
+        file = source.files[indices[0]]
+        return _opened(file.path, file.stamp, "images").schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{file.path}: cannot be read any more: {first_line(error)}") from error

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import chain
 
 from noisebook.datasets.inputs import File, Item, Source
@@ -38,7 +39,7 @@ class Plan:
         self.source, self.settings = source, settings
         self.shards = -(-len(source.items) // settings.shard_size)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of settings and items: equal for equal names, sizes and places, wherever the input lies."""
         digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
@@ -46,7 +47,7 @@ class Plan:
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def stamp(self) -> str:
         """SHA-256 (hex) of the files' versions: a touched file changes it."""
         return hashlib.sha256(json.dumps([(f.name, f.stamp) for f in self.source.files]).encode()).hexdigest()

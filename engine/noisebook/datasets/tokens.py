@@ -139,7 +139,7 @@ class TokenStream(_Shards, IterableDataset):
         order = random.permutation(len(self.done)) if self.shuffle else np.arange(len(self.done))
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for place in order[self.rank * workers + worker :: self.world * workers]:
+        for place in order[self.rank :: self.world][worker::workers]:
             rows = self.read(self.done[place])
             if self.shuffle:
                 inside = np.random.default_rng([self.seed, self.epoch, int(place)])
