@@ -35,6 +35,7 @@ def test_tables_come_from_the_results():
         ("hits", "calibration"),
         ("rate_distortion", "rates"),
         ("cod", "cod"),
+        ("faults", "reliability"),
     ],
 )
 def test_findings_come_from_the_results(script, page):
