@@ -37,6 +37,7 @@ def test_tables_come_from_the_results():
         ("cod", "cod"),
         ("cod_latent", "cod"),
         ("fuzz", "reliability"),
+        ("faults", "reliability"),
     ],
 )
 def test_findings_come_from_the_results(script, page):

@@ -85,7 +85,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     path, temporary = Path(path), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as f:
             temporary = f.name
             f.write(data)
@@ -99,6 +99,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     finally:  # also when the user interrupts; after the rename there is nothing left to remove
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """With those above it, each on the disk as the entry of its parent: else a file that was synced could still be lost."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

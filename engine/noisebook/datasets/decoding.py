@@ -5,15 +5,17 @@ import os
 import posixpath
 import threading
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from noisebook.datasets.inputs import File, Item, filesystem, stamp_of
+from noisebook.datasets.inputs import Changed, File, Item, filesystem, refuse_changed
 from noisebook.errors import ImageError
 from noisebook.images import read_image
 
+PNG, ORIENTATION = b"\x89PNG\r\n\x1a\n", 0x0112
 TINY = 16  # pixels a side below which an image is remarked upon
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
            ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF"}  # fmt: skip
@@ -36,8 +38,8 @@ class Failure:
 class Picture:
     """Pixels uint8 [H, W, C], the upright picture's own height and width, and what was done that is worth a remark.
 
-    exif  broken, passed over · bits16  scaled to 8 · cmyk, alpha  converted, over white · animated  its first frame alone ·
-    wrong_extension · tiny  a side below 16 pixels
+    exif  broken, passed over · rotated  by its EXIF · bits16  scaled to 8 · gray  in a codec of colours · cmyk, alpha
+    converted, over white · animated  its first frame alone · wrong_extension · tiny  a side below 16 pixels
     """
 
     pixels: np.ndarray
@@ -58,11 +60,14 @@ def read_bytes(file: File, item: Item) -> bytes | Failure:
     """The bytes of an item that is a file or lies in one."""
     try:
         fs, path = filesystem(file.path)
-        if stamp_of(fs.info(path)) != file.stamp:
-            return Failure("changed", "the file is not the one of the plan any more")
+        refuse_changed(file)  # before: a pipe in its place would be waited for
         with fs.open(path, "rb") as f:
             f.seek(item.start)
             data = f.read(item.size) if item.size >= 0 else f.read()
+        if "://" not in file.path:  # after: it may be written just now; an object store gives one version whole
+            refuse_changed(file)
+    except Changed as error:
+        return Failure("changed", str(error))
     except FileNotFoundError:
         return Failure("missing", "the file is gone")
     except OSError as error:
@@ -77,7 +82,7 @@ def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | 
     if not data:
         return Failure("empty", "no bytes")
     try:
-        remarks = _look(data, name)
+        remarks = _look(data, name, channels)
         pixels = read_image(io.BytesIO(data), channels)
     except ImageError as error:
         cause = error.__cause__
@@ -97,19 +102,25 @@ def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | 
     return Picture(_square(pixels, resize) if resize else pixels, height, width, remarks)
 
 
-def _look(data: bytes, name: str) -> tuple[str, ...]:
-    """Remarks, from the header alone."""
+def _look(data: bytes, name: str, channels: int) -> tuple[str, ...]:
+    """Remarks, from the header alone. Raises ImageError for a PNG whose checksums are wrong."""
     remarks = []
+    if data.startswith(PNG):
+        _check_png(data)
     with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
         warnings.simplefilter("ignore")
         try:
             image.getexif().get_ifd(0x8769)
             if "exif" in image.info and not image.getexif():
                 remarks.append("exif")
+            if image.getexif().get(ORIENTATION, 1) in range(2, 9):
+                remarks.append("rotated")
         except Exception:
             remarks.append("exif")
         if image.mode.startswith(("I", "F")):
             remarks.append("bits16")
+        if channels == 3 and image.mode in ("1", "L", "LA"):
+            remarks.append("gray")
         if image.mode == "CMYK":
             remarks.append("cmyk")
         if "A" in image.getbands() or "transparency" in image.info:
@@ -122,6 +133,23 @@ def _look(data: bytes, name: str) -> tuple[str, ...]:
         if min(image.size) < TINY:
             remarks.append("tiny")
         return tuple(remarks)
+
+
+def _check_png(data: bytes) -> None:
+    """Raises ImageError for a critical chunk with a wrong CRC: Pillow looks at none of those of the pixels."""
+    at = len(PNG)
+    while at + 12 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        end = at + 8 + size
+        if (
+            kind[:1].isupper()
+            and end + 4 <= len(data)
+            and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4])
+        ):
+            raise ImageError(f"the file is damaged: wrong CRC in chunk {kind.decode('latin-1')!r}")
+        if kind == b"IEND":
+            return
+        at = end + 4
 
 
 def _square(pixels: np.ndarray, side: int) -> np.ndarray:

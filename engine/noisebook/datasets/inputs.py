@@ -4,7 +4,9 @@ A source is enumerated once, in a fixed order, into items: a key, and where its 
 and the headers of tars and Parquet files.
 """
 
+import contextlib
 import json
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +32,11 @@ class File:
     name: str  # relative to the input, so that a plan does not depend on where the input lies
     size: int
     stamp: str  # size and time of change; on object stores the ETag
+    problem: str = ""  # why it cannot be read: the code of the failure, and words
+
+
+class Changed(OSError):
+    """A file that is not the one of the plan any more."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,7 @@ def enumerate_inputs(inputs: Sequence[str], kind: str | None = None, image_colum
 
     Raises DatasetError where nothing is there, or several kinds are.
     """
-    found = [File(f"{prefix}{path}", name, info["size"], stamp_of(info))
-             for url in inputs for prefix, path, name, info in _files(url)]  # fmt: skip
+    found = [file for url in inputs for file in _files(url)]
     by_kind = {k: [f for f in found if f.path.lower().endswith(suffixes)] for k, suffixes in KINDS.items()}
     present = [k for k, files in by_kind.items() if files and kind in (None, k)]
     if not present:
@@ -117,24 +123,62 @@ def enumerate_inputs(inputs: Sequence[str], kind: str | None = None, image_colum
     return {"pictures": _pictures, "webdataset": _webdataset, "parquet": _parquet}[present[0]](files, image_column)
 
 
-def _files(url: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """(protocol, path, name, info) of all files of an input, by name."""
+def _files(url: str) -> Iterator[File]:
+    """All files of an input, by name."""
     fs, path = filesystem(url)
-    protocol = (
-        "" if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)) else f"{url.split('://')[0]}://"
-    )
+    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    protocol = "" if local else f"{url.split('://')[0]}://"
     try:
         if "*" in path:
-            found, root = {p: fs.info(p) for p in sorted(fs.glob(path))}, posixpath.dirname(path.split("*")[0])
+            found, root = {p: fs.info(p) for p in fs.glob(path)}, posixpath.dirname(path.split("*")[0])
         elif fs.isfile(path):
             found, root = {path: fs.info(path)}, posixpath.dirname(path)
+        elif local:
+            found, root = dict(_below(fs, path)), path
         else:
             found, root = fs.find(path, detail=True), path
     except OSError as error:
         raise DatasetError(f"{url}: cannot be listed: {error.strerror or error}") from error
     for p in sorted(found):
-        if found[p]["type"] == "file":
-            yield protocol, p, posixpath.relpath(p, root), found[p]
+        name, info = posixpath.relpath(p, root), found[p]
+        problem = info.get("problem", "")
+        if _utf8(p) != p:
+            problem = "unreadable: its name is not UTF-8: rename it"
+        if info["type"] == "file" or problem:
+            yield File(f"{protocol}{_utf8(p)}", _utf8(name), info["size"], "" if problem else stamp_of(info), problem)
+
+
+def _below(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, what the file system says) of all below a local folder. Links are followed, though not in circles, and what
+    has the name of a picture but is none (a folder, a pipe, a link to nothing) is not passed over in silence."""
+
+    def stop(error: OSError) -> None:
+        raise error  # a folder that cannot be read would be pictures lost
+
+    above = {root: {os.path.realpath(root)}}
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
+        for name in list(folders):
+            path = posixpath.join(folder, name)
+            real = os.path.realpath(path) if os.path.islink(path) else posixpath.join(os.path.realpath(folder), name)
+            if real in above[folder]:
+                folders.remove(name)
+            above[path] = above[folder] | {real}
+            if name.lower().endswith(SUFFIXES):
+                yield path, {"type": "directory", "size": 0, "problem": "unreadable: a folder, not a picture"}
+        for name in files:
+            path = posixpath.join(folder, name)
+            try:
+                info = fs.info(path)
+            except OSError as error:
+                info = {"type": "other", "size": 0, "problem": f"missing: {error.strerror or error}"}
+            if info["type"] != "file":
+                info = {"problem": "unreadable: not a regular file", **info}
+            yield path, info
+
+
+def _utf8(name: str) -> str:
+    """A name as it can be written down: bytes that are no UTF-8 as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _folder(key: str) -> dict[str, str]:
@@ -144,7 +188,7 @@ def _folder(key: str) -> dict[str, str]:
 
 def _pictures(files: list[File], _: str | None) -> Source:
     columns = {"label": "string"} if any("/" in f.name for f in files) else {}
-    return Source("pictures", files, [Item(f.name, i) for i, f in enumerate(files)], columns)
+    return Source("pictures", files, [Item(f.name, i, problem=f.problem) for i, f in enumerate(files)], columns)
 
 
 def _webdataset(files: list[File], _: str | None) -> Source:
@@ -162,18 +206,25 @@ def _webdataset(files: list[File], _: str | None) -> Source:
 
 def _tar_items(index: int, file: File) -> list[Item]:
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    broken = []
+    broken, cut = [], ""
     try:
+        if file.problem:
+            raise OSError(file.problem)
         fs, path = filesystem(file.path)
         with fs.open(path, "rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
             for member in tar:
-                folder, name = posixpath.split(member.name)
+                folder, name = posixpath.split(_utf8(member.name))
                 if member.isfile() and not name.startswith("."):
                     stem, _, ending = name.partition(".")
-                    samples.setdefault(posixpath.join(folder, stem), {})[ending.lower()] = member.offset_data, member.size
+                    key = posixpath.join(folder, stem)
+                    samples.setdefault(key, {})[ending.lower()] = member.offset_data, member.size
                     if member.offset_data + member.size > file.size:
+                        cut = key
                         raise tarfile.ReadError("it ends too early")
-    except (tarfile.TarError, OSError, EOFError) as error:
+            f.seek(tar.offset)  # tarfile takes a damaged header for the end
+            if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end mark: cut short, or a damaged header")
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         broken.append(Item(file.name, index, problem=f"damaged: the tar, from here on: {error}"))
     items = []
     for key, parts in samples.items():
@@ -182,23 +233,26 @@ def _tar_items(index: int, file: File) -> list[Item]:
         text = json.dumps(extra, sort_keys=True) if extra else ""
         start, size = parts[images[0]] if images else (0, 0)
         ending, problem = ("." + images[0], "") if images else ("", "no_image: no picture in this sample")
+        problem = "damaged: the tar ends within this sample" if key == cut else problem
         items.append(Item(key, index, start, size, ending, text, problem))
     return items + broken
 
 
 def _sidecars(file: File, item: Item) -> dict[str, Any]:
+    """Raises OSError where the tar cannot be read or has changed."""
     if not item.extra:
         return {}
     fs, path = filesystem(file.path)
     out: dict[str, Any] = {}
-    try:
-        with fs.open(path, "rb") as f:
-            for kind, (start, size) in json.loads(item.extra).items():
-                f.seek(start)
-                text = f.read(size).decode("utf-8", "replace")
+    with fs.open(path, "rb") as f:
+        for kind, (start, size) in json.loads(item.extra).items():
+            f.seek(start)
+            text = f.read(size).decode("utf-8", "replace")
+            try:
                 out[EXTRAS[kind]] = int(text) if kind == "cls" else text
-    except (OSError, ValueError):
-        pass  # a label that cannot be read is none; the image is there
+            except ValueError:
+                out[EXTRAS[kind]] = None  # a class that is no number is none; the image is there
+    refuse_changed(file)
     return out
 
 
@@ -209,9 +263,11 @@ def _parquet(files: list[File], image_column: str | None) -> Source:
     schema, column = None, image_column
     for i, file in enumerate(files):
         try:
-            opened = open_parquet(file.path, file.stamp)
+            if file.problem:
+                raise OSError(file.problem)
+            opened = open_parquet(file)
         except (pa.ArrowException, OSError, ValueError) as error:
-            items.append(Item(file.name, i, problem=f"unreadable: {str(error).splitlines()[0]}"))
+            items.append(Item(file.name, i, problem=f"unreadable: {first_line(error)}"))
             continue
         if schema is None:
             schema = opened.schema_arrow
@@ -248,43 +304,58 @@ def _holds_images(kind: "pa.DataType") -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def first_line(error: Exception) -> str:
+    """What it says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def refuse_changed(file: File) -> None:
+    """Raises Changed where the file is not the one of the plan."""
+    fs, path = filesystem(file.path)
+    if stamp_of(fs.info(path)) != file.stamp:
+        raise Changed("the file is not the one of the plan any more")
+
+
+def open_parquet(file: File, use: str = "images") -> Any:
+    """A ParquetFile. Raises OSError and what Arrow raises; Changed where it is not the one of the plan. `use` keeps the
+    threads that read images and other columns apart."""
+    refuse_changed(file)
+    return _opened(file.path, file.stamp, use)
+
+
 @lru_cache(maxsize=16)
-def open_parquet(path: str, stamp: str, use: str = "images") -> Any:
-    """A ParquetFile; `stamp` keeps versions of a file apart, `use` the threads that read images and other columns."""
+def _opened(path: str, _: str, __: str) -> Any:  # the stamp keeps versions of a file apart
     import pyarrow.parquet as pq
 
     fs, inside = filesystem(path)
-    if stamp_of(fs.info(inside)) != stamp:
-        raise OSError("the file is not the one of the plan")
     return pq.ParquetFile(fs.open(inside, "rb"), page_checksum_verification=True)
 
 
-def parquet_images(file: File, column: str, first: int, last: int) -> Iterator[bytes | None]:
-    """The image bytes of rows first ... last - 1, row group by row group; None where there are none."""
-    opened, at = open_parquet(file.path, file.stamp), 0
+def parquet_images(file: File, column: str, first: int, last: int) -> Iterator[bytes | Exception | None]:
+    """The image bytes of rows first ... last - 1, row group by row group; None where there are none, an exception for each
+    row of a group that cannot be read. Raises as `open_parquet`."""
+    import pyarrow as pa
+
+    opened, at = open_parquet(file), 0
     for group in range(opened.metadata.num_row_groups):
         rows = opened.metadata.row_group(group).num_rows
-        if at < last and at + rows > first:
-            table = opened.read_row_group(group, columns=[column])
-            for value in table[column].slice(max(0, first - at), last - max(first, at)):
-                found = value.as_py()
-                yield found.get("bytes") if isinstance(found, dict) else found
+        begin, end = max(0, first - at), min(rows, last - at)
         at += rows
+        if begin >= end:
+            continue
+        try:
+            table = opened.read_row_group(group, columns=[column])
+            refuse_changed(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            yield from [error] * (end - begin)
+            continue
+        for value in table[column].slice(begin, end - begin):
+            found = value.as_py()
+            yield found.get("bytes") if isinstance(found, dict) else found
 
 
 def _parquet_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
-    """The carried columns of some rows. Raises DatasetError where a file is no longer what it was."""
-    import pyarrow as pa
-
-    try:
-        return _read_columns(source, items)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        file = source.files[items[0].file if items else 0]
-        raise DatasetError(f"{file.path}: cannot be read any more: {reason}") from error
-
-
-def _read_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
+    """The carried columns of some rows. Raises OSError and what Arrow raises."""
     import pyarrow as pa
 
     names, parts = list(source.columns), []
@@ -292,8 +363,7 @@ def _read_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
     for item in items:
         by_file.setdefault(item.file, []).append(item.start)
     for index, rows in by_file.items():  # items are in the order of files
-        file = source.files[index]
-        opened, at = open_parquet(file.path, file.stamp, "columns"), 0
+        opened, at = open_parquet(source.files[index], "columns"), 0
         wanted = []
         for group in range(opened.metadata.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
@@ -303,7 +373,20 @@ def _read_columns(source: Source, items: Sequence[Item]) -> "pa.Table":
             at += count
         parts += wanted
     if not parts:  # every image of the shard has failed: columns of the right types all the same
-        readable = next(item.file for item in source.items if not item.problem)
-        file = source.files[readable]
-        parts = [open_parquet(file.path, file.stamp, "columns").schema_arrow.empty_table().select(names)]
+        parts = [_schema(source).empty_table().select(names)]
     return pa.concat_tables(parts).replace_schema_metadata(None)
+
+
+def _schema(source: Source) -> "pa.Schema":
+    """That of the first file that can be read. Raises DatasetError where none can any more."""
+    import pyarrow as pa
+
+    indices = list(dict.fromkeys(item.file for item in source.items if not item.problem))
+    for index in indices:
+        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+            return open_parquet(source.files[index], "columns").schema_arrow
+    try:  # all have changed: as it was when the plan was made
+        file = source.files[indices[0]]
+        return _opened(file.path, file.stamp, "images").schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{file.path}: cannot be read any more: {first_line(error)}") from error

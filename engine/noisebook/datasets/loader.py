@@ -2,22 +2,26 @@
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import wait
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from noisebook.datasets.decoding import Failure, Picture, Request, serve, watch_parent
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
+LOOK = 1.0  # seconds between two looks whether a worker is dead
+TRIES = 2  # deaths of the workers that one request is asked of alone
+LOST = (BrokenProcessPool, CancelledError)  # what was asked is not answered
 PATIENCE = 120.0  # seconds after which a worker that answers nothing is taken for dead
 
 
@@ -34,8 +38,8 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._end(kill=False)
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._end(kill=kind is not None)  # an error does not wait for a worker that may hang
 
     def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
         """An answer for each request, in order."""
@@ -55,16 +59,31 @@ class Workers:
     def _ask(self, chunk: list[Request]) -> Future:
         try:
             return self._started().submit(serve, chunk)
-        except BrokenProcessPool as error:  # died between two chunks: the one who waits for this one will see
-            broken: Future = Future()
-            broken.set_exception(error)
+        except (BrokenProcessPool, EOFError, OSError) as error:  # a worker, or what starts them, died between two chunks:
+            broken: Future = Future()  # the one who waits for this one will see
+            broken.set_exception(BrokenProcessPool(str(error)))
             return broken
+
+    def _result(self, future: Future) -> list[Picture | Failure]:
+        """What a worker answers. Raises FutureTimeout, BrokenProcessPool, CancelledError.
+
+        A worker that was killed while it sent its answer leaves half of it in the pipe, and the pool waits for the rest: so
+        this looks for itself whether one is dead."""
+        end, dead = time.monotonic() + self.patience, False
+        while True:
+            try:
+                return future.result(max(0.0, min(LOOK, end - time.monotonic())))
+            except FutureTimeout:
+                if dead or time.monotonic() >= end:
+                    raise BrokenProcessPool("a worker died") if dead else FutureTimeout from None
+                processes = list((getattr(self._pool, "_processes", None) or {}).values())
+                dead = bool(wait([process.sentinel for process in processes], 0))
 
     def _first(self, ahead: "deque[tuple[list[Request], Future]]") -> list[Picture | Failure]:
         chunk, future = ahead.popleft()
         try:
-            return future.result(self.patience)
-        except (BrokenProcessPool, FutureTimeout):
+            return self._result(future)
+        except (*LOST, FutureTimeout):
             self._end(kill=True)
             again = [(some, None if _failed(f) else f) for some, f in ahead]
             answers = [self._alone(request) for request in chunk]
@@ -73,13 +92,15 @@ class Workers:
             return answers
 
     def _alone(self, request: Request) -> Picture | Failure:
-        try:
-            return self._started().submit(serve, [request]).result(self.patience)[0]
-        except (BrokenProcessPool, FutureTimeout) as error:
-            self._end(kill=True)
-            if isinstance(error, FutureTimeout):
+        for _ in range(TRIES):  # it may be another's death, or a kill from outside
+            try:
+                return self._result(self._ask([request]))[0]
+            except FutureTimeout:
+                self._end(kill=True)
                 return Failure("timeout", f"not decoded after {self.patience:g} s")
-            return Failure("worker_died", "the process that decodes it dies of it, or of too little memory")
+            except LOST:
+                self._end(kill=True)
+        return Failure("worker_died", "the process that decodes it dies of it, or of too little memory")
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -93,6 +114,8 @@ class Workers:
             return
         for process in list((getattr(pool, "_processes", None) or {}).values()) if kill else ():
             process.kill()  # one that hangs would be waited for
+        if kill and (answers := getattr(pool, "_result_queue", None)) is not None:
+            answers._writer.close()  # so that half an answer is not waited for
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -167,7 +190,7 @@ def _batch(shard: int, bucket: list[tuple[int, Picture]], pin: bool) -> Batch:
     height, width, channels = bucket[0][1].pixels.shape
     images = torch.empty(len(bucket), channels, height, width, dtype=torch.uint8, pin_memory=pin)
     for i, (_, picture) in enumerate(bucket):
-        images[i] = torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)
+        images.numpy()[i] = picture.pixels.transpose(2, 0, 1)
     return Batch(shard, [row for row, _ in bucket], images, [picture for _, picture in bucket], {})
 
 

@@ -62,17 +62,14 @@ class Plan:
         return {"version": VERSION, "settings": self.settings.as_dict(), "kind": source.kind,
                 "columns": source.columns, "image_column": source.image_column}  # fmt: skip
 
+    def _summary(self) -> dict:
+        return {"hash": self.hash, "stamp": self.stamp, "items": len(self.source.items), "shards": self.shards}
+
     def save(self, store: Store) -> None:
         """Writes the plan; `plan.json` last, so that where it is, all is."""
         store.write(ITEMS, _table(Item, self.source.items))
         store.write(FILES, _table(File, self.source.files))
-        about = {
-            **self._about(),
-            "hash": self.hash,
-            "stamp": self.stamp,
-            "items": len(self.source.items),
-            "shards": self.shards,
-        }
+        about = {**self._about(), **self._summary()}
         store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
@@ -91,11 +88,12 @@ class Plan:
             settings = Settings(**{**given, "spec": CodecSpec.from_json(json.dumps(given["spec"])),
                                    "size": given["size"] and tuple(given["size"])})  # fmt: skip
             plan = cls(source, settings)
+            told = {name: about[name] for name in plan._summary()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, FormatError) and "newer" in str(error):
                 raise
             raise FormatError(f"{store.url}: its plan is damaged: tokenise into a new folder") from error
-        if plan.hash != about["hash"] or plan.stamp != about["stamp"]:
+        if told != plan._summary():
             raise FormatError(f"{store.url}: its plan does not match its hash: it is damaged; tokenise into a new folder")
         return plan
 

@@ -1,5 +1,6 @@
 """A whole data set: the plan, what is done of it already, and who makes the rest."""
 
+import contextlib
 import json
 import os
 import time
@@ -8,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from noisebook.datasets import ledger
-from noisebook.datasets.decoding import Picture, serve
+from noisebook.datasets.decoding import Picture
 from noisebook.datasets.inputs import Source, enumerate_inputs
+from noisebook.datasets.loader import Workers
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan, Settings
 from noisebook.datasets.store import Store
 from noisebook.datasets.tokenizer import Tokenizer, requests_for
@@ -88,7 +90,7 @@ def make_plan(job: Job, codec_for: "Callable[[tuple[int, int] | None], Codec]", 
     if old is not None and not job.resize and not job.mixed_sizes:
         size = old.settings.size
     elif size is None and not job.mixed_sizes:
-        size = _common_size(source)
+        size = _common_size(source, job.workers)
     codec = codec_for(size)
     plan = Plan(source, Settings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network)))
     if old is None:
@@ -98,9 +100,10 @@ def make_plan(job: Job, codec_for: "Callable[[tuple[int, int] | None], Codec]", 
     return plan, codec
 
 
-def _common_size(source: Source) -> tuple[int, int] | None:
-    """The size of the first images, if they have one."""
-    pictures = [p for p in serve(requests_for(source, source.items[:PEEK], 3, 0)) if isinstance(p, Picture)]
+def _common_size(source: Source, workers: int) -> tuple[int, int] | None:
+    """The size of the first images, if they have one. They are decoded in workers: one may kill or hang its process."""
+    with Workers(workers) as pool:
+        pictures = [p for p in pool.map(requests_for(source, source.items[:PEEK], 3, 0)) if isinstance(p, Picture)]
     sizes = {(p.height, p.width) for p in pictures}
     return sizes.pop() if len(sizes) == 1 else None
 
@@ -183,7 +186,10 @@ class Progress:
         self.bar = tqdm(
             total=self.images, unit="img", mininterval=0.2 if terminal else 30, maxinterval=60, disable=not self.images
         )
-        self.file = open(self.path, "a", encoding="utf-8") if self.path is not None else None
+        self.file = None
+        if self.path is not None:
+            with contextlib.suppress(OSError):  # a full disk: what counts says so for itself
+                self.file = open(self.path, "a", encoding="utf-8")
         self.tell("begin", self.about)
         return self
 
@@ -191,7 +197,8 @@ class Progress:
         self.tell("end", {"error": None if error is None else f"{type(error).__name__}: {error}"})
         self.bar.close()
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):
+                self.file.close()
 
     def tell(self, event: str, fields: dict[str, Any]) -> None:
         """Called with `batch` (images, seconds), `shard` (its ledger entry without the lists), `begin`, `end`."""
@@ -201,4 +208,6 @@ class Progress:
                 self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **fields}) + "\n")
                 self.file.flush()
             except OSError:  # events are a help; what counts says for itself that the disk is full
+                with contextlib.suppress(OSError):
+                    self.file.close()
                 self.file = None

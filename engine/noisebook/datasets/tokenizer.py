@@ -20,7 +20,7 @@ import torch
 
 from noisebook import __version__
 from noisebook.datasets.decoding import Failure, Picture, Request, decoder_version
-from noisebook.datasets.inputs import Item, Source, parquet_images
+from noisebook.datasets.inputs import Changed, Item, Source, first_line, parquet_images
 from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
 from noisebook.datasets.loader import Batch, Workers, ahead, batches
 from noisebook.datasets.plan import Plan
@@ -29,6 +29,8 @@ from noisebook.datasets.table import shard_bytes, token_column, token_count
 from noisebook.errors import ImageError, NoisebookError, SpecError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from noisebook.codec import Codec
 
 FORMAT = 1
@@ -63,16 +65,22 @@ def requests_for(source: Source, items: Sequence[Item], channels: int, resize: i
 
 
 def _parquet_bytes(source: Source, items: Sequence[Item]) -> list[bytes | Failure | None]:
+    import pyarrow as pa
+
+    def failure(error: Exception) -> Failure:
+        return Failure("changed" if isinstance(error, Changed) else "unreadable", first_line(error))
+
     found: dict[tuple[int, int], bytes | Failure] = {}
     for file in {item.file: None for item in items if not item.problem}:
         rows = [item.start for item in items if item.file == file and not item.problem]
         try:
             values = parquet_images(source.files[file], source.image_column, rows[0], rows[-1] + 1)
             for row, value in zip(range(rows[0], rows[-1] + 1), values, strict=True):
-                found[file, row] = Failure("no_image", "the row has no bytes") if value is None else value
-        except (OSError, ValueError) as error:  # of Arrow too: the rows before it are good
+                none = Failure("no_image", "the row has no bytes")
+                found[file, row] = none if value is None else failure(value) if isinstance(value, Exception) else value
+        except (pa.ArrowException, OSError, ValueError) as error:
             for row in rows:
-                found.setdefault((file, row), Failure("unreadable", str(error).splitlines()[0]))
+                found.setdefault((file, row), failure(error))
     return [found.get((item.file, item.start)) for item in items]
 
 
@@ -148,7 +156,8 @@ class Tokenizer:
     def _commit(self, shard: int, made: Made) -> int:
         """Writes the shard, then its ledger entry; how many of its images failed."""
         items = self.plan.items(shard)
-        data = self._bytes(shard, made)
+        carried = self._carried(shard, made)
+        data = self._bytes(shard, made, carried)
         self.store.write(shard_name(shard), data)
         seconds = time.time() - made.begun
         entry = self._entry(shard, DONE, made.failures) | {
@@ -167,7 +176,24 @@ class Tokenizer:
         write_ledger(self.store, shard, self._entry(shard, POISONED, failures))
         return len(failures)
 
-    def _bytes(self, shard: int, made: Made) -> bytes:
+    def _carried(self, shard: int, made: Made) -> "pa.Table":
+        """The columns that go along. A row whose own cannot be read (any more) fails, and the others stay."""
+        import pyarrow as pa
+
+        items, source = self.plan.items(shard), self.plan.source
+        unreadable = (pa.ArrowException, OSError, ValueError)
+        with contextlib.suppress(*unreadable):
+            return source.carried([items[row] for row in sorted(made.tokens)])
+        for row in sorted(made.tokens):
+            try:
+                source.carried([items[row]])
+            except unreadable as error:
+                code = "changed" if isinstance(error, Changed) else "unreadable"
+                made.failures[row] = Failure(code, f"what goes along with it: {first_line(error)}")
+                del made.tokens[row], made.sizes[row], made.pictures[row]
+        return source.carried([items[row] for row in sorted(made.tokens)])
+
+    def _bytes(self, shard: int, made: Made, carried: "pa.Table") -> bytes:
         import pyarrow as pa
 
         rows, spec = sorted(made.tokens), self.codec.spec
@@ -182,7 +208,7 @@ class Tokenizer:
             "original_height": pa.array([p.height for p in pictures], pa.int32()),
             "original_width": pa.array([p.width for p in pictures], pa.int32()),
         }
-        return shard_bytes(columns, self.plan.source.carried(items), self._footer(shard))
+        return shard_bytes(columns, carried, self._footer(shard))
 
     def _footer(self, shard: int) -> dict[str, Any]:
         return {"format": FORMAT, "plan": self.plan.hash, "shard": shard, "shards": self.plan.shards, "versions": versions(),
