@@ -89,7 +89,7 @@ class Plan:
                                    "size": given["size"] and tuple(given["size"])})  # fmt: skip
             plan = cls(source, settings)
             told = {name: about[name] for name in plan._summary()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             if isinstance(error, FormatError) and "newer" in str(error):
                 raise
             raise FormatError(f"{store.url}: its plan is damaged: tokenise into a new folder") from error
