@@ -21,7 +21,7 @@ import noisebook
 from common import TINY, random_images, tiny_backbone
 from noisebook.cli import main
 from noisebook.container import unpack
-from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger
+from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
 from noisebook.datasets.decoding import Request
 from noisebook.datasets.export import export
 from noisebook.datasets.inputs import File, Item, enumerate_inputs
@@ -536,13 +536,30 @@ def test_one_process_at_a_time(tmp_path, pictures, net, capsys):
     tokenize(pictures, tmp_path / "out", net, "--resume")
 
 
-def test_workers_answer_in_order_and_a_killer_is_found(tmp_path, pixels):
-    files = [File(str(tmp_path / f"{i}.png"), f"{i}.png", 0, "") for i in range(COUNT)]
-    requests = [Request(Item(f"{i}.png", i), files[i], png(x), 3, 0) for i, x in enumerate(pixels)]
+def requests_of(pixels):
+    return [Request(Item(f"{i}.png", i), File(f"{i}.png", f"{i}.png", 0, ""), png(x), 3, 0) for i, x in enumerate(pixels)]
+
+
+def test_workers_answer_in_order(pixels):
     for count in (0, 1, 2):
         with Workers(count) as workers:
-            answers = list(workers.map(iter(requests)))
+            answers = list(workers.map(iter(requests_of(pixels))))
         assert all((a.pixels == x).all() for a, x in zip(answers, pixels, strict=True))
+
+
+def test_a_run_whose_workers_cannot_live_says_so_and_blames_no_image(pixels, monkeypatch):
+    monkeypatch.setattr(loader, "watch_parent", os.abort)
+    with Workers(1) as workers, pytest.raises(DatasetError, match="--workers 0"):
+        list(workers.map(iter(requests_of(pixels[:3]))))
+
+
+def test_a_run_whose_workers_cannot_be_started_says_so(pixels, monkeypatch):
+    def refuse(*_):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(loader.ProcessPoolExecutor, "submit", refuse)
+    with Workers(1) as workers, pytest.raises(DatasetError, match="no more processes"):
+        list(workers.map(iter(requests_of(pixels[:3]))))
 
 
 def test_what_a_thread_ahead_raises_is_raised_here():
