@@ -19,6 +19,7 @@ from typing import Any
 import faults_bits as bits
 import faults_inputs as inputs
 import faults_kill as kill
+import faults_ray
 import report
 import torch
 from faults_kit import Ground, ground
@@ -33,6 +34,11 @@ def full_disk(base: Ground) -> Result:
     if kill.can_mount(base.folder / "probe"):
         return kill.small_disks(base, range(4, 88, 4))
     return {"skipped": "nothing can be mounted here", "tried": 0, "filled": 0, "faults": []}
+
+
+def with_ray(work: Callable[[], Result]) -> Result:
+    with faults_ray.ray_here():
+        return work()
 
 
 PARTS: dict[str, Callable[[Ground], Result]] = {
@@ -50,6 +56,8 @@ PARTS: dict[str, Callable[[Ground], Result]] = {
     "remade": lambda base: bits.remade(base, 48),
     "same_again": bits.same_again,
     "classes": lambda base: bits.classes(64, SEED),
+    "ray_kills": lambda base: with_ray(lambda: faults_ray.kills(base, shards=40, count=6)),  # last: it leaves threads
+    "ray_poison": lambda base: with_ray(lambda: faults_ray.poison(base)),
 }
 
 
@@ -89,7 +97,10 @@ def summary() -> str:
     row("bits flipped and files cut", "damaged", f"{found['damaged']['tried']:,}, below")
     row("damaged shards and ledger entries made anew", "remade", str(found["remade"]["tried"]))
     row("the same run again, with 0, 1 and 2 workers", "same_again", f"{found['same_again']['tried']} runs")
-    note = f"In each, {random['orphans'] + command['orphans']} worker processes outlived their run"
+    ray = found["ray_kills"]
+    row("SIGKILL of actors of Ray at work", "ray_kills", f"{ray['kills']} kills, a data set of {ray['shards']} shards")
+    row("a picture that kills every actor of Ray", "ray_poison", "1 data set, and again with `--resume`")
+    note = f"In each but those of Ray, {random['orphans'] + command['orphans']} worker processes outlived their run"
     text = report.table(["fault", "tried", "failures"], rows)
     return f"{text}\n\n{note}. {report.source(report.load(NAME), NAME)}"
 

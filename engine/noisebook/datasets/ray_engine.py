@@ -8,6 +8,7 @@ import argparse
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,20 @@ class Worker:
     """What an actor does. Its process may be killed at any moment."""
 
     def __init__(self, output: str, make: "Callable[[tuple[int, int] | None], Codec]", workers: int):
-        store = Store(output)
+        self.output, self.make_codec, self.workers = output, make, workers
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Made by the first shard and not by `__init__`, of whose errors Ray would tell as of a death."""
+        store = Store(self.output)
         plan = Plan.load(store)
         if plan is None:
-            raise DatasetError(f"{output}: this node sees no plan there: -o must be a folder or URL that all nodes share")
-        self.heard: list[tuple[str, dict[str, Any]]] = []
-        codec = make(plan.settings.size)
-        self.tokenizer = Tokenizer(plan, codec, store, workers, tell=lambda *event: self.heard.append(event))
+            raise DatasetError(
+                f"{self.output}: this node sees no plan there: -o must be a folder or URL that all nodes share"
+            )
+        tell = self.heard.append
+        return Tokenizer(plan, self.make_codec(plan.settings.size), store, self.workers, tell=lambda *event: tell(event))
 
     def make(self, shard: int) -> list[tuple[str, dict[str, Any]]]:
         """Makes and commits a shard; the events of it."""
@@ -63,6 +71,8 @@ def engine(args: argparse.Namespace) -> Callable[[Tokenizer, list[int], Progress
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
         try:
             total = ray.cluster_resources()
+            if gpu and total.get("GPU", 0) < 1:
+                raise DatasetError("Ray knows of no GPU here: start it where there are some, or give --device cpu")
             count = args.actors or max(1, int(total.get("GPU", 0) if gpu else total.get("CPU", 2) // 2))
             share: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": min(1.0, total.get("CPU", 1) / count)}
             drive(tokenizer, todo, progress, make_codec, min(count, len(todo)), share, args.retries)
