@@ -148,12 +148,11 @@ def table() -> str:
     rows = [[r["reader"], f"{r['missing']} was not installed" if "missing" in r else f"{r['same']:,} of {r['images']:,}"]
             for r in result["readers"]]  # fmt: skip
     text = report.table(["read with", "images with the same tokens"], rows)
-    seconds = ", ".join(f"{name} {value:g} s" for name, value in result["seconds"].items())
     return (
         f"{text}\n\n{result['images']:,} test images of CIFAR-10 in a Parquet file of Hugging Face's layout, "
         f"`{result['codec']}`, {result['tokens_an_image']} tokens an image. Decoded from the npy export: "
         f"{result['decoded_as_detokenize']:,} pictures are those of `noisebook detokenize` to the last bit, mean PSNR "
-        f"{result['psnr']:.2f} dB. Whole commands: {seconds}. {report.source(result, NAME)}"
+        f"{result['psnr']:.2f} dB. {report.source(result, NAME)}"
     )
 
 
