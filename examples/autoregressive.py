@@ -83,8 +83,8 @@ def tokens_of(folder: str) -> Tensor:
 
 def codewords(codec: Codec, size: tuple[int, int], values: int, images: Tensor) -> Tensor:
     """float32 [L, V, 2 AXES]: for every value at every position the noise that it adds, on the main axes of uint8 `images`
-    [N, C, H, W], and the squares, which tell how a spread along an axis favours it; each of variance 1 / AXES over the values. The other
-    tokens of the step are held, which all but fixes their part."""
+    [N, C, H, W], and its squares, which tell how a spread along an axis favours it; each of variance 1 / AXES over the
+    values. The other tokens of the step are held, which all but fixes their part."""
     plan, x = codec.plan(*size), images.flatten(1).float()
     axes = torch.pca_lowrank(x - x.mean(0), AXES, center=False)[2]  # [C H W, AXES]
     out = []
