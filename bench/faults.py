@@ -19,6 +19,7 @@ from typing import Any
 import faults_bits as bits
 import faults_inputs as inputs
 import faults_kill as kill
+import faults_ray
 import report
 import torch
 from faults_kit import Ground, ground
@@ -38,6 +39,7 @@ def full_disk(base: Ground) -> Result:
 PARTS: dict[str, Callable[[Ground], Result]] = {
     "random_kills": lambda base: kill.random_kills(base, trials=40, kills=300, seed=SEED),
     "command_kills": lambda base: kill.command_kills(base, kills=40, seed=SEED),
+    "ray": lambda base: faults_ray.ray_kills(base, shards=40, kills=6, drivers=3, seed=SEED),
     "kill_at_every_step": lambda base: kill.every_step(base, "kill"),
     "full_at_every_step": lambda base: kill.every_step(base, "full"),
     "small_disk": full_disk,
@@ -73,6 +75,10 @@ def summary() -> str:
         "command_kills",
         f"{command['kills']} kills of {command['trials']} data sets",
     )
+    ray = found["ray"]
+    row("SIGKILL at a random time, of actors of Ray and of their driver", "ray",
+        f"{ray['kills']} kills of actors in a data set of {ray['shards']} shards, {ray['driver_kills']} of the driver in "
+        "another")  # fmt: skip
     row("SIGKILL at every step of writing", "kill_at_every_step", _steps(found["kill_at_every_step"]))
     row("no space left at every step of writing", "full_at_every_step", _steps(found["full_at_every_step"]))
     disk, files = found["small_disk"], found["small_files"]
@@ -89,7 +95,7 @@ def summary() -> str:
     row("bits flipped and files cut", "damaged", f"{found['damaged']['tried']:,}, below")
     row("damaged shards and ledger entries made anew", "remade", str(found["remade"]["tried"]))
     row("the same run again, with 0, 1 and 2 workers", "same_again", f"{found['same_again']['tried']} runs")
-    note = f"In each, {random['orphans'] + command['orphans']} worker processes outlived their run"
+    note = f"In each, {random['orphans'] + command['orphans'] + ray['orphans']} worker processes outlived their run"
     text = report.table(["fault", "tried", "failures"], rows)
     return f"{text}\n\n{note}. {report.source(report.load(NAME), NAME)}"
 

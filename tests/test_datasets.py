@@ -523,6 +523,10 @@ def test_ranks_make_every_shard_once(tmp_path, pictures, net, monkeypatch):
     assert Rank.of_environment({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}) == Rank(2, 4)
     array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_PROCID": "0"}
     assert Rank.of_environment(array) == Rank(2, 4)
+    both = {**array, "SLURM_PROCID": "1", "SLURM_NTASKS": "3"}  # an array of jobs that call srun
+    assert Rank.of_environment(both) == Rank(7, 12)
+    steps = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
+    assert Rank.of_environment({**steps, "SLURM_ARRAY_TASK_STEP": "4"}) == Rank(2, 4)
     with pytest.raises(SpecError):
         Rank(4, 4)
 

@@ -51,13 +51,13 @@ def add_tokenize(sub: argparse.ArgumentParser) -> None:
 def run_tokenize(args: argparse.Namespace) -> int:
     """Does it and prints the counts: 0, or 3 where images have failed. Raises what `run.tokenize` raises."""
     needed()
-    from noisebook.datasets.run import tokenize
+    from noisebook.datasets.run import Rank, tokenize
 
     if args.engine == "ray":
         from noisebook.datasets import ray_engine
 
         here = argparse.Namespace(**{**vars(args), "device": "cpu"})  # the driver codes nothing, and may have no GPU
-        found = tokenize(job_of(args), codec_for(here), log, ray_engine.engine(args))
+        found = tokenize(job_of(args), codec_for(here), log, ray_engine.engine(args), Rank())
     else:
         if args.device == "cuda" and "LOCAL_RANK" in os.environ:
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
