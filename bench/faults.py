@@ -36,10 +36,14 @@ def full_disk(base: Ground) -> Result:
     return {"skipped": "nothing can be mounted here", "tried": 0, "filled": 0, "faults": []}
 
 
+def with_ray(work: Callable[[], Result]) -> Result:
+    with faults_ray.ray_here():
+        return work()
+
+
 PARTS: dict[str, Callable[[Ground], Result]] = {
     "random_kills": lambda base: kill.random_kills(base, trials=40, kills=300, seed=SEED),
     "command_kills": lambda base: kill.command_kills(base, kills=40, seed=SEED),
-    "ray": lambda base: faults_ray.ray_kills(base, shards=40, kills=6, drivers=3, seed=SEED),
     "kill_at_every_step": lambda base: kill.every_step(base, "kill"),
     "full_at_every_step": lambda base: kill.every_step(base, "full"),
     "small_disk": full_disk,
@@ -52,6 +56,11 @@ PARTS: dict[str, Callable[[Ground], Result]] = {
     "remade": lambda base: bits.remade(base, 48),
     "same_again": bits.same_again,
     "classes": lambda base: bits.classes(64, SEED),
+    "ray_kills": lambda base: with_ray(
+        lambda: faults_ray.kills(base, shards=40, count=6, seed=SEED)
+    ),  # last: it leaves threads
+    "ray_poison": lambda base: with_ray(lambda: faults_ray.poison(base)),
+    "ray_commands": lambda base: faults_ray.commands(base, shards=40, kills=6, drivers=3, seed=SEED),
 }
 
 
@@ -75,10 +84,6 @@ def summary() -> str:
         "command_kills",
         f"{command['kills']} kills of {command['trials']} data sets",
     )
-    ray = found["ray"]
-    row("SIGKILL at a random time, of actors of Ray and of their driver", "ray",
-        f"{ray['kills']} kills of actors in a data set of {ray['shards']} shards, {ray['driver_kills']} of the driver in "
-        "another")  # fmt: skip
     row("SIGKILL at every step of writing", "kill_at_every_step", _steps(found["kill_at_every_step"]))
     row("no space left at every step of writing", "full_at_every_step", _steps(found["full_at_every_step"]))
     disk, files = found["small_disk"], found["small_files"]
@@ -95,7 +100,15 @@ def summary() -> str:
     row("bits flipped and files cut", "damaged", f"{found['damaged']['tried']:,}, below")
     row("damaged shards and ledger entries made anew", "remade", str(found["remade"]["tried"]))
     row("the same run again, with 0, 1 and 2 workers", "same_again", f"{found['same_again']['tried']} runs")
-    note = f"In each, {random['orphans'] + command['orphans'] + ray['orphans']} worker processes outlived their run"
+    ray = found["ray_kills"]
+    row("SIGKILL of actors of Ray at work", "ray_kills", f"{ray['kills']} kills, a data set of {ray['shards']} shards")
+    real = found["ray_commands"]
+    row("the same of the command with a Ray of its own, and of the command itself", "ray_commands",
+        f"{real['kills']} kills of actors in a data set of {real['shards']} shards, {real['driver_kills']} of the command "
+        "in another")  # fmt: skip
+    row("a picture that kills every actor of Ray", "ray_poison", "1 data set, and again with `--resume`")
+    left = random["orphans"] + command["orphans"] + real["orphans"]
+    note = f"{left} worker processes outlived the runs and commands that were killed at random times"
     text = report.table(["fault", "tried", "failures"], rows)
     return f"{text}\n\n{note}. {report.source(report.load(NAME), NAME)}"
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ class Child:
             os.dup2(handle, 2)
             sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
             sys.modules["__main__"] = types.ModuleType("__main__")  # workers must not import the bench
+            starter = forkserver._forkserver  # type: ignore[attr-defined]
+            starter._forkserver_pid = starter._forkserver_address = starter._forkserver_alive_fd = None  # the parent's
             self._mark(run, "make_plan", 1)
             self._mark(tokenizer.Tokenizer, "_encode", 2)
             self._mark(tokenizer.Tokenizer, "_commit", 3)

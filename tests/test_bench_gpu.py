@@ -195,11 +195,14 @@ def test_gpu_sh_runs_dry(tmp_path):
     """Every step at tiny sizes on the CPU; no figure of it passes for a result."""
     minutes = {f"{step}_MINUTES": "9" for step in ("TESTS", "KERNELS", "THROUGHPUT", "TUNE")}  # on a busy machine, too
     environment = {**os.environ, **minutes, "OUT": str(tmp_path / "out"), "DRY": "1", "PYTHON": sys.executable}
-    command = ["bash", ROOT / "bench/gpu.sh", "tests", "kernels", "throughput", "cod", "tune", "train"]
+    command = ["bash", ROOT / "bench/gpu.sh", "tests", "kernels", "throughput", "cod", "tokenizing", "tune", "train"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     files = {path.name: path for path in (tmp_path / "out").iterdir()}
-    assert set(files) == {"machine.json", "gpu_tests.xml", "kernels.json", "throughput.json", "cod_speed.json", "tuned.json"}
+    assert set(files) == {
+        "machine.json", "gpu_tests.xml", "kernels.json", "throughput.json", "cod_speed.json", "tokenizing.json",
+        "tuned.json",
+    }  # fmt: skip
     read = {name: json.loads(path.read_text()) for name, path in files.items() if name.endswith(".json")}
     for found in read.values():
         assert found["dry"] is True
@@ -207,7 +210,7 @@ def test_gpu_sh_runs_dry(tmp_path):
         assert "gpu" not in found
         assert {"versions", "date", "command"} <= found.keys()
     steps = read["machine.json"]["steps"]
-    assert list(steps) == ["tests", "kernels", "throughput", "cod", "tune", "train"]
+    assert list(steps) == ["tests", "kernels", "throughput", "cod", "tokenizing", "tune", "train"]
     assert all(s["ok"] for s in steps.values())
     assert 'failures="0"' in files["gpu_tests.xml"].read_text()
     assert 'tests="0"' not in files["gpu_tests.xml"].read_text()

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import whole_dataset
 from PIL import Image
 
 import noisebook
 from common import TINY, random_images, tiny_backbone
 from noisebook.cli import main
 from noisebook.container import unpack
-from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger
+from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
 from noisebook.datasets.decoding import Request
 from noisebook.datasets.export import export
 from noisebook.datasets.inputs import File, Item, enumerate_inputs
@@ -446,6 +447,37 @@ def test_exports_read_back(tmp_path, pictures, net):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_names_in_a_tar_are_one_a_sample_however_long(tmp_path, pixels, net):
+    keys = ["a/b", "a__b", "x.1", "x_1", "f" * 200, "/".join(["d" * 60] * 5)]
+    for key, image in zip(keys, pixels, strict=False):
+        (tmp_path / "in" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"{key}.png").write_bytes(png(image))
+    out = tokenize(tmp_path / "in", tmp_path / "out", net)
+    assert main(["export", str(out), "-o", str(tmp_path / "tars"), "--format", "webdataset"]) == 0
+    with tarfile.open(tmp_path / "tars/000000.tar") as tar:
+        names = [member.name for member in tar]
+        keys = [json.loads(tar.extractfile(name).read())["key"] for name in names if name.endswith(".json")]
+    assert len(set(names)) == len(names) == 2 * len(keys)
+    assert keys == [row["key"] for row in TokenDataset(out)]
+    assert all(name.count(".") <= 2 and "/" not in name for name in names)
+
+
+@pytest.mark.parametrize("name", whole_dataset.READERS)
+def test_readers_that_people_use_give_the_same_tokens(tmp_path, pictures, net, name):
+    form, read = whole_dataset.READERS[name]
+    out = folder = tokenize(pictures, tmp_path / "out", net)
+    if form:
+        folder = tmp_path / form
+        assert main(["export", str(out), "-o", str(folder), "--format", form]) == 0
+    try:
+        found = list(read(folder))
+    except ImportError as error:
+        pytest.skip(f"{error.name} is not installed")
+    data = TokenDataset(out)
+    assert [key for key, _ in found] == [row["key"] for row in data]
+    assert all(np.array_equal(tokens, row["tokens"]) for (_, tokens), row in zip(found, data, strict=True))
+
+
 def test_detokenize(tmp_path, pictures, net, capsys):
     out = tokenize(pictures, tmp_path / "out", net)
     command = ["detokenize", str(out), "-o", str(tmp_path / "back"), "--backbone", net, "--batch-size", "5", "--json"]
@@ -540,13 +572,30 @@ def test_one_process_at_a_time(tmp_path, pictures, net, capsys):
     tokenize(pictures, tmp_path / "out", net, "--resume")
 
 
-def test_workers_answer_in_order_and_a_killer_is_found(tmp_path, pixels):
-    files = [File(str(tmp_path / f"{i}.png"), f"{i}.png", 0, "") for i in range(COUNT)]
-    requests = [Request(Item(f"{i}.png", i), files[i], png(x), 3, 0) for i, x in enumerate(pixels)]
+def requests_of(pixels):
+    return [Request(Item(f"{i}.png", i), File(f"{i}.png", f"{i}.png", 0, ""), png(x), 3, 0) for i, x in enumerate(pixels)]
+
+
+def test_workers_answer_in_order(pixels):
     for count in (0, 1, 2):
         with Workers(count) as workers:
-            answers = list(workers.map(iter(requests)))
+            answers = list(workers.map(iter(requests_of(pixels))))
         assert all((a.pixels == x).all() for a, x in zip(answers, pixels, strict=True))
+
+
+def test_a_run_whose_workers_cannot_live_says_so_and_blames_no_image(pixels, monkeypatch):
+    monkeypatch.setattr(loader, "watch_parent", os.abort)
+    with Workers(1) as workers, pytest.raises(DatasetError, match="--workers 0"):
+        list(workers.map(iter(requests_of(pixels[:3]))))
+
+
+def test_a_run_whose_workers_cannot_be_started_says_so(pixels, monkeypatch):
+    def refuse(*_):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(loader.ProcessPoolExecutor, "submit", refuse)
+    with Workers(1) as workers, pytest.raises(DatasetError, match="no more processes"):
+        list(workers.map(iter(requests_of(pixels[:3]))))
 
 
 def test_what_a_thread_ahead_raises_is_raised_here():
@@ -574,3 +623,17 @@ def test_a_batch_of_somebody_elses_pipeline(pixels, net):
         assert (out["tokens"] == expected).all()
     mixed = work({"image": [pixels[0], pixels[1][:8]]})["tokens"]
     assert [len(t) for t in mixed] == [32, 32]
+
+
+def test_a_map_of_hugging_face(pixels, net, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [{"bytes": png(x), "path": None} for x in pixels], "label": list(range(COUNT))}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    options = {"steps": 4, "bins": 8, "bins_last": 8, "vocabulary": 256, "scale_pixels": 0, "start_bins": 0}
+    work = TokenizeBatch(backbone=net, **options)
+    made = data.map(work, batched=True, batch_size=5, remove_columns="image", cache_file_name=str(tmp_path / "cache.arrow"))
+    expected = codec_of(net).encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert made.column_names == ["label", "tokens"]
+    assert made["label"][:] == list(range(COUNT))
+    assert torch.equal(torch.tensor(made["tokens"][:]), expected)

@@ -2,10 +2,13 @@
 
 import fnmatch
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,6 +144,21 @@ def test_the_context_holds_the_package_and_nothing_else(tmp_path):
     assert not [f for f in files if f.endswith((".so", ".pyc"))]
     for folder in ("tests", "bench", "docs", ".git"):
         assert ignored(ROOT / folder / "x"), folder
+
+
+@pytest.mark.skipif("NOISEBOOK_SLOW" not in os.environ, reason="compiles the extension: NOISEBOOK_SLOW=1")
+def test_the_context_makes_a_whole_wheel(tmp_path):
+    context(tmp_path / "src")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path / "wheels"), "."]
+    done = subprocess.run(build, cwd=tmp_path / "src", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [n for n in names if re.fullmatch(r"noisebook/_C\..*\.so", n)]
+    wanted = [p.name for p in (ROOT / "engine/noisebook/backbones/weights").iterdir()]
+    assert {f"noisebook/backbones/weights/{name}" for name in wanted} <= set(names)
+    assert "noisebook_kernels/hadamard.py" in names
+    assert "noisebook/datasets/run.py" in names
 
 
 def test_hadolint_has_nothing_to_say():

@@ -36,6 +36,7 @@ def test_tables_come_from_the_results():
         ("rate_distortion", "rates"),
         ("cod", "cod"),
         ("cod_latent", "cod"),
+        ("whole_dataset", "datasets"),
         ("fuzz", "reliability"),
         ("faults", "reliability"),
     ],

@@ -46,7 +46,8 @@ def test_the_public_names_are_rendered(site):
     import noisebook
 
     page = (site / "api.html").read_text()
-    for name in (*noisebook.__all__, "Codec.encode", "Codec.decode", "Recipe", "Container"):
+    data = ("TokenDataset", "TokenStream", "TokenizeBatch", "tokenize", "export")
+    for name in (*noisebook.__all__, "Codec.encode", "Codec.decode", "Recipe", "Container", *data):
         if name != "__version__":
             assert re.search(rf'id="noisebook[\w.]*\b{re.escape(name)}"', page), name
     assert "float32 [B, C, H, W]" in page

@@ -1,6 +1,7 @@
 """Options of the command line that several commands share, and what they make: a codec, or an encoder with a target."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -59,7 +60,8 @@ SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook
 
 
 def log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk: the exit code still tells
+        print(message, file=sys.stderr, flush=True)
 
 
 def add_codec_options(sub: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import shutil
 import struct
 import tarfile
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def export(folder: str, output: str | Path, form: str, partial: bool = False) ->
     """Writes the data set `folder` to `output`, whole or not at all; returns {"output", "images", "tokens"}.
 
     webdataset  a folder of tars, one a shard: KEY.tokens.npy (unsigned [L]) and KEY.json (size, label, ...); slashes in
-                keys become "__", for a tar's folders would be part of them
+                keys become "__", dots "_", and a name that is taken by then ends in "__2", ...: KEY.json has the key
     npy         a folder: tokens.npy [N, L], where all images have as many, and rows.jsonl
     megatron    a folder: tokens.bin and tokens.idx, an image a document of one sequence (format of Megatron-LM's
                 IndexedDataset, version 1), and rows.jsonl
@@ -65,14 +66,15 @@ def _plain(value: Any) -> Any:
 def _webdataset(data: TokenDataset, folder: Path) -> int:
     total = 0
     for entry in data.done:
+        taken: set[str] = set()
         with (
             open(folder / f"{entry['shard']:06d}.tar", "wb") as f,
-            tarfile.open(fileobj=f, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+            tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for row, tokens in _rows(data, entry):
                 buffer = io.BytesIO()
                 np.save(buffer, tokens)
-                stem = row["key"].replace("/", "__").replace(".", "_")
+                stem = _stem(row["key"], taken)
                 for name, content in ((f"{stem}.tokens.npy", buffer.getvalue()), (f"{stem}.json", _line(row).encode())):
                     info = tarfile.TarInfo(name)
                     info.size = len(content)
@@ -80,6 +82,17 @@ def _webdataset(data: TokenDataset, folder: Path) -> int:
                 total += len(tokens)
             _sync(f)
     return total
+
+
+def _stem(key: str, taken: set[str]) -> str:
+    """A sample's name in its tar: WebDataset cuts at the first dot, and takes neighbours of one name for one sample."""
+    stem = plain = key.replace("/", "__").replace(".", "_")
+    for number in count(2):
+        if stem not in taken:
+            taken.add(stem)
+            return stem
+        stem = f"{plain}__{number}"
+    raise AssertionError
 
 
 def _npy(data: TokenDataset, folder: Path) -> int:

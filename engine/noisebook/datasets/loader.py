@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from noisebook.datasets.decoding import Failure, Picture, Request, serve, watch_parent
+from noisebook.errors import DatasetError
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
 LOOK = 1.0  # seconds between two looks whether a worker is dead
@@ -42,7 +43,7 @@ class Workers:
         self._end(kill=kind is not None)  # an error does not wait for a worker that may hang
 
     def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
-        """An answer for each request, in order."""
+        """An answer for each request, in order. Raises DatasetError where no worker can be started."""
         chunks = _chunks(requests, CHUNK)
         if not self.count:
             for chunk in chunks:
@@ -100,7 +101,22 @@ class Workers:
                 return Failure("timeout", f"not decoded after {self.patience:g} s")
             except LOST:
                 self._end(kill=True)
+        self._refuse_if_none_lives()
         return Failure("worker_died", "the process that decodes it dies of it, or of too little memory")
+
+    def _refuse_if_none_lives(self) -> None:
+        """Raises DatasetError where workers die that are asked nothing: no image is to blame then."""
+        error: BaseException | None = None
+        for _ in range(TRIES):
+            try:
+                self._result(self._ask([]))
+                return
+            except (*LOST, FutureTimeout) as lost:
+                self._end(kill=True)
+                error = lost
+        why = str(error).splitlines()[0] if str(error) else "no answer"
+        raise DatasetError(f"processes that decode cannot be started ({why}): give them memory, or decode in this one "
+                           "with --workers 0") from error  # fmt: skip
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:

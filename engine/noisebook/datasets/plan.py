@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import chain
 
 from noisebook.datasets.inputs import File, Item, Source
+from noisebook.datasets.ledger import sha256
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, FormatError
 from noisebook.spec import CodecSpec
@@ -67,9 +68,10 @@ class Plan:
 
     def save(self, store: Store) -> None:
         """Writes the plan; `plan.json` last, so that where it is, all is."""
-        store.write(ITEMS, _table(Item, self.source.items))
-        store.write(FILES, _table(File, self.source.files))
-        about = {**self._about(), **self._summary()}
+        tables = {ITEMS: _table(Item, self.source.items), FILES: _table(File, self.source.files)}
+        for name, data in tables.items():
+            store.write(name, data)
+        about = {**self._about(), **self._summary(), "sha256": {name: sha256(data) for name, data in tables.items()}}
         store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
@@ -82,7 +84,9 @@ class Plan:
             about = json.loads(text)
             if about["version"] != VERSION:
                 raise FormatError(f"{store.url}: its plan is of version {about['version']}, newer than this noisebook")
-            items, files = _rows(Item, store.read(ITEMS)), _rows(File, store.read(FILES))
+            items, files = (
+                _rows(kind, store.read(name), about["sha256"][name]) for kind, name in ((Item, ITEMS), (File, FILES))
+            )
             source = Source(about["kind"], files, items, about["columns"], about["image_column"])
             given = about["settings"]
             settings = Settings(**{**given, "spec": CodecSpec.from_json(json.dumps(given["spec"])),
@@ -128,12 +132,12 @@ def _table(kind: type, rows: Sequence) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(kind: type, data: bytes | None) -> list:
+def _rows(kind: type, data: bytes | None, digest: str) -> list:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if data is None:
-        raise ValueError("missing")
+    if data is None or sha256(data) != digest:
+        raise ValueError("missing, or damaged where page checksums do not look")
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

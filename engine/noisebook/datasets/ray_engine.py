@@ -97,7 +97,7 @@ class Crew:
 
     def __init__(
         self, tokenizer: Tokenizer, todo: Sequence[int], progress: Progress, hire: Callable[[], Any], size: int,
-        retries: int, patience: float, place: float,
+        retries: int, patience: float = PATIENCE, place: float = PLACE,
     ):  # fmt: skip
         self.tokenizer, self.progress, self.hire, self.size, self.retries = tokenizer, progress, hire, size, retries
         self.patience, self.place = patience, place
@@ -256,6 +256,15 @@ def connect() -> bool:
     return address == "local"
 
 
+def hiring(tokenizer: Tokenizer, make_codec: MakeCodec, share: dict[str, Any]) -> Callable[[], Any]:
+    """What makes an actor that has this share of a machine ({"num_gpus": 1}). Ray never restarts it: the crew does."""
+    import ray
+
+    how: dict[str, Any] = {**share, "max_concurrency": 2}
+    remote = ray.remote(**how)(Worker)
+    return lambda: remote.remote(tokenizer.store.url, make_codec, tokenizer.workers)
+
+
 def engine(args: argparse.Namespace) -> Callable[[Tokenizer, list[int], Progress], None]:
     """The engine of the command line's options, as `run.tokenize` takes it."""
     if args.retries < 0 or (args.actors is not None and args.actors < 1):
@@ -278,14 +287,11 @@ def engine(args: argparse.Namespace) -> Callable[[Tokenizer, list[int], Progress
             total = ray.cluster_resources()
             count = args.actors or max(1, int(total.get("GPU", 0) if gpu else total.get("CPU", 2) // 2))
             share: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": min(1.0, total.get("CPU", 1) / count)}
-            share["max_concurrency"] = 2  # never restarted by Ray: the crew counts deaths
             if gpu and not total.get("GPU", 0):
                 if alone:
                     raise DatasetError("--device cuda: Ray finds no GPU on this machine: give --device cpu, or RAY_ADDRESS")
                 log(f"no GPU in the Ray cluster yet: waiting up to {PLACE:g} s")
-            remote = ray.remote(**share)(Worker)
-            Crew(tokenizer, todo, progress, lambda: remote.remote(tokenizer.store.url, make_codec, tokenizer.workers),
-                 count, args.retries, PATIENCE, PLACE).run()  # fmt: skip
+            Crew(tokenizer, todo, progress, hiring(tokenizer, make_codec, share), count, args.retries, PATIENCE, PLACE).run()
         finally:
             if started:
                 ray.shutdown()

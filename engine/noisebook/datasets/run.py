@@ -188,26 +188,29 @@ class Progress:
         from tqdm import tqdm
 
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=self.images, unit="img", mininterval=0.2 if terminal else 30, maxinterval=60, disable=not self.images
-        )
-        self.file = None
+        self.bar = self.file = None
+        with contextlib.suppress(OSError):  # a full disk, also under stderr: what counts says so for itself
+            self.bar = tqdm(
+                total=self.images, unit="img", mininterval=0.2 if terminal else 30, maxinterval=60, disable=not self.images
+            )
         if self.path is not None:
-            with contextlib.suppress(OSError):  # a full disk: what counts says so for itself
+            with contextlib.suppress(OSError):
                 self.file = open(self.path, "a", encoding="utf-8")
         self.tell("begin", self.about)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         self.tell("end", {"error": None if error is None else f"{type(error).__name__}: {error}"})
-        self.bar.close()
-        if self.file is not None:
-            with contextlib.suppress(OSError):
-                self.file.close()
+        for told in (self.bar, self.file):
+            if told is not None:
+                with contextlib.suppress(OSError):
+                    told.close()
 
     def tell(self, event: str, fields: dict[str, Any]) -> None:
         """Called with `batch` (images, seconds), `shard` (its ledger entry without the lists), `begin`, `end`."""
-        self.bar.update({"batch": fields.get("images", 0), "shard": fields.get("n_failed", 0)}.get(event, 0))
+        if self.bar is not None:
+            with contextlib.suppress(OSError):
+                self.bar.update({"batch": fields.get("images", 0), "shard": fields.get("n_failed", 0)}.get(event, 0))
         if event != "batch" and self.file is not None:
             try:
                 self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **fields}) + "\n")

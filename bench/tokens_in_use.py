@@ -1,0 +1,236 @@
+"""Are the tokens of use to a sequence model? CIFAR-10 tokens of several kinds, the same small transformer on each.
+
+    python bench/tokens_in_use.py WORK [--minutes 4] [--stage tokens|train]
+    python bench/tokens_in_use.py --check
+
+WORK is a folder for what can be resumed: data sets of tokens, as `noisebook tokenize` makes them, and the figures of every
+kind. The transformer is examples/autoregressive.py. Bits are cross-entropies on images of the test set, which neither it nor
+the backbone was trained on. Writes bench/results/tokens_in_use.json, docs/images/tokens-in-use.webp and the tables of
+docs/findings/tokens-in-use.md.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import metrics
+import numpy as np
+import report
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from whole_dataset import write_parquet
+
+import noisebook
+from noisebook.codec import Codec
+from noisebook.datasets import TokenDataset
+from record import DATA, ROOT, save, write
+
+sys.path.insert(0, str(ROOT / "examples"))
+import autoregressive as ar
+
+NAME, PAGE, PICTURE = "tokens_in_use", ROOT / "docs/findings/tokens-in-use.md", ROOT / "docs/images/tokens-in-use.webp"
+TRAIN, HELD_OUT, SAMPLES, SEED, SIZE = 5000, 1000, 500, 0, (32, 32)
+LEVELS = "--backbone cifar10-flow --scale-pixels 0 --start-bins 0 --lam-max 4 --lam-min .5"
+KINDS = {  # 384 bits an image, four tokens a step; CoD has 64
+    "8-bit-1d": f"{LEVELS} --steps 12 --vocabulary 256 --bins 4 --bins-last 4",
+    "8-bit-2d": f"{LEVELS} --steps 12 --vocabulary 256 --bins 1 --bins-last 1 --rows 2 --columns 2",
+    "12-bit-1d": f"{LEVELS} --steps 8 --vocabulary 4096 --bins 4 --bins-last 4",
+    "12-bit-2d": f"{LEVELS} --steps 8 --vocabulary 4096 --bins 1 --bins-last 1 --rows 2 --columns 2",
+    "cod": "--backbone cifar10-cod --condition only",
+}
+WORDS = {"8-bit-1d": "8 bits, 1-D", "8-bit-2d": "8 bits, 2-D", "12-bit-1d": "12 bits, 1-D", "12-bit-2d": "12 bits, 2-D",
+         "cod": "CoD, 4 bits"}  # fmt: skip
+SHUFFLED = "8-bit-1d"  # the kind whose tokens are also learned in disorder, where there is nothing to learn
+DRAWN = ("learned", "frequencies", "uniform")
+
+
+def tokenise(work: Path) -> None:
+    """Training and held-out images of every kind, as far as they are not there."""
+    for split, archive, count in (("train", "cifar10_train", TRAIN), ("held-out", "cifar10_test5k", HELD_OUT)):
+        path = work / f"{split}.parquet"
+        if not path.exists():
+            data = np.load(DATA / f"{archive}.npz")
+            write_parquet(path, data["images"][:count], data["labels"][:count])
+        for kind, options in KINDS.items():
+            command = ["tokenize", str(path), "-o", str(work / f"{kind}-{split}"), "--resume", *options.split(),
+                       "--batch-size", "50", "--shard-size", "250", "--workers", "0"]  # fmt: skip
+            subprocess.run([sys.executable, "-m", "noisebook", *command], check=True)
+
+
+class Judge:
+    """Frechet distance of ResNet-56's features to those of the test images."""
+
+    def __init__(self) -> None:
+        self.net = metrics.resnet56(DATA / "weights/resnet56-4bfd9763.th")
+        images = np.load(DATA / "cifar10_test5k.npz")["images"]
+        self.held_out = torch.from_numpy(images[:HELD_OUT]).permute(0, 3, 1, 2)
+        self.real = self.features(torch.from_numpy(images[HELD_OUT:]).permute(0, 3, 1, 2))
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.cat(metrics.in_batches(self.net.features, images))
+
+    def distance(self, images: Tensor) -> float:
+        return round(metrics.frechet(self.features(images), self.real), 3)
+
+
+def study(kind: str, work: Path, minutes: float, judge: Judge) -> dict[str, Any]:
+    data = TokenDataset(str(work / f"{kind}-train"))
+    train, held_out = ar.tokens_of(str(work / f"{kind}-train")), ar.tokens_of(str(work / f"{kind}-held-out"))
+    codec = noisebook.load(data.spec)
+    layout = codec.layout_for(*SIZE)
+    values = int(layout.vocabulary.max())
+    uniform = math.log2(values)
+    frequency = ar.frequency_bits(train, held_out, values)
+    out: dict[str, Any] = {"kind": kind, "options": KINDS[kind], "length": len(layout), "uniform": uniform,
+                           "frequencies": by_step(frequency, layout.step), "models": []}  # fmt: skip
+    tables: dict[str, Tensor | None] = {"index": None}
+    if kind != "cod":
+        originals = torch.from_numpy(np.stack([data.original(i) for i in range(1000)])).permute(0, 3, 1, 2)
+        tables["codeword"] = ar.codewords(codec, SIZE, values, originals)
+    best: ar.Learned | None = None
+    for name, table in tables.items():
+        found = ar.learn(train, held_out, values, table, minutes, SEED)
+        out["models"].append({"embedding": name, "bits": by_step(found.bits, layout.step), "epochs": found.epochs,
+                              "minutes": round(found.minutes, 2),
+                              "weights": sum(p.numel() for p in found.model.parameters())})  # fmt: skip
+        print(kind, name, out["models"][-1]["bits"]["mean"], flush=True)
+        best = found if best is None or found.bits.mean() < best.bits.mean() else best
+    assert best is not None
+    if kind == SHUFFLED:
+        mixed = [torch.stack([column[torch.randperm(len(column))] for column in some.T], 1) for some in (train, held_out)]
+        found = ar.learn(mixed[0], mixed[1], values, tables["codeword"], minutes, SEED)
+        out["shuffled"] = {"bits": by_step(found.bits, layout.step), "epochs": found.epochs,
+                           "frequencies": by_step(ar.frequency_bits(*mixed, values), layout.step)}  # fmt: skip
+    out["reconstructed"] = quality(codec, held_out[:SAMPLES], judge)
+    out["reconstructed"]["psnr"] = round(float(metrics.psnr(pictures(codec, held_out[:SAMPLES]), judge.held_out[:SAMPLES])
+                                               .mean()), 2)  # fmt: skip
+    out["samples"] = {}
+    random = torch.Generator().manual_seed(SEED)
+    for name in DRAWN:
+        if name == "learned":
+            tokens = ar.draw(best.model, SAMPLES, SEED)
+        elif name == "uniform":
+            tokens = torch.randint(values, (SAMPLES, len(layout)), generator=random)
+        else:  # each position for itself, as often as it is in the training images
+            rows = torch.randint(len(train), (SAMPLES, len(layout)), generator=random)
+            tokens = train.gather(0, rows)
+        out["samples"][name] = quality(codec, tokens, judge)
+        shown = pictures(codec, tokens[:16])
+        grid = ar.grid(shown.float() / 127.5 - 1, 8)
+        grid.save(work / f"{kind}-{name}.png")
+        print(kind, name, out["samples"][name], flush=True)
+    return out
+
+
+def by_step(bits: Tensor, step: Any) -> dict[str, Any]:
+    """Mean bits a token: of all, and of each step."""
+    steps = torch.as_tensor(step)
+    return {"mean": round(float(bits.mean()), 4),
+            "steps": [round(float(bits[steps == s].mean()), 4) for s in steps.unique().tolist()]}  # fmt: skip
+
+
+def pictures(codec: Codec, tokens: Tensor) -> Tensor:
+    """uint8 [N, 3, 32, 32]."""
+    return metrics.to_uint8(torch.cat([codec.decode(some, SIZE) for some in tokens.split(50)]))
+
+
+def quality(codec: Codec, tokens: Tensor, judge: Judge) -> dict[str, Any]:
+    return {"images": len(tokens), "fd": judge.distance(pictures(codec, tokens))}
+
+
+def picture(work: Path) -> None:
+    """Two rows of samples of each kind: what the model draws, and uniform tokens."""
+    rows = [(kind, name) for kind in KINDS for name in ("learned", "uniform")]
+    scale, left, top = 2, 140, 18
+    width, height = 8 * 32 * scale, 2 * 32 * scale
+    sheet = Image.new("RGB", (left + 2 * width + 8, top + len(KINDS) * (height + 8)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, word in enumerate(("tokens drawn by the transformer", "uniform tokens")):
+        pen.text((left + column * (width + 8), 2), word, "black")
+    for number, (kind, name) in enumerate(rows):
+        x, y = left + (number % 2) * (width + 8), top + number // 2 * (height + 8)
+        sheet.paste(Image.open(work / f"{kind}-{name}.png").resize((width, height), Image.Resampling.NEAREST), (x, y))
+        pen.text((4, y + height // 2 - 6), WORDS[kind], "black")
+    sheet.save(PICTURE, quality=80)
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------------
+def bits_table() -> str:
+    result, lines = report.load(NAME), []
+    for kind in result["kinds"]:
+        models = {m["embedding"]: m["bits"]["mean"] for m in kind["models"]}
+        best, uniform, length = min(models.values()), kind["uniform"], kind["length"]
+        lines.append([WORDS[kind["kind"]], f"{length} x {uniform:g}", f"{kind['frequencies']['mean']:.3f}",
+                      f"{models['index']:.3f}", f"{models['codeword']:.3f}" if "codeword" in models else "",
+                      f"{100 * (1 - best / uniform):.1f} %", f"{best * length:.0f}"])  # fmt: skip
+    head = ["tokens", "an image", "frequencies of each position", "transformer, learned embeddings",
+            "transformer, codewords", "foretold", "bits an image"]  # fmt: skip
+    shuffled = next(k["shuffled"] for k in result["kinds"] if "shuffled" in k)
+    note = (
+        f"Bits a token, mean over {HELD_OUT:,} held-out images; {TRAIN:,} to train on. Control: {WORDS[SHUFFLED]} with each "
+        f"position shuffled among the images, where nothing but frequencies can be learned: {shuffled['bits']['mean']:.3f} "
+        f"bits, frequencies {shuffled['frequencies']['mean']:.3f}."
+    )
+    return f"{report.table(head, lines)}\n\n{note} {report.source(result, NAME)}"
+
+
+def steps_table() -> str:
+    lines = []
+    for kind in report.load(NAME)["kinds"]:
+        if kind["kind"] == "cod":
+            continue
+        best = min(kind["models"], key=lambda m: m["bits"]["mean"])
+        lines.append([WORDS[kind["kind"]], *(f"{x:.2f}" for x in best["bits"]["steps"])])
+    longest = max(len(line) for line in lines)
+    lines = [line + [""] * (longest - len(line)) for line in lines]
+    return report.table(["bits a token at step", *map(str, range(1, longest))], lines)
+
+
+def samples_table() -> str:
+    lines = []
+    for kind in report.load(NAME)["kinds"]:
+        fds = [kind["samples"][name]["fd"] for name in DRAWN]
+        lines.append([WORDS[kind["kind"]], *(f"{x:.1f}" for x in fds), f"{kind['reconstructed']['fd']:.1f}",
+                      f"{kind['reconstructed']['psnr']:.2f} dB"])  # fmt: skip
+    head = ["CIFAR-FD", "drawn by the transformer", "each position by its frequencies", "uniform tokens",
+            "real images, coded", "their PSNR"]  # fmt: skip
+    return f"{report.table(head, lines)}\n\n{SAMPLES} images each, against {5000 - HELD_OUT:,} other test images."
+
+
+TABLES: report.Tables = {"bits": bits_table, "steps": steps_table, "samples": samples_table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", nargs="?", type=Path)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, at most, for each model")
+    parser.add_argument("--stage", choices=("tokens", "train", "all"), default="all")
+    parser.add_argument("--check", action="store_true", help="only say whether the page follows from the results")
+    args = parser.parse_args()
+    if args.check:
+        return report.fill(PAGE, TABLES, True)
+    if args.work is None:
+        parser.error("give WORK, or --check")
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.stage != "train":
+        tokenise(args.work)
+    if args.stage == "tokens":
+        return None
+    judge, kinds = Judge(), []
+    for kind in KINDS:
+        part = args.work / f"{kind}.json"
+        if not part.exists():
+            save(part, study(kind, args.work, args.minutes, judge))
+        kinds.append(json.loads(part.read_text()))
+    write(NAME, {"train": TRAIN, "held_out": HELD_OUT, "minutes": args.minutes, "kinds": kinds}, SEED)
+    picture(args.work)
+    return report.fill(PAGE, TABLES, False)
+
+
+if __name__ == "__main__":
+    main()
