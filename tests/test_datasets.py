@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -561,6 +563,21 @@ def test_ranks_make_every_shard_once(tmp_path, pictures, net, monkeypatch):
     assert Rank.of_environment({**steps, "SLURM_ARRAY_TASK_STEP": "4"}) == Rank(2, 4)
     with pytest.raises(SpecError):
         Rank(4, 4)
+
+
+def test_ranks_of_torchrun_make_the_bytes_of_one_process(tmp_path, pictures, net):
+    """A bad image of the rank that ends first: torchrun would end the others if its exit code said so."""
+    (pictures / "a/000.png").write_bytes(b"")
+    whole = shards(tokenize(pictures, tmp_path / "whole", net, "--shard-size", "3", code=3))
+    command = ["tokenize", str(pictures), "-o", str(tmp_path / "out"), "--backbone", net, *TINY, "--workers", "0",
+               "--batch-size", str(BATCH), "--shard-size", "3", "--resume"]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([*launcher, "-m", "noisebook", *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert shards(tmp_path / "out") == whole
+    assert {p.name for p in (tmp_path / "out").glob("events-*")} == {"events-0.jsonl", "events-1.jsonl"}
+    assert sum(e["n_failed"] for e in TokenDataset(tmp_path / "out").ledgers) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are of POSIX")

@@ -49,7 +49,8 @@ def add_tokenize(sub: argparse.ArgumentParser) -> None:
 
 
 def run_tokenize(args: argparse.Namespace) -> int:
-    """Does it and prints the counts: 0, or 3 where images have failed. Raises what `run.tokenize` raises."""
+    """Does it and prints the counts: 0, or 3 where images have failed (0 as a rank of torchrun). Raises what
+    `run.tokenize` raises."""
     needed()
     from noisebook.datasets.run import Rank, tokenize
 
@@ -69,7 +70,8 @@ def run_tokenize(args: argparse.Namespace) -> int:
         print(f"{args.output}: {found['shards']} of {found['of_shards']} shards, {found['n_in']} images: "
               f"{found['n_ok']} ok, {found['n_failed']} failed{f' ({codes})' if codes else ''}, "
               f"{found['remarks']} remarks")  # fmt: skip
-    return ImageError.code if found["n_failed"] else 0
+    alone = args.engine == "ray" or "TORCHELASTIC_RUN_ID" not in os.environ
+    return ImageError.code if found["n_failed"] and alone else 0  # torchrun would end the other ranks
 
 
 def job_of(args: argparse.Namespace) -> "Job":

@@ -69,7 +69,7 @@ class Worker:
 
     def _tell(self, event: str, fields: dict[str, Any]) -> None:
         with self.lock:
-            self.events.append((event, fields))
+            self.events.append((event, {"time": round(time.time(), 3), **fields}))
 
 
 @dataclass
