@@ -282,6 +282,19 @@ def test_resuming(tmp_path, pictures, pixels, net, capsys):
     assert "something else is there (thesis.txt)" in capsys.readouterr().err
 
 
+def test_a_resumed_run_reads_no_input_again_to_know_what_is_in_it(tmp_path, pixels, net, monkeypatch, capsys):
+    write_tar(tmp_path / "a.tar", [(f"{i}.png", png(x)) for i, x in enumerate(pixels)])
+    whole = shards(tokenize(tmp_path / "a.tar", tmp_path / "out", net))
+    (tmp_path / "out/ledger/000001.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        tokenize(tmp_path / "a.tar", tmp_path / "out", net, "--resume")
+    assert shards(tmp_path / "out") == whole
+    os.utime(tmp_path / "a.tar", (1, 1))
+    tokenize(tmp_path / "a.tar", tmp_path / "out", net, "--resume", code=7)
+    assert "the input has changed since (a.tar)" in capsys.readouterr().err
+
+
 def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, capsys):
     good = png(pixels[0])
     bad = {"a/!empty.png": b"", "a/!text.png": b"not a picture", "a/!cut.png": good[: len(good) // 2]}

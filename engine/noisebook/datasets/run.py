@@ -88,7 +88,7 @@ def make_plan(job: Job, codec_for: "Callable[[tuple[int, int] | None], Codec]", 
         raise DatasetError(
             f"{job.output}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
-    source = enumerate_inputs(job.inputs, job.input_format, job.image_column)
+    source = enumerate_inputs(job.inputs, job.input_format, job.image_column, old.source if old is not None else None)
     size = (job.resize, job.resize) if job.resize else None
     if old is not None and not job.resize and not job.mixed_sizes:
         size = old.settings.size
