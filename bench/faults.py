@@ -56,8 +56,11 @@ PARTS: dict[str, Callable[[Ground], Result]] = {
     "remade": lambda base: bits.remade(base, 48),
     "same_again": bits.same_again,
     "classes": lambda base: bits.classes(64, SEED),
-    "ray_kills": lambda base: with_ray(lambda: faults_ray.kills(base, shards=40, count=6)),  # last: it leaves threads
+    "ray_kills": lambda base: with_ray(
+        lambda: faults_ray.kills(base, shards=40, count=6, seed=SEED)
+    ),  # last: it leaves threads
     "ray_poison": lambda base: with_ray(lambda: faults_ray.poison(base)),
+    "ray_commands": lambda base: faults_ray.commands(base, shards=40, kills=6, drivers=3, seed=SEED),
 }
 
 
@@ -99,8 +102,13 @@ def summary() -> str:
     row("the same run again, with 0, 1 and 2 workers", "same_again", f"{found['same_again']['tried']} runs")
     ray = found["ray_kills"]
     row("SIGKILL of actors of Ray at work", "ray_kills", f"{ray['kills']} kills, a data set of {ray['shards']} shards")
+    real = found["ray_commands"]
+    row("the same of the command with a Ray of its own, and of the command itself", "ray_commands",
+        f"{real['kills']} kills of actors in a data set of {real['shards']} shards, {real['driver_kills']} of the command "
+        "in another")  # fmt: skip
     row("a picture that kills every actor of Ray", "ray_poison", "1 data set, and again with `--resume`")
-    note = f"In each but those of Ray, {random['orphans'] + command['orphans']} worker processes outlived their run"
+    left = random["orphans"] + command["orphans"] + real["orphans"]
+    note = f"{left} worker processes outlived the runs and commands that were killed at random times"
     text = report.table(["fault", "tried", "failures"], rows)
     return f"{text}\n\n{note}. {report.source(report.load(NAME), NAME)}"
 

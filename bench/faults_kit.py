@@ -98,7 +98,7 @@ class Ground:
     def command_line(self, output: Path, *more: str, workers: int = 0) -> subprocess.Popen:
         """The real command, in a process group of its own."""
         path = os.pathsep.join([str(ROOT / "engine"), str(ROOT / "kernels")])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
         command = [sys.executable, "-m", "noisebook", *self.arguments(output, *more, workers=workers)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
         return subprocess.Popen(command, env=environment, start_new_session=True, **quiet)

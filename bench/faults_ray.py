@@ -1,8 +1,11 @@
-"""A data set made by actors of Ray that are killed, or that a picture kills: a part of faults.py."""
+"""Data sets made by actors of Ray that are killed, or that a picture kills, and drivers that are: parts of faults.py."""
 
 import contextlib
+import json
 import os
+import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -10,52 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import faults_deadly
-from faults_kit import KNOBS, Ground, digest, faults_of, png, remove, smooth
+from faults_kit import KNOBS, LIMIT, Ground, digest, faults_of, png, remove, smooth
 
-from noisebook.datasets import ledger, ray_engine, run
-from noisebook.datasets.store import Store
+from noisebook.datasets import ray_engine, run
 
-BUSY = "ray::Worker.make"  # what Ray calls the process of an actor that makes a shard
-
-
-def running_actors() -> list[int]:
-    """Processes below this one, of actors that are making a shard."""
-    parents, busy = {}, []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if (entry / "cmdline").read_bytes().startswith(BUSY.encode()):
-                    busy.append(int(entry.name))
-    return [pid for pid in busy if _below(pid, parents)]
+OPTIONS = ("--engine", "ray", "--actors", "2", "--retries", "9")  # a shard may be hit by more than one of the kills
 
 
-def _below(pid: int, parents: dict[int, int]) -> bool:
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = parents.get(pid, 0)
+def events(output: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in the events of a data set."""
+    path = output / "events-0.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def done(output: Path) -> int:
+    """Shards that are committed."""
+    return len(list((output / "ledger").glob("[0-9]*.json")))
+
+
+def is_actor(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
     return False
 
 
-class Killer(threading.Thread):
-    """Kills an actor at work whenever so many more shards are done, until it has killed `kills`."""
-
-    def __init__(self, output: Path, shards: int, kills: int):
-        super().__init__(daemon=True)
-        self.store, self.kills, self.killed, self.end = Store(output), kills, 0, False
-        self.at = [shards * (k + 1) // (kills + 2) for k in range(kills)]
-
-    def run(self) -> None:
-        while not self.end and self.killed < self.kills:
-            if len(self.store.names(ledger.LEDGER)) >= self.at[self.killed]:
-                for pid in running_actors()[:1]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                        self.killed += 1
-                        while Path(f"/proc/{pid}").exists() and not self.end:
-                            time.sleep(0.01)
+def kill_actors(output: Path, after: list[int], rng: random.Random, limit: float = LIMIT) -> list[int]:
+    """Kills one of the actors that live as soon as so many shards are done, for each number of `after`, or until nothing
+    has happened for `limit` seconds; their process ids."""
+    killed: list[int] = []
+    for count in after:
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            alive = [e["process"] for e in events(output, "actor") if is_actor(e["process"])]
+            if done(output) >= count and (alive := [pid for pid in alive if pid not in killed]):
+                killed.append(rng.choice(alive))
+                os.kill(killed[-1], signal.SIGKILL)
+                break
             time.sleep(0.01)
+    return killed
 
 
 def make(
@@ -87,7 +83,9 @@ def make(
     def engine(tokenizer: Any, todo: list[int], progress: Any) -> None:
         during()
         assert retries is not None
-        ray_engine.drive(tokenizer, todo, progress, codec_for, actors, {"num_cpus": 1}, retries)
+        ray_engine.Crew(
+            tokenizer, todo, progress, ray_engine.hiring(tokenizer, codec_for, {"num_cpus": 1}), actors, retries
+        ).run()
 
     job = run.Job([str(source)], str(output), resume=True, shard_size=shard_size, batch_size=4, workers=0)
     return run.tokenize(job, codec_for, lambda _: None, None if retries is None else engine)
@@ -98,21 +96,21 @@ def _recipe() -> dict[str, Any]:
     return {k: int(v) for k, v in zip(names, KNOBS[1::2], strict=True) if k not in ("shard_size", "batch_size")}
 
 
-def kills(ground: Ground, shards: int, count: int) -> dict[str, Any]:
+def kills(ground: Ground, shards: int, count: int, seed: int) -> dict[str, Any]:
     """A data set of so many shards while so many actors are killed, against one that nothing disturbs and no actor makes."""
-    source = _pictures(ground, 2 * shards)
+    source, rng, killed = _pictures(ground, 2 * shards), random.Random(seed), []
     output, wanted_at = ground.output(), ground.output()
     make(ground, source, wanted_at, 2, retries=None)
-    killer = Killer(output, shards, count)
+    after = sorted(rng.sample(range(shards - 2), count))
+    killer = threading.Thread(target=lambda: killed.extend(kill_actors(output, after, rng)), daemon=True)
     found = make(ground, source, output, 2, retries=count, during=killer.start)
-    killer.end = True
-    killer.join()
-    out = {"shards": found["of_shards"], "kills": killer.killed, "images": found["n_ok"], "faults": []}
+    killer.join(LIMIT)
+    out = {"shards": found["of_shards"], "kills": len(killed), "images": found["n_ok"], "faults": []}
     out["faults"] += faults_of(output, digest(wanted_at))
     if found["n_ok"] != 2 * shards or found["shards"] != shards:
         out["faults"].append(f"counts are {found}")
-    if killer.killed != count:
-        out["faults"].append(f"{killer.killed} kills of {count}")
+    if len(killed) != count:
+        out["faults"].append(f"{len(killed)} kills of {count}")
     for folder in (output, wanted_at):
         remove(folder)
     return out
@@ -126,7 +124,7 @@ def poison(ground: Ground) -> dict[str, Any]:
     bad.write_bytes(faults_deadly.KILLS + good[len(faults_deadly.KILLS) :])
     whole = ground.output()
     output, out = ground.output(), {"faults": []}
-    found = make(ground, source, output, 4, retries=1, deadly=True, actors=1)
+    found = make(ground, source, output, 4, retries=0, deadly=True, actors=1)
     if (found["n_ok"], found["n_failed"], found["failed_by_code"]) != (8, 4, {"poisoned": 4}):
         out["faults"].append(f"counts are {found}")
     again = make(ground, source, output, 4, retries=0, actors=1)  # now it kills nobody: it is no picture, and that is all
@@ -146,12 +144,60 @@ def _pictures(ground: Ground, count: int) -> Path:
     return source
 
 
+def commands(ground: Ground, shards: int, kills: int, drivers: int, seed: int) -> dict[str, Any]:
+    """With the real command: a data set whose actors are killed `kills` times, one whose driver is killed and resumed
+    `drivers` times; both compared with a run without Ray that nothing happened to."""
+    rng, ground = random.Random(seed), Ground(ground.folder / "ray", ground.rng, 8 * shards)
+    wanted = digest(whole := ground.whole())
+    remove(whole)
+    out: dict[str, Any] = {"shards": shards, "kills": 0, "actors": 0, "driver_kills": 0, "orphans": 0, "faults": []}
+    output = ground.output()
+    process = ground.command_line(output, *OPTIONS)
+    out["kills"] = len(kill_actors(output, sorted(rng.sample(range(shards - 2), kills)), rng))
+    _end(process, output, wanted, out)
+    if out["kills"] < kills:
+        out["faults"].append(f"{out['kills']} kills of {kills}: the run was over before")
+    after = sorted(rng.sample(range(shards - 2), drivers))
+    output = ground.output()
+    for count in after:
+        process = ground.command_line(output, *OPTIONS, "--resume")
+        while done(output) < count + 1 and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        out["driver_kills"] += 1
+        _count_orphans(output, out)
+    _end(ground.command_line(output, *OPTIONS, "--resume"), output, wanted, out)
+    return out
+
+
+def _end(process: subprocess.Popen, output: Path, wanted: str, out: dict[str, Any]) -> None:
+    try:
+        code = process.wait(3 * LIMIT)
+        out["faults"] += [] if code == 3 else [f"exit code {code}"]
+        out["faults"] += faults_of(output, wanted)
+    except subprocess.TimeoutExpired:
+        out["faults"].append("hang")
+        process.kill()
+    out["actors"] += len(events(output, "actor"))
+    _count_orphans(output, out)
+    remove(output)
+
+
+def _count_orphans(output: Path, out: dict[str, Any], patience: float = 30.0) -> None:
+    end = time.monotonic() + patience
+    while (left := [e["process"] for e in events(output, "actor") if is_actor(e["process"])]) and time.monotonic() < end:
+        time.sleep(0.1)
+    out["orphans"] += len(left)
+    out["faults"] += [f"{len(left)} actors are left"] if left else []
+
+
 @contextlib.contextmanager
 def ray_here(cpus: int = 2) -> Any:
     """A Ray of this machine alone, as long as it lasts."""
     import ray
 
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         yield ray
     finally:

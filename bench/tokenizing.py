@@ -35,7 +35,15 @@ from noisebook.datasets.tokenizer import Tokenizer
 from record import DATA, ROOT, provenance, refuse_dry, save, write
 
 NAME, PAGE = "tokenizing", ROOT / "docs/datasets.md"
-FLOW = {"backbone": "cifar10-flow", "steps": 8, "bins": 4, "vocabulary": 4096, "scale_pixels": 0, "start_bins": 0}
+FLOW = {
+    "backbone": "cifar10-flow",
+    "steps": 8,
+    "bins": 4,
+    "bins_last": 4,
+    "vocabulary": 4096,
+    "scale_pixels": 0,
+    "start_bins": 0,
+}
 COD = {"backbone": "cifar10-cod", "condition": "only"}
 CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a GPU, batch there, threads and workers
     {"name": "CIFAR-10, `cifar10-flow`, 8 calls", "codec": FLOW, "input": "parquet", "images": (256, 8192),

@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -278,6 +280,19 @@ def test_resuming(tmp_path, pictures, pixels, net, capsys):
     (tmp_path / "foreign/thesis.txt").write_text("mine")
     tokenize(pictures, tmp_path / "foreign", net, "--resume", code=7)
     assert "something else is there (thesis.txt)" in capsys.readouterr().err
+
+
+def test_a_resumed_run_reads_no_input_again_to_know_what_is_in_it(tmp_path, pixels, net, monkeypatch, capsys):
+    write_tar(tmp_path / "a.tar", [(f"{i}.png", png(x)) for i, x in enumerate(pixels)])
+    whole = shards(tokenize(tmp_path / "a.tar", tmp_path / "out", net))
+    (tmp_path / "out/ledger/000001.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        tokenize(tmp_path / "a.tar", tmp_path / "out", net, "--resume")
+    assert shards(tmp_path / "out") == whole
+    os.utime(tmp_path / "a.tar", (1, 1))
+    tokenize(tmp_path / "a.tar", tmp_path / "out", net, "--resume", code=7)
+    assert "the input has changed since (a.tar)" in capsys.readouterr().err
 
 
 def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, capsys):
@@ -555,8 +570,27 @@ def test_ranks_make_every_shard_once(tmp_path, pictures, net, monkeypatch):
     assert Rank.of_environment({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}) == Rank(2, 4)
     array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_PROCID": "0"}
     assert Rank.of_environment(array) == Rank(2, 4)
+    both = {**array, "SLURM_PROCID": "1", "SLURM_NTASKS": "3"}  # an array of jobs that call srun
+    assert Rank.of_environment(both) == Rank(7, 12)
+    steps = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
+    assert Rank.of_environment({**steps, "SLURM_ARRAY_TASK_STEP": "4"}) == Rank(2, 4)
     with pytest.raises(SpecError):
         Rank(4, 4)
+
+
+def test_ranks_of_torchrun_make_the_bytes_of_one_process(tmp_path, pictures, net):
+    """A bad image of the rank that ends first: torchrun would end the others if its exit code said so."""
+    (pictures / "a/000.png").write_bytes(b"")
+    whole = shards(tokenize(pictures, tmp_path / "whole", net, "--shard-size", "3", code=3))
+    command = ["tokenize", str(pictures), "-o", str(tmp_path / "out"), "--backbone", net, *TINY, "--workers", "0",
+               "--batch-size", str(BATCH), "--shard-size", "3", "--resume"]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([*launcher, "-m", "noisebook", *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert shards(tmp_path / "out") == whole
+    assert {p.name for p in (tmp_path / "out").glob("events-*")} == {"events-0.jsonl", "events-1.jsonl"}
+    assert sum(e["n_failed"] for e in TokenDataset(tmp_path / "out").ledgers) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are of POSIX")

@@ -1,7 +1,9 @@
 """Data sets made by actors of Ray: a small one of bench/faults.py's trials, and what a wrong cluster says."""
 
-import argparse
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +37,8 @@ def ground(tmp_path: Path, fresh: np.random.Generator) -> Ground:
     return Ground(tmp_path / "ground", fresh, 20)
 
 
-def test_killed_actors_lose_and_double_nothing(cluster, ground):
-    found = faults_ray.kills(ground, shards=8, count=2)
+def test_killed_actors_lose_and_double_nothing(cluster, ground, fresh):
+    found = faults_ray.kills(ground, shards=8, count=2, seed=int(fresh.integers(1 << 30)))
     assert not found["faults"]
     assert found["kills"] == 2
 
@@ -45,9 +47,17 @@ def test_a_shard_that_kills_its_actors_ends_in_the_ledger(cluster, ground):
     assert not faults_ray.poison(ground)["faults"]
 
 
-def test_the_command_makes_the_bytes_of_one_process(cluster, ground):
+def test_a_driver_that_is_killed_is_resumed_to_the_bytes_of_one_process(cluster, ground, monkeypatch):
     output = ground.output()
-    assert main(ground.arguments(output, "--engine", "ray", "--actors", "1")) == 3
+    ray_here = ground.arguments(output, "--engine", "ray", "--actors", "1")
+    environment = {**os.environ, "RAY_ADDRESS": cluster.get_runtime_context().gcs_address}
+    driver = subprocess.Popen([sys.executable, "-m", "noisebook", *ray_here], env=environment, stderr=subprocess.PIPE)
+    while not faults_ray.done(output):
+        assert driver.poll() is None, driver.communicate()[1].decode()
+        time.sleep(0.01)
+    driver.kill()
+    driver.communicate()
+    assert main([*ray_here, "--resume"]) == 3
     assert digest(output) == digest(ground.whole())
 
 
@@ -58,10 +68,22 @@ def test_what_is_wrong_for_all_actors_is_an_error_and_poisons_nothing(cluster, g
     assert not Store(output).names(ledger.LEDGER)
 
 
-def test_gpus_that_ray_does_not_know_of(cluster):
-    options = argparse.Namespace(retries=0, actors=None, device="cuda")
-    with pytest.raises(DatasetError, match="no GPU"):
-        ray_engine.engine(options)(None, [0], None)  # type: ignore[arg-type]
+def test_an_actor_that_sees_no_plan_is_an_error(cluster, ground, capsys):
+    command = ground.arguments("memory://ray-test", "--engine", "ray", "--actors", "1")  # each has a memory of its own
+    assert main(command) == 7
+    assert "this node sees no plan there" in capsys.readouterr().err
+
+
+def test_no_place_for_an_actor_is_an_error(cluster, ground, monkeypatch, capsys):
+    monkeypatch.setattr(ray_engine, "PLACE", 1.0)
+    assert main(ground.arguments(ground.output(), "--engine", "ray", "--device", "cuda")) == 7
+    assert "no actor found a place in the Ray cluster in 1 s: it has 2 CPUs and 0 GPUs" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(DatasetError, match="Ray cannot be reached"):
+        ray_engine.connect()
 
 
 def test_a_batch_of_ray_data(cluster, fresh, tmp_path):

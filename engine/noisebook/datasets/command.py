@@ -50,15 +50,16 @@ def add_tokenize(sub: argparse.ArgumentParser) -> None:
 
 
 def run_tokenize(args: argparse.Namespace) -> int:
-    """Does it and prints the counts: 0, or 3 where images have failed. Raises what `run.tokenize` raises."""
+    """Does it and prints the counts: 0, or 3 where images have failed (0 as a rank of torchrun). Raises what
+    `run.tokenize` raises."""
     needed()
-    from noisebook.datasets.run import tokenize
+    from noisebook.datasets.run import Rank, tokenize
 
     if args.engine == "ray":
         from noisebook.datasets import ray_engine
 
         here = argparse.Namespace(**{**vars(args), "device": "cpu"})  # the driver codes nothing, and may have no GPU
-        found = tokenize(job_of(args), codec_for(here), log, ray_engine.engine(args))
+        found = tokenize(job_of(args), codec_for(here), log, ray_engine.engine(args), Rank())
     else:
         if args.device == "cuda" and "LOCAL_RANK" in os.environ:
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -70,7 +71,8 @@ def run_tokenize(args: argparse.Namespace) -> int:
         print(f"{args.output}: {found['shards']} of {found['of_shards']} shards, {found['n_in']} images: "
               f"{found['n_ok']} ok, {found['n_failed']} failed{f' ({codes})' if codes else ''}, "
               f"{found['remarks']} remarks")  # fmt: skip
-    return ImageError.code if found["n_failed"] else 0
+    alone = args.engine == "ray" or "TORCHELASTIC_RUN_ID" not in os.environ
+    return ImageError.code if found["n_failed"] and alone else 0  # torchrun would end the other ranks
 
 
 def job_of(args: argparse.Namespace) -> "Job":

@@ -101,11 +101,14 @@ def stamp_of(info: dict[str, Any]) -> str:
 
 
 # ---- enumerating --------------------------------------------------------------------------------------------------------
-def enumerate_inputs(inputs: Sequence[str], kind: str | None = None, image_column: str | None = None) -> Source:
+def enumerate_inputs(
+    inputs: Sequence[str], kind: str | None = None, image_column: str | None = None, known: Source | None = None
+) -> Source:
     """The source that the inputs, all of one kind, make.
 
     kind          pictures, webdataset or parquet; None: by the names of the files
     image_column  Parquet: the column of the images; None: the first with `bytes` inside, or of bytes
+    known         what was found before: files that are still the same are not read again
 
     Raises DatasetError where nothing is there, or several kinds are.
     """
@@ -120,7 +123,17 @@ def enumerate_inputs(inputs: Sequence[str], kind: str | None = None, image_colum
     doubled = {f.name for f in files} if len({f.name for f in files}) < len(files) else set()
     if doubled:
         raise DatasetError("two inputs have a file of the same name: give the folder above them")
+    if known is not None and _same(known, present[0], files, image_column):
+        return replace(known, files=files)
     return {"pictures": _pictures, "webdataset": _webdataset, "parquet": _parquet}[present[0]](files, image_column)
+
+
+def _same(known: Source, kind: str, files: list[File], image_column: str | None) -> bool:
+    """Whether these are the files of `known`, by name, size and time of change, and nothing was wrong with them."""
+    if known.kind != kind or image_column not in (None, known.image_column):
+        return False
+    facts = [[(f.name, f.size, f.stamp, f.problem) for f in some] for some in (known.files, files)]
+    return facts[0] == facts[1] and not any(one.problem for one in (*files, *known.items))
 
 
 def _files(url: str) -> Iterator[File]:

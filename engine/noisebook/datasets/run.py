@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from noisebook.codec import Codec
 
 PEEK = 64  # images looked at to find out whether all have one size
-RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"))
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,16 @@ class Rank:
 
     @classmethod
     def of_environment(cls, environment: "os._Environ | dict" = os.environ) -> "Rank":
-        """As torchrun, `srun` or a Slurm array says; alone where none does."""
-        for number, world in RANKS:
-            if number in environment and int(environment.get(world, 1)) > 1:
-                first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in number else 0
-                return cls(int(environment[number]) - first, int(environment[world]))
-        return cls()
+        """As torchrun, `srun` or a Slurm array says, or both of Slurm; alone where none does."""
+
+        def told(name: str, default: int) -> int:
+            return int(environment.get(name, default))
+
+        if told("WORLD_SIZE", 1) > 1 and "RANK" in environment:
+            return cls(told("RANK", 0), told("WORLD_SIZE", 1))
+        tasks, arrays = told("SLURM_NTASKS", 1), told("SLURM_ARRAY_TASK_COUNT", 1)
+        array = (told("SLURM_ARRAY_TASK_ID", 0) - told("SLURM_ARRAY_TASK_MIN", 0)) // told("SLURM_ARRAY_TASK_STEP", 1)
+        return cls((array if arrays > 1 else 0) * tasks + (told("SLURM_PROCID", 0) if tasks > 1 else 0), tasks * arrays)
 
 
 def make_plan(job: Job, codec_for: "Callable[[tuple[int, int] | None], Codec]", store: Store) -> "tuple[Plan, Codec]":
@@ -85,7 +88,7 @@ def make_plan(job: Job, codec_for: "Callable[[tuple[int, int] | None], Codec]", 
         raise DatasetError(
             f"{job.output}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
-    source = enumerate_inputs(job.inputs, job.input_format, job.image_column)
+    source = enumerate_inputs(job.inputs, job.input_format, job.image_column, old.source if old is not None else None)
     size = (job.resize, job.resize) if job.resize else None
     if old is not None and not job.resize and not job.mixed_sizes:
         size = old.settings.size
@@ -150,6 +153,8 @@ def tokenize(
                 (engine or _here)(
                     Tokenizer(plan, codec, store, job.workers, job.max_errors, failed, progress.tell), todo, progress
                 )
+        if rank.world == 1:  # what actors that were killed have left
+            store.collect_strays(("", ledger.SHARDS, ledger.LEDGER))
     return summary(plan, store, mine)
 
 
