@@ -24,7 +24,6 @@ from noisebook.datasets import TokenizeBatch, ledger, ray_engine
 from noisebook.datasets.store import Store
 from noisebook.errors import BackboneError, DatasetError
 
-
 PROBE = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); ray.get(ray.remote(int).remote())"
 
 

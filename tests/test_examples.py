@@ -34,7 +34,7 @@ def planted(random: torch.Generator, count: int) -> torch.Tensor:
 
 def test_a_dependence_is_learned_and_a_shuffled_one_is_not(example, fresh):
     random = torch.Generator().manual_seed(int(fresh.integers(1 << 30)))
-    train, held_out = planted(random, 2000), planted(random, 200)
+    train, held_out = planted(random, 1500), planted(random, 200)
     frequency = float(example.frequency_bits(train, held_out, 16).mean())
     found = example.learn(train, held_out, 16, None, 12, batch=20)
     assert frequency == pytest.approx(4, abs=0.1)
