@@ -12,7 +12,14 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "engine/noisebook/__init__.
 setup(
     version=VERSION,
     package_dir={"noisebook": "engine/noisebook", "noisebook_kernels": "kernels/noisebook_kernels"},
-    packages=["noisebook", "noisebook.backbones", "noisebook.datasets", "noisebook.training", "noisebook_kernels"],
+    packages=[
+        "noisebook",
+        "noisebook.backbones",
+        "noisebook.datasets",
+        "noisebook.report",
+        "noisebook.training",
+        "noisebook_kernels",
+    ],
     package_data={
         "noisebook": ["py.typed", "_C.pyi", "presets.json", "backbones/weights/*"],
         "noisebook_kernels": ["py.typed"],

@@ -36,15 +36,17 @@ import autoregressive as ar
 NAME, PAGE, PICTURE = "tokens_in_use", ROOT / "docs/findings/tokens-in-use.md", ROOT / "docs/images/tokens-in-use.webp"
 TRAIN, HELD_OUT, SAMPLES, SEED, SIZE = 5000, 1000, 500, 0, (32, 32)
 LEVELS = "--backbone cifar10-flow --scale-pixels 0 --start-bins 0 --lam-max 4 --lam-min .5"
-KINDS = {  # 384 bits an image, four tokens a step; CoD has 64
+KINDS = {  # 384 bits an image, four tokens a step; then 64, as CoD has, which a longer finish must make a picture of
     "8-bit-1d": f"{LEVELS} --steps 12 --vocabulary 256 --bins 4 --bins-last 4",
     "8-bit-2d": f"{LEVELS} --steps 12 --vocabulary 256 --bins 1 --bins-last 1 --rows 2 --columns 2",
     "12-bit-1d": f"{LEVELS} --steps 8 --vocabulary 4096 --bins 4 --bins-last 4",
     "12-bit-2d": f"{LEVELS} --steps 8 --vocabulary 4096 --bins 1 --bins-last 1 --rows 2 --columns 2",
+    "4-bit-1d": "--backbone cifar10-flow --scale-pixels 0 --steps 1 --vocabulary 16 --bins 8 --bins-last 8 --start-bins 8 "
+    "--start-vocabulary 16 --lam-max 6 --lam-min 2.2 --finish ab2 --finish-steps 5",
     "cod": "--backbone cifar10-cod --condition only",
 }
 WORDS = {"8-bit-1d": "8 bits, 1-D", "8-bit-2d": "8 bits, 2-D", "12-bit-1d": "12 bits, 1-D", "12-bit-2d": "12 bits, 2-D",
-         "cod": "CoD, 4 bits"}  # fmt: skip
+         "4-bit-1d": "4 bits, 1-D", "cod": "CoD, 4 bits"}  # fmt: skip
 SHUFFLED = "8-bit-1d"  # the kind whose tokens are also learned in disorder, where there is nothing to learn
 DRAWN = ("learned", "frequencies", "uniform")
 

@@ -80,6 +80,7 @@ def test_commands_and_options_named_in_the_readme_exist(capsys):
         "tokenize",
         "detokenize",
         "export",
+        "report",
     ):
         with pytest.raises(SystemExit):
             main([command, "--help"])

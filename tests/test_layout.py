@@ -18,6 +18,7 @@ HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skim
 ROWS = [
     ["__main__"],
     ["cli"],
+    ["report"],
     ["calibrating", "datasets"],
     ["options", "training"],
     ["targets"],

@@ -77,9 +77,10 @@ def parser() -> argparse.ArgumentParser:
     calibrating.add_options(calibrate)
     command("backbones", run_backbones, "The backbones and presets that come with the package.")
     from noisebook.datasets import command as datasets
+    from noisebook.report import command as report
     from noisebook.training.command import add_options
 
-    for name, (add, run, about) in datasets.COMMANDS.items():
+    for name, (add, run, about) in (datasets.COMMANDS | report.COMMANDS).items():
         add(command(name, run, about))
     add_options(command("train", run_train, "Trains a small denoiser on images of your own, within a budget of minutes."))
     return top

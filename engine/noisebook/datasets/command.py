@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from noisebook.codec import Codec
     from noisebook.datasets.run import Job
+    from noisebook.datasets.tokens import TokenDataset
 
 ENGINES = ("process", "ray")
 
@@ -121,26 +122,32 @@ def add_detokenize(sub: argparse.ArgumentParser) -> None:
 def run_detokenize(args: argparse.Namespace) -> int:
     """Does it."""
     needed()
-    import noisebook
     from noisebook.datasets.detokenize import detokenize
     from noisebook.datasets.tokens import TokenDataset
 
     if args.batch_size < 1 or (args.first is not None and args.first < 0):
         raise SpecError("--batch-size must be at least 1, --first at least 0")
     data = TokenDataset(args.tokens, args.partial)
-    told = {
-        k: v
-        for k, v in data.plan.settings.network.items()
-        if k in ("dtype", "prompt", "negative_prompt", "guidance", "label")
-    }
-    how = {"dtype": told.pop("dtype", "float32"), "conditions": {k: _number(k, v) for k, v in told.items()}}
-    codec = noisebook.load(data.spec, backbone=args.backbone, device=device(args.device), **how)
+    codec = decoder(data, args.backbone, args.device)
     from tqdm import tqdm
 
     with tqdm(total=len(data) if args.first is None else min(args.first, len(data)), unit="img") as bar:
         found = detokenize(data, codec, args.output, args.batch_size, args.first, args.steps, bar.update)
     print(json.dumps(found) if args.json else f"{args.output}: {found['written']} written, {found['skipped']} were there")
     return 0
+
+
+def decoder(data: "TokenDataset", backbone: str | None, where: str) -> "Codec":
+    """The codec of a data set, with its network told what it was told when the tokens were made."""
+    import noisebook
+
+    told = {
+        k: v
+        for k, v in data.plan.settings.network.items()
+        if k in ("dtype", "prompt", "negative_prompt", "guidance", "label")
+    }
+    how = {"dtype": told.pop("dtype", "float32"), "conditions": {k: _number(k, v) for k, v in told.items()}}
+    return noisebook.load(data.spec, backbone=backbone, device=device(where), **how)
 
 
 def _number(name: str, value: str) -> Any:

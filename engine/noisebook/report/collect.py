@@ -1,0 +1,176 @@
+"""What a report says of a data set, from its plan, ledger and shards, and from some of its images decoded again."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from noisebook.container import pack, packed_bits
+from noisebook.datasets.tokens import TokenDataset
+from noisebook.errors import CodecMismatchError, ImageError
+from noisebook.images import psnr, ssim
+
+if TYPE_CHECKING:
+    from noisebook.codec import Codec
+
+ROWS = 20000  # images whose tokens are counted, at most: whole shards, spread over the data set
+BATCH = 16  # images decoded at once
+REPEATS = 8  # draws of uniform tokens whose entropy is averaged
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image: uint8 [H, W, C] of what was coded (None, and why, where it cannot be read again) and of the decode."""
+
+    key: str
+    original: np.ndarray | None
+    decoded: np.ndarray
+    bpp: float
+    psnr: float | None  # dB; None without the original, or where nothing differs
+    ssim: float | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Statistics of the tokens of `images` images that have the most common number of them.
+
+    entropy    bits a token at each position, float64 [L], as counted
+    reachable  the same of uniform tokens of as many images: counts of few images show less than there is
+    values     size of the vocabulary at each position, int64 [L]
+    step       of each position, int64 [L]: -1 the start, -2 a condition
+    histogram  how often each value of the largest vocabulary is taken, at the positions that have it
+    """
+
+    images: int
+    entropy: np.ndarray
+    reachable: np.ndarray
+    values: np.ndarray
+    step: np.ndarray
+    histogram: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """A data set as a report shows it."""
+
+    name: str
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    counts: dict[str, int]
+    failed: Counter
+    remarks: Counter
+    shards: list[dict[str, Any]]  # ledger entries of those that are done, by the time they were
+    calls: int  # of the network in a decode
+    tokens: Tokens | None  # None: codes that vary in length
+    shown: list[Shown]
+
+    def mean(self, what: str) -> float | None:
+        """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
+        values = [value for s in self.shown if (value := getattr(s, what)) is not None]
+        return sum(values) / len(values) if values else None
+
+
+class Source:
+    """A data set whose rows are read once: `ROWS` of them at most, and which keys these have."""
+
+    def __init__(self, folder: str):
+        self.data, self.name = TokenDataset(folder, partial=True), Path(folder.rstrip("/")).name
+        done = self.data.done
+        per_shard = max(1, max((entry["n_ok"] for entry in done), default=1))
+        count = min(len(done), max(1, ROWS // per_shard))
+        places = np.unique(np.linspace(0, len(done) - 1, count).round().astype(int)) if done else []
+        starts = np.cumsum([0, *(entry["n_ok"] for entry in done)])
+        self.rows: dict[str, tuple[int, dict[str, Any]]] = {}  # key -> (index, row)
+        for place in places:
+            for offset, row in enumerate(self.data.read(done[place])):
+                self.rows[row["key"]] = int(starts[place]) + offset, row
+
+    def run(self, codec: "Codec", keys: list[str]) -> Run:
+        """Everything, with these images decoded. Raises CodecMismatchError for another codec."""
+        data = self.data
+        if codec.spec.hash != data.spec.hash:
+            raise CodecMismatchError(f"{self.name}: its tokens are of another codec than the one that was made for them")
+        entries = data.done
+        counts = {name: sum(e[name] for e in data.ledgers) for name in ("n_in", "n_ok", "n_failed")}
+        counts |= {"shards": len(entries), "of_shards": data.plan.shards, "bytes": sum(e["bytes"] for e in entries),
+                   "tokens": sum(e["tokens"] for e in entries)}  # fmt: skip
+        return Run(
+            self.name, data.plan.settings.as_dict()["spec"], data.provenance, counts,
+            Counter(f["code"] for e in data.ledgers for f in e["failed"]),
+            Counter(r["code"] for e in data.ledgers for r in e["remarks"]),
+            sorted(entries, key=lambda e: (e["finished"], e["shard"])), codec.calls, self._tokens(codec),
+            self._shown(codec, keys),
+        )  # fmt: skip
+
+    def _tokens(self, codec: "Codec") -> Tokens | None:
+        if self.data.spec.rule == "poisson" or not self.rows:
+            return None
+        sizes = Counter((row["height"], row["width"]) for _, row in self.rows.values())
+        size = sizes.most_common(1)[0][0]
+        some = [row["tokens"] for _, row in self.rows.values() if (row["height"], row["width"]) == size]
+        tokens, layout = np.stack(some).astype(np.int64), codec.layout_for(*size)
+        values = np.asarray(layout.vocabulary).astype(np.int64)
+        largest = int(values.max())
+        reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(values)}
+        return Tokens(
+            len(tokens), np.array([entropy(column) for column in tokens.T]), np.array([reachable[int(v)] for v in values]),
+            values, np.asarray(layout.step), np.bincount(tokens[:, values == largest].ravel(), minlength=largest),
+        )  # fmt: skip
+
+    def _shown(self, codec: "Codec", keys: list[str]) -> list[Shown]:
+        rows = [self.rows[key] for key in keys]
+        found: list[Shown | None] = [None] * len(rows)
+        sizes = [(row["height"], row["width"]) for _, row in rows]
+        for size in dict.fromkeys(sizes):
+            group = [i for i, other in enumerate(sizes) if other == size]
+            for first in range(0, len(group), BATCH):
+                part = group[first : first + BATCH]
+                for i, pixels in zip(part, self._decode(codec, [rows[i][1] for i in part]), strict=True):
+                    found[i] = self._judged(keys[i], *rows[i], pixels, codec)
+        return [shown for shown in found if shown is not None]
+
+    @staticmethod
+    def _decode(codec: "Codec", rows: list[dict[str, Any]]) -> np.ndarray:
+        """uint8 [B, H, W, C]."""
+        tokens = torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64))
+        images = codec.decode(tokens, (rows[0]["height"], rows[0]["width"]))
+        return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def _judged(self, key: str, index: int, row: dict[str, Any], decoded: np.ndarray, codec: "Codec") -> Shown:
+        runs = codec.plan(row["height"], row["width"]).runs
+        varies = self.data.spec.rule == "poisson"
+        bits = 8 * len(pack(row["tokens"].astype(np.int64), runs)) if varies else packed_bits(runs)
+        bpp = bits / (row["height"] * row["width"])
+        try:
+            original = self.data.original(index)
+        except ImageError as error:
+            return Shown(key, None, decoded, bpp, None, None, str(error))
+        if original.shape != decoded.shape:
+            return Shown(key, None, decoded, bpp, None, None, "the picture has another size now")
+        return Shown(key, original, decoded, bpp, psnr(original, decoded), ssim(original, decoded))
+
+
+def entropy(tokens: np.ndarray) -> float:
+    """Bits of the frequencies of integers [N], as counted (the maximum-likelihood estimate, which is too low)."""
+    share = np.unique(tokens, return_counts=True)[1] / len(tokens)
+    return float(-(share * np.log2(share)).sum())
+
+
+def uniform_entropy(values: int, count: int) -> float:
+    """What `entropy` finds on average in `count` uniform tokens of so many values."""
+    random = np.random.default_rng(0)
+    return float(np.mean([entropy(random.integers(values, size=count)) for _ in range(REPEATS)]))
+
+
+def choose(sources: list[Source], count: int) -> list[str]:
+    """Keys of `count` images spread over the first data set, of those that all have; its own where they have none."""
+    keys = list(sources[0].rows)
+    common = [key for key in keys if all(key in source.rows for source in sources[1:])]
+    keys = common or keys
+    wanted = min(count, len(keys))
+    return [keys[math.floor((i + 0.5) * len(keys) / wanted)] for i in range(wanted)]

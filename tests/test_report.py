@@ -1,0 +1,172 @@
+"""`noisebook report`: what the page says is what the data set has, and it needs nothing beside it."""
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import noisebook
+from common import TINY, random_images, tiny_backbone
+from noisebook.cli import main
+
+pytest.importorskip("pyarrow")
+
+from noisebook.container import packed_bits
+from noisebook.datasets import TokenDataset
+from noisebook.images import psnr
+from noisebook.report.charts import ticks
+from noisebook.report.collect import entropy, uniform_entropy
+
+SIDE, COUNT = 16, 10
+EMPTY = ("meta", "img", "path", "circle", "br")
+
+
+class Page(HTMLParser):
+    """Tags that are closed as they were opened, texts, and every image."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.texts, self.images, self.addresses, self.tags = [], [], {}, [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [v for k, v in given.items() if k in ("src", "href", "action")]
+        if tag == "img":
+            data = base64.b64decode(given["src"].removeprefix("data:image/webp;base64,"))
+            self.images[given["alt"]] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts)
+
+
+@pytest.fixture
+def net(tmp_path):
+    return tiny_backbone(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def made(tmp_path, net, fresh):
+    """A function: makes a data set of this name from the same pictures, with these options."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["<script>alert(1)</script>.png".replace("/", "_"), 'a"b&c.png', *(f"{i}.png" for i in range(COUNT - 2))]
+    for name, x in zip(names, random_images(fresh, COUNT, SIDE, SIDE), strict=True):
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(folder / name)
+    (folder / "bad.png").write_bytes(b"no picture")
+
+    def make(name, *options):
+        out = tmp_path / name
+        command = ["tokenize", str(folder), "-o", str(out), "--backbone", net, *TINY, "--workers", "0", "--shard-size", "4"]
+        assert main([*command, *options]) == 3
+        return out
+
+    return make
+
+
+def report(tmp_path, net, *folders, options=()) -> Page:
+    out = tmp_path / "report.html"
+    assert main(["report", *map(str, folders), "-o", str(out), "--backbone", net, *options]) == 0
+    return Page(out.read_text())
+
+
+def test_what_the_page_says_is_so(tmp_path, net, made):
+    out = made("tokens")
+    page, data = report(tmp_path, net, out, options=("--images", "4")), TokenDataset(out)
+    codec = noisebook.load(data.spec, backbone=net)
+    assert f"{COUNT} of {COUNT + 1}" in page.text
+    assert "1 not_an_image" in page.text
+    assert data.spec.backbone in page.text
+    assert not [url for url in page.addresses if not url.startswith("data:")]
+    assert "script" not in page.tags
+    shown = [alt.removeprefix("decoded of ") for alt in page.images if alt.startswith("decoded")]
+    assert len(set(shown)) == 4
+    index = {row["key"]: i for i, row in enumerate(data)}
+    found = []
+    for key in shown:
+        row = data[index[key]]
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None]
+        pixels = codec.decode(tokens, (SIDE, SIDE))[0].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+        original = data.original(index[key])
+        assert np.abs(page.images[f"decoded of {key}"].astype(int) - pixels).max() == 0
+        assert (page.images[f"original of {key}"] == original).all()
+        error = np.clip(128 + 4 * (pixels.astype(int) - original), 0, 255)
+        assert (page.images[f"error of {key}"] == error).all()
+        found.append(psnr(pixels, original))
+        assert f"{found[-1]:.2f} dB" in page.text
+    assert f"{np.mean(found):.2f} dB" in page.text
+    bpp = packed_bits(codec.plan(SIDE, SIDE).runs) / SIDE**2
+    assert f"{bpp:.4f}" in page.text
+    total = sum(entropy(column) for column in np.stack([row["tokens"] for row in data]).T)
+    assert f"{total:,.1f} bits as counted" in page.text
+
+
+def test_several_are_compared_on_the_same_pictures(tmp_path, net, made):
+    page = report(tmp_path, net, made("low"), made("high", "--vocabulary", "4096"), options=("--images", "3"))
+    assert "Rate and distortion" in page.text
+    assert "The same images in each." in page.text
+    assert len([alt for alt in page.images if alt.startswith("original")]) == 3
+    for name in ("low", "high"):
+        assert len([alt for alt in page.images if alt.startswith(f"{name} of ")]) == 3
+        assert page.text.count(name) >= 4
+
+
+def test_originals_that_are_gone(tmp_path, net, made):
+    out = made("tokens")
+    shutil.rmtree(tmp_path / "in")
+    page = report(tmp_path, net, out)
+    assert "the file is gone" in page.text
+    assert re.search(r"PSNR\s+unknown", page.text)
+    assert {alt.split(" of ")[0] for alt in page.images} == {"decoded"}
+
+
+def test_a_part_and_codes_of_many_lengths(tmp_path, net, made):
+    out = made("poisson", "--rule", "poisson", "--bins", "1", "--bins-last", "1", "--vocabulary", "65536")
+    (out / "ledger/000001.json").unlink()
+    page = report(tmp_path, net, out)
+    assert "Not complete" in page.text
+    assert "vary in length" in page.text
+
+
+def test_errors(tmp_path, net, made, capsys):
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "x.html")]) == 7
+    out = made("tokens")
+    assert main(["report", str(out), "-o", str(tmp_path / "x.html"), "--images", "-1"]) == 2
+    other = tiny_backbone(tmp_path / "other.safetensors", seed=3)
+    assert main(["report", str(out), "-o", str(tmp_path / "x.html"), "--backbone", other]) == 5
+    assert not (tmp_path / "x.html").exists()
+    assert capsys.readouterr().err.count("noisebook: ") == 3
+
+
+def test_entropy_as_counted():
+    assert entropy(np.array([0, 0, 1, 1])) == 1
+    assert entropy(np.array([3, 3])) == 0
+    assert uniform_entropy(256, 100_000) == pytest.approx(8, abs=0.01)
+    assert uniform_entropy(1 << 16, 64) == pytest.approx(6, abs=0.1)  # as many as there are images
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.1, 0.1), (-3, 17), (24.38, 24.45), (0, 5001), (0, 0)])
+def test_ticks_span_what_is_shown(low, high):
+    found = ticks(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert 2 <= len(found) <= 8
+    assert np.allclose(np.diff(found), found[1] - found[0])
