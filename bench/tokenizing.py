@@ -11,6 +11,7 @@ the table of docs/datasets.md. Images: those of $NOISEBOOK_DATA, or smooth rando
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -51,7 +52,7 @@ CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a 
     {"name": "photographs 256 x 256, `photo-low`", "codec": {"preset": "photo-low"}, "input": "pictures",
      "images": (24, 512), "batch": (4, 32)},
     {"name": "CIFAR-10, `cifar10-cod`, one pass of convolutions", "codec": COD, "input": "parquet",
-     "images": (1024, 32768), "batch": (64, 256)},
+     "images": (256, 32768), "batch": (64, 256)},
 ]  # fmt: skip
 
 
@@ -59,15 +60,20 @@ def pictures(case: dict[str, Any], count: int) -> np.ndarray:
     """uint8 [N, H, W, 3], real ones where they are at hand."""
     from noisebook.backbones.npz import load_npz_images
 
-    small = case["input"] == "parquet"
-    path, side = DATA / ("cifar10_train.npz" if small else "photos256.npz"), 32 if small else 256
-    if not path.exists():
+    side, path = archive(case)
+    if path is None:
         rng = np.random.default_rng(0)
         some = np.stack([smooth(rng, side, side) for _ in range(min(count, 256))])
-        return some[np.arange(count) % len(some)]
-    if small:
-        return np.load(path)["images"][:count]
-    return np.stack([x[:side, :side, :3] for x in load_npz_images(str(path))[:count]])
+    else:
+        some = np.stack([x[:side, :side, :3] for x in load_npz_images(path, count)])
+    return some[np.arange(count) % len(some)]
+
+
+def archive(case: dict[str, Any]) -> tuple[int, Path | None]:
+    """(side of the images, where real ones are): the data folder, or what `bench/carry.py` packed."""
+    names = ("cifar10_train.npz", "cifar10.npz") if case["input"] == "parquet" else ("photos256.npz",)
+    side = 32 if case["input"] == "parquet" else 256
+    return side, next((DATA / name for name in names if (DATA / name).exists()), None)
 
 
 def prepare(folder: Path, case: dict[str, Any], images: np.ndarray) -> Path:
@@ -89,27 +95,32 @@ def alone(codec: Codec, images: Tensor, batch: int) -> float:
 
 
 class Clock:
-    """The time of the first batch: when the codec was given it."""
+    """When the codec was given the first batch, and how long it was at work in all."""
 
     def __init__(self) -> None:
         self.first: float | None = None
+        self.busy = 0.0
 
     def __call__(self, event: str, fields: dict[str, Any]) -> None:
-        if event == "batch" and self.first is None:
-            self.first = time.perf_counter() - fields["seconds"]
+        if event == "batch":
+            self.busy += fields["seconds"]
+            if self.first is None:
+                self.first = time.perf_counter() - fields["seconds"]
 
 
 def pipeline(
     codec: Codec, source: Path, output: Path, side: int, batch: int, workers: int, shard: int
-) -> tuple[float, float]:
-    """(images a second from the first batch on, seconds before it) of a data set made anew."""
+) -> tuple[float, float, float]:
+    """(images a second from the first batch on, seconds before it, share of the time from then on in which the codec is at
+    work) of a data set made anew."""
     begin, clock, store = time.perf_counter(), Clock(), Store(output)
     plan = Plan(enumerate_inputs([str(source)]), Settings(codec.spec, shard, batch, 0, (side, side)))
     plan.save(store)
     tokenizer = Tokenizer(plan, codec, store, workers, tell=clock)
     tokenizer.run(range(plan.shards))
     assert clock.first is not None
-    return len(plan.source.items) / (time.perf_counter() - clock.first), clock.first - begin
+    seconds = time.perf_counter() - clock.first
+    return len(plan.source.items) / seconds, clock.first - begin, clock.busy / seconds
 
 
 def row(case: dict[str, Any], device: str, threads: int, workers: int, rounds: int, dry: bool) -> dict[str, Any]:
@@ -119,17 +130,21 @@ def row(case: dict[str, Any], device: str, threads: int, workers: int, rounds: i
     torch.set_num_threads(threads)
     codec = noisebook.load(device=device, **case["codec"])
     given, side = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), images.shape[1]
-    speeds: dict[str, list[float]] = {"alone": [], "pipeline": [], "ratio": [], "before": []}
+    speeds: dict[str, list[float]] = {"alone": [], "pipeline": [], "ratio": [], "before": [], "busy": []}
     with tempfile.TemporaryDirectory() as folder:
         source = prepare(Path(folder), case, images)
         for k in range(rounds + 1):
             speed = alone(codec, given, batch)
-            made, before = pipeline(codec, source, Path(folder) / f"out-{k}", side, batch, workers, max(batch, count // 4))
+            made, before, busy = pipeline(
+                codec, source, Path(folder) / f"out-{k}", side, batch, workers, max(batch, count // 4)
+            )
             if k:  # the first is warm-up
-                for name, value in (("alone", speed), ("pipeline", made), ("ratio", made / speed), ("before", before)):
+                for name, value in (("alone", speed), ("pipeline", made), ("ratio", made / speed), ("before", before),
+                                    ("busy", busy)):  # fmt: skip
                     speeds[name].append(value)
     return {
-        "name": case["name"], "input": case["input"], "images": count, "batch": batch, "threads": threads,
+        "name": case["name"], "input": case["input"], "real": archive(case)[1] is not None,
+        "images": count, "batch": batch, "threads": threads,
         "workers": workers, "rounds": rounds, **{name: statistics.median(values) for name, values in speeds.items()},
         "ratios": [round(r, 4) for r in speeds["ratio"]],
     }  # fmt: skip
@@ -138,11 +153,15 @@ def row(case: dict[str, Any], device: str, threads: int, workers: int, rounds: i
 def table() -> str:
     result, lines = report.load(NAME), []
     for r in result["rows"]:
+        spread = f"({100 * min(r['ratios']):.0f} to {100 * max(r['ratios']):.0f})"
         lines.append([r["name"], str(r["batch"]), f"{r['threads']} + {r['workers']}", f"{r['alone']:.1f}",
-                      f"{r['pipeline']:.1f}", f"{100 * r['ratio']:.1f} %", f"{r['before']:.1f} s"])  # fmt: skip
+                      f"{r['pipeline']:.1f}", f"{100 * r['ratio']:.1f} % {spread}", f"{100 * r['busy']:.1f} %",
+                      f"{r['before']:.1f} s"])  # fmt: skip
     head = ["images, codec", "batch", "codec's threads + workers", "codec alone, images/s", "`tokenize`, images/s", "ratio",
-            "before the first batch"]  # fmt: skip
-    return f"{report.table(head, lines)}\n\nMedians of {result['rows'][0]['rounds']} rounds. {report.source(result, NAME)}"
+            "codec at work", "before the first batch"]  # fmt: skip
+    about = f"Medians of {result['rows'][0]['rounds']} rounds in turns (least to most). The machine's load average was " \
+            f"{result['load']:.1f} before, on its {result['cores']} cores; a ratio above 100 % is of that"  # fmt: skip
+    return f"{report.table(head, lines)}\n\n{about}. {report.source(result, NAME)}"
 
 
 def gpu_table() -> str:
@@ -151,8 +170,9 @@ def gpu_table() -> str:
         return "Not measured on a GPU yet (`bash bench/gpu.sh tokenizing`)."
     refuse_dry(result, f"gpu_{NAME}.json")
     lines = [[r["name"], str(r["batch"]), str(r["workers"]), f"{r['alone']:.0f}", f"{r['pipeline']:.0f}",
-              f"{100 * r['ratio']:.1f} %"] for r in result["rows"]]  # fmt: skip
-    head = ["images, codec", "batch", "workers", "codec alone, images/s", "`tokenize`, images/s", "ratio"]
+              f"{100 * r['ratio']:.1f} %", f"{100 * r['busy']:.1f} %"] for r in result["rows"]]  # fmt: skip
+    head = ["images, codec", "batch", "workers", "codec alone, images/s", "`tokenize`, images/s", "ratio",
+            "codec at work"]  # fmt: skip
     return f"{report.table(head, lines)}\n\n{report.source(result, f'gpu_{NAME}')}"
 
 
@@ -172,7 +192,7 @@ def main() -> int:
         return 0
     device = "cuda" if torch.cuda.is_available() and not options.dry else "cpu"
     ways = [(torch.get_num_threads(), 8)] if device == "cuda" else [(1, 1)] if options.dry else [(1, 1), (2, 1)]
-    begin, rows, left_out = time.monotonic(), [], []
+    begin, rows, left_out, load = time.monotonic(), [], [], round(os.getloadavg()[0], 1)
     for case in CASES[2:] if options.dry else CASES:
         for threads, workers in ways:
             if time.monotonic() - begin > 60 * options.minutes:
@@ -181,7 +201,7 @@ def main() -> int:
             rows.append(row(case, device, threads, workers, 1 if options.dry else options.rounds, options.dry))
             print(f"{rows[-1]['name']}: {rows[-1]['pipeline']:.1f} of {rows[-1]['alone']:.1f} images/s, "
                   f"{100 * rows[-1]['ratio']:.1f} %", flush=True)  # fmt: skip
-    result = {"dry": options.dry, "rows": rows, "left_out": left_out}
+    result = {"dry": options.dry, "load": load, "rows": rows, "left_out": left_out}
     if options.file:
         save(options.file, {**provenance(0, device), **result})
     else:

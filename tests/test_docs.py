@@ -37,6 +37,8 @@ def test_tables_come_from_the_results():
         ("cod", "cod"),
         ("cod_latent", "cod"),
         ("whole_dataset", "datasets"),
+        ("tokenizing", "datasets"),
+        ("scaling", "scale"),
         ("fuzz", "reliability"),
         ("faults", "reliability"),
     ],

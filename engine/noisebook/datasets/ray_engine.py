@@ -165,7 +165,8 @@ class Crew:
                 raise error.cause from None
             raise
         except (RayError, TimeoutError) as error:
-            self._bury(member, str(error).strip().splitlines()[0])
+            lines = str(error).strip().splitlines()  # of an exception while it was made, the last says which
+            self._bury(member, lines[-1 if getattr(error, "actor_init_failed", False) else 0].strip())
 
     def _done(self, member: Member, found: Any) -> None:
         if member.loaded:
@@ -207,8 +208,8 @@ class Crew:
     def _hire_no_more(self, reason: str) -> None:
         self.size = sum(member.loaded for member in self.members)
         if not self.size:
-            raise DatasetError(f"{self.stillborn} actors in a row died before they had a codec: {reason}: is there memory "
-                               "for it? What is done stays done")  # fmt: skip
+            raise DatasetError(f"{self.stillborn} actors in a row died before they had a codec: {reason}: has every node "
+                               "the packages, and memory? What is done stays done")  # fmt: skip
 
     def _refuse_unseen(self) -> None:
         made = [shard for shard in self.todo if self.deaths[shard] <= self.retries]
