@@ -48,6 +48,7 @@ KINDS = {  # 384 bits an image, four tokens a step; then 64, as CoD has, which a
 WORDS = {"8-bit-1d": "8 bits, 1-D", "8-bit-2d": "8 bits, 2-D", "12-bit-1d": "12 bits, 1-D", "12-bit-2d": "12 bits, 2-D",
          "4-bit-1d": "4 bits, 1-D", "cod": "CoD, 4 bits"}  # fmt: skip
 SHUFFLED = "8-bit-1d"  # the kind whose tokens are also learned in disorder, where there is nothing to learn
+COD_STEPS = 8  # of CoD's decode, which has no steps of its own
 DRAWN = ("learned", "uniform")
 
 
@@ -134,7 +135,8 @@ def by_step(bits: Tensor, step: Any) -> dict[str, Any]:
 
 def pictures(codec: Codec, tokens: Tensor) -> Tensor:
     """uint8 [N, 3, 32, 32]."""
-    return metrics.to_uint8(torch.cat([codec.decode(some, SIZE) for some in tokens.split(50)]))
+    steps = COD_STEPS if codec.spec.condition else None
+    return metrics.to_uint8(torch.cat([codec.decode(some, SIZE, steps) for some in tokens.split(50)]))
 
 
 def picture(work: Path) -> None:
