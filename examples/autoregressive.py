@@ -2,7 +2,7 @@
 
     noisebook tokenize TRAIN -o tokens ...           # any codec whose images have one size
     noisebook tokenize TEST -o held-out ...          # the same codec
-    python examples/autoregressive.py tokens held-out -o out --minutes 5
+    python examples/autoregressive.py tokens held-out -o out
 
 Prints bits a token on the held-out images, beside those of a table of frequencies for each position and of a uniform guess,
 and writes out/samples.png, tokens drawn one by one and decoded.
@@ -31,7 +31,7 @@ from noisebook.datasets import TokenDataset
 
 AXES = 64  # main axes of the images on which codewords are seen
 LEARNED = 32  # numbers of an embedding that is learned
-PATIENCE = 8  # looks at the validation images without a gain, after which training ends
+PATIENCE = 4  # looks at the validation images without a gain, after which training ends
 
 
 class Transformer(nn.Module):
@@ -40,7 +40,7 @@ class Transformer(nn.Module):
     table  float32 [L, V, F], what is known of each token; None: learned
     """
 
-    def __init__(self, length: int, values: int, table: Tensor | None, width: int = 128, layers: int = 3, heads: int = 4):
+    def __init__(self, length: int, values: int, table: Tensor | None, width: int = 96, layers: int = 2, heads: int = 4):
         super().__init__()
         if table is None:
             self.table = nn.Parameter(torch.randn(length, values, LEARNED) / math.sqrt(LEARNED))
@@ -116,9 +116,9 @@ def frequency_bits(train: Tensor, held_out: Tensor, values: int) -> Tensor:
 
 
 def learn(
-    train: Tensor, held_out: Tensor, values: int, table: Tensor | None, minutes: float, seed: int = 0, batch: int = 50
+    train: Tensor, held_out: Tensor, values: int, table: Tensor | None, epochs: int, seed: int = 0, batch: int = 50
 ) -> Learned:
-    """Trains on nine tenths of `train` until the last tenth gains no more, or the time is over; the best state counts."""
+    """Trains on nine tenths of `train` until the last tenth gains no more, `epochs` times at most; the best state counts."""
     torch.manual_seed(seed)
     cut = len(train) * 9 // 10
     part, rest = train[:cut], train[cut:]
@@ -128,7 +128,7 @@ def learn(
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, 1e-3)
     begin, best, kept, worse, epoch = time.monotonic(), math.inf, {}, 0, 0
-    while worse < PATIENCE and time.monotonic() - begin < 60 * minutes:
+    while worse < PATIENCE and epoch < epochs:
         model.train()
         for rows in torch.randperm(cut).split(batch):
             loss = F.cross_entropy(model(part[rows]).flatten(0, 1), part[rows].flatten())
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--embedding", choices=("index", "codeword"), default="codeword")
     parser.add_argument("--backbone", help="where the codec's network is, if it did not come with the package")
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -181,7 +181,7 @@ def main() -> None:
     if args.embedding == "codeword":
         images = torch.from_numpy(np.stack([data.original(i) for i in range(min(1000, len(data)))])).permute(0, 3, 1, 2)
         table = codewords(codec, size, values, images)
-    found = learn(train, held_out, values, table, args.minutes, args.seed)
+    found = learn(train, held_out, values, table, args.epochs, args.seed)
     print(f"bits a token on {len(held_out)} images: {float(found.bits.mean()):.3f} of {math.log2(values):.3f}, a table of "
           f"frequencies {float(frequency_bits(train, held_out, values).mean()):.3f}; {found.epochs} epochs")  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ def test_tables_come_from_the_results():
         ("latent", "findings/latent-photo"),
         ("refining", "findings/refining-tokens"),
         ("ideas", "findings/coding-ideas"),
+        ("tokens_in_use", "findings/tokens-in-use"),
         ("hits", "calibration"),
         ("rate_distortion", "rates"),
         ("cod", "cod"),
