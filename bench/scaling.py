@@ -239,15 +239,17 @@ def share_table() -> str:
     jpeg = next(r["images_per_s"] for r in result["decoding"] if (r["side"], r["kind"]) == (256, "JPEG"))
     rows = []
     for what, speed, outside, _ in speeds()[1:]:
+        pixels = (int(what.rsplit(" x ", 1)[1]) / 256) ** 2
         network = "none" if outside is None else f"{1e3 * (1 - outside) / speed:.1f} ms"
         rest = (
             f"{1e3 / speed:.2f} ms, all of it"
             if outside is None
             else f"{1e3 * outside / speed:.2f} ms ({100 * outside:.1f} %)"
         )
-        rows.append([what, network, rest, f"{speed / jpeg:.2f}"])
+        rows.append([what, network, rest, f"{speed * pixels / jpeg:.2f}"])
     head = ["codec", "network, GPU time an image", "search, update and the rest", "cores that decode JPEG for one GPU"]
-    note = f"Arithmetic. A core decodes {jpeg:,.0f} JPEG of 256 x 256 a second (measured, above, on {result['device']})"
+    about = f"a core decodes {jpeg:,.0f} JPEG of 256 x 256 a second (measured, above, on {result['device']})"
+    note = f"Arithmetic: {about}, and of larger ones fewer, in proportion to their pixels"
     return f"{report.table(head, rows)}\n\n{note}."
 
 
