@@ -42,7 +42,7 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], from
                    f'<text class="end" x="{left - 6}" y="{height + 4}">{number(y)}</text>')  # fmt: skip
     for x in (x for x in x_ticks if x0 <= x <= x1):
         left, bottom = at(x, y0)
-        out.append(f'<text class="middle" x="{left}" y="{bottom + 17}">{number(x)}</text>')
+        out.append(f'<text class="middle" x="{left}" y="{bottom + 20}">{number(x)}</text>')
     out.append(f'<text class="middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     out.append(f'<text class="middle" transform="translate(13 {middle}) rotate(-90)">{escape(y_label)}</text>')
