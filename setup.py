@@ -21,8 +21,8 @@ setup(
         "noisebook_kernels",
     ],
     package_data={
-        "noisebook": ["py.typed", "_C.pyi", "presets.json", "backbones/weights/*"],
-        "noisebook_kernels": ["py.typed"],
+        "noisebook": ["py.typed", "_C.pyi", "presets.json", "backbones/weights/*", "report/style.css"],
+        "noisebook_kernels": ["py.typed", "tuned.json"],
     },
     ext_modules=[
         Pybind11Extension(

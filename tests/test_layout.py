@@ -129,6 +129,10 @@ def test_sdist_builds_a_wheel_that_runs_in_an_empty_folder(tmp_path):
         z.extractall(tmp_path / "site")
     for wanted in ("noisebook/py.typed", "noisebook/presets.json", "noisebook_kernels/__init__.py"):
         assert wanted in names
+    for folder in (ROOT / "engine/noisebook", ROOT / "kernels/noisebook_kernels"):
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix not in (".pyc", ".so", ".pyd"):
+                assert path.relative_to(folder.parent).as_posix() in names, "setup.py leaves it out"
     assert any(n.startswith("noisebook/_C") for n in names), "the wheel has no C++ extension"
     assert any(n.endswith("weights/gaussian-prior.safetensors") for n in names)
     (tmp_path / "empty").mkdir()
