@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import report
+import throughput
 import tokenizing
 import torch
 from PIL import Image
@@ -140,11 +141,7 @@ def plan(count: int, folder: str) -> None:
     items = [Item(f"n{i // 1300:08d}/{i:08d}", i // 1000, starts[i], sizes[i], ".jpg", f'{{"cls": [{starts[i + 1]}, 3]}}')
              for i in range(count)]  # fmt: skip
     files = [File(f"train-{i:06d}.tar", f"train-{i:06d}.tar", 1 << 20, "1") for i in range(-(-count // 1000))]
-    made, store, begin = (
-        Plan(Source("webdataset", files, items), Settings(spec, 1000, 32, 0, (256, 256))),
-        Store(folder),
-        0.0,
-    )
+    made, store = Plan(Source("webdataset", files, items), Settings(spec, 1000, 32, 0, (256, 256))), Store(folder)
     memory, begin = resident() - before, time.perf_counter()
     made.save(store)
     saved, begin = time.perf_counter() - begin, time.perf_counter()
@@ -191,25 +188,18 @@ def cost_table() -> str:
 
 def speeds() -> list[tuple[str, float, float | None, str]]:
     """(what, images a second of one GPU, share of it outside the network, how it is known), from the measured files."""
-    throughput, cod = report.load("gpu_throughput"), report.load("gpu_cod")
-    row = next(r for r in throughput["rows"] if r.get("graphs") and r["verb"] == "encode" and r["law"] == "hadamard"
+    measured, cod = report.load("gpu_throughput"), report.load("gpu_cod")
+    row = next(r for r in measured["rows"] if r.get("graphs") and r["verb"] == "encode" and r["law"] == "hadamard"
                and r["way"]["dtype"] == "bfloat16")  # fmt: skip
     whole = max((r for r in cod["rows"] if r["verb"] == "encode"), key=lambda r: r["images_per_s"])
     name = f"U-Net of {row['parameters'] / 1e6:.0f} M weights, {row['steps']} calls"
-    scaled = row["images_per_s"] * (tokenizing_side() / 256) ** 2
+    scaled = row["images_per_s"] * (throughput.SIDE / 256) ** 2
     return [
         (f"{name}, 32 x 32", row["images_per_s"], row["share_outside"], "measured"),
         (f"{name}, 256 x 256", scaled, row["share_outside"], "arithmetic: 64 times the pixels, 64 times the time"),
         ("the same with 25 calls, 256 x 256", scaled * row["steps"] / 25, row["share_outside"], "arithmetic"),
         (f"CoD's encoder, no network call, {whole['side']} x {whole['side']}", whole["images_per_s"], None, "measured"),
     ]  # fmt: skip
-
-
-def tokenizing_side() -> int:
-    """The side of the images of gpu_throughput.json."""
-    import throughput
-
-    return throughput.SIDE
 
 
 def span(seconds: float) -> str:

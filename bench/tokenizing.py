@@ -33,7 +33,7 @@ from noisebook.datasets.inputs import enumerate_inputs
 from noisebook.datasets.plan import Plan, Settings
 from noisebook.datasets.store import Store
 from noisebook.datasets.tokenizer import Tokenizer
-from record import DATA, ROOT, provenance, refuse_dry, save, write
+from record import DATA, ROOT, provenance, save, write
 
 NAME, PAGE = "tokenizing", ROOT / "docs/datasets.md"
 FLOW = {
@@ -160,7 +160,7 @@ def table() -> str:
     head = ["images, codec", "batch", "codec's threads + workers", "codec alone, images/s", "`tokenize`, images/s", "ratio",
             "codec at work", "before the first batch"]  # fmt: skip
     about = f"Medians of {result['rows'][0]['rounds']} rounds in turns (least to most). The machine's load average was " \
-            f"{result['load']:.1f} before, on its {result['cores']} cores; a ratio above 100 % is of that"  # fmt: skip
+            f"{result['load']:.1f} before, on its {result['cores']} cores; above 100 % shows how far it swings"  # fmt: skip
     return f"{report.table(head, lines)}\n\n{about}. {report.source(result, NAME)}"
 
 
@@ -168,7 +168,6 @@ def gpu_table() -> str:
     result = report.measured(f"gpu_{NAME}")
     if result is None:
         return "Not measured on a GPU yet (`bash bench/gpu.sh tokenizing`)."
-    refuse_dry(result, f"gpu_{NAME}.json")
     lines = [[r["name"], str(r["batch"]), str(r["workers"]), f"{r['alone']:.0f}", f"{r['pipeline']:.0f}",
               f"{100 * r['ratio']:.1f} %", f"{100 * r['busy']:.1f} %"] for r in result["rows"]]  # fmt: skip
     head = ["images, codec", "batch", "workers", "codec alone, images/s", "`tokenize`, images/s", "ratio",

@@ -10,7 +10,6 @@ is said to be. Writes bench/results/whole_dataset.json and a table of docs/datas
 """
 
 import argparse
-import io
 import json
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from PIL import Image
 
 import noisebook
 from noisebook.datasets import TokenDataset
+from noisebook.images import png_bytes
 from record import DATA, ROOT, write
 
 NAME, PAGE = "whole_dataset", ROOT / "docs/datasets.md"
@@ -96,11 +96,7 @@ def write_parquet(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = []
-    for i, image in enumerate(images):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        rows.append({"bytes": buffer.getvalue(), "path": f"{i:05d}.png"})
+    rows = [{"bytes": png_bytes(image), "path": f"{i:05d}.png"} for i, image in enumerate(images)]
     pq.write_table(pa.table({"img": rows, "label": labels.tolist()}), path)
 
 

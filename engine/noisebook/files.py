@@ -46,7 +46,7 @@ def encode_and_show(
     height, width = pixels.shape[:2]
     tokens, image = codec.reconstruct(*_tensors(pixels, weights))
     payload = pack(tokens[0].cpu().numpy(), codec.plan(height, width).runs)
-    return contain(codec.spec, height, width, payload, embed, derived).to_bytes(), _pixels(image[0])
+    return contain(codec.spec, height, width, payload, embed, derived).to_bytes(), pixels_of(image[0])
 
 
 def contain(
@@ -74,7 +74,7 @@ def decode_picture(codec: "Codec", container: Container, steps: int | None = Non
 
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
     image = codec.decode_packed(payload[None], (container.height, container.width), steps)[0]
-    return _pixels(image)
+    return pixels_of(image)
 
 
 def _tensors(pixels: "np.ndarray", weights: "np.ndarray | None") -> "tuple[torch.Tensor, torch.Tensor | None]":
@@ -84,9 +84,9 @@ def _tensors(pixels: "np.ndarray", weights: "np.ndarray | None") -> "tuple[torch
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], counts
 
 
-def _pixels(image: "torch.Tensor") -> "np.ndarray":
-    """float32 [C, H, W] -> uint8 [H, W, C], rounded to nearest."""
-    return image.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+def pixels_of(images: "torch.Tensor") -> "np.ndarray":
+    """What a codec decodes, float32 [..., C, H, W] -> uint8 [..., H, W, C], rounded to nearest."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().movedim(-3, -1).cpu().numpy()
 
 
 def spec_of(container: Container) -> CodecSpec | None:

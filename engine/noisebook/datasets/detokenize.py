@@ -1,6 +1,6 @@
 """A tokenised data set back to pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import torch
 
 from noisebook.datasets.tokens import TokenDataset
 from noisebook.errors import CodecMismatchError, DatasetError
+from noisebook.files import pixels_of
 from noisebook.images import png_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -27,14 +28,17 @@ def detokenize(
         raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
     counts = {"written": 0, "skipped": 0}
     for batch in _batches(data, len(data) if first is None else min(first, len(data)), batch_size, output, counts):
-        tokens = torch.from_numpy(np.stack([row["tokens"] for _, row in batch]).astype(np.int64))
-        size = batch[0][1]["height"], batch[0][1]["width"]
-        shown = codec.decode(tokens, size, steps).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
-        for (path, _), pixels in zip(batch, shown.cpu().numpy(), strict=True):
+        for (path, _), pixels in zip(batch, decoded(codec, [row for _, row in batch], steps), strict=True):
             write_bytes(path, png_bytes(pixels))
         counts["written"] += len(batch)
         tell(len(batch))
     return counts
+
+
+def decoded(codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None) -> np.ndarray:
+    """Pictures uint8 [B, H, W, C] of rows of one size, of all or so many `steps`."""
+    tokens = torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64))
+    return pixels_of(codec.decode(tokens, (rows[0]["height"], rows[0]["width"]), steps))
 
 
 def _batches(

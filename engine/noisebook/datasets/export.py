@@ -7,7 +7,7 @@ import shutil
 import struct
 import tarfile
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,10 @@ def _webdataset(data: TokenDataset, folder: Path) -> int:
 
 def _stem(key: str, taken: set[str]) -> str:
     """A sample's name in its tar: WebDataset cuts at the first dot, and takes neighbours of one name for one sample."""
-    stem = plain = key.replace("/", "__").replace(".", "_")
-    for number in count(2):
-        if stem not in taken:
-            taken.add(stem)
-            return stem
-        stem = f"{plain}__{number}"
-    raise AssertionError
+    plain = key.replace("/", "__").replace(".", "_")
+    stem = next(name for name in chain([plain], (f"{plain}__{n}" for n in count(2))) if name not in taken)
+    taken.add(stem)
+    return stem
 
 
 def _npy(data: TokenDataset, folder: Path) -> int:

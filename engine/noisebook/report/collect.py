@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from noisebook.container import pack, packed_bits
+from noisebook.datasets.detokenize import decoded
 from noisebook.datasets.tokens import TokenDataset
 from noisebook.errors import CodecMismatchError, ImageError
 from noisebook.images import psnr, ssim
@@ -42,7 +42,6 @@ class Tokens:
     entropy    bits a token at each position, float64 [L], as counted
     reachable  the same of uniform tokens of as many images: counts of few images show less than there is
     values     size of the vocabulary at each position, int64 [L]
-    step       of each position, int64 [L]: -1 the start, -2 a condition
     histogram  how often each value of the largest vocabulary is taken, at the positions that have it
     """
 
@@ -50,7 +49,6 @@ class Tokens:
     entropy: np.ndarray
     reachable: np.ndarray
     values: np.ndarray
-    step: np.ndarray
     histogram: np.ndarray
 
 
@@ -113,13 +111,13 @@ class Source:
         sizes = Counter((row["height"], row["width"]) for _, row in self.rows.values())
         size = sizes.most_common(1)[0][0]
         some = [row["tokens"] for _, row in self.rows.values() if (row["height"], row["width"]) == size]
-        tokens, layout = np.stack(some).astype(np.int64), codec.layout_for(*size)
-        values = np.asarray(layout.vocabulary).astype(np.int64)
+        tokens = np.stack(some).astype(np.int64)
+        values = np.asarray(codec.layout_for(*size).vocabulary).astype(np.int64)
         largest = int(values.max())
         reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(values)}
         return Tokens(
             len(tokens), np.array([entropy(column) for column in tokens.T]), np.array([reachable[int(v)] for v in values]),
-            values, np.asarray(layout.step), np.bincount(tokens[:, values == largest].ravel(), minlength=largest),
+            values, np.bincount(tokens[:, values == largest].ravel(), minlength=largest),
         )  # fmt: skip
 
     def _shown(self, codec: "Codec", keys: list[str]) -> list[Shown]:
@@ -130,16 +128,9 @@ class Source:
             group = [i for i, other in enumerate(sizes) if other == size]
             for first in range(0, len(group), BATCH):
                 part = group[first : first + BATCH]
-                for i, pixels in zip(part, self._decode(codec, [rows[i][1] for i in part]), strict=True):
+                for i, pixels in zip(part, decoded(codec, [rows[i][1] for i in part]), strict=True):
                     found[i] = self._judged(keys[i], *rows[i], pixels, codec)
         return [shown for shown in found if shown is not None]
-
-    @staticmethod
-    def _decode(codec: "Codec", rows: list[dict[str, Any]]) -> np.ndarray:
-        """uint8 [B, H, W, C]."""
-        tokens = torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64))
-        images = codec.decode(tokens, (rows[0]["height"], rows[0]["width"]))
-        return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def _judged(self, key: str, index: int, row: dict[str, Any], decoded: np.ndarray, codec: "Codec") -> Shown:
         runs = codec.plan(row["height"], row["width"]).runs
