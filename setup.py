@@ -4,24 +4,17 @@ import re
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "engine/noisebook/__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "engine/noisebook/runtime/__init__.py").read_text())[1]
 
 setup(
     version=VERSION,
     package_dir={"noisebook": "engine/noisebook", "noisebook_kernels": "kernels/noisebook_kernels"},
-    packages=[
-        "noisebook",
-        "noisebook.backbones",
-        "noisebook.datasets",
-        "noisebook.report",
-        "noisebook.training",
-        "noisebook_kernels",
-    ],
+    packages=[*find_packages("engine"), *find_packages("kernels")],
     package_data={
-        "noisebook": ["py.typed", "_C.pyi", "presets.json", "backbones/weights/*", "report/style.css"],
+        "noisebook": ["py.typed", "_C.pyi", "spec/presets.json", "backbones/weights/*", "report/style.css"],
         "noisebook_kernels": ["py.typed", "tuned.json"],
     },
     ext_modules=[

@@ -34,7 +34,7 @@ import rates
 import torch
 from PIL import Image, features
 
-from noisebook.images import read_image
+from noisebook.images.io import read_image
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,15 @@ import torch
 from torch import Tensor
 
 import noisebook
-from noisebook import backbones, calibration, container, schedule
-from noisebook.backbones.cod import CoD
-from noisebook.codec import Codec
+from noisebook import backbones
+from noisebook.backbones.cod.cod import CoD
+from noisebook.codec.codec import Codec
+from noisebook.codec.measure import measure
 from noisebook.errors import SpecError
-from noisebook.spec import CodecSpec
+from noisebook.format import container
+from noisebook.spec import curve as calibration
+from noisebook.spec import schedule
+from noisebook.spec.spec import CodecSpec
 from record import DATA, RESULTS, ROOT, command_line, write
 
 SPEED = "gpu_cod"  # of bench/cod_speed.py
@@ -68,7 +72,7 @@ class Bench:
 
     def curve(self, name: str, told: bool) -> calibration.Curve:
         if (name, told) not in self.curves:
-            self.curves[name, told] = calibration.measure(self.models[name], list(self.seen.split(64)), conditional=told)
+            self.curves[name, told] = measure(self.models[name], list(self.seen.split(64)), conditional=told)
         return self.curves[name, told]
 
     def figures(self, decoded: Tensor) -> dict[str, Any]:

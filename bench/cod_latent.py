@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import noisebook
-from noisebook import backbones, container
-from noisebook.backbones.latent import Latent
-from noisebook.backbones.npz import load_npz_images
-from noisebook.images import find_files, read_image
+from noisebook import backbones
+from noisebook.backbones.wrappers.latent import Latent
+from noisebook.format import container
+from noisebook.images.archive import load_npz_images
+from noisebook.images.io import find_files, read_image
 from record import DATA, ROOT, write
 
 NAME, PAGE = "cod_latent", ROOT / "docs/cod.md"

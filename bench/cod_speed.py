@@ -17,9 +17,9 @@ import torch
 from timing import Clock
 
 import noisebook
-from noisebook.backbones.cod import CoD
-from noisebook.backbones.cod_nets import CodConfig, CodNet
-from noisebook.codec import Codec
+from noisebook.backbones.cod.cod import CoD
+from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.codec.codec import Codec
 from record import provenance, save
 
 TINY = CodConfig(hidden=64, heads=4, blocks=3, cond_blocks=2, hidden_x=8, width=32)

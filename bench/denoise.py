@@ -10,7 +10,8 @@ import time
 
 import torch
 
-from noisebook import backbones, images
+from noisebook import backbones
+from noisebook.images import io as images
 from record import DATA, write
 
 LEVELS = (0.1, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0)

@@ -19,12 +19,12 @@ from metrics import to_uint8
 
 import noisebook
 from noisebook.datasets import ledger
-from noisebook.datasets.check import check
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan
+from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.store import Store
-from noisebook.datasets.tokens import TokenDataset
+from noisebook.datasets.verify import check
 from noisebook.errors import NoisebookError
-from noisebook.images import psnr
+from noisebook.images.metrics import psnr
 
 Damage = Callable[[bytes, int], bytes]
 

@@ -18,9 +18,10 @@ from faults_deadly import HANGS, KILLS, KILLS_WHILE_SENDING, serve
 from faults_kit import SIDE, Child, Ground, faults_of, png, smooth
 from PIL import Image
 
-from noisebook.datasets import decoding, ledger, loader, tokenizer
+from noisebook.datasets import decoding, ledger, loader
+from noisebook.datasets import shard as tokenizer
+from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.store import Store
-from noisebook.datasets.tokens import TokenDataset
 
 
 def codes(output: Path) -> dict[str, set[str]]:

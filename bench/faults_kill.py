@@ -17,8 +17,8 @@ from typing import Any
 
 from faults_kit import PHASES, Child, Ground, Hang, digest, faults_of, group_members, half_written, orphans, remove, wait_for
 
-from noisebook import images
 from noisebook.datasets import store
+from noisebook.runtime import atomic
 
 ROUNDS = 40  # kills of one data set before it may finish
 
@@ -142,7 +142,7 @@ class Steps:
     def install(self) -> None:
         for name in self.NAMES[: None if self.act is die else -1]:  # a full disk lets files be removed
             setattr(os, name, self._wrapped(name, getattr(os, name)))
-        whole, named = images.write_bytes, tempfile.NamedTemporaryFile
+        whole, named = atomic.write_bytes, tempfile.NamedTemporaryFile
         steps = self
 
         class Halves:
@@ -171,7 +171,7 @@ class Steps:
             finally:
                 self.inside.yes = False
 
-        images.tempfile = type("Tempfile", (), {"NamedTemporaryFile": lambda **k: Halves(named(**k))})  # type: ignore
+        atomic.tempfile = type("Tempfile", (), {"NamedTemporaryFile": lambda **k: Halves(named(**k))})  # type: ignore
         store.write_bytes = write_bytes
 
     def _wrapped(self, name: str, there: Callable) -> Callable:

@@ -28,8 +28,10 @@ from PIL import Image
 
 from noisebook import backbones
 from noisebook.backbones.checkpoint import write_checkpoint
-from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
-from noisebook.datasets import check, ledger, run, tokenizer
+from noisebook.backbones.nets.convnet import ConvDenoiser, checkpoint_tensors
+from noisebook.datasets import ledger, run
+from noisebook.datasets import shard as tokenizer
+from noisebook.datasets import verify as check
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import read_shard
@@ -141,7 +143,7 @@ class Child:
             self._mark(run, "summary", 4)
             if prepare is not None:
                 prepare()
-            from noisebook.cli import main
+            from noisebook.cli.main import main
 
             code = main(arguments)
         except BaseException:

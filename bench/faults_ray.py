@@ -15,7 +15,8 @@ from typing import Any
 import faults_deadly
 from faults_kit import KNOBS, LIMIT, Ground, digest, faults_of, png, remove, smooth
 
-from noisebook.datasets import ray_engine, run
+from noisebook.datasets import ray as ray_engine
+from noisebook.datasets import run
 
 OPTIONS = ("--engine", "ray", "--actors", "2", "--retries", "9")  # a shard may be hit by more than one of the kills
 

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import report
 
-from noisebook import FormatError, SpecError, container
-from noisebook.container import REFUSALS, Container, pack, packed_bits, unpack
-from noisebook.files import spec_of, token_runs
+from noisebook import FormatError, SpecError
+from noisebook.format import container
+from noisebook.format.container import REFUSALS, Container, pack, packed_bits, unpack
+from noisebook.images.files import spec_of, token_runs
 from record import ROOT, write
 
 sys.path.append(str(ROOT / "tests"))

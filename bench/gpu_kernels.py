@@ -25,8 +25,7 @@ from timing import Clock, copies_of, measure
 from torch import Tensor
 
 import noisebook_kernels as kernels
-from noisebook import codebook_reference as reference
-from noisebook.codebook import Codebook
+from noisebook.codebook import Codebook, reference
 from record import provenance, save
 
 STEP, SEED, KEEP, GAIN = 5, 0x9E3779B97F4A7C15, 0.75, 0.5

@@ -10,10 +10,12 @@ from typing import Any
 
 import report
 
-from noisebook import backbones, targets
-from noisebook.container import Container
-from noisebook.files import decode_picture
-from noisebook.images import psnr, read_image
+from noisebook import backbones
+from noisebook.format.container import Container
+from noisebook.images import targets
+from noisebook.images.files import decode_picture
+from noisebook.images.io import read_image
+from noisebook.images.metrics import psnr
 from record import DATA, ROOT, write
 
 NAME, PAGE, BACKBONE = "hits", ROOT / "docs/calibration.md", "photo"

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from noisebook.backbones import Backbone
 from noisebook.codebook import START_STEP, Codebook
-from noisebook.codec import Codec
-from noisebook.plan import Tokens
-from noisebook.rules import refined
-from noisebook.spec import Step
+from noisebook.codec.codec import Codec
+from noisebook.codec.stream import Tokens
+from noisebook.rules.rules import refined
+from noisebook.spec.spec import Step
 from record import RESULTS, ROOT, write
 
 NAME, PAGE = "ideas", ROOT / "docs/findings/coding-ideas.md"

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from noisebook import presets
-from noisebook.cli import main as noisebook
-from noisebook.images import psnr, read_image
+from noisebook.cli.main import main as noisebook
+from noisebook.images.io import read_image
+from noisebook.images.metrics import psnr
+from noisebook.spec import presets
 from record import DATA, write
 
 PRESETS = ("photo", "photo-low", "photo-high")

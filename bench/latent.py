@@ -19,10 +19,10 @@ from paper_rows import LOG, Row, key, resolved
 from torch import Tensor
 
 from noisebook.backbones import Backbone, fingerprint_of, load
-from noisebook.backbones.autoencoders import TinyAutoencoder, read_taesd
-from noisebook.backbones.gaussian import FLOOR, DCTPrior, dct_matrix
-from noisebook.backbones.latent import Latent
-from noisebook.backbones.npz import load_npz_images
+from noisebook.backbones.nets.autoencoders import TinyAutoencoder, read_taesd
+from noisebook.backbones.nets.gaussian import FLOOR, DCTPrior, dct_matrix
+from noisebook.backbones.wrappers.latent import Latent
+from noisebook.images.archive import load_npz_images
 from record import DATA, RESULTS, ROOT
 
 OUT, PAGE = RESULTS / "latent.json", ROOT / "docs/findings/latent-photo.md"

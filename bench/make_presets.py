@@ -5,8 +5,9 @@
 Numbers stand in files. Once a release carries one, its entry is never changed, only new ones are added.
 """
 
-from noisebook import backbones, presets
-from noisebook.presets import Preset, Recipe
+from noisebook import backbones
+from noisebook.spec import presets
+from noisebook.spec.presets import Preset, Recipe
 
 # 12 steps, so 25 network calls for both ways; start, levels and bins as the backbone's curve says. A backbone without a
 # curve gets the levels and bins of the presets of before, which a person chose: a high first level lets the image's mean

@@ -37,10 +37,10 @@ from torch import Tensor
 from noisebook.backbones import Backbone, load
 from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
-from noisebook.backbones.gaussian import PCAPrior, fit_pca, pca_from_checkpoint
-from noisebook.codec import Codec
+from noisebook.backbones.nets.gaussian import PCAPrior, fit_pca, pca_from_checkpoint
+from noisebook.codec.codec import Codec
 from noisebook.errors import BackboneError, SpecError
-from noisebook.presets import Recipe
+from noisebook.spec.presets import Recipe
 from record import DATA, RESULTS, provenance, save
 
 RESNET, PCA_FILE = "weights/resnet56-4bfd9763.th", "pca-prior.safetensors"

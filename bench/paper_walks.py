@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from noisebook.codebook import START_STEP
-from noisebook.codec import Codec
-from noisebook.spec import Step
+from noisebook.codec.codec import Codec
+from noisebook.spec.spec import Step
 
 
 def excess(schedule: tuple[Step, ...]) -> float:

@@ -13,7 +13,9 @@ from kodak import PRESETS
 from PIL import Image, ImageDraw
 
 import noisebook
-from noisebook import images, presets
+from noisebook.images import io as images
+from noisebook.images import metrics
+from noisebook.spec import presets
 from record import ROOT, write
 
 CROPS = {"astronaut": (0, 110), "cat": (20, 100), "coffee": (60, 130)}  # top, left of the 224 x 224 pixels shown
@@ -26,7 +28,7 @@ def decoded(name: str, pixels: np.ndarray) -> tuple[np.ndarray, float, float]:
     _, out = codec.reconstruct(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
     picture = out[0].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
     bits = 8 * (20 + -(-codec.layout_for(*pixels.shape[:2]).bits // 8))
-    return picture, bits / (pixels.shape[0] * pixels.shape[1]), images.psnr(pixels, picture) or 0.0
+    return picture, bits / (pixels.shape[0] * pixels.shape[1]), metrics.psnr(pixels, picture) or 0.0
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from noisebook.backbones.base import fingerprint_of
-from noisebook.backbones.gaussian import PCAPrior, fit_pca
-from noisebook.codec import Codec
-from noisebook.presets import Recipe
+from noisebook.backbones.nets.gaussian import PCAPrior, fit_pca
+from noisebook.codec.codec import Codec
+from noisebook.spec.presets import Recipe
 from record import DATA, write
 
 ROWS = [  # (steps, lam_max, lam_min, bins, vocabulary, law, PSNR that method.md and the issue name)

@@ -31,9 +31,12 @@ import rivals
 import torch
 from torch import Tensor
 
-from noisebook import backbones, calibration, container
-from noisebook.codec import Codec
-from noisebook.images import read_image
+from noisebook import backbones
+from noisebook.codec import measure as curves
+from noisebook.codec.codec import Codec
+from noisebook.format import container
+from noisebook.images.io import read_image
+from noisebook.spec import curve as calibration
 from record import DATA, RESULTS, provenance, save
 
 KODAK, CIFAR = "Kodak", "CIFAR-10"
@@ -107,7 +110,7 @@ def curve_of(name: str) -> calibration.Curve:
         return replace(curve, fingerprint=backbone_of(name, "cpu").fingerprint)  # float16 eigenvectors, see `carry`
     with np.load(DATA / "cifar10_train.npz") as data:
         images = torch.from_numpy(data["images"][-CALIBRATION:]).permute(0, 3, 1, 2)
-    return calibration.measure(backbone_of(name, "cpu"), [images])
+    return curves.measure(backbone_of(name, "cpu"), [images])
 
 
 def carry(folder: Path) -> None:

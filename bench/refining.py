@@ -15,8 +15,8 @@ import rivals
 import torch
 
 from noisebook.codebook import Codebook
-from noisebook.codec import Codec
-from noisebook.rules import refined
+from noisebook.codec.codec import Codec
+from noisebook.rules.rules import refined
 from record import RESULTS, ROOT, write
 
 NAME, PAGE = "refining", ROOT / "docs/findings/refining-tokens.md"

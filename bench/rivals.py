@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from noisebook import calibration, schedule
 from noisebook.backbones import Backbone
-from noisebook.calibration import Curve
-from noisebook.coding import subset_bits
-from noisebook.spec import CodecSpec, Step
+from noisebook.format.entropy import subset_bits
+from noisebook.spec import curve as calibration
+from noisebook.spec import schedule
+from noisebook.spec.curve import Curve
+from noisebook.spec.spec import CodecSpec, Step
 
 ATOMS = 16384  # K of DDCM and of Turbo-DDCM
 CHUNK = 16  # index bits of DiffC's chunks

@@ -18,9 +18,9 @@ from timing import Clock, Graphed
 from torch import Tensor
 from unet import UNet, UNetBackbone
 
-from noisebook import schedule
-from noisebook.codec import Codec
-from noisebook.spec import CodecSpec
+from noisebook.codec.codec import Codec
+from noisebook.spec import schedule
+from noisebook.spec.spec import CodecSpec
 from record import provenance, save
 
 SIDE, LEVELS, P = 32, (20.0, 0.1), 0.5

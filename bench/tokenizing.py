@@ -28,11 +28,11 @@ from torch import Tensor
 from whole_dataset import write_parquet
 
 import noisebook
-from noisebook.codec import Codec
+from noisebook.codec.codec import Codec
 from noisebook.datasets.inputs import enumerate_inputs
 from noisebook.datasets.plan import Plan, Settings
+from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.store import Store
-from noisebook.datasets.tokenizer import Tokenizer
 from record import DATA, ROOT, provenance, save, write
 
 NAME, PAGE = "tokenizing", ROOT / "docs/datasets.md"
@@ -58,7 +58,7 @@ CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a 
 
 def pictures(case: dict[str, Any], count: int) -> np.ndarray:
     """uint8 [N, H, W, 3], real ones where they are at hand."""
-    from noisebook.backbones.npz import load_npz_images
+    from noisebook.images.archive import load_npz_images
 
     side, path = archive(case)
     if path is None:

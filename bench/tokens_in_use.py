@@ -26,7 +26,7 @@ from torch import Tensor
 from whole_dataset import write_parquet
 
 import noisebook
-from noisebook.codec import Codec
+from noisebook.codec.codec import Codec
 from noisebook.datasets import TokenDataset
 from record import DATA, ROOT, save, write
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 import noisebook
 from noisebook.datasets import TokenDataset
-from noisebook.images import png_bytes
+from noisebook.images.io import png_bytes
 from record import DATA, ROOT, write
 
 NAME, PAGE = "whole_dataset", ROOT / "docs/datasets.md"

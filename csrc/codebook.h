@@ -1,4 +1,4 @@
-// Both codebook laws over batches: docs/codebook.md is the definition, engine/noisebook/codebook_reference.py its torch
+// Both codebook laws over batches: docs/codebook.md is the definition, engine/noisebook/codebook/reference.py its torch
 // form. Arguments have been checked by the caller (module.cpp).
 #pragma once
 

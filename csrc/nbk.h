@@ -1,5 +1,5 @@
 // The `.nbk` file: its frame, its checksum, and its plain runs of tokens. docs/format.md is the definition,
-// engine/noisebook/container.py its Python form. No Python, no exceptions, no allocation: bytes may be anything, memory is
+// engine/noisebook/format/container.py its Python form. No Python, no exceptions, no allocation: bytes may be anything, memory is
 // the caller's, and whatever a file says is compared with its length before it is used.
 #pragma once
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import noisebook
 from noisebook.codebook import START_STEP
-from noisebook.codec import Codec
+from noisebook.codec.codec import Codec
 from noisebook.datasets import TokenDataset
 
 AXES = 64  # main axes of the images on which codewords are seen

@@ -14,7 +14,7 @@ from torch import Tensor
 from noisebook import backbones
 from noisebook.backbones import Backbone, fingerprint_of
 from noisebook.backbones.checkpoint import write_checkpoint
-from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
+from noisebook.backbones.nets.convnet import ConvDenoiser, checkpoint_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 

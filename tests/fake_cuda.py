@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from noisebook.codebook import Codebook
-from noisebook.graphs import Graphs
+from noisebook.runtime.cuda_graphs import Graphs
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "lift_fresh")
 

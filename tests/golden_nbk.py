@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from noisebook import CodecSpec, Step, calibration, presets
-from noisebook.container import Container, pack
-from noisebook.files import contain
-from noisebook.runs import Run
+from noisebook import CodecSpec, Step
+from noisebook.format.container import Container, pack
+from noisebook.format.runs import Run
+from noisebook.images.files import contain
+from noisebook.spec import curve as calibration
+from noisebook.spec import presets
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 EXPECTED = FOLDER / "nbk.json"

@@ -8,11 +8,12 @@ import torch
 from test_backbones_diffusers import tiny_unet
 
 import noisebook
-from noisebook import backbones, images
-from noisebook.backbones.ddpm import DDPM, PREDICTIONS
-from noisebook.backbones.diffusers_nets import UNet2D
-from noisebook.backbones.tiled import Tiled
+from noisebook import backbones
+from noisebook.backbones.diffusers.nets import UNet2D
+from noisebook.backbones.families.ddpm import DDPM, PREDICTIONS
+from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError
+from noisebook.images import io as images
 
 
 def crop() -> torch.Tensor:

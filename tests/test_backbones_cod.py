@@ -12,21 +12,25 @@ import torch
 
 import noisebook
 from common import random_images
-from noisebook import backbones, calibration, cli, container, modes
-from noisebook.backbones import cod_files
-from noisebook.backbones.cod import CoD, network
-from noisebook.backbones.cod_files import load_published
-from noisebook.backbones.cod_nets import CodConfig, CodNet, rope, turned
-from noisebook.backbones.latent import Latent
+from noisebook import backbones
+from noisebook.backbones.cod import files as cod_files
+from noisebook.backbones.cod.cod import CoD, network
+from noisebook.backbones.cod.files import load_published
+from noisebook.backbones.cod.nets import CodConfig, CodNet, rope, turned
+from noisebook.backbones.wrappers.latent import Latent
+from noisebook.cli import main as cli
 from noisebook.codebook import start_noise
-from noisebook.codec import Codec
+from noisebook.codec import modes
+from noisebook.codec.codec import Codec
+from noisebook.codec.solvers import ode
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
-from noisebook.files import decode_picture, describe, encode_picture, spec_of
-from noisebook.finish import ode
-from noisebook.images import SAMPLES, png_bytes, read_image, sample
-from noisebook.presets import Recipe
-from noisebook.schedule import TURBO_TIMES, even_levels
-from noisebook.spec import CodecSpec
+from noisebook.format import container
+from noisebook.images.files import decode_picture, describe, encode_picture, spec_of
+from noisebook.images.io import SAMPLES, png_bytes, read_image, sample
+from noisebook.spec import curve as calibration
+from noisebook.spec.presets import Recipe
+from noisebook.spec.schedule import TURBO_TIMES, even_levels
+from noisebook.spec.spec import CodecSpec
 
 LATENT = CodConfig(latent=True, blocks=28, cond_blocks=22)
 # SHA-256 over the sorted names and shapes of the published code's own listings; before it tensors and millions of weights
@@ -91,7 +95,7 @@ def test_a_published_file_loads_and_converts(case, top, tmp_path, fresh):
     found = CoD(network(config, tensors)) if config.latent else load_published(path)
     assert found.net.config == made.net.config
     assert all(torch.equal(v, found.net.state_dict()[k]) for k, v in made.net.state_dict().items())
-    assert cod_files.main([str(path), "-o", str(tmp_path / "a.safetensors")]) == 0
+    assert cli.main(["convert", str(path), "-o", str(tmp_path / "a.safetensors")]) == 0
     if made.net.config.latent:
         for name in ("a.pt", "a.safetensors"):
             with pytest.raises(BackboneError, match="needs its autoencoder"):
@@ -126,9 +130,9 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
     for missing in (tmp_path / "c.pt", tmp_path / "d.pt"):
         with pytest.raises(BackboneError):
             load_published(missing)
-    assert cod_files.main([str(tmp_path / "b.pt"), "-o", str(tmp_path / "b.safetensors")]) == BackboneError.code
+    assert cli.main(["convert", str(tmp_path / "b.pt"), "-o", str(tmp_path / "b.safetensors")]) == BackboneError.code
     good = str(published(tmp_path / "a.pt", net))
-    assert cod_files.main([good, "-o", str(tmp_path / "none" / "b.safetensors")]) == BackboneError.code
+    assert cli.main(["convert", good, "-o", str(tmp_path / "none" / "b.safetensors")]) == BackboneError.code
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt", "c.pt"]
     with pytest.raises(BackboneError, match="no CoD of"):
         network(replace(SMALL, bits=5), dict(net.state_dict()))
@@ -227,7 +231,7 @@ def test_a_latent_model_has_a_condition_for_none(tmp_path, fresh):
     latent = backbones.load(path, guidance=1.25, autoencoder=str(tmp_path / "vae"))
     assert isinstance(latent, Latent)
     assert latent.scale == pytest.approx(0.03318, abs=1e-5)
-    cod_files.main([str(path), "-o", str(tmp_path / "a.safetensors")])
+    cli.main(["convert", str(path), "-o", str(tmp_path / "a.safetensors")])
     again = backbones.load(tmp_path / "a.safetensors", autoencoder=str(tmp_path / "vae"))
     assert again.fingerprint == latent.fingerprint
     codec, images = tokenizer(latent, steps=4), random_images(fresh, 2, 64, 96)

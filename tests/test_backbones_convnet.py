@@ -5,8 +5,8 @@ import torch
 
 from noisebook import BackboneError, backbones
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
-from noisebook.backbones.convnet import ConvDenoiser, checkpoint_tensors
-from noisebook.backbones.gaussian import SpectrumPrior
+from noisebook.backbones.nets.convnet import ConvDenoiser, checkpoint_tensors
+from noisebook.backbones.nets.gaussian import SpectrumPrior
 
 
 def tiny(seed=0) -> ConvDenoiser:
@@ -84,7 +84,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize("name", backbones.shipped())
 def test_shipped_backbones_denoise_real_photographs(name, fresh):
     """Far better than leaving the noise in, at every level of the presets, and at sizes that are no square."""
-    from noisebook.images import sample
+    from noisebook.images.io import sample
 
     model = backbones.load(name)
     h, w = model.padded(100, 150)
@@ -98,7 +98,7 @@ def test_shipped_backbones_denoise_real_photographs(name, fresh):
 @pytest.mark.parametrize("name", [name for name in backbones.shipped() if name != "gaussian-prior"])
 def test_shipped_networks_do_no_worse_beyond_the_levels_they_were_trained_on(name, fresh):
     """Below them the image stays what it is; above them the error is that of the highest of them."""
-    from noisebook.images import sample
+    from noisebook.images.io import sample
 
     model = backbones.load(name)
     h, w = model.padded(64, 64)
@@ -114,7 +114,7 @@ def test_shipped_networks_do_no_worse_beyond_the_levels_they_were_trained_on(nam
 
 
 def test_the_default_network_beats_the_gaussian_prior_on_photographs():
-    from noisebook.images import sample
+    from noisebook.images.io import sample
 
     net, prior = backbones.load("photo"), backbones.load("gaussian-prior")
     for picture in ("astronaut", "cat", "coffee"):

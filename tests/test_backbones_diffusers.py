@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from noisebook import backbones
-from noisebook.backbones.ddpm import DDPM, PREDICTIONS
-from noisebook.backbones.diffusers_files import WEIGHTS_FILE
-from noisebook.backbones.diffusers_folder import from_folder
-from noisebook.backbones.diffusers_nets import UNet2D
+from noisebook.backbones.diffusers.files import WEIGHTS_FILE
+from noisebook.backbones.diffusers.folder import from_folder
+from noisebook.backbones.diffusers.nets import UNet2D
+from noisebook.backbones.families.ddpm import DDPM, PREDICTIONS
 from noisebook.errors import BackboneError
 
 diffusers = pytest.importorskip("diffusers")

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from noisebook import backbones
-from noisebook.backbones import gaussian
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
-from noisebook.backbones.npz import load_npz_images
+from noisebook.backbones.nets import gaussian
+from noisebook.cli import main as cli
 from noisebook.errors import BackboneError, ImageError
+from noisebook.images.archive import load_npz_images
 
 MEASURED = {0.1: 0.00266, 0.3: 0.01034, 1.0: 0.02627}  # lam: mean squared error on the crops of the last test
 DATA = Path(os.environ.get("NOISEBOOK_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -189,7 +190,7 @@ def test_archives_and_the_command(tmp_path):
     for name in ("other.npz", "floats.npz", "damaged.npz", "text.npz", "absent.npz"):
         with pytest.raises(ImageError, match=name):
             load_npz_images(tmp_path / name)
-    gaussian.main(["pca", str(tmp_path / "webp.npz"), "-o", str(tmp_path / "p.safetensors"), "--count", "10"])
+    cli.main(["fit-prior", "pca", str(tmp_path / "webp.npz"), "-o", str(tmp_path / "p.safetensors"), "--count", "10"])
     kind, config, tensors = read_checkpoint(tmp_path / "p.safetensors")
     want_config, want = gaussian.fit_pca(images[:10])
     assert (kind, config) == ("pca-prior", want_config)

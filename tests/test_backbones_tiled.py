@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from noisebook.backbones.base import Backbone
-from noisebook.backbones.tiled import Tiled, tile_starts, tile_weights
+from noisebook.backbones.wrappers.tiled import Tiled, tile_starts, tile_weights
 from noisebook.errors import BackboneError, ImageError
 
 CPU = torch.device("cpu")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from noisebook import SpecError, backbones, calibration
-from noisebook.calibration import Curve
-from noisebook.codec import Codec
+from noisebook import SpecError, backbones
+from noisebook.codec.codec import Codec
+from noisebook.codec.measure import measure
+from noisebook.spec import curve as calibration
+from noisebook.spec.curve import Curve
 
 # (backbone, height, width, tokens, steps) -> hash: files carry the numbers alone, so these may never change
 RELEASED = {
@@ -42,7 +44,7 @@ def final(curve, dims, bins, vocabulary=65536) -> float:
 
 def test_a_measured_curve_is_the_error_that_theory_gives(shrink, fresh):
     images = white(fresh)
-    curve = calibration.measure(shrink, [images[:3], images[3:]], seed=int(fresh.integers(1000)), nodes=13)
+    curve = measure(shrink, [images[:3], images[3:]], seed=int(fresh.integers(1000)), nodes=13)
     power = float((images.double() / 127.5 - 1).square().mean())
     assert curve.power == pytest.approx(power, rel=1e-5)
     for lam, mse in zip(curve.lam, curve.mse, strict=True):
@@ -114,7 +116,7 @@ def test_more_steps_and_more_tokens_lead_lower(fresh):
 def test_a_codec_ends_where_its_curve_predicts(shrink, fresh):
     """The mean squared error of a decode on images as those of the curve, within 15 %."""
     images = white(fresh, 16, 32, 0.5)
-    curve = calibration.measure(shrink, [images], nodes=25)
+    curve = measure(shrink, [images], nodes=25)
     for tokens in (40, 200):
         spec = calibration.spec_for(curve, 3 * 32 * 32, tokens, 16)
         _, decoded = Codec(spec, shrink, effort=1).reconstruct(images)
@@ -172,7 +174,7 @@ def test_a_curve_knows_the_sizes_of_its_backbone(size, multiple, shrink, fresh):
     shrink.size, shrink.multiple = size, multiple
     side = size or (24, 40)
     images = white(fresh, side=max(side))[:, :, : side[0], : side[1]]
-    curve = calibration.measure(shrink, [images], nodes=5)
+    curve = measure(shrink, [images], nodes=5)
     for height, width in ((20, 24), (3, 5), side):
         padded = shrink.padded(height, width)
         assert curve.dims(height, width) == (0 if size == (24, 32) else 3 * padded[0] * padded[1])

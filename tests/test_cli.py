@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from common import TINY, random_images, tiny_backbone
-from noisebook import presets
-from noisebook.cli import main
-from noisebook.container import Container, crc32c
-from noisebook.images import psnr
+from noisebook.cli.main import main
+from noisebook.format.container import Container, crc32c
+from noisebook.images.metrics import psnr
+from noisebook.spec import presets
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_help_is_fast():
             times.append(after.children_user - before.children_user + after.children_system - before.children_system)
         return min(times)
 
-    helped = "import sys; sys.argv = ['noisebook', '--help']\nfrom noisebook.cli import main\nmain()"
+    helped = "import sys; sys.argv = ['noisebook', '--help']\nfrom noisebook.cli.main import main\nmain()"
     assert best(helped) - best("pass") < 0.5
 
 

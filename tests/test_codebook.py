@@ -7,8 +7,7 @@ import torch
 
 from common import ROOT
 from noisebook import ImageError, SpecError, codebook
-from noisebook import codebook_reference as reference
-from noisebook.codebook import Codebook
+from noisebook.codebook import Codebook, reference
 
 KNOWN = json.loads((ROOT / "tests/golden/codebook_known_answers.json").read_text())
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from common import Shrink, random_images
-from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError, container, schedule
-from noisebook import codebook_reference as reference
-from noisebook.backbones.tiled import Tiled
-from noisebook.codebook import START_STEP
-from noisebook.codec import Codec
-from noisebook.presets import Recipe
+from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError
+from noisebook.backbones.wrappers.tiled import Tiled
+from noisebook.codebook import START_STEP, reference
+from noisebook.codec.codec import Codec
+from noisebook.format import container
+from noisebook.spec import schedule
+from noisebook.spec.presets import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 

@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from noisebook import FormatError, SpecError, coding
-from noisebook.coding import (
+from noisebook import FormatError, SpecError
+from noisebook.format import entropy as coding
+from noisebook.format.container import pack, packed_bits, unpack
+from noisebook.format.entropy import (
     EXPONENT,
     decode_symbols,
     encode_symbols,
@@ -18,8 +20,7 @@ from noisebook.coding import (
     zipf_exponent,
     zipf_table,
 )
-from noisebook.container import pack, packed_bits, unpack
-from noisebook.runs import Run, chunk_runs
+from noisebook.format.runs import Run, chunk_runs
 
 
 # ---- sets of signed atoms --------------------------------------------------------------------------------------------

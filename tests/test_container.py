@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from common import ROOT
-from noisebook import CodecSpec, FormatError, Step, schedule
-from noisebook.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
+from noisebook import CodecSpec, FormatError, Step
+from noisebook.format.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
+from noisebook.spec import schedule
 
 
 def test_crc32c_known_answers():

@@ -22,17 +22,17 @@ from PIL import Image
 
 import noisebook
 from common import TINY, random_images, tiny_backbone
-from noisebook.cli import main
-from noisebook.container import unpack
+from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
 from noisebook.datasets.decoding import Request
 from noisebook.datasets.export import export
 from noisebook.datasets.inputs import File, Item, enumerate_inputs
 from noisebook.datasets.loader import Workers, ahead
 from noisebook.datasets.run import Rank
+from noisebook.datasets.shard import versions
 from noisebook.datasets.store import Store
-from noisebook.datasets.tokenizer import versions
 from noisebook.errors import DatasetError, FormatError, SpecError
+from noisebook.format.container import unpack
 
 SIDE, COUNT, SHARD, BATCH = 16, 23, 6, 4
 

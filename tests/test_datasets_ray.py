@@ -19,8 +19,9 @@ import faults_ray
 from faults_kit import Ground, digest
 
 from common import random_images, tiny_backbone
-from noisebook.cli import main
-from noisebook.datasets import TokenizeBatch, ledger, ray_engine
+from noisebook.cli.main import main
+from noisebook.datasets import TokenizeBatch, ledger
+from noisebook.datasets import ray as ray_engine
 from noisebook.datasets.store import Store
 from noisebook.errors import BackboneError, DatasetError
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import LENGTH, edit, noise, saver
 
-from noisebook.backbones.diffusers_folder import from_folder, from_hub, hub_patterns
+from noisebook.backbones.diffusers.folder import from_folder, from_hub, hub_patterns
 from noisebook.errors import BackboneError
 
 

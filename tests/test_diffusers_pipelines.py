@@ -11,11 +11,11 @@ import torch
 from tiny_pipelines import BUILDERS, OPTIONS, diffusers, edit, noise, pixel_unet, saver
 
 from common import random_images
-from noisebook.backbones.diffusers_folder import from_folder
-from noisebook.backbones.latent import Latent
-from noisebook.codec import Codec
+from noisebook.backbones.diffusers.folder import from_folder
+from noisebook.backbones.wrappers.latent import Latent
+from noisebook.codec.codec import Codec
 from noisebook.errors import BackboneError, ImageError
-from noisebook.presets import Recipe
+from noisebook.spec.presets import Recipe
 
 
 @pytest.fixture(scope="module")

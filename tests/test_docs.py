@@ -66,7 +66,7 @@ def test_the_python_example_of_the_readme_runs():
 
 
 def test_commands_and_options_named_in_the_readme_exist(capsys):
-    from noisebook.cli import main
+    from noisebook.cli.main import main
 
     helps = ""
     for command in (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import ROOT, TINY, random_images, tiny_backbone
-from noisebook.cli import main
+from noisebook.cli.main import main
 
 pytest.importorskip("pyarrow")
 SCRIPT = ROOT / "examples/autoregressive.py"
@@ -55,8 +55,8 @@ def test_a_table_of_frequencies(example):
 
 def test_codewords_are_the_noise_that_tokens_add(example, shrink, fresh):
     """Two tokens of one position differ in the state after their step by what the table has, up to each axis' scale."""
-    from noisebook.codec import Codec
-    from noisebook.presets import Recipe
+    from noisebook.codec.codec import Codec
+    from noisebook.spec.presets import Recipe
 
     recipe = Recipe(
         steps=2, lam_max=3.0, lam_min=0.5, vocabulary=64, bins=2, scale_pixels=0, start_bins=0, rows=2, columns=1

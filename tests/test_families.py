@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from fake_cuda import Recorder
 from noisebook.backbones import Backbone, fingerprint_of
-from noisebook.backbones.consistency import Consistency
-from noisebook.backbones.ddpm import DDPM
-from noisebook.backbones.edm import EDM
-from noisebook.backbones.flow import Flow
-from noisebook.backbones.network import nearest
-from noisebook.backbones.score import ScoreVE, ScoreVP
-from noisebook.backbones.views import ddpm_view, flow_view, linear_alphas_cumprod, unviewed
+from noisebook.backbones.families.consistency import Consistency
+from noisebook.backbones.families.ddpm import DDPM
+from noisebook.backbones.families.edm import EDM
+from noisebook.backbones.families.flow import Flow
+from noisebook.backbones.families.network import nearest
+from noisebook.backbones.families.score import ScoreVE, ScoreVP
+from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view, linear_alphas_cumprod, unviewed
 from noisebook.codebook import Codebook
-from noisebook.codec import Codec
+from noisebook.codec.codec import Codec
 from noisebook.errors import BackboneError
-from noisebook.presets import Recipe
-from noisebook.schedule import falling
+from noisebook.spec.presets import Recipe
+from noisebook.spec.schedule import falling
 
 SHAPE = (3, 4, 4)
 D = math.prod(SHAPE)

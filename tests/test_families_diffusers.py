@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisebook.backbones.consistency import Consistency
-from noisebook.backbones.ddpm import DDPM
-from noisebook.backbones.edm import EDM
-from noisebook.backbones.flow import Flow
-from noisebook.backbones.score import ScoreVE
+from noisebook.backbones.families.consistency import Consistency
+from noisebook.backbones.families.ddpm import DDPM
+from noisebook.backbones.families.edm import EDM
+from noisebook.backbones.families.flow import Flow
+from noisebook.backbones.families.score import ScoreVE
 
 diffusers = pytest.importorskip("diffusers")
 SHAPE = (2, 3, 16, 16)

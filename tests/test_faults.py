@@ -99,7 +99,7 @@ def test_the_bench_sees_faults(ground, monkeypatch):
     """A store that writes in place and lets half of a file stand is caught."""
     from noisebook.datasets import store
 
-    monkeypatch.setattr(faults_kill.images, "write_bytes", _in_place)
+    monkeypatch.setattr(faults_kill.atomic, "write_bytes", _in_place)
     monkeypatch.setattr(store, "write_bytes", _in_place)
     assert faults_kill.every_step(ground, "kill", lambda step: step < 12)["faults"]
 

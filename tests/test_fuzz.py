@@ -7,10 +7,11 @@ import fuzz
 import numpy as np
 import pytest
 
-from noisebook import FormatError, SpecError, container
-from noisebook.container import MAX_CODED, MAX_FILE, Container, crc32c, pack, unpack
-from noisebook.files import spec_of
-from noisebook.runs import Run
+from noisebook import FormatError, SpecError
+from noisebook.format import container
+from noisebook.format.container import MAX_CODED, MAX_FILE, Container, crc32c, pack, unpack
+from noisebook.format.runs import Run
+from noisebook.images.files import spec_of
 
 native = container.native()
 needs_native = pytest.mark.skipif(native is None, reason="the C++ extension was not built")

@@ -5,9 +5,10 @@ import json
 import golden_nbk
 import pytest
 
-from noisebook import CodecSpec, container
-from noisebook.container import Container, pack, unpack
-from noisebook.files import spec_of, token_runs
+from noisebook import CodecSpec
+from noisebook.format import container
+from noisebook.format.container import Container, pack, unpack
+from noisebook.images.files import spec_of, token_runs
 
 EXPECTED = json.loads(golden_nbk.EXPECTED.read_text())
 

@@ -8,11 +8,13 @@ import torch
 
 import noisebook
 from common import RECIPES, Shrink, random_images
-from noisebook import CodecMismatchError, FormatError, ImageError, backbones, container, images
-from noisebook.backbones.cod import CoD
-from noisebook.backbones.cod_nets import CodConfig, CodNet
-from noisebook.codec import Codec
-from noisebook.presets import Recipe
+from noisebook import CodecMismatchError, FormatError, ImageError, backbones
+from noisebook.backbones.cod.cod import CoD
+from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.codec.codec import Codec
+from noisebook.format import container
+from noisebook.images import io as images
+from noisebook.spec.presets import Recipe
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -228,7 +230,7 @@ def test_both_devices_draw_the_same_noise(fresh):
 
 def test_files_of_a_gpu_are_files(tmp_path):
     """Through the command line: encoded and decoded with --device cuda, verified without a backbone."""
-    from noisebook.cli import main
+    from noisebook.cli.main import main
 
     out = str(tmp_path)
     assert main(["roundtrip", "--samples", "--device", "cuda", "-o", out]) == 0

@@ -9,17 +9,18 @@ import torch
 
 import fake_cuda
 from common import RECIPES, Shrink, random_images
-from noisebook import backbones, stages
-from noisebook.backbones.cod import CoD
-from noisebook.backbones.cod_nets import CodConfig, CodNet
-from noisebook.backbones.convnet import ConvDenoiser, PriorBackbone
-from noisebook.backbones.gaussian import PCAPrior
-from noisebook.backbones.tiled import Tiled
-from noisebook.codec import Codec
+from noisebook import backbones
+from noisebook.backbones.cod.cod import CoD
+from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.backbones.nets.convnet import ConvDenoiser, PriorBackbone
+from noisebook.backbones.nets.gaussian import PCAPrior
+from noisebook.backbones.wrappers.tiled import Tiled
+from noisebook.codec.codec import Codec
 from noisebook.errors import CodecMismatchError, FormatError, ImageError
-from noisebook.graphs import Graphs, constants, holding
-from noisebook.presets import Recipe
-from noisebook.spec import CONDITION
+from noisebook.runtime import profiler as stages
+from noisebook.runtime.cuda_graphs import Graphs, constants, holding
+from noisebook.spec.presets import Recipe
+from noisebook.spec.spec import CONDITION
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 
@@ -64,8 +65,8 @@ def tiny_pca() -> PCAPrior:
 
 def tiny_unet():
     diffusers = pytest.importorskip("diffusers")
-    from noisebook.backbones.ddpm import DDPM
-    from noisebook.backbones.diffusers_nets import UNet2D
+    from noisebook.backbones.diffusers.nets import UNet2D
+    from noisebook.backbones.families.ddpm import DDPM
 
     kinds = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     unet = diffusers.UNet2DModel(sample_size=16, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, **kinds)
@@ -426,7 +427,7 @@ def test_every_stage_is_a_range(monkeypatch, shrink, fresh):
 
 def test_a_replay_is_a_range(monkeypatch, cuda, fresh):
     names = []
-    monkeypatch.setattr("noisebook.graphs.stage", lambda name: names.append(name) or stages._nothing)
+    monkeypatch.setattr("noisebook.runtime.cuda_graphs.stage", lambda name: names.append(name) or stages._nothing)
     codec = build(Counting())
     codec.encode(random_images(fresh, 1, 16, 16))
     assert names == ["replay"]

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisebook import ImageError, NoisebookError, images
+from noisebook import ImageError, NoisebookError
+from noisebook.images import io as images
+from noisebook.images import metrics
+from noisebook.runtime import atomic
 
 
 def save(path, array, **options):
@@ -70,8 +73,8 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "new" / "f.bin"
-    images.write_bytes(target, b"one")
-    images.write_bytes(target, b"two")
+    atomic.write_bytes(target, b"one")
+    atomic.write_bytes(target, b"two")
     assert target.read_bytes() == b"two"
     for name in ("fsync", "replace"):
 
@@ -81,7 +84,7 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(os, name, full)
             with pytest.raises(NoisebookError, match="No space left"):
-                images.write_bytes(target, b"three")
+                atomic.write_bytes(target, b"three")
         assert target.read_bytes() == b"two"
         assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
 
@@ -91,22 +94,22 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            images.write_bytes(target, b"four")
+            atomic.write_bytes(target, b"four")
     assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NoisebookError, match="cannot be written"):
-        images.write_bytes(tmp_path / "file" / "x", b"")
+        atomic.write_bytes(tmp_path / "file" / "x", b"")
 
 
 def test_psnr_and_ssim(fresh):
     from skimage.metrics import peak_signal_noise_ratio
 
     a, b = fresh.integers(0, 256, (2, 20, 30, 3), np.uint8)
-    assert images.psnr(a, b) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255))
-    assert images.psnr(a, a) is None
-    assert images.ssim(a, a) == 1
-    assert images.ssim(a, b) < 0.2
-    assert images.ssim(a[:6], b[:6]) is None
+    assert metrics.psnr(a, b) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255))
+    assert metrics.psnr(a, a) is None
+    assert metrics.ssim(a, a) == 1
+    assert metrics.ssim(a, b) < 0.2
+    assert metrics.ssim(a[:6], b[:6]) is None
 
 
 def test_png_bytes_and_folders(tmp_path, fresh):

@@ -13,12 +13,12 @@ from torch import nn
 
 from common import Shrink, random_images
 from noisebook.backbones import fingerprint_of
-from noisebook.backbones.autoencoders import DiffusersAutoencoder, TinyAutoencoder, read_taesd
-from noisebook.backbones.ddpm import DDPM
-from noisebook.backbones.latent import Latent
-from noisebook.codec import Codec
+from noisebook.backbones.families.ddpm import DDPM
+from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAutoencoder, read_taesd
+from noisebook.backbones.wrappers.latent import Latent
+from noisebook.codec.codec import Codec
 from noisebook.errors import BackboneError, ImageError
-from noisebook.presets import Recipe
+from noisebook.spec.presets import Recipe
 
 
 class Linear(nn.Module):

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from common import RECIPES, Shrink, random_images
-from noisebook import SpecError, backbones, images
-from noisebook.cli import main
+from noisebook import SpecError, backbones
+from noisebook.cli.main import main
 from noisebook.codebook import START_STEP, start_noise
-from noisebook.codec import Codec
-from noisebook.lookahead import SHAKE, STRIDE
-from noisebook.presets import Recipe
+from noisebook.codec.codec import Codec
+from noisebook.codec.encoder import SHAKE, STRIDE
+from noisebook.images import io as images
+from noisebook.spec.presets import Recipe
 
 
 def build(candidates: int, backbone=None, **changes) -> Codec:

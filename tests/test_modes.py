@@ -9,12 +9,14 @@ import torch
 
 import noisebook
 from common import ROOT, Shrink, random_images
-from noisebook import BackboneError, CodecMismatchError, CodecSpec, ImageError, SpecError, backbones, container, modes
+from noisebook import BackboneError, CodecMismatchError, CodecSpec, ImageError, SpecError, backbones
 from noisebook.backbones import fingerprint_of
-from noisebook.backbones.latent import Latent
+from noisebook.backbones.wrappers.latent import Latent
 from noisebook.codebook import START_STEP
-from noisebook.codec import Codec
-from noisebook.schedule import falling, log_uniform
+from noisebook.codec import modes
+from noisebook.codec.codec import Codec
+from noisebook.format import container
+from noisebook.spec.schedule import falling, log_uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import noisebook._C as native
-from noisebook import codebook_reference as reference
+from noisebook.codebook import reference
 
 KNOWN = json.loads((Path(__file__).parent / "golden/codebook_known_answers.json").read_text())
 SELECT = {"hadamard": native.hadamard_select, "independent": native.independent_select}

@@ -6,7 +6,7 @@ import torch
 from test_native import NOISE, SELECT, bits, exact_scores, expected_noise, integer_scores, losses, residuals
 
 import noisebook._C as native
-from noisebook import codebook_reference as reference
+from noisebook.codebook import reference
 
 TOP = {"hadamard": native.hadamard_top, "independent": native.independent_top}
 BIASED = {"hadamard": native.hadamard_biased, "independent": native.independent_biased}

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import noisebook
 from common import ROOT
-from noisebook import BackboneError, CodecMismatchError, ImageError, images
+from noisebook import BackboneError, CodecMismatchError, ImageError
+from noisebook.images import io as images
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL)
 EXAMPLE, SHORT = (block for block in BLOCKS if "my_network" in block)

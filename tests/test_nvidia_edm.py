@@ -15,12 +15,16 @@ import torch
 from torch import nn
 
 from common import random_images
-from noisebook.backbones import fingerprint_of, nvidia_edm, tiled
+from noisebook.backbones import checkpoint as checkpoints
+from noisebook.backbones import fingerprint_of
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
-from noisebook.backbones.song_unet import DhariwalUNet, SongUNet
-from noisebook.codec import Codec
+from noisebook.backbones.nets import nvidia_edm
+from noisebook.backbones.nets.song_unet import DhariwalUNet, SongUNet
+from noisebook.backbones.wrappers import tiled
+from noisebook.cli import main as cli
+from noisebook.codec.codec import Codec
 from noisebook.errors import BackboneError
-from noisebook.presets import Recipe
+from noisebook.spec.presets import Recipe
 
 NETWORKS = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 DDPMPP = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9,
@@ -124,7 +128,7 @@ def test_the_command_converts_without_running_the_file(precond, kind, classes, t
     content, net = checkpoint(precond, kind, classes)
     write(tmp_path / "a.pkl", content)
     nvidia.undo()
-    assert nvidia_edm.main([str(tmp_path / "a.pkl"), "-o", str(tmp_path / "a.safetensors")]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pkl"), "-o", str(tmp_path / "a.safetensors")]) == 0
     assert f"{classes or 'no'} classes" in capsys.readouterr().out
     assert not mark.exists()
     assert "torch_utils.persistence" not in sys.modules
@@ -215,7 +219,7 @@ def test_what_no_checkpoint_needs_is_refused(name, where, tmp_path, nvidia, caps
         nvidia_edm.convert(tmp_path / "a.pkl")
     assert "\n" not in str(refusal.value)
     assert not mark.exists()
-    assert nvidia_edm.main([str(tmp_path / "a.pkl"), "-o", str(tmp_path / "a.safetensors")]) == BackboneError.code
+    assert cli.main(["convert", str(tmp_path / "a.pkl"), "-o", str(tmp_path / "a.safetensors")]) == BackboneError.code
     assert "a.pkl: no EDM checkpoint, or a damaged one" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"], "nothing is left of a file that was refused"
 
@@ -240,18 +244,18 @@ def test_a_write_that_fails_leaves_things_as_they_were(tmp_path, nvidia, capsys)
     path, output = write(tmp_path / "a.pkl", checkpoint("EDMPrecond", "DDPM++")[0]), tmp_path / "a.safetensors"
     output.write_bytes(b"of yesterday")
 
-    def full(part, *_):
+    def full(_, part, *__):
         part.write_bytes(b"half")
         raise OSError("no space left")
 
-    nvidia.setattr(nvidia_edm, "write_checkpoint", full)
-    assert nvidia_edm.main([str(path), "-o", str(output)]) == BackboneError.code
-    assert capsys.readouterr().err == "noisebook: no space left\n"
+    nvidia.setattr(checkpoints, "save_file", full)
+    assert cli.main(["convert", str(path), "-o", str(output)]) == BackboneError.code
+    assert capsys.readouterr().err == f"noisebook: BackboneError: {output}: cannot be written: no space left\n"
     assert output.read_bytes() == b"of yesterday"
     assert sorted(tmp_path.iterdir()) == [path, output]
     nvidia.undo()
-    assert nvidia_edm.main([str(path), "-o", str(tmp_path / "none/a.safetensors")]) == BackboneError.code
-    assert nvidia_edm.main([str(path), "-o", str(output)]) == 0
+    assert cli.main(["convert", str(path), "-o", str(tmp_path / "none/a.safetensors")]) == BackboneError.code
+    assert cli.main(["convert", str(path), "-o", str(output)]) == 0
     assert read_checkpoint(output)[0] == "nvidia-edm"
 
 

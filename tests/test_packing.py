@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from noisebook import container, packing
+from noisebook.codec import packing
+from noisebook.format import container
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ import torch
 
 from common import ROOT, Shrink, random_images
 from noisebook.backbones import Backbone
-from noisebook.codec import Codec
-from noisebook.images import psnr, ssim
-from noisebook.presets import Recipe
+from noisebook.codec.codec import Codec
+from noisebook.images.metrics import psnr, ssim
+from noisebook.spec.presets import Recipe
 
 
 # ---- metrics ------------------------------------------------------------------------------------------------------------

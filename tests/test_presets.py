@@ -7,9 +7,13 @@ import pytest
 import torch
 
 import noisebook
-from noisebook import SpecError, backbones, calibration, images, presets
-from noisebook.container import OVERHEAD, Container
-from noisebook.files import decode_picture, encode_picture
+from noisebook import SpecError, backbones
+from noisebook.format.container import OVERHEAD, Container
+from noisebook.images import io as images
+from noisebook.images import metrics
+from noisebook.images.files import decode_picture, encode_picture
+from noisebook.spec import curve as calibration
+from noisebook.spec import presets
 
 RATES = {"photo-low": 0.1, "photo": 0.25, "photo-high": 0.5}
 HASHES = {1: "6a5fc9feb432628e", 2: "0470cfb85c27c4ab", 3: "47a197327ad5aba6",
@@ -50,7 +54,7 @@ def test_more_bits_give_better_photographs():
             codec = noisebook.load(name)
             data = encode_picture(codec, pixels)
             assert len(data) * 8 / (200 * 280) == pytest.approx(RATES[name], rel=0.1)
-            found.append(images.psnr(pixels, decode_picture(codec, Container.from_bytes(data))))
+            found.append(metrics.psnr(pixels, decode_picture(codec, Container.from_bytes(data))))
         assert found[0] + 0.5 < found[1] < found[2] - 0.5, (sample, found)
         assert found[1] > 20
 
@@ -109,4 +113,4 @@ def test_kodak_at_native_size(data):
         decoded = decode_picture(codec, Container.from_bytes(file))
         assert decoded.shape == pixels.shape
         assert 8 * len(file) / np.prod(pixels.shape[:2]) == pytest.approx(0.25, rel=0.02)
-        assert (images.psnr(pixels, decoded) or 99) > 24
+        assert (metrics.psnr(pixels, decoded) or 99) > 24

@@ -16,8 +16,9 @@ import rate_distortion  # noqa: E402
 import rates  # noqa: E402
 import rivals  # noqa: E402
 
-from noisebook import calibration, coding  # noqa: E402
-from noisebook.codec import Codec  # noqa: E402
+from noisebook.codec.codec import Codec  # noqa: E402
+from noisebook.format import entropy as coding  # noqa: E402
+from noisebook.spec import curve as calibration  # noqa: E402
 
 
 def curve(fresh, n=6):

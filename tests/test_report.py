@@ -13,13 +13,13 @@ from PIL import Image
 
 import noisebook
 from common import TINY, random_images, tiny_backbone
-from noisebook.cli import main
+from noisebook.cli.main import main
 
 pytest.importorskip("pyarrow")
 
-from noisebook.container import packed_bits
 from noisebook.datasets import TokenDataset
-from noisebook.images import psnr
+from noisebook.format.container import packed_bits
+from noisebook.images.metrics import psnr
 from noisebook.report.charts import ticks
 from noisebook.report.collect import entropy, uniform_entropy
 

@@ -14,17 +14,19 @@ import torch
 from PIL import Image
 
 from common import ROOT, Shrink, random_images
-from noisebook import CodecMismatchError, CodecSpec, FormatError, SpecError, Step, codebook, container, presets, rules
-from noisebook import codebook_reference as reference
+from noisebook import CodecMismatchError, CodecSpec, FormatError, SpecError, Step, codebook
 from noisebook.backbones import fingerprint_of
-from noisebook.codebook import Codebook
-from noisebook.codec import Codec
-from noisebook.coding import encode_symbols, ideal_bits, zipf_table
-from noisebook.container import OVERHEAD, Container
-from noisebook.files import decode_picture, encode_picture, spec_of, token_runs
-from noisebook.images import read_image
-from noisebook.rules import refined, rule_of
-from noisebook.schedule import falling, log_uniform
+from noisebook.codebook import Codebook, reference
+from noisebook.codec.codec import Codec
+from noisebook.format import container
+from noisebook.format.container import OVERHEAD, Container
+from noisebook.format.entropy import encode_symbols, ideal_bits, zipf_table
+from noisebook.images.files import decode_picture, encode_picture, spec_of, token_runs
+from noisebook.images.io import read_image
+from noisebook.rules import rules
+from noisebook.rules.rules import refined, rule_of
+from noisebook.spec import presets
+from noisebook.spec.schedule import falling, log_uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 LAWS = ("hadamard", "independent")
@@ -506,7 +508,7 @@ if sys.argv[1] == "1":  # before anything is in a cache
     torch.set_default_dtype(torch.bfloat16)
 from common import Shrink
 from noisebook import CodecSpec
-from noisebook.codec import Codec
+from noisebook.codec.codec import Codec
 images, codecs = torch.from_numpy(numpy.load(sys.argv[2])), sys.argv[3:]
 for text in codecs:
     codec = Codec(CodecSpec.from_json(text), Shrink())

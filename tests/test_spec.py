@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from noisebook import CodecSpec, SpecError, Step, backbones, schedule
-from noisebook.presets import Recipe
+from noisebook import CodecSpec, SpecError, Step, backbones
+from noisebook.spec import schedule
+from noisebook.spec.presets import Recipe
 
 STEPS = schedule.falling(schedule.log_uniform(3, 0.1, 5), 0.5, 4)
 

@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from common import random_images
-from noisebook import BackboneError, FormatError, ImageError, SpecError, backbones, calibration, files
-from noisebook.cli import main
-from noisebook.codec import Codec
-from noisebook.container import OVERHEAD, Container
-from noisebook.images import psnr
-from noisebook.targets import Aim, Target, curve_of
+from noisebook import BackboneError, FormatError, ImageError, SpecError, backbones
+from noisebook.cli.main import main
+from noisebook.codec.codec import Codec
+from noisebook.format.container import OVERHEAD, Container
+from noisebook.images import files
+from noisebook.images.metrics import psnr
+from noisebook.images.targets import Aim, Target, curve_of
+from noisebook.spec import curve as calibration
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 

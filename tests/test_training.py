@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from common import random_images
-from noisebook import backbones, cli
-from noisebook.backbones.convnet import ConvDenoiser
-from noisebook.backbones.gaussian import DCTPrior, fit_dct
+from noisebook import backbones
+from noisebook.backbones.nets.convnet import ConvDenoiser
+from noisebook.backbones.nets.gaussian import DCTPrior, fit_dct
+from noisebook.cli import main as cli
 from noisebook.training import objectives
 from noisebook.training.data import Crops
 from noisebook.training.loop import Settings, TrainingError, train

@@ -8,10 +8,11 @@ import torch
 
 import noisebook
 from common import random_images
-from noisebook import backbones, cli
-from noisebook.backbones.autoencoders import TinyAutoencoder
-from noisebook.backbones.cod import CoD, network
-from noisebook.backbones.cod_nets import CodConfig
+from noisebook import backbones
+from noisebook.backbones.cod.cod import CoD, network
+from noisebook.backbones.cod.nets import CodConfig
+from noisebook.backbones.nets.autoencoders import TinyAutoencoder
+from noisebook.cli import main as cli
 from noisebook.errors import BackboneError
 from noisebook.training import cod
 from noisebook.training.loop import TrainingError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import ROOT
-from noisebook import codebook_reference as reference
+from noisebook.codebook import reference
 
 if torch.cuda.is_available():
     DEVICE = "cuda"

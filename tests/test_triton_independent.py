@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common import compiled_kernels
-from noisebook import codebook_reference as reference
+from noisebook.codebook import reference
 
 if torch.cuda.is_available():
     DEVICE = "cuda"

@@ -23,7 +23,7 @@ def blocks() -> list[tuple[str, str]]:
 
 def run_line(line: str) -> None:
     """One command: `noisebook` in this process, with torch loaded already; nothing else but the installation is known."""
-    from noisebook.cli import main
+    from noisebook.cli.main import main
 
     program, *arguments = shlex.split(line)
     if program == "noisebook":

@@ -1,6 +1,6 @@
 """Links that leave docs/: the site gets a page of its own for each file they lead to, so that no link needs a git host.
 
-docs/x.md says ../engine/noisebook/codec.py, as a git host wants it; in the site that is source/engine/noisebook/codec.py, a
+docs/x.md says ../engine/noisebook/codec/codec.py, as a git host wants it; in the site that is source/engine/.../codec.py, a
 page with the file's text. Markdown is shown as a page and its own links are followed, a folder as the list of its
 Markdown pages. A link to nothing stays as it is, and `mkdocs build --strict` refuses it.
 """

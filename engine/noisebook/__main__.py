@@ -2,6 +2,6 @@
 
 import sys
 
-from noisebook.cli import main
+from noisebook.cli.main import main
 
 sys.exit(main())

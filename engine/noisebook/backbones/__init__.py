@@ -18,18 +18,18 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 # kind of checkpoint -> "module:function" that builds the adapter from (config, tensors); imported only when needed
 KINDS: dict[str, str] = {
-    "convnet": "noisebook.backbones.convnet:from_checkpoint",
-    "cod": "noisebook.backbones.cod:from_checkpoint",
-    "dct-prior": "noisebook.backbones.gaussian:dct_from_checkpoint",
-    "nvidia-edm": "noisebook.backbones.nvidia_edm:from_checkpoint",
-    "pca-prior": "noisebook.backbones.gaussian:pca_from_checkpoint",
-    "spectrum-prior": "noisebook.backbones.gaussian:spectrum_from_checkpoint",
-    "unet": "noisebook.backbones.unet:from_checkpoint",
+    "convnet": "noisebook.backbones.nets.convnet:from_checkpoint",
+    "cod": "noisebook.backbones.cod.cod:from_checkpoint",
+    "dct-prior": "noisebook.backbones.nets.gaussian:dct_from_checkpoint",
+    "nvidia-edm": "noisebook.backbones.nets.nvidia_edm:from_checkpoint",
+    "pca-prior": "noisebook.backbones.nets.gaussian:pca_from_checkpoint",
+    "spectrum-prior": "noisebook.backbones.nets.gaussian:spectrum_from_checkpoint",
+    "unet": "noisebook.backbones.nets.unet:from_checkpoint",
 }
 # shipped names that are another family's view of shipped weights, also of their own -> ("module:function", the weights)
 VIEWS: dict[str, tuple[str, str]] = {
-    "cifar10-ddpm": ("noisebook.backbones.views:ddpm_view", "cifar10-edm"),
-    "cifar10-flow": ("noisebook.backbones.views:flow_view", "cifar10-flow"),
+    "cifar10-ddpm": ("noisebook.backbones.wrappers.reparameterised:ddpm_view", "cifar10-edm"),
+    "cifar10-flow": ("noisebook.backbones.wrappers.reparameterised:flow_view", "cifar10-flow"),
 }
 
 
@@ -49,7 +49,7 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     """
     backbone = _find(str(name), {key: value for key, value in options.items() if value is not None})
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
-        from noisebook.backbones.tiled import Tiled
+        from noisebook.backbones.wrappers.tiled import Tiled
 
         backbone = Tiled(backbone)
     return backbone.to(device).eval().requires_grad_(False)
@@ -66,16 +66,16 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
     if path.is_file() and path.suffix in (".pt", ".ckpt"):
         if other := sorted(set(options) - {"guidance", "autoencoder"}):
             raise BackboneError(f"{path}: a published CoD takes guidance and autoencoder, not {', '.join(other)}")
-        return _function("noisebook.backbones.cod_files:load_published")(path, **options)
+        return _function("noisebook.backbones.cod.files:load_published")(path, **options)
     if path.is_file():
         return _read(path, options)
     known = ["prompt", "negative_prompt", "guidance", "label", "variant", *(() if path.is_dir() else ("revision",))]
     if not set(options) <= set(known):
         raise BackboneError(f"{name} takes the options {', '.join(known)}, not {', '.join(sorted(options))}")
     if path.is_dir():
-        return _function("noisebook.backbones.diffusers_folder:from_folder")(path, **options)
+        return _function("noisebook.backbones.diffusers.folder:from_folder")(path, **options)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return _function("noisebook.backbones.diffusers_folder:from_hub")(name, **options)
+        return _function("noisebook.backbones.diffusers.folder:from_hub")(name, **options)
     raise BackboneError(
         f"no backbone {name!r}: give one of {', '.join(shipped())}, a .safetensors file, a diffusers folder, or a hub's "
         "OWNER/NAME"

@@ -1,6 +1,7 @@
 """The one-file checkpoint of noisebook's own backbones: safetensors whose metadata says the kind and the config."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,18 @@ from noisebook.errors import BackboneError
 
 
 def write_checkpoint(path: str | Path, kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Writes `tensors` with `kind` and `config` (JSON values) as metadata."""
-    metadata = {"noisebook": json.dumps({"kind": kind, "config": config}, sort_keys=True)}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+    """Writes `tensors` with `kind` and `config` (JSON values) as metadata, whole or not at all.
+
+    Raises BackboneError where the file cannot be written."""
+    path, metadata = Path(path), {"noisebook": json.dumps({"kind": kind, "config": config}, sort_keys=True)}
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"{path}: cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from noisebook.datasets.mapping import TokenizeBatch
-    from noisebook.datasets.tokens import TokenDataset, TokenStream
+    from noisebook.datasets.pipeline import TokenizeBatch
+    from noisebook.datasets.reader import TokenDataset, TokenStream
 
-_WHERE = {"TokenDataset": "tokens", "TokenStream": "tokens", "TokenizeBatch": "mapping"}
+_WHERE = {"TokenDataset": "reader", "TokenStream": "reader", "TokenizeBatch": "pipeline"}
 
 
 def __getattr__(name: str) -> Any:  # workers that decode pictures must not wait for torch

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from noisebook.datasets.inputs import Changed, File, Item, filesystem, refuse_changed
 from noisebook.errors import ImageError
-from noisebook.images import read_image
+from noisebook.images.io import read_image
 
 PNG, ORIENTATION = b"\x89PNG\r\n\x1a\n", 0x0112
 TINY = 16  # pixels a side below which an image is remarked upon

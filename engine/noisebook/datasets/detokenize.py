@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from noisebook.datasets.tokens import TokenDataset
+from noisebook.datasets.reader import TokenDataset
 from noisebook.errors import CodecMismatchError, DatasetError
-from noisebook.files import pixels_of
-from noisebook.images import png_bytes, write_bytes
+from noisebook.images.files import pixels_of
+from noisebook.images.io import png_bytes
+from noisebook.runtime.atomic import write_bytes
 
 if TYPE_CHECKING:
-    from noisebook.codec import Codec
+    from noisebook.codec.codec import Codec
 
 
 def detokenize(

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.table import largest_dtype
-from noisebook.datasets.tokens import TokenDataset
 from noisebook.errors import DatasetError, SpecError
 
 FORMATS = ("webdataset", "npy", "megatron")

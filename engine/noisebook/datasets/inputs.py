@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import DatasetError
-from noisebook.images import SUFFIXES
+from noisebook.images.io import SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow as pa

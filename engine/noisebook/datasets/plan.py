@@ -12,7 +12,7 @@ from noisebook.datasets.inputs import File, Item, Source
 from noisebook.datasets.ledger import sha256
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, FormatError
-from noisebook.spec import CodecSpec
+from noisebook.spec.spec import CodecSpec
 
 PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
 VERSION = 1

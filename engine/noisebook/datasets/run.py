@@ -13,12 +13,12 @@ from noisebook.datasets.decoding import Picture
 from noisebook.datasets.inputs import Source, enumerate_inputs
 from noisebook.datasets.loader import Workers
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan, Settings
+from noisebook.datasets.shard import Tokenizer, requests_for
 from noisebook.datasets.store import Store
-from noisebook.datasets.tokenizer import Tokenizer, requests_for
 from noisebook.errors import DatasetError, SpecError
 
 if TYPE_CHECKING:
-    from noisebook.codec import Codec
+    from noisebook.codec.codec import Codec
 
 PEEK = 64  # images looked at to find out whether all have one size
 

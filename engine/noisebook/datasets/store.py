@@ -7,7 +7,7 @@ from pathlib import Path
 
 from noisebook.datasets.inputs import filesystem
 from noisebook.errors import DatasetError
-from noisebook.images import write_bytes
+from noisebook.runtime.atomic import write_bytes
 
 
 class Store:

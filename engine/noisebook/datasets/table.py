@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisebook.container import pack, unpack
 from noisebook.errors import FormatError
-from noisebook.spec import CodecSpec
+from noisebook.format.container import pack, unpack
+from noisebook.spec.spec import CodecSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

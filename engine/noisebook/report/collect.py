@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisebook.container import pack, packed_bits
 from noisebook.datasets.detokenize import decoded
-from noisebook.datasets.tokens import TokenDataset
+from noisebook.datasets.reader import TokenDataset
 from noisebook.errors import CodecMismatchError, ImageError
-from noisebook.images import psnr, ssim
+from noisebook.format.container import pack, packed_bits
+from noisebook.images.metrics import psnr, ssim
 
 if TYPE_CHECKING:
-    from noisebook.codec import Codec
+    from noisebook.codec.codec import Codec
 
 ROWS = 20000  # images whose tokens are counted, at most: whole shards, spread over the data set
 BATCH = 16  # images decoded at once

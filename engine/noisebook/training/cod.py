@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisebook.backbones.cod_nets import CodConfig, CodNet
+from noisebook.backbones.cod.nets import CodConfig, CodNet
 
 if TYPE_CHECKING:
     from noisebook.training.objectives import Objective

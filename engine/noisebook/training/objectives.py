@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from noisebook.backbones.convnet import LEAST, MOST
+from noisebook.backbones.nets.convnet import LEAST, MOST
 
 Objective = Callable[[nn.Module, Tensor, float], Tensor]
 

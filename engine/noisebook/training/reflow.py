@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from noisebook.schedule import karras
+from noisebook.spec.schedule import karras
 from noisebook.training.objectives import LEAST, MOST, column
 
 Pairs = Callable[[int], tuple[Tensor, Tensor]]  # count -> (x0, eps), each [count, C, H, W]

@@ -1,0 +1,1 @@
+"""CoD (arXiv 2511.18706): the compression-oriented diffusion model."""

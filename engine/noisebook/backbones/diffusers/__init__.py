@@ -1,0 +1,1 @@
+"""What people have: folders in diffusers' layout and repositories of the hub."""

@@ -1,0 +1,1 @@
+"""Networks and closed-form priors that come with the package."""

@@ -1,0 +1,166 @@
+"""A small convolutional denoiser: the network behind the embedded `photo` and the CIFAR-10 models.
+
+A plain U-Net without attention or normalisation that corrects a Gaussian prior: the Wiener filter sees the whole image and
+does what a linear denoiser can, the network adds what edges and textures tell. The image enters as blocks of
+`patch` x `patch` pixels, so no convolution runs at full resolution.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from noisebook.backbones.base import Backbone
+from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
+from noisebook.errors import BackboneError
+
+LEAST, MOST = 0.02, 80.0  # noise-to-signal ratios that networks of this kind are trained on
+
+
+class Block(nn.Module):
+    """Residual block: two 3 x 3 convolutions, the noise level enters as a scale and shift between them."""
+
+    def __init__(self, width: int, embedding: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.level = nn.Linear(embedding, 2 * width)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.level.weight)
+        nn.init.zeros_(self.level.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.level(embedding)[:, :, None, None].chunk(2, 1)
+        h = torch.addcmul(shift, self.conv1(F.silu(x)), 1 + scale)
+        return x + self.conv2(F.silu(h))
+
+
+class PriorDenoiser(nn.Module):
+    """x0_hat = prior(y, lam) + scale(lam) * F(prior(y, lam), y, ln lam); a subclass gives the raw network F, `residual`.
+
+    As in EDM (Karras et al. 2022) the network F sees inputs of about unit variance and its target has about unit variance,
+    but the linear part that EDM writes as c_skip y is a whole Wiener filter. At lam = 0 both parts leave y as it is, which
+    is what a consistency model needs. F is told no level beyond those of its training: it would be anything there, while
+    its input, of the same size at every level, hardly changes. `config` are the arguments that make it again, beside the
+    prior.
+    """
+
+    multiple: int  # height and width of the input are multiples of this; with a `DCTPrior` they are the prior's
+
+    def __init__(self, prior: SpectrumPrior | DCTPrior, config: dict[str, Any]):
+        super().__init__()
+        self.prior, self.channels, self.config = prior, prior.channels, config
+        self.mixed = False  # in training: F alone computes in bf16; in the prior's transforms that would be noise
+
+    @staticmethod
+    def scale(lam: Tensor) -> Tensor:
+        """About the root mean squared error that a Gaussian prior leaves on photographs at noise-to-signal ratio lam."""
+        return 0.2 * lam * (lam * lam + 0.25).rsqrt()
+
+    def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:
+        """The raw network F: x [B, 2 C, H, W] of about unit variance, log_lam [B] -> [B, C, H, W], all float32."""
+        raise NotImplementedError
+
+    def forward(self, y: Tensor, lam: Tensor) -> Tensor:
+        """y [B, C, H, W] = x0 + lam * noise, lam [B] -> x0_hat [B, C, H, W]."""
+        linear = self.prior.posterior_mean(y, lam)
+        s = lam[:, None, None, None]
+        x = torch.cat([2 * linear, (y - linear) / s], 1)
+        with torch.autocast(y.device.type, torch.bfloat16) if self.mixed else nullcontext():
+            return linear + self.scale(s) * self.residual(x, lam.clamp(LEAST, MOST).log())
+
+
+class ConvDenoiser(PriorDenoiser):
+    """The plain U-Net as F. `widths` are the channels at 1/patch, 1/(2 patch), 1/(4 patch), ... of the resolution;
+    `blocks` how many residual blocks stand on each side of each level."""
+
+    frequencies: Tensor
+
+    def __init__(
+        self, prior: SpectrumPrior | DCTPrior, widths: Sequence[int] = (80, 128, 128), blocks: int = 2,
+        embedding: int = 128, patch: int = 4,
+    ):  # fmt: skip
+        super().__init__(prior, {"widths": list(widths), "blocks": blocks, "embedding": embedding, "patch": patch})
+        self.patch, self.multiple = patch, patch << (len(widths) - 1)
+        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(32), 16)), persistent=False)
+        self.embed = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.enter = nn.Conv2d(2 * patch**2 * self.channels, widths[0], 3, padding=1)
+        self.leave = nn.Conv2d(widths[0], patch**2 * self.channels, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            self.down_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(blocks)))
+            self.up_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(blocks)))
+            if level + 1 < len(widths):
+                self.downs.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
+                self.ups.append(nn.ConvTranspose2d(widths[level + 1], width, 2, stride=2))
+
+    def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:
+        """F. The level's embedding is computed in float32, all else in the type of the weights."""
+        angle, dtype = log_lam[:, None] * self.frequencies * 0.25, self.enter.weight.dtype
+        e = self.embed(torch.cat([angle.sin(), angle.cos()], 1)).to(dtype)
+        h = self.enter(F.pixel_unshuffle(x, self.patch).to(dtype))
+        skips = []
+        for level, blocks in enumerate(self.down_blocks):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, e)
+            if level < len(self.downs):
+                skips.append(h)
+                h = self.downs[level](h)
+        for level in reversed(range(len(self.up_blocks))):
+            for block in self.up_blocks[level]:  # type: ignore[union-attr]
+                h = block(h, e)
+            if level:
+                h = skips[level - 1] + self.ups[level - 1](h)
+        return F.pixel_shuffle(self.leave(F.silu(h)), self.patch).float()
+
+
+class PriorBackbone(Backbone):
+    """Adapter of a `PriorDenoiser`: it already speaks (y, lam)."""
+
+    def __init__(self, net: PriorDenoiser):
+        super().__init__()
+        self.net, self.channels, self.multiple, self.size = net, net.channels, net.multiple, net.prior.size
+
+    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+        return self.denoise_each(y, torch.full((len(y),), lam, device=y.device))
+
+    def denoise_each(self, y: Tensor, lam: Tensor) -> Tensor:
+        """As `denoise`, with one lam an image: float32 [B]."""
+        return self.net(y, lam).contiguous()
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        for name, part in self.net.named_children():
+            if name not in ("prior", "embed"):
+                part.to(dtype)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.net.residual = torch.compile(self.net.residual)
+
+
+def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> PriorBackbone:
+    """The backbone from a checkpoint of kind `convnet`: network weights are stored in bf16 and run in float32."""
+    return prior_backbone(ConvDenoiser, config, tensors)
+
+
+def prior_backbone(kind: Callable[..., PriorDenoiser], config: dict[str, Any], tensors: dict[str, Tensor]) -> PriorBackbone:
+    """A backbone around kind(prior, **config) with the weights in `tensors`. Raises BackboneError where they do not fit."""
+    prior = {name.removeprefix("prior."): t for name, t in tensors.items() if name.startswith("prior.")}
+    try:
+        net = kind(DCTPrior(**prior) if "variance" in prior else SpectrumPrior(**prior), **config)
+        net.load_state_dict({name: t.float() for name, t in tensors.items()})
+    except (TypeError, KeyError, RuntimeError, ValueError) as error:
+        raise BackboneError(f"the checkpoint's config and weights do not fit: {str(error).splitlines()[0]}") from error
+    return PriorBackbone(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def checkpoint_tensors(net: PriorDenoiser) -> dict[str, Tensor]:
+    """What a checkpoint of a `PriorDenoiser` holds: the network in bf16, the small prior in float32."""
+    return {k: v if k.startswith("prior.") else v.bfloat16() for k, v in net.state_dict().items()}

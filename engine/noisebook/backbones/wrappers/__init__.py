@@ -1,0 +1,1 @@
+"""Backbones around another backbone."""

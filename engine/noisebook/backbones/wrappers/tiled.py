@@ -1,0 +1,91 @@
+"""A backbone of one fixed size made to take larger images: overlapping tiles, blended."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisebook.backbones.base import Backbone, fingerprint_of
+from noisebook.errors import BackboneError, ImageError
+from noisebook.runtime.cuda_graphs import constants
+
+BATCH = 16  # tiles in one call of the inner backbone
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where the tiles of `tile` pixels begin on an axis of `length` >= tile: every tile - overlap, the last one flush."""
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+@constants(16)
+def tile_weights(length: int, tile: int, overlap: int, device: torch.device) -> Tensor:
+    """The share of each tile in each of its pixels along one axis, float32 [tiles, tile], > 0, summing to 1 at a pixel.
+
+    A linear ramp over `overlap` pixels at both ends, divided by the sum over the tiles that cover a pixel.
+    """
+    i = torch.arange(tile, dtype=torch.float64)
+    ramp = torch.minimum(i + 1, tile - i).clamp_max(overlap + 1)
+    starts, total = tile_starts(length, tile, overlap), torch.zeros(length, dtype=torch.float64)
+    for a in starts:
+        total[a : a + tile] += ramp
+    return torch.stack([ramp / total[a : a + tile] for a in starts]).float().to(device)
+
+
+class Tiled(Backbone):
+    """`inner`, a pixel backbone of one fixed size, on images of that size or larger; sizes are those of the images.
+
+    `overlap` is in pixels, on both axes (None: a quarter of the shorter side of a tile). Raises BackboneError where
+    `inner` has no fixed size or works in a latent space, or where overlap is not in 0 .. shorter side - 1.
+    """
+
+    def __init__(self, inner: Backbone, overlap: int | None = None):
+        super().__init__()
+        if inner.size is None or inner.state_shape(*inner.size) != (inner.channels, *inner.size):
+            raise BackboneError(f"only a pixel backbone of one fixed size can be tiled; {inner.name!r} is not one")
+        self.min_size: tuple[int, int] = inner.size
+        self.overlap = min(inner.size) // 4 if overlap is None else overlap
+        if not 0 <= self.overlap < min(inner.size):
+            raise BackboneError(f"an overlap of {overlap} pixels does not fit tiles of {inner.size}")
+        self.inner, self.name, self.channels, self.capturable = inner, inner.name, inner.channels, inner.capturable
+        self.pure_noise = inner.pure_noise
+        self.fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": self.overlap}, {})
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """The size of a tile."""
+        return self.min_size
+
+    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+        self.inner.accelerate(dtype, channels_last, compile)
+
+    def snap(self, lam: float) -> float:
+        """The inner backbone's level nearest to lam."""
+        return self.inner.snap(lam)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest size (height, width), in pixels, that holds such an image and that `denoise` takes."""
+        return max(height, self.min_size[0]), max(width, self.min_size[1])
+
+    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] float32 at lam > 0 -> the tiles' x0_hat, blended, same shape and dtype.
+
+        Raises ImageError where y is smaller than a tile (see `padded`), BackboneError where a condition is given.
+        """
+        if cond is not None:
+            raise BackboneError("a tiled backbone takes no condition")
+        (height, width), (h, w) = y.shape[-2:], self.min_size
+        if height < h or width < w:
+            raise ImageError(f"{height} x {width} pixels are less than one tile of {h} x {w}: pad the image first")
+        weights = [tile_weights(n, t, self.overlap, y.device) for n, t in ((height, h), (width, w))]
+        places = [
+            (slice(a, a + h), slice(b, b + w), weights[0][i, :, None] * weights[1][j])
+            for i, a in enumerate(tile_starts(height, h, self.overlap))
+            for j, b in enumerate(tile_starts(width, w, self.overlap))
+        ]
+        out, per_call = torch.zeros_like(y), max(1, BATCH // max(1, len(y)))
+        for first in range(0, len(places), per_call):
+            group = places[first : first + per_call]
+            tiles = self.inner.denoise(torch.cat([y[..., a, b] for a, b, _ in group]), lam)
+            for (a, b, weight), tile in zip(group, tiles.split(len(y)), strict=True):
+                out[..., a, b] += weight * tile
+        return out

@@ -1,0 +1,27 @@
+"""`noisebook convert`: a published checkpoint to a `.safetensors` file of noisebook's."""
+
+import argparse
+import json
+from pathlib import Path
+
+from noisebook.errors import BackboneError
+
+ABOUT = "A published checkpoint, NVIDIA's EDM (.pkl) or CoD (.pt), to a .safetensors file. No code of the file's is run."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a published .pkl of NVIDIA's EDM, or a .pt of CoD")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts by the file's ending and says what was in it. Raises BackboneError where it cannot be read or written."""
+    from noisebook.backbones.cod import files as cod
+    from noisebook.backbones.nets import nvidia_edm
+
+    converters = {".pkl": nvidia_edm.convert_file, ".pt": cod.convert_file, ".ckpt": cod.convert_file}
+    if args.file.suffix not in converters:
+        raise BackboneError(f"{args.file}: `convert` reads {', '.join(converters)}; the ending says which network it is")
+    about = converters[args.file.suffix](args.file, args.output)
+    print(json.dumps({"output": str(args.output), "about": about}) if args.json else f"{args.output}: {about}")
+    return 0

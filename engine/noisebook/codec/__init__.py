@@ -1,0 +1,1 @@
+"""The loop: encode and decode are the same walk."""

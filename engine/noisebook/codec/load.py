@@ -1,0 +1,49 @@
+"""A codec by name: what `noisebook.load` does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from noisebook import backbones
+from noisebook.backbones import Backbone
+from noisebook.codec.codec import Codec
+from noisebook.errors import SpecError
+from noisebook.spec import presets
+from noisebook.spec.spec import CodecSpec
+
+
+def load(
+    preset: str | CodecSpec = "photo", *, backbone: str | Backbone | None = None, device: str = "cpu",
+    dtype: str = "float32", channels_last: bool = False, compile: bool = False, graphs: bool = True, effort: int = 1,
+    candidates: int = 1, conditions: Mapping[str, Any] | None = None, **changes: Any,
+) -> Codec:  # fmt: skip
+    """A codec by the name of a preset, or by its specification.
+
+    backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not
+              come with the package
+    device    where the backbone is put and the work is done
+    dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
+    graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
+    effort    how often an encoder chooses the tokens of a step anew, given the others; files decode without knowing
+    candidates   sets of tokens that an encoder tries at each step, at so many network calls; files decode without knowing
+    conditions   what a model with conditions is told: prompt, negative_prompt, guidance, label (docs/backbones.md)
+    changes   fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, bins, vocabulary, seed, ...
+
+    Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable, or it has no network to
+    accelerate), CodecMismatchError (a specification's backbone is another).
+    """
+    if isinstance(preset, CodecSpec):
+        if changes:
+            raise SpecError("a finished specification takes no changes; start from a preset")
+        spec, recipe = preset, None
+    else:
+        entry = presets.get(preset)
+        spec, recipe = entry.spec, presets.changed(entry.recipe, **changes)
+    chosen = spec.backbone if backbone is None else backbone
+    if conditions and not isinstance(chosen, str):
+        raise SpecError("a backbone that is already loaded takes no conditions; give them to noisebook.backbones.load")
+    model = backbones.load(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
+    if recipe is not None and (changes or backbone is not None):
+        spec = recipe.build(model)
+    if (dtype, channels_last, compile) != ("float32", False, False):
+        model.accelerate(dtype, channels_last, compile)
+    return Codec(spec, model, graphs, effort, candidates)

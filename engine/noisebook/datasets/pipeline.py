@@ -1,0 +1,80 @@
+"""Tokens inside somebody else's pipeline: Ray Data's `map_batches`, Hugging Face `datasets.map`."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from noisebook.datasets.table import largest_dtype
+from noisebook.errors import ImageError
+from noisebook.images.io import read_image
+
+
+class TokenizeBatch:
+    """A callable: a batch of columns -> the same with `tokens` (unsigned [L] an image) in place of the images.
+
+        datasets.map(TokenizeBatch("photo"), batched=True, batch_size=32, remove_columns="image")
+        ray.data.map_batches(TokenizeBatch, fn_constructor_kwargs={"preset": "photo"}, batch_size=32, concurrency=2)
+
+    preset, options   as of `noisebook.load`; the codec is made at the first call, in the process that works
+    image             the column of images: uint8 arrays [H, W, C], PIL images, bytes, or {"bytes": ...}
+    tokens            the column to make
+
+    Images of one size in a batch are coded together. Raises ImageError for one that cannot be read: what becomes of it is
+    the pipeline's affair, and so is resuming. For exactly once and a ledger: `noisebook tokenize`.
+    """
+
+    def __init__(self, preset: str = "photo", image: str = "image", tokens: str = "tokens", **options: Any):
+        self.preset, self.image, self.tokens, self.options = preset, image, tokens, options
+        self._codec: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:  # a codec is made where it works
+        return {**self.__dict__, "_codec": None}
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        if self._codec is None:
+            import noisebook
+
+            self._codec = noisebook.load(self.preset, **self.options)
+        codec = self._codec
+        pixels = [_pixels(value, codec.backbone.channels) for value in batch[self.image]]
+        out: list[np.ndarray | None] = [None] * len(pixels)
+        dtype = largest_dtype(codec.spec)
+        for shape in dict.fromkeys(x.shape for x in pixels):
+            rows = [i for i, x in enumerate(pixels) if x.shape == shape]
+            images = torch.from_numpy(np.stack([pixels[i] for i in rows])).permute(0, 3, 1, 2)
+            for i, tokens in zip(rows, codec.encode(images).cpu().numpy(), strict=True):
+                out[i] = tokens.astype(dtype)
+        rest = {name: column for name, column in batch.items() if name != self.image}
+        return {**rest, self.tokens: _column(out)}
+
+
+def _column(rows: Sequence[np.ndarray | None]) -> Any:
+    """[N, L] where all have as many, else a list."""
+    return np.stack(rows) if len({len(r) for r in rows if r is not None}) == 1 else list(rows)  # type: ignore[arg-type]
+
+
+def _pixels(value: Any, channels: int) -> np.ndarray:
+    """uint8 [H, W, C] of whatever pipelines hold images as."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if isinstance(value, (bytes, bytearray)):
+        return read_image(io.BytesIO(value), channels)
+    if isinstance(value, Image.Image):
+        buffer = io.BytesIO()
+        value.save(buffer, "PNG" if value.mode != "CMYK" else "TIFF")
+        return read_image(buffer, channels)
+    pixels = np.asarray(value)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise ImageError(f"an image is uint8 [H, W, C], bytes or of PIL, not {pixels.dtype} {list(pixels.shape)}")
+    return read_image(_png(pixels), channels) if pixels.ndim == 2 or pixels.shape[2] != channels else pixels
+
+
+def _png(pixels: np.ndarray) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels if pixels.ndim == 2 or pixels.shape[2] > 1 else pixels[:, :, 0]).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer

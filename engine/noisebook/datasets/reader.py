@@ -1,0 +1,156 @@
+"""A tokenised data set as a data set of torch: map-style, or a stream for ranks and workers."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from noisebook.datasets import ledger
+from noisebook.datasets.decoding import Failure, Picture, serve
+from noisebook.datasets.inputs import File, Item
+from noisebook.datasets.plan import Plan
+from noisebook.datasets.shard import requests_for
+from noisebook.datasets.store import Store
+from noisebook.datasets.table import read_shard, tokens_of
+from noisebook.errors import DatasetError, FormatError, ImageError
+from noisebook.spec.spec import CodecSpec
+
+KEPT = 16  # shards held in memory
+
+
+class _Shards:
+    """What both kinds share: the folder, its plan and ledgers, and shards read and checked."""
+
+    def __init__(self, folder: str, partial: bool):
+        self.folder = str(folder)
+        self.store = Store(self.folder)
+        plan = Plan.load(self.store)
+        if plan is None:
+            raise DatasetError(f"{folder}: not a data set of noisebook's: there is no plan.json")
+        self.plan = plan
+        entries = [ledger.read_ledger(self.store, shard) for shard in range(plan.shards)]
+        self.ledgers = [e for e in entries if e is not None and e["plan"] == plan.hash]
+        self.done = [e for e in self.ledgers if e["status"] == ledger.DONE]
+        if len(self.done) < plan.shards and not partial:
+            raise DatasetError(f"{folder}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
+                               "what is there with partial=True")  # fmt: skip
+
+    @property
+    def spec(self) -> CodecSpec:
+        """The codec of all tokens."""
+        return self.plan.settings.spec
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Versions of noisebook, torch, pyarrow and the image decoder that made the first shard."""
+        return dict(self.done[0]["versions"]) if self.done else {}
+
+    def read(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a shard. Raises FormatError where its bytes are not those of the ledger."""
+        name = ledger.shard_name(entry["shard"])
+        data = self.store.read(name)
+        if data is None:
+            raise DatasetError(f"{self.folder}/{name}: it is gone: tokenize --resume makes it anew")
+        if ledger.sha256(data) != entry["sha256"]:
+            raise FormatError(f"{self.folder}/{name}: damaged: tokenize --resume makes it anew")
+        table, _ = read_shard(data, name)
+        tokens = tokens_of(table, self.spec)
+        rest = table.drop_columns(["payload" if "payload" in table.column_names else "tokens"]).to_pylist()
+        return [{**row, "tokens": some} for row, some in zip(rest, tokens, strict=True)]
+
+
+class TokenDataset(_Shards, Dataset):
+    """A tokenised data set, map-style: `ds[i]` is a dict of `key`, `tokens` (unsigned numpy [L]), `height`, `width` (of the
+    coded image), `original_height`, `original_width` and the columns that were carried through, such as `label`.
+
+    Any index at any time: a shard is read once and checked against the ledger's SHA-256, the last `kept` are held. Ranks
+    share it by torch's DistributedSampler. `partial`: take the shards that are done.
+
+    Raises DatasetError where there is no data set or it is not complete, FormatError for a damaged shard.
+    """
+
+    def __init__(self, folder: str, partial: bool = False, kept: int = KEPT):
+        super().__init__(folder, partial)
+        self.kept = kept
+        self._ends = np.cumsum([entry["n_ok"] for entry in self.done])
+        self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._inputs: dict[str, Item] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} images")
+        index = int(index) % len(self)
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        rows = self._rows(place)
+        return rows[index - (int(self._ends[place - 1]) if place else 0)]
+
+    def _rows(self, place: int) -> list[dict[str, Any]]:
+        if place in self._cache:
+            self._cache.move_to_end(place)
+            return self._cache[place]
+        rows = self._cache[place] = self.read(self.done[place])
+        while len(self._cache) > self.kept:
+            self._cache.popitem(last=False)
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:  # for workers of a DataLoader: they read for themselves
+        return {**self.__dict__, "_cache": OrderedDict()}
+
+    def original(self, index: int) -> np.ndarray:
+        """The image that was tokenised, uint8 [H, W, C], read again from the recorded input and resized as it was. Raises
+        ImageError where it is gone or has changed."""
+        if self._inputs is None:
+            self._inputs = {item.key: item for item in self.plan.source.items}
+        item = self._inputs[self[index]["key"]]
+        (answer,) = serve(requests_for(self.plan.source, [item], 3, self.plan.settings.resize))
+        if isinstance(answer, Failure):
+            raise ImageError(f"{item.key}: {answer.message}")
+        assert isinstance(answer, Picture)
+        return answer.pixels
+
+
+class TokenStream(_Shards, IterableDataset):
+    """A tokenised data set as a stream of the rows of `TokenDataset`, each exactly once over all ranks and workers of a
+    DataLoader: they share it shard by shard, so lengths differ by up to a shard.
+
+    shuffle      the order of shards, and of the rows in each, by `seed` and `set_epoch`
+    rank, world  which share; default: torch.distributed's where it is initialised, else all
+    """
+
+    def __init__(
+        self, folder: str, shuffle: bool = False, seed: int = 0, rank: int | None = None, world: int | None = None,
+        partial: bool = False,
+    ):  # fmt: skip
+        super().__init__(folder, partial)
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.rank, self.world = (*_ranks(),) if rank is None or world is None else (rank, world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order of the shuffle."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.done)) if self.shuffle else np.arange(len(self.done))
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for place in order[self.rank :: self.world][worker::workers]:
+            rows = self.read(self.done[place])
+            if self.shuffle:
+                inside = np.random.default_rng([self.seed, self.epoch, int(place)])
+                rows = [rows[i] for i in inside.permutation(len(rows))]
+            yield from rows
+
+
+def _ranks() -> tuple[int, int]:
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+__all__ = ["File", "TokenDataset", "TokenStream"]

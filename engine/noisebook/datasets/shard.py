@@ -1,0 +1,225 @@
+"""Tokenises shards of a plan: what one process does, alone, as a rank among others or as an actor of Ray.
+
+`Tokenizer.run` makes shards one after the other: pictures are read and decoded in worker processes while the codec works
+on the batch before and the finished shard is written by a thread. A shard is committed in two steps, file and ledger, each
+whole or not at all; made twice it has the same bytes, so nothing needs to be undone after a kill.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from noisebook.datasets.decoding import Failure, Picture, Request, decoder_version
+from noisebook.datasets.inputs import Changed, Item, Source, first_line, parquet_images
+from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
+from noisebook.datasets.loader import Batch, Workers, ahead, batches
+from noisebook.datasets.plan import Plan
+from noisebook.datasets.store import Store
+from noisebook.datasets.table import shard_bytes, token_column, token_count
+from noisebook.errors import ImageError, NoisebookError, SpecError
+from noisebook.runtime import __version__
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from noisebook.codec.codec import Codec
+
+FORMAT = 1
+DEPTH = 2  # batches that wait for the codec
+
+
+def versions() -> dict[str, str]:
+    """What the bytes of a shard depend on beside rows and specification."""
+    return {
+        "noisebook": __version__,
+        "torch": torch.__version__,
+        "pyarrow": version("pyarrow"),
+        "decoder": decoder_version(),
+    }
+
+
+@dataclass
+class Made:
+    """A shard in the making: tokens int64 [L], pictures and failures by the row of the item in the shard."""
+
+    tokens: dict[int, np.ndarray] = field(default_factory=dict)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    pictures: dict[int, Picture] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    begun: float = field(default_factory=time.time)
+
+
+def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> list[Request]:
+    """What workers are asked for these items; the bytes of Parquet rows are read here, once."""
+    data = _parquet_bytes(source, items) if source.kind == "parquet" else [None] * len(items)
+    return [Request(item, source.files[item.file], some, channels, resize) for item, some in zip(items, data, strict=True)]
+
+
+def _parquet_bytes(source: Source, items: Sequence[Item]) -> list[bytes | Failure | None]:
+    import pyarrow as pa
+
+    def failure(error: Exception) -> Failure:
+        return Failure("changed" if isinstance(error, Changed) else "unreadable", first_line(error))
+
+    found: dict[tuple[int, int], bytes | Failure] = {}
+    for file in {item.file: None for item in items if not item.problem}:
+        rows = [item.start for item in items if item.file == file and not item.problem]
+        try:
+            values = parquet_images(source.files[file], source.image_column, rows[0], rows[-1] + 1)
+            for row, value in zip(range(rows[0], rows[-1] + 1), values, strict=True):
+                none = Failure("no_image", "the row has no bytes")
+                found[file, row] = none if value is None else failure(value) if isinstance(value, Exception) else value
+        except (pa.ArrowException, OSError, ValueError) as error:
+            for row in rows:
+                found.setdefault((file, row), failure(error))
+    return [found.get((item.file, item.start)) for item in items]
+
+
+class Tokenizer:
+    """Makes shards of `plan` with `codec` into `store`. `tell(event, fields)` hears of every batch and shard."""
+
+    def __init__(
+        self, plan: Plan, codec: "Codec", store: Store, workers: int, max_errors: int | None = None, failed: int = 0,
+        tell: Callable[[str, dict[str, Any]], None] = lambda *_: None,
+    ):  # fmt: skip
+        if codec.spec.hash != plan.settings.spec.hash:
+            raise SpecError("the codec is not the one of the plan")
+        self.plan, self.codec, self.store, self.workers = plan, codec, store, workers
+        self.max_errors, self.failed, self.tell = max_errors, failed, tell
+        size = plan.settings.size
+        self.fixed = token_count(codec.spec, *size) if size else None
+
+    def run(self, shards: Iterable[int]) -> None:
+        """Makes and commits these shards. Raises ImageError when more images have failed than may."""
+        channels, settings = self.codec.backbone.channels, self.plan.settings
+        asked = ((n, requests_for(self.plan.source, self.plan.items(n), channels, settings.resize)) for n in shards)
+        made, pending = Made(), None
+        with Workers(self.workers) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
+            pin = self.codec.device.type == "cuda"
+            found = ahead(batches(asked, workers, settings.batch_size, settings.size, pin), DEPTH)
+            with contextlib.closing(found):
+                for batch in found:
+                    if batch.images is not None:
+                        self._encode(batch, made)
+                        continue
+                    made.failures |= batch.failures
+                    self._wait(pending)
+                    pending, made = writer.submit(self._commit, batch.shard, made), Made()
+                self._wait(pending)
+
+    def _wait(self, pending: "Future | None") -> None:
+        if pending is not None:
+            self.count(pending.result())
+
+    def count(self, failed: int) -> None:
+        """So many images more have failed. Raises ImageError when that is more than may."""
+        self.failed += failed
+        if self.max_errors is not None and self.failed > self.max_errors:
+            raise ImageError(f"{self.failed} images failed, more than --max-errors {self.max_errors}: see the ledger in "
+                             f"{self.store.url}; what is done stays done")  # fmt: skip
+
+    def _encode(self, batch: Batch, made: Made) -> None:
+        assert batch.images is not None
+        begin = time.perf_counter()
+        try:
+            tokens = self.codec.encode(batch.images).cpu().numpy()
+            for row, picture, one in zip(batch.rows, batch.pictures, tokens, strict=True):
+                self._keep(made, row, picture, one)
+        except torch.cuda.OutOfMemoryError as error:
+            raise SpecError(f"the device has too little memory for {len(batch.rows)} images of {list(batch.images.shape)}"
+                            ": give a smaller --batch-size") from error  # fmt: skip
+        except NoisebookError:  # one of them: which
+            for row, picture, image in zip(batch.rows, batch.pictures, batch.images, strict=True):
+                try:
+                    self._keep(made, row, picture, self.codec.encode(image[None])[0].cpu().numpy())
+                except NoisebookError as error:
+                    made.failures[row] = Failure("codec", f"{type(error).__name__}: {error}")
+        self.tell("batch", {"shard": batch.shard, "images": len(batch.rows), "seconds": time.perf_counter() - begin})
+
+    @staticmethod
+    def _keep(made: Made, row: int, picture: Picture, tokens: np.ndarray) -> None:
+        made.tokens[row], made.sizes[row] = tokens, picture.pixels.shape[:2]  # type: ignore[assignment]
+        empty = np.empty((0, 0, 0), np.uint8)
+        made.pictures[row] = Picture(
+            empty, picture.height, picture.width, picture.remarks
+        )  # its pixels are no longer needed
+
+    def _commit(self, shard: int, made: Made) -> int:
+        """Writes the shard, then its ledger entry; how many of its images failed."""
+        items = self.plan.items(shard)
+        carried = self._carried(shard, made)
+        data = self._bytes(shard, made, carried)
+        self.store.write(shard_name(shard), data)
+        seconds = time.time() - made.begun
+        entry = self._entry(shard, DONE, made.failures) | {
+            "remarks": [{"key": items[row].key, "code": code} for row in sorted(made.pictures)
+                        for code in made.pictures[row].remarks],
+            "sha256": sha256(data), "bytes": len(data), "tokens": sum(len(t) for t in made.tokens.values()),
+            "seconds": round(seconds, 3), "images_per_s": round(len(items) / seconds, 3),
+        }  # fmt: skip
+        write_ledger(self.store, shard, entry)
+        self.tell("shard", {k: v for k, v in entry.items() if k not in ("failed", "remarks")})
+        return entry["n_failed"]
+
+    def poison(self, shard: int, reason: str) -> int:
+        """Gives a shard up: every item fails, and the ledger says why; how many. A resumed run tries it again."""
+        failures = {row: Failure("poisoned", reason) for row in range(len(self.plan.items(shard)))}
+        write_ledger(self.store, shard, self._entry(shard, POISONED, failures))
+        return len(failures)
+
+    def _carried(self, shard: int, made: Made) -> "pa.Table":
+        """The columns that go along. A row whose own cannot be read (any more) fails, and the others stay."""
+        import pyarrow as pa
+
+        items, source = self.plan.items(shard), self.plan.source
+        unreadable = (pa.ArrowException, OSError, ValueError)
+        with contextlib.suppress(*unreadable):
+            return source.carried([items[row] for row in sorted(made.tokens)])
+        for row in sorted(made.tokens):
+            try:
+                source.carried([items[row]])
+            except unreadable as error:
+                code = "changed" if isinstance(error, Changed) else "unreadable"
+                made.failures[row] = Failure(code, f"what goes along with it: {first_line(error)}")
+                del made.tokens[row], made.sizes[row], made.pictures[row]
+        return source.carried([items[row] for row in sorted(made.tokens)])
+
+    def _bytes(self, shard: int, made: Made, carried: "pa.Table") -> bytes:
+        import pyarrow as pa
+
+        rows, spec = sorted(made.tokens), self.codec.spec
+        items = [self.plan.items(shard)[row] for row in rows]
+        tokens, sizes = [made.tokens[row] for row in rows], [made.sizes[row] for row in rows]
+        pictures = [made.pictures[row] for row in rows]
+        columns = {
+            "key": pa.array([item.key for item in items], pa.string()),
+            "payload" if spec.rule == "poisson" else "tokens": token_column(tokens, spec, sizes, self.fixed),
+            "height": pa.array([size[0] for size in sizes], pa.int32()),
+            "width": pa.array([size[1] for size in sizes], pa.int32()),
+            "original_height": pa.array([p.height for p in pictures], pa.int32()),
+            "original_width": pa.array([p.width for p in pictures], pa.int32()),
+        }
+        return shard_bytes(columns, carried, self._footer(shard))
+
+    def _footer(self, shard: int) -> dict[str, Any]:
+        return {"format": FORMAT, "plan": self.plan.hash, "shard": shard, "shards": self.plan.shards, "versions": versions(),
+                "spec_hash": self.codec.spec.hash.hex(), **self.plan.settings.as_dict()}  # fmt: skip
+
+    def _entry(self, shard: int, status: str, failures: dict[int, Failure]) -> dict[str, Any]:
+        items, device = self.plan.items(shard), self.codec.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        failed = [{"key": items[row].key, "code": f.code, "message": f.message} for row, f in sorted(failures.items())]
+        counts = {"n_in": len(items), "n_ok": len(items) - len(failed), "n_failed": len(failed)}
+        return {"shard": shard, "status": status, "plan": self.plan.hash, **counts, "failed": failed, "remarks": [],
+                "device": f"{device} ({name})", "threads": torch.get_num_threads(), "host": platform.node(),
+                "process": os.getpid(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "versions": versions()}  # fmt: skip

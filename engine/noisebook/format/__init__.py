@@ -1,0 +1,1 @@
+"""The `.nbk` file: container, entropy coding, runs of tokens. No torch here."""

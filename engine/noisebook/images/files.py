@@ -1,0 +1,134 @@
+"""One picture, one file: what stands between a codec's tensors and the `.nbk` files of a user."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisebook.errors import FormatError
+from noisebook.format.container import Container, pack, unpack
+from noisebook.format.runs import Run
+from noisebook.spec import curve as calibration
+from noisebook.spec import presets
+from noisebook.spec.spec import CodecSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from noisebook.codec.codec import Codec
+
+
+def preset_number(spec: CodecSpec) -> int:
+    """The number in files of the preset with that specification; 0 if it is none."""
+    preset = presets.by_hash(spec.hash)
+    return preset.number if preset else 0
+
+
+def token_runs(spec: CodecSpec, height: int, width: int) -> list[Run]:
+    """The runs in an image's token stream, as `container.pack` takes them."""
+    return [run for _, run in spec.runs_for(height, width)]
+
+
+def encode_picture(
+    codec: "Codec", pixels: "np.ndarray", embed: bool | None = None, weights: "np.ndarray | None" = None,
+    derived: tuple[int, int] | None = None,
+) -> bytes:  # fmt: skip
+    """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or, unless `embed` is False,
+    if it is no preset's and not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see
+    `Codec.encode`."""
+    payload = codec.encode_packed(*_tensors(pixels, weights))[0].cpu().numpy().tobytes()
+    return contain(codec.spec, pixels.shape[0], pixels.shape[1], payload, embed, derived).to_bytes()
+
+
+def encode_and_show(
+    codec: "Codec", pixels: "np.ndarray", embed: bool | None = None, weights: "np.ndarray | None" = None,
+    derived: tuple[int, int] | None = None,
+) -> tuple[bytes, "np.ndarray"]:  # fmt: skip
+    """(what `encode_picture` gives, what `decode_picture` makes of it), in one walk."""
+    height, width = pixels.shape[:2]
+    tokens, image = codec.reconstruct(*_tensors(pixels, weights))
+    payload = pack(tokens[0].cpu().numpy(), codec.plan(height, width).runs)
+    return contain(codec.spec, height, width, payload, embed, derived).to_bytes(), pixels_of(image[0])
+
+
+def contain(
+    spec: CodecSpec,
+    height: int,
+    width: int,
+    payload: bytes,
+    embed: bool | None = None,
+    derived: tuple[int, int] | None = None,
+) -> Container:
+    """The file of a payload; see `encode_picture`."""
+    curve = calibration.shipped().get(spec.backbone)
+    if derived is not None and not embed and curve is not None and curve.number and spec.fingerprint == curve.fingerprint:
+        return Container(spec.hash, height, width, payload, curve.number, None, derived)
+    number = preset_number(spec)
+    text = spec.to_json().encode() if embed or (embed is None and not number) else None
+    return Container(spec.hash, height, width, payload, number, text)
+
+
+def decode_picture(codec: "Codec", container: Container, steps: int | None = None) -> "np.ndarray":
+    """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps alone, if given. Raises
+    FormatError where the payload does not fit."""
+    import numpy as np
+    import torch
+
+    payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
+    image = codec.decode_packed(payload[None], (container.height, container.width), steps)[0]
+    return pixels_of(image)
+
+
+def _tensors(pixels: "np.ndarray", weights: "np.ndarray | None") -> "tuple[torch.Tensor, torch.Tensor | None]":
+    import torch
+
+    counts = None if weights is None else torch.from_numpy(weights.copy())[None, None].float()
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], counts
+
+
+def pixels_of(images: "torch.Tensor") -> "np.ndarray":
+    """What a codec decodes, float32 [..., C, H, W] -> uint8 [..., H, W, C], rounded to nearest."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().movedim(-3, -1).cpu().numpy()
+
+
+def spec_of(container: Container) -> CodecSpec | None:
+    """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
+    if container.derived is not None:
+        curve = calibration.by_number(container.preset)
+        if curve is None:
+            return None
+        steps, tokens = container.derived
+        spec = calibration.spec_for(curve, curve.dims(container.height, container.width), tokens, steps)
+        if spec.hash != container.codec_hash:
+            raise FormatError("the derived specification does not match the codec hash: the file is damaged")
+        return spec
+    if container.spec_json is None:
+        preset = presets.by_hash(container.codec_hash)
+        return preset.spec if preset else None
+    spec = CodecSpec.from_json(container.spec_json)
+    if spec.hash != container.codec_hash:
+        raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
+    return spec
+
+
+def codec_name(spec: CodecSpec) -> str:
+    """A codec in words, for messages."""
+    preset = presets.by_hash(spec.hash)
+    name = f"preset {preset.name!r}" if preset else "a custom codec"
+    return f"{name} on backbone {spec.backbone!r} ({spec.fingerprint[:16]})"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Everything a file says, without a backbone. Raises FormatError for a damaged one."""
+    container = Container.read(path)
+    spec, size = spec_of(container), len(container.to_bytes())
+    out = {"name": str(path), "bytes": size, "height": container.height, "width": container.width,
+           "bpp": 8 * size / (container.height * container.width), "payload_bytes": len(container.payload),
+           "preset": container.preset, "codec_hash": container.codec_hash.hex(),
+           "embedded_spec": container.spec_json is not None, "derived": container.derived, "codec": None,
+           "tokens": None, "error": None}  # fmt: skip
+    if spec is not None:
+        tokens = unpack(container.payload, token_runs(spec, container.height, container.width))
+        out |= {"codec": codec_name(spec), "tokens": len(tokens), "steps": len(spec.schedule), "law": spec.law,
+                "vocabulary": spec.vocabulary, "seed": spec.seed, "finish": spec.finish,
+                "first_tokens": tokens[:16].tolist()}  # fmt: skip
+    return out

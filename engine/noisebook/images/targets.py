@@ -1,0 +1,224 @@
+"""Asked for a rate or a quality: which codec, and one file that has it.
+
+A rate is met in one pass: a calibrated curve makes the schedule that spends just so many tokens. A quality is predicted by
+the curve, tried, and corrected by what came out.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noisebook.codec.codec import Codec
+from noisebook.errors import BackboneError, SpecError
+from noisebook.format.container import OVERHEAD
+from noisebook.images.files import contain, encode_and_show, encode_picture
+from noisebook.images.metrics import psnr
+from noisebook.spec import curve as calibration
+
+if TYPE_CHECKING:
+    from noisebook.backbones import Backbone
+    from noisebook.spec.curve import Curve
+
+CALLS = 25  # network calls of a decode, if no other number is asked for
+MAX_CALLS = 256
+CLOSE, TRIES = 0.09, 16  # dB that end the search for a quality, and how often it tries
+FAR = 0.5  # dB off that are no answer
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a file is to be: of one rate or one quality, in at most `max_calls` network calls of the decoder.
+
+    bpp    bits a pixel, of the whole file      bytes  size of the file, not exceeded
+    psnr   dB, of the 8-bit picture
+    """
+
+    bpp: float | None = None
+    bytes: int | None = None
+    psnr: float | None = None
+    max_calls: int = CALLS
+    vocabulary: int = 65536
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("bpp", "bytes", "psnr") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SpecError(f"ask for one of bpp, bytes and psnr, not {' and '.join(given) or 'none'}")
+        if not 0 < getattr(self, given[0]) < math.inf:
+            raise SpecError(f"{given[0]} must be above 0, not {getattr(self, given[0])}")
+        if not 2 <= self.max_calls <= MAX_CALLS:
+            raise SpecError(f"max_calls must be from 2 to {MAX_CALLS}, the finish included, not {self.max_calls}")
+
+
+class Aim:
+    """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` hears of each try."""
+
+    def __init__(
+        self, target: Target, backbone: "Backbone", curve: "Curve", graphs: bool = True, effort: int = 1,
+        candidates: int = 1, tell: Callable[[str], None] | None = None,
+    ):  # fmt: skip
+        if curve.fingerprint != backbone.fingerprint:
+            raise BackboneError(f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
+                                f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`")  # fmt: skip
+        if curve.condition and target.max_calls < 3:
+            raise SpecError("under a condition max_calls is 3 at least: the first tokens take a network call too")
+        self.target, self.backbone, self.curve = target, backbone, curve
+        self.how, self.tell = (graphs, effort, candidates), tell
+        self._codecs: dict[tuple[int, int, int], Codec] = {}
+
+    def dims(self, height: int, width: int) -> int:
+        """Dimensions of the state of an image of that size."""
+        return math.prod(self.backbone.state_shape(*self.backbone.padded(height, width)))
+
+    def codec(self, height: int, width: int, tokens: int) -> Codec:
+        """The codec that spends about so many tokens on such images."""
+        dims, steps = self.dims(height, width), self._steps
+        if (dims, tokens, steps) not in self._codecs:
+            spec = calibration.spec_for(self.curve, dims, tokens, steps, self.target.vocabulary, self.target.seed)
+            self._codecs[dims, tokens, steps] = Codec(calibration.snapped(spec, self.backbone), self.backbone, *self.how)
+            if len(self._codecs) > 64:
+                del self._codecs[next(iter(self._codecs))]
+        return self._codecs[dims, tokens, steps]
+
+    @property
+    def _steps(self) -> int:
+        """Steps of the curve's path: the calls but the finish, and under a condition but that of the first tokens."""
+        return self.target.max_calls - 1 - bool(self.curve.condition)
+
+    def _derived(self, tokens: int) -> tuple[int, int] | None:
+        """What stands in a file in place of the specification, where a decoder can derive it."""
+        ours = calibration.shipped().get(self.curve.backbone) == self.curve and self.curve.number
+        plain = self.target.vocabulary == 65536 and self.target.seed == 0
+        return (self._steps, tokens) if ours and plain else None
+
+    def _size(self, height: int, width: int, tokens: int) -> int:
+        """Bytes of the file that spends so many tokens."""
+        spec = self.codec(height, width, tokens).spec
+        bits = sum(run.count * (run.vocabulary.bit_length() - 1) for _, run in spec.runs_for(height, width))
+        return len(contain(spec, height, width, bytes(-(-bits // 8)), derived=self._derived(tokens)).to_bytes())
+
+    def tokens_for_bytes(self, height: int, width: int, size: float) -> int:
+        """The tokens whose file is nearest to `size` bytes, not above it where the target is in bytes.
+
+        Raises SpecError where even the smallest file is larger, or so many tokens cannot be spent in so few calls."""
+        each = (self.target.vocabulary.bit_length() - 1) / 8
+        tokens, best = max(2, int((size - OVERHEAD - 4) / each)), None
+        for _ in range(12):
+            have = self._size(height, width, tokens)
+            fits = have <= size or self.target.bytes is None
+            if fits and (best is None or abs(have - size) < abs(best[1] - size)):
+                best = (tokens, have)
+            change = int((size - have) / each)
+            if change == 0:
+                if fits:
+                    break
+                change = -1
+            if tokens + change < 2:
+                break
+            tokens += change
+        if best is None or abs(best[1] - size) > max(0.1 * size, 2 * each):
+            got = f"; the nearest is {best[1]}" if best else ""
+            raise SpecError(f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_calls} "
+                            f"network calls{got}: ask for another rate, or more calls")  # fmt: skip
+        return best[0]
+
+    def tokens_for_psnr(self, height: int, width: int, decibels: float) -> int:
+        """The tokens that the curve predicts to need for that PSNR, on an image as those it was measured on."""
+        dims, low, high = self.dims(height, width), 2, 2
+        while high < 1 << 23 and self._predicted(dims, high) < decibels:
+            low, high = high, 2 * high
+        while high - low > max(1, low // 100):
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._predicted(dims, middle) >= decibels else (middle, high)
+        return high
+
+    def _predicted(self, dims: int, tokens: int) -> float:
+        spec = calibration.spec_for(self.curve, dims, tokens, self._steps, self.target.vocabulary)
+        return 10 * math.log10(4 / self.curve.at(spec.lam_last))
+
+    def file(self, pixels: np.ndarray, weights: np.ndarray | None = None, embed: bool | None = None) -> tuple[bytes, Codec]:
+        """uint8 [H, W, C] -> (the bytes of its `.nbk` file, the codec that made it). Raises SpecError as above, or where no
+        number of tokens gives the quality."""
+        height, width = pixels.shape[:2]
+
+        if self.target.psnr is None:
+            size = self.target.bytes or (self.target.bpp or 0) * height * width / 8
+            tokens = self.tokens_for_bytes(height, width, size)
+            codec = self.codec(height, width, tokens)
+            return encode_picture(codec, pixels, embed, weights, self._derived(tokens)), codec
+        return self._search(pixels, self.target.psnr, weights, embed)
+
+    def _search(
+        self, pixels: np.ndarray, wanted: float, weights: np.ndarray | None, embed: bool | None
+    ) -> tuple[bytes, Codec]:
+        """Tries numbers of tokens until the decoded picture has the PSNR: first where the curve says, then along the line
+        through the two tries on either side of what is wanted, in the logarithm of the tokens, then beside that place, for
+        from one schedule to the next PSNR does not quite rise smoothly. Warns where it stays more than .1 dB off."""
+        height, width = pixels.shape[:2]
+        tokens, tried, best = self.tokens_for_psnr(height, width, wanted), {}, None
+        for _ in range(TRIES):
+            try:
+                codec = self.codec(height, width, tokens)
+                data, shown = encode_and_show(codec, pixels, embed, weights, self._derived(tokens))
+            except SpecError:  # more than the calls can spend
+                break
+            got = psnr(pixels, shown)
+            tried[tokens] = got = 99.0 if got is None else got
+            if self.tell:
+                self.tell(f"  try {len(tried)}: {8 * len(data) / (height * width):.4f} bpp, {got:.2f} dB")
+            if best is None or abs(got - wanted) < abs(best[0] - wanted):
+                best = (got, data, codec)
+            if abs(got - wanted) <= CLOSE:
+                break
+            tokens = _next(tried, wanted)
+            if not 2 <= tokens < 1 << 24:
+                break
+        if best is None or abs(best[0] - wanted) > FAR:
+            near = f"; the nearest was {best[0]:.2f} dB" if best else ""
+            raise SpecError(f"no number of tokens gives {wanted:g} dB in {self.target.max_calls} network calls{near}")
+        if abs(best[0] - wanted) > 0.1:
+            warnings.warn(f"{best[0]:.2f} dB is the nearest to {wanted:g} dB in {len(tried)} tries", RuntimeWarning,
+                          stacklevel=3)  # fmt: skip
+        return best[1], best[2]
+
+
+def _next(tried: dict[int, float], wanted: float) -> int:
+    """Tokens to try next, none that were. A bit a dimension is worth about 6 dB, so that with one try alone decibels go by
+    the rate."""
+    below = max((t for t, p in tried.items() if p < wanted), default=None)
+    above = min((t for t, p in tried.items() if p >= wanted), default=None)
+    if below is not None and above is not None:
+        share = (wanted - tried[below]) / max(tried[above] - tried[below], 1e-9)
+        guess = round(below * (above / below) ** min(max(share, 0.05), 0.95))
+    else:
+        nearest, *more = sorted(tried, key=lambda t: abs(tried[t] - wanted))
+        slope = 5.0  # dB for twice the tokens, about what photographs have
+        if more:
+            far = max(more, key=lambda t: abs(math.log(t / nearest)))
+            slope = min(max((tried[far] - tried[nearest]) / math.log2(far / nearest), 0.5), 10.0)
+        guess = max(2, round(nearest * 2 ** min(max((wanted - tried[nearest]) / slope, -2.0), 2.0)))
+    grain = max(1, guess // 150)
+    beside = (guess + sign * grain * n for n in range(TRIES + 1) for sign in (1, -1))
+    return next(t for t in beside if t >= 2 and all(abs(t - other) >= grain for other in tried))
+
+
+def curve_of(backbone: "Backbone", path: "str | None" = None) -> "Curve":
+    """The curve in a file, or the one that came with a shipped backbone. Raises SpecError where there is none."""
+    if path is not None:
+        try:
+            with open(path, "rb") as file:
+                return calibration.Curve.from_json(file.read())
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+    curve = calibration.shipped().get(backbone.name)
+    if curve is None or curve.fingerprint != backbone.fingerprint:
+        raise SpecError(f"backbone {backbone.name!r} has no curve: run `noisebook calibrate {backbone.name} IMAGES -o "
+                        "FILE`, then give --curve FILE")  # fmt: skip
+    return curve
+
+
+__all__ = ["Aim", "Target", "curve_of"]

@@ -1,0 +1,1 @@
+"""What a codec is: one hashed value, schedules, presets, curves. No torch here."""

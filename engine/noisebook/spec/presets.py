@@ -1,0 +1,184 @@
+"""Codecs by name, and recipes: the few numbers a specification is built from.
+
+Presets are stored as finished specifications (`presets.json`), not recomputed, so that no rounding of another machine's
+`exp` can change their hash. Their numbers stand in files: one that has been released is never reused or changed.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisebook.errors import SpecError
+from noisebook.spec import curve as calibration
+from noisebook.spec import schedule
+from noisebook.spec.spec import CodecSpec, Step
+
+if TYPE_CHECKING:
+    from noisebook.backbones import Backbone
+
+PRESETS_FILE = Path(__file__).with_name("presets.json")
+DEFAULT = "photo"
+DRAWN = 25  # steps in which an image is drawn from its condition alone
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `build` makes a specification of; every field is an option of the command line."""
+
+    backbone: str = "photo"
+    steps: int = 24
+    spacing: str = "log"  # of the levels: log, karras, ddpm, flow, turbo or diffc
+    lam_max: float = 3.0  # first level
+    lam_min: float = 0.1  # last level
+    p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at lam_max; 1: no tokens
+    rho: float | None = None  # p = 0 only: share of the noise kept each step, default 1 - 2 / steps
+    bins: float = 1  # tokens a view at the first step
+    bins_last: float | None = None  # at the last step, growing by a constant factor in between; default: as the first
+    scale_pixels: int = 0  # bins are for images of so many pixels and scale with the size; 0: exact
+    tokens: int = 0  # of an image of scale_pixels; > 0: start, levels and bins as the backbone's curve says, if it has one
+    law: str = "hadamard"
+    vocabulary: int = 65536
+    seed: int = 0
+    start_bins: int = 0
+    start_vocabulary: int = 65536
+    rows: int = 1
+    columns: int = 1
+    finish: str = "mean"
+    finish_steps: int = 10  # of the ODE finishes
+    rule: str = "bins"  # bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC): docs/rules.md
+    coefficient_bits: int = 0  # rule pursuit
+    free_steps: int = 0  # so many of the last steps carry no tokens and inject no noise (Turbo-DDCM)
+    condition: str = "none"  # the backbone's own tokens (CoD): none; first: before the others, which are told them; only
+
+    def build(self, backbone: "Backbone") -> CodecSpec:
+        """The specification for `backbone`, its levels snapped to the model's grid. Raises SpecError for bad numbers."""
+        if self.tokens < 0 or (self.tokens and not self.scale_pixels):
+            raise SpecError("tokens must be 0, or the tokens of an image of scale_pixels pixels")
+        if self.condition not in ("none", "first", "only"):
+            raise SpecError(f"condition must be none, first or only, not {self.condition!r}")
+        grid = backbone.condition_grid if self.condition != "none" else ()
+        if grid is None:
+            raise SpecError(f"backbone {backbone.name!r} has no condition tokens: only a CoD has")
+        if self.condition == "only":
+            kind = "ab2" if self.finish == "mean" else self.finish
+            levels = schedule.even_levels(math.inf, self.steps)
+            return CodecSpec(backbone.name, backbone.fingerprint, (), seed=self.seed, finish=kind, finish_levels=levels,  # type: ignore[arg-type]
+                             condition=grid)  # fmt: skip
+        curve = calibration.shipped().get(backbone.name)
+        if self.tokens and curve is not None and (curve.fingerprint, curve.condition) == (backbone.fingerprint, grid):
+            dims = curve.channels * self.scale_pixels
+            spec = calibration.spec_for(curve, dims, self.tokens, self.steps, self.vocabulary, self.seed)
+            spec = replace(calibration.snapped(spec, backbone), law=self.law, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
+        else:
+            spec = CodecSpec(
+                backbone=backbone.name, fingerprint=backbone.fingerprint, schedule=self._schedule(backbone),
+                law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
+                start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns, scale_pixels=self.scale_pixels,
+                rule=self.rule, coefficient_bits=self.coefficient_bits, condition=grid,  # type: ignore[arg-type]
+            )  # fmt: skip
+        end = spec.lam_last
+        finish_levels = ()
+        if self.finish != "mean" and end > 0:
+            even = schedule.even_levels if self.finish == "ab2" else schedule.finish_levels
+            found = [backbone.snap(v) if v > 0 else 0.0 for v in even(end, self.finish_steps)]
+            finish_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
+        return replace(spec, finish=self.finish, finish_levels=finish_levels)  # type: ignore[arg-type]
+
+    def _schedule(self, backbone: "Backbone") -> tuple[Step, ...]:
+        """The steps that levels, p and bins ask for."""
+        if self.spacing not in schedule.SPACINGS:
+            raise SpecError(f"spacing must be one of {', '.join(schedule.SPACINGS)}, not {self.spacing!r}")
+        last = self.bins if self.bins_last is None else self.bins_last
+        if not (self.bins > 0 and last > 0):
+            raise SpecError("bins must be above 0")
+        if self.steps < 1:
+            raise SpecError(f"a schedule needs at least 1 step, not {self.steps}")
+        counts = schedule.geometric(self.bins, last, self.steps)
+        if self.p == 0:
+            return schedule.fixed_level(backbone.snap(self.lam_max), self.steps, counts, self.rho)
+        if self.rho is not None:
+            raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
+        grid = schedule.SPACINGS[self.spacing](self.lam_max, self.lam_min, self.steps)
+        levels = [backbone.snap(lam) for lam in grid]
+        if self.condition == "first" and self.spacing != "diffc":  # whose first level is all but pure noise
+            # a first step from pure noise, so that what the condition tells is known before any token is chosen
+            levels, counts = [math.inf, *levels], schedule.geometric(self.bins, last, self.steps + 1)
+        if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+            raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
+                            f"{self.lam_max}; use fewer steps")  # fmt: skip
+        if not 0 <= self.free_steps < self.steps:
+            raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
+        coded = len(levels) - 1 - self.free_steps
+        steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
+        return steps + (schedule.falling(levels[coded:], 1, 0) if self.free_steps else ())
+
+
+CALIBRATED = {
+    "backbone",
+    "tokens",
+    "scale_pixels",
+    "steps",
+    "law",
+    "vocabulary",
+    "seed",
+    "finish",
+    "finish_steps",
+    "condition",
+}  # with tokens
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named codec: its number in files, the recipe it was built from, and the finished specification."""
+
+    name: str
+    number: int
+    about: str
+    recipe: Recipe
+    spec: CodecSpec
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    out = {}
+    for name, value in json.loads(PRESETS_FILE.read_text()).items():
+        spec = CodecSpec.from_json(json.dumps(value["spec"]))
+        out[name] = Preset(name, value["number"], value["about"], Recipe(**value["recipe"]), spec)
+    return out
+
+
+def get(name: str) -> Preset:
+    """The preset of that name. Raises SpecError naming those that exist."""
+    if name not in presets():
+        raise SpecError(f"no preset {name!r}: there are {', '.join(presets())}")
+    return presets()[name]
+
+
+def by_hash(codec_hash: bytes) -> Preset | None:
+    """The preset whose specification has that hash, which decides what a file was made with; None if there is none."""
+    return next((p for p in presets().values() if p.spec.hash == codec_hash), None)
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with some fields replaced; levels or bins of one's own end a calibrated schedule. Raises SpecError for a
+    field that does not exist, or for both at once."""
+    unknown = set(changes) - {f.name for f in fields(Recipe)}
+    if unknown:
+        raise SpecError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(Recipe))}")
+    other = sorted(set(changes) - CALIBRATED)
+    if other and changes.get("tokens"):
+        raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
+    if changes.get("condition", "none") != "none":  # it takes the place of a start; alone it is drawn as in CoD's paper
+        changes = {"start_bins": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
+    return replace(recipe, **({"tokens": 0} if other else {}), **changes)
+
+
+def to_json(entries: list[Preset]) -> str:
+    """The text of `presets.json`."""
+    return json.dumps(
+        {p.name: {"number": p.number, "about": p.about, "recipe": asdict(p.recipe), "spec": json.loads(p.spec.to_json())}
+         for p in entries}, indent=1) + "\n"  # fmt: skip

@@ -1,0 +1,173 @@
+"""Where the tokens go: noise levels, how far each step goes down before noise is injected, and tokens per step.
+
+A schedule is a list of `Step(lam, lam_down, lam_next, bins)` in float64. `p` says how much of the de-noised log-distance
+is kept: ln lam_next = (1 - p) ln lam + p ln lam_down. p = 1 is the probability-flow ODE (no token), p = 1/2 the DDPM
+posterior (DDCM), and p = 0 gDDCM's fixed point, which stays at one level and needs rho = lam_down / lam instead.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+
+from noisebook.errors import SpecError
+from noisebook.spec.spec import Step
+
+
+def log_uniform(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels from lam_max to lam_min, evenly spaced in ln lam."""
+    _check_range(lam_max, lam_min, steps)
+    ratio = math.log(lam_min / lam_max)
+    return [lam_max, *(lam_max * math.exp(ratio * i / steps) for i in range(1, steps)), lam_min]
+
+
+def karras(lam_max: float, lam_min: float, steps: int, rho: float = 7.0) -> list[float]:
+    """steps + 1 levels from lam_max to lam_min, evenly spaced in lam^(1/rho) (Karras et al. 2022, eq. 5)."""
+    _check_range(lam_max, lam_min, steps)
+    a, b = lam_max ** (1 / rho), lam_min ** (1 / rho)
+    return [lam_max, *((a + (b - a) * i / steps) ** rho for i in range(1, steps)), lam_min]
+
+
+def ddpm(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of DDPM's linear-beta grid (T = 1000, betas 1e-4 ... 0.02), respaced evenly in time.
+
+    The part of the grid between the first level at or above lam_min and the last at or below lam_max is used.
+    """
+    _check_range(lam_max, lam_min, steps)
+    levels, abar = [], 1.0
+    for t in range(1000):
+        abar *= 1 - (1e-4 + (0.02 - 1e-4) * t / 999)
+        levels.append(math.sqrt((1 - abar) / abar))
+    inside = [lam for lam in reversed(levels) if lam_min * (1 - 1e-9) <= lam <= lam_max * (1 + 1e-9)]
+    if len(inside) < steps + 1:
+        raise SpecError(f"DDPM's grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
+    return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
+
+
+def flow(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels evenly spaced in the time t = lam / (1 + lam) of a rectified flow; lam_max may be inf (t = 1)."""
+    _check_range(min(lam_max, sys.float_info.max), lam_min, steps)
+    a, b = (1.0 if lam == math.inf else lam / (1 + lam) for lam in (lam_max, lam_min))
+    times = [a + (b - a) * i / steps for i in range(1, steps)]
+    return [lam_max, *(t / (1 - t) for t in times), lam_min]
+
+
+# Turbo-DDCM's time steps of 1000, which its code takes from DiffC: dense where noise is low
+TURBO_TIMES = (
+    999, 972, 949, 929, 897, 869, 834, 805, 780, 751, 726, 704, 688, 670, 648, 627, 608, 591, 578, 561, 546, 530, 520, 510,
+    498, 491, 480, 465, 455, 447, 438, 429, 419, 410, 402, 390, 380, 371, 361, 353, 345, 336, 326, 319, 313, 305, 296, 289,
+    282, 276, 269, 261, 254, 247, 242, 237, 231, 224, 219, 213, 209, 204, 200, 194, 189, 185, 181, 175, 170, 167, 163, 160,
+    156, 153, 149, 146, 143, 139, 135, 132, 129, 125, 121, 118, 116, 113, 110, 107, 104, 101, 99, 96, 94, 92, 90, 87, 85, 82,
+    *range(80, 48, -2), *range(48, 0, -1),
+)  # fmt: skip
+
+
+def scaled_linear() -> list[float]:
+    """The 1000 levels of Stable Diffusion's noise, rising: betas whose square roots are even from .00085^.5 to .012^.5."""
+    levels, abar = [], 1.0
+    for t in range(1000):
+        root = math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * t / 999
+        abar *= 1 - root * root
+        levels.append(math.sqrt((1 - abar) / abar))
+    return levels
+
+
+def turbo(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of Turbo-DDCM's grid on Stable Diffusion's noise, evenly picked from those between lam_min and
+    lam_max; all of it lies between 14.7 and 0.04."""
+    _check_range(lam_max, lam_min, steps)
+    levels = scaled_linear()
+    return _picked("Turbo-DDCM", [levels[t] for t in TURBO_TIMES], lam_max, lam_min, steps)
+
+
+def diffc(lam_max: float, lam_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of DiffC's time steps of 1000 on a rectified flow, evenly picked from those between lam_min and
+    lam_max: as DiffC walks on CoD (arXiv 2511.18706), sigma = (t - 1) / 1000 and lam = sigma / (1 - sigma), from 999 down.
+
+    The network is given time 1 - sigma, and not 1 - t / 1000 as in the published code."""
+    _check_range(lam_max, lam_min, steps)
+    levels = [(t - 1) / (1001 - t) for t in (1000, *TURBO_TIMES[1:])]
+    return _picked("DiffC", levels, lam_max, lam_min, steps)
+
+
+def _picked(whose: str, levels: list[float], lam_max: float, lam_min: float, steps: int) -> list[float]:
+    inside = [lam for lam in levels if lam_min * (1 - 1e-9) <= lam <= lam_max * (1 + 1e-9)]
+    if len(inside) < steps + 1:
+        raise SpecError(f"{whose}'s grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
+    return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
+
+
+def turbo_free_steps(bits: int, steps: int, height: int, width: int) -> int:
+    """How many of Turbo-DDCM's `steps` steps, its last ones, carry no bits: `bits` is what all would cost, the image has
+    height x width pixels. None from .15 bits a pixel on; in all of the grid's cases one step keeps its bits."""
+    nodes = 70 if height * width <= 768**2 else 20
+    ratio = math.log(0.15 / 0.01) / (nodes - 1)
+    rate = bits / (height * width)
+    return max(0, min(steps - 1, nodes - sum(0.01 * math.exp(ratio * i) < rate for i in range(nodes)) - 1))
+
+
+SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {
+    "log": log_uniform, "karras": karras, "ddpm": ddpm, "flow": flow, "turbo": turbo, "diffc": diffc,
+}  # fmt: skip
+
+
+def _check_range(lam_max: float, lam_min: float, steps: int) -> None:
+    if not 0 < lam_min < lam_max < math.inf:
+        raise SpecError(f"levels need 0 < lam_min < lam_max, not {lam_min} and {lam_max}")
+    if steps < 1:
+        raise SpecError(f"a schedule needs at least 1 step, not {steps}")
+
+
+def falling(levels: Sequence[float], p: float, bins: int | Sequence[int]) -> tuple[Step, ...]:
+    """Steps through strictly falling `levels` with the same p in (0, 1]; a last level of 0 carries no token.
+
+    `bins` is one number for all steps or one a step. From a first level of inf any p < 1 goes down to 0: p is a share of
+    a log-distance that is infinite there. Raises SpecError for p = 0, whose limit on a falling schedule is
+    full re-noising and not gDDCM's fixed point; use `fixed_level` for that.
+    """
+    if not 0 < p <= 1:
+        raise SpecError(f"p must be in (0, 1] on a falling schedule, not {p}; p = 0 stays at one level and needs rho")
+    counts = [bins] * (len(levels) - 1) if isinstance(bins, int) else list(bins)
+    if len(counts) != len(levels) - 1:
+        raise SpecError(f"{len(levels) - 1} steps need as many token counts, not {len(counts)}")
+    steps = []
+    for lam, lam_next, count in zip(levels, levels[1:], counts, strict=False):
+        if lam_next == 0 or p == 1:
+            steps.append(Step(lam, lam_next, lam_next, 0))
+        else:
+            down = 0.0 if lam == math.inf else lam * (lam_next / lam) ** (1 / p)
+            steps.append(Step(lam, min(down, lam_next), lam_next, count))
+    return tuple(steps)
+
+
+def fixed_level(lam: float, steps: int, bins: int | Sequence[int], rho: float | None = None) -> tuple[Step, ...]:
+    """gDDCM's fixed point, p = 0: `steps` steps that stay at `lam`, each keeping the share rho of the old noise.
+
+    rho defaults to 1 - 2 / N for N steps (best near 1 - 1.3/N ... 1 - 2.5/N).
+    """
+    rho = max(0.0, 1 - 2 / steps) if rho is None else rho
+    if not 0 <= rho < 1:
+        raise SpecError(f"rho must be in [0, 1), not {rho}")
+    counts = [bins] * steps if isinstance(bins, int) else list(bins)
+    return tuple(Step(lam, lam * rho, lam, count) for count in counts)
+
+
+def geometric(first: float, last: float, steps: int) -> list[int]:
+    """Whole token counts that grow by a constant factor from `first` to `last`: low levels can use more bits."""
+    ratio = math.log(last / first)
+    return [max(1, round(first * math.exp(ratio * i / max(1, steps - 1)))) for i in range(steps)]
+
+
+def finish_levels(lam: float, steps: int) -> tuple[float, ...]:
+    """Levels of the closing ODE pass after the last level `lam`: Karras spacing down to lam / 50, then 0."""
+    if steps < 1:
+        raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
+    return (*karras(lam, lam / 50, steps - 1)[1:], 0.0) if steps > 1 else (0.0,)
+
+
+def even_levels(lam: float, steps: int) -> tuple[float, ...]:
+    """So many levels below `lam` (may be inf), the last 0, evenly spaced in the time of a rectified flow."""
+    if steps < 1:
+        raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
+    t = 1 / (1 + lam)
+    times = (t + (1 - t) * i / steps for i in range(1, steps))
+    return (*((1 - t) / t for t in times), 0.0)
