@@ -179,22 +179,26 @@ def _vvc_payload(data: bytes) -> int:
 
 
 CODECS = {
-    "JPEG": Codec(_jpeg, _opened, _jpeg_payload,
-                  (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 47, 57, 67, 77, 85, 91, 95),
-                  ("4:2:0", "4:4:4"), _jpeg_version),
-    "WebP": Codec(_webp, _opened, lambda data: len(data) - 20,  # RIFF header and the head of its one chunk
-                  (0, 1, 2, 3, 5, 8, 12, 18, 25, 34, 44, 54, 64, 74, 82, 88, 93, 97),
-                  ("4:2:0",), functools.partial(_pillow_version, "webp", "libwebp")),
-    "AVIF": Codec(_avif, _opened, _avif_payload,
-                  (0, 8, 16, 25, 36, 49, 64, 80),
-                  ("4:2:0", "4:4:4"), _avif_version),
-    "JPEG XL": Codec(_jxl, _opened, len,
-                     (0, 8, 16, 25, 36, 50, 66, 82, 94),
-                     ("effort 7", "effort 9"), _jxl_version),
-    "VVC": Codec(_vvc, _vvc_decoded, _vvc_payload,
-                 (57, 51, 45, 40, 35, 30, 26, 22, 18, 10),
-                 ("slow",), _vvc_version),
-}  # fmt: skip
+    "JPEG": Codec(
+        _jpeg,
+        _opened,
+        _jpeg_payload,
+        (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 47, 57, 67, 77, 85, 91, 95),
+        ("4:2:0", "4:4:4"),
+        _jpeg_version,
+    ),
+    "WebP": Codec(
+        _webp,
+        _opened,
+        lambda data: len(data) - 20,  # RIFF header and the head of its one chunk
+        (0, 1, 2, 3, 5, 8, 12, 18, 25, 34, 44, 54, 64, 74, 82, 88, 93, 97),
+        ("4:2:0",),
+        functools.partial(_pillow_version, "webp", "libwebp"),
+    ),
+    "AVIF": Codec(_avif, _opened, _avif_payload, (0, 8, 16, 25, 36, 49, 64, 80), ("4:2:0", "4:4:4"), _avif_version),
+    "JPEG XL": Codec(_jxl, _opened, len, (0, 8, 16, 25, 36, 50, 66, 82, 94), ("effort 7", "effort 9"), _jxl_version),
+    "VVC": Codec(_vvc, _vvc_decoded, _vvc_payload, (57, 51, 45, 40, 35, 30, 26, 22, 18, 10), ("slow",), _vvc_version),
+}
 
 
 def versions() -> dict[str, str]:
@@ -229,11 +233,18 @@ def curve(name: str, pixels: np.ndarray, most: float = math.inf) -> list[dict[st
             except subprocess.CalledProcessError:  # VVenC fails on some pictures of 32 x 32 at its highest rates
                 break
             decoded = torch.from_numpy(out.copy()).permute(2, 0, 1)[None]
-            rows.append({
-                "quality": quality, "variant": variant, "bytes": len(data), "bpp": 8 * len(data) / area,
-                "payload": codec.payload(data), "payload_bpp": 8 * codec.payload(data) / area,
-                "psnr": float(metrics.psnr(original, decoded)), "decoded": decoded,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "quality": quality,
+                    "variant": variant,
+                    "bytes": len(data),
+                    "bpp": 8 * len(data) / area,
+                    "payload": codec.payload(data),
+                    "payload_bpp": 8 * codec.payload(data) / area,
+                    "psnr": float(metrics.psnr(original, decoded)),
+                    "decoded": decoded,
+                }
+            )
             if rows[-1]["bpp"] > most:
                 break
     kept = [rows[i] for i in rates.front(rates.pairs(rows))]
@@ -259,8 +270,11 @@ def main() -> None:
         print(f"{name}, {version}: {rates.at_rate(rates.pairs(points), args.at)} dB at {args.at} bpp")
         for p in points:
             multi = "" if p["ms_ssim"] is None else f", MS-SSIM {p['ms_ssim']:.4f}"
-            print(f"  {p['quality']:3d} {p['variant']}: {p['bytes']} bytes, {p['bpp']:.4f} bpp, {p['payload_bpp']:.4f} of "
-                  f"payload, {p['psnr']:.2f} dB, SSIM {p['ssim']:.4f}{multi}", flush=True)  # fmt: skip
+            print(
+                f"  {p['quality']:3d} {p['variant']}: {p['bytes']} bytes, {p['bpp']:.4f} bpp, {p['payload_bpp']:.4f} of "
+                f"payload, {p['psnr']:.2f} dB, SSIM {p['ssim']:.4f}{multi}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -64,8 +64,9 @@ class Bench:
             self.models[SHIPPED] = backbones.load(SHIPPED)
         self.curves: dict[tuple[str, bool], calibration.Curve] = {(SHIPPED, False): calibration.shipped()[SHIPPED]}
         self.result: dict[str, Any] = {
-            "images": images, "cifar_fd_of_other_images": metrics.frechet(self.real, self.features(test[images:])),
-        }  # fmt: skip
+            "images": images,
+            "cifar_fd_of_other_images": metrics.frechet(self.real, self.features(test[images:])),
+        }
 
     def features(self, images: Tensor) -> Tensor:
         return torch.cat(metrics.in_batches(self.resnet.features, images))
@@ -77,8 +78,10 @@ class Bench:
 
     def figures(self, decoded: Tensor) -> dict[str, Any]:
         shown = metrics.to_uint8(decoded)
-        return {"psnr": metrics.interval(metrics.psnr(shown, self.images)),
-                "cifar_fd": metrics.frechet(self.real, self.features(shown))}  # fmt: skip
+        return {
+            "psnr": metrics.interval(metrics.psnr(shown, self.images)),
+            "cifar_fd": metrics.frechet(self.real, self.features(shown)),
+        }
 
     # ---- drawn from the condition alone ---------------------------------------------------------------------------------
     def drawn(self) -> Iterator[dict[str, Any]]:
@@ -98,8 +101,16 @@ class Bench:
 
     # ---- other tokens, under the condition and without ------------------------------------------------------------------
     def coded(self) -> Iterator[dict[str, Any]]:
-        cases = (("unified", True), ("plain", True), ("unified", False), ("alone", False), (SHIPPED, False), ("gpu", True),
-                 ("gpu", False), ("gpu-alone", False))  # fmt: skip
+        cases = (
+            ("unified", True),
+            ("plain", True),
+            ("unified", False),
+            ("alone", False),
+            (SHIPPED, False),
+            ("gpu", True),
+            ("gpu", False),
+            ("gpu-alone", False),
+        )
         for bpp in RATES:
             for name, told in cases:
                 if told and bpp == RATES[0]:
@@ -144,8 +155,11 @@ class Bench:
             both = [codec.reconstruct(x) for x in self.images.split(125)]
         runs, tokens = codec.plan(SIDE, SIDE).runs, torch.cat([t for t, _ in both])
         some = tokens[:: max(1, len(tokens) // 64)].numpy()
-        bits = float(np.mean([8 * len(container.pack(row, runs)) for row in some])) if spec.rule == "poisson" \
-            else container.packed_bits(runs)  # fmt: skip
+        bits = (
+            float(np.mean([8 * len(container.pack(row, runs)) for row in some]))
+            if spec.rule == "poisson"
+            else container.packed_bits(runs)
+        )
         return {"bits": bits, "calls": codec.calls, **self.figures(torch.cat([shown for _, shown in both]))}
 
     # ---- sizes ----------------------------------------------------------------------------------------------------------
@@ -156,15 +170,21 @@ class Bench:
             model, log = self.models[name], self.logs[name]
             assert isinstance(model, CoD)
             parts = {"weights": model.net, "weights_of_the_codec": model.net.y_embedder}
-            row = {"model": name, **{k: sum(p.numel() for p in net.parameters()) for k, net in parts.items()},
-                   "iterations": log[-1]["iteration"], "minutes": round(log[-1]["minutes"], 1),
-                   "mse_told_nothing": {k: v for k, v in log[-1].items() if k.startswith("mse@")}}  # fmt: skip
+            row = {
+                "model": name,
+                **{k: sum(p.numel() for p in net.parameters()) for k, net in parts.items()},
+                "iterations": log[-1]["iteration"],
+                "minutes": round(log[-1]["minutes"], 1),
+                "mse_told_nothing": {k: v for k, v in log[-1].items() if k.startswith("mse@")},
+            }
             if not name.endswith("alone"):
                 codec = noisebook.load(backbone=model, condition="only", steps=1)
                 tokens = codec.encode(self.images)
                 share = torch.bincount(tokens.flatten(), minlength=model.condition_grid[1]).double() / tokens.numel()  # type: ignore[index]
-                row |= {"one_step": self.figures(codec.decode(tokens, (SIDE, SIDE)))["psnr"],
-                        "entropy": float(-(share[share > 0] * share[share > 0].log2()).sum())}  # fmt: skip
+                row |= {
+                    "one_step": self.figures(codec.decode(tokens, (SIDE, SIDE)))["psnr"],
+                    "entropy": float(-(share[share > 0] * share[share > 0].log2()).sum()),
+                }
             yield row
 
 
@@ -184,9 +204,16 @@ def default(place: rivals.Place, bits: float) -> CodecSpec:
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------------
-WORDS = {"unified": "CoD", "plain": "CoD, trained by flow alone", "alone": "the same network, never told anything",
-         "small": "CoD, small", "large": "CoD, large", "gpu": "`cifar10-cod`",
-         "gpu-alone": "the same as `cifar10-cod`, never told anything", SHIPPED: f"`{SHIPPED}`"}  # fmt: skip
+WORDS = {
+    "unified": "CoD",
+    "plain": "CoD, trained by flow alone",
+    "alone": "the same network, never told anything",
+    "small": "CoD, small",
+    "large": "CoD, large",
+    "gpu": "`cifar10-cod`",
+    "gpu-alone": "the same as `cifar10-cod`, never told anything",
+    SHIPPED: f"`{SHIPPED}`",
+}
 
 
 def psnr(row: dict[str, Any], key: str = "psnr") -> str:
@@ -223,11 +250,16 @@ def _findings(told_name: str, alone: str) -> str:
     for bpp in RATES:
         if bpp > FEW and told_name == "gpu":
             break
-        found = {(r["model"], r["told"]): r["psnr"][0] for r in rows
-                 if (r["bpp"], r["rule"], r["finish"]) == (bpp, "default", "mean")}  # fmt: skip
+        found = {
+            (r["model"], r["told"]): r["psnr"][0]
+            for r in rows
+            if (r["bpp"], r["rule"], r["finish"]) == (bpp, "default", "mean")
+        }
         told = one["psnr"][0] if bpp == RATES[0] else found[told_name, True]
-        parts.append(f"{bpp:g} bpp: {told - found[alone, False]:+.2f} dB against the same network never told anything, "
-                     f"{told - found[told_name, False]:+.2f} against itself told nothing")  # fmt: skip
+        parts.append(
+            f"{bpp:g} bpp: {told - found[alone, False]:+.2f} dB against the same network never told anything, "
+            f"{told - found[told_name, False]:+.2f} against itself told nothing"
+        )
     return f"What the condition brings {WORDS[told_name]} under the default rule: " + "; ".join(parts) + "."
 
 
@@ -236,26 +268,51 @@ def sizes_table() -> str:
     for r in report.load(NAME)["sizes"]:
         told = psnr(r, "one_step") if "one_step" in r else ""
         spread = f"{r['entropy']:.2f} of 4" if "entropy" in r else ""
-        lines.append([WORDS[r["model"]], f"{r['weights'] / 1e6:.2f} M", f"{r['weights_of_the_codec'] / 1e6:.2f} M",
-                      str(r["iterations"]), f"{r['minutes']:g}", told, spread,
-                      f"{r['mse_told_nothing']['mse@1.0']:.4f}"])  # fmt: skip
-    head = ["model", "weights", "of them the condition's", "iterations", "minutes", "PSNR of one step, dB", "bits a token",
-            "error at lam = 1, told nothing"]  # fmt: skip
+        lines.append(
+            [
+                WORDS[r["model"]],
+                f"{r['weights'] / 1e6:.2f} M",
+                f"{r['weights_of_the_codec'] / 1e6:.2f} M",
+                str(r["iterations"]),
+                f"{r['minutes']:g}",
+                told,
+                spread,
+                f"{r['mse_told_nothing']['mse@1.0']:.4f}",
+            ]
+        )
+    head = [
+        "model",
+        "weights",
+        "of them the condition's",
+        "iterations",
+        "minutes",
+        "PSNR of one step, dB",
+        "bits a token",
+        "error at lam = 1, told nothing",
+    ]
     return report.table(head, lines)
 
 
 def source() -> str:
     r = report.load(NAME)
-    return (f"{r['images']} test images; CIFAR-FD of as many other real images: {r['cifar_fd_of_other_images']:.2f}. "
-            + report.source({**r, "command": "; ".join(r["commands"])}, NAME))  # fmt: skip
+    return (
+        f"{r['images']} test images; CIFAR-FD of as many other real images: {r['cifar_fd_of_other_images']:.2f}. "
+        + report.source({**r, "command": "; ".join(r["commands"])}, NAME)
+    )
 
 
 def speed_table() -> str:
     """What cod_speed.py measured of a network of full size."""
     result = report.load(SPEED)
-    lines = [[r["verb"] + (f", {r['steps']} steps" if r["verb"] == "decode" else ""), str(r["batch"]),
-              f"{r['images_per_s']:.1f}", f"{r['times']['total']['median_ms'] / r['batch']:.2f} ms"]
-             for r in sorted(result["rows"], key=lambda r: (r["verb"], r["steps"], r["batch"]))]  # fmt: skip
+    lines = [
+        [
+            r["verb"] + (f", {r['steps']} steps" if r["verb"] == "decode" else ""),
+            str(r["batch"]),
+            f"{r['images_per_s']:.1f}",
+            f"{r['times']['total']['median_ms'] / r['batch']:.2f} ms",
+        ]
+        for r in sorted(result["rows"], key=lambda r: (r["verb"], r["steps"], r["batch"]))
+    ]
     head = report.table(["512 x 512", "images a batch", "images a second", "an image"], lines)
     return (
         f"{head}\n\n{result['weights'] / 1e6:.0f} million random weights; {result['about']}. {report.source(result, SPEED)}"

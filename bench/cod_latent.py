@@ -36,8 +36,10 @@ def judged() -> dict[str, Tensor]:
     photos = load_npz_images(str(DATA / "photos256.npz"))[-HELD_OUT:]
     kodak = [read_image(path) for path in find_files([DATA / "kodak"])]
     places = [(k + 1) / (CROPS + 1) for k in range(CROPS)]
-    sets = {"held-out photographs": [crop(x, 0.5, 0.5) for x in photos],
-            "Kodak": [crop(x, a, b) for x in kodak for a in places for b in places]}  # fmt: skip
+    sets = {
+        "held-out photographs": [crop(x, 0.5, 0.5) for x in photos],
+        "Kodak": [crop(x, a, b) for x in kodak for a in places for b in places],
+    }
     return {name: torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2) for name, some in sets.items()}
 
 
@@ -57,9 +59,13 @@ def rows(name: str, folder: Path, autoencoder: str | None, sets: dict[str, Tenso
     net = model.inner if isinstance(model, Latent) else model
     count = sum(p.numel() for p in net.parameters())
     out: dict[str, Any] = {
-        "model": name, "weights": count, "iterations": log[-1]["iteration"],
-        "minutes": round(log[-1]["minutes"], 1), "bits": container.packed_bits(codec.plan(SIDE, SIDE).runs), "psnr": {},
-    }  # fmt: skip
+        "model": name,
+        "weights": count,
+        "iterations": log[-1]["iteration"],
+        "minutes": round(log[-1]["minutes"], 1),
+        "bits": container.packed_bits(codec.plan(SIDE, SIDE).runs),
+        "psnr": {},
+    }
     for which, images in sets.items():
         tokens = codec.encode(images)
         out["psnr"][which] = {n: quality(codec.decode(tokens, (SIDE, SIDE), n), images) for n in STEPS}
@@ -81,8 +87,10 @@ def table() -> str:
     steps = " / ".join(map(str, STEPS))
     head = ["model", "weights", "iterations", "minutes", *(f"{w}, PSNR in {steps} steps, dB" for w in result["sets"])]
     counts = ", ".join(f"{n} {w}" for w, n in result["sets"].items())
-    return f"{report.table(head, lines)}\n\n{result['rows'][0]['bits']} bits a crop of 64 x 64 (.0625 bpp); {counts}. " + \
-        report.source(result, NAME)  # fmt: skip
+    return (
+        f"{report.table(head, lines)}\n\n{result['rows'][0]['bits']} bits a crop of 64 x 64 (.0625 bpp); {counts}. "
+        + report.source(result, NAME)
+    )
 
 
 def main() -> None:

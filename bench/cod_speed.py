@@ -45,8 +45,15 @@ def row_of(clock: Clock, codec: Codec, side: int, verb: str, batch: int, steps: 
     name = f"{verb} B={batch}" + (f" {steps} steps" if verb == "decode" else "")
     each = 1e3 * batch / times["median_ms"]
     print(f"{name:30s} {each:10.2f} images/s  {times['median_ms'] / batch:9.2f} ms an image", flush=True)
-    return {"name": name, "verb": verb, "batch": batch, "steps": steps, "side": side, "times": {"total": times},
-            "images_per_s": each}  # fmt: skip
+    return {
+        "name": name,
+        "verb": verb,
+        "batch": batch,
+        "steps": steps,
+        "side": side,
+        "times": {"total": times},
+        "images_per_s": each,
+    }
 
 
 def main() -> int:
@@ -63,10 +70,13 @@ def main() -> int:
     backbone.guidance = 3.0
     codec = noisebook.load(backbone=backbone, condition="only", steps=25)
     result: dict[str, Any] = {
-        **provenance(0, device.type), "dry": not cuda, "weights": sum(p.numel() for p in backbone.parameters()),
+        **provenance(0, device.type),
+        "dry": not cuda,
+        "weights": sum(p.numel() for p in backbone.parameters()),
         "about": "medians and quartiles in ms of whole batches; bfloat16, channels-last, CUDA graphs, guidance 3",
-        "rows": [], "failed": [],
-    }  # fmt: skip
+        "rows": [],
+        "failed": [],
+    }
     cases = [("encode", 64, 0), ("decode", 8, 25), ("encode", 1, 0), ("decode", 1, 25), ("decode", 8, 1), ("encode", 256, 0)]
     for case in cases if cuda else [("encode", 2, 0), ("decode", 1, 3)]:
         if time.monotonic() - begin > 0.8 * 60 * options.minutes:

@@ -77,8 +77,11 @@ def summary() -> str:
 
     random, command = found["random_kills"], found["command_kills"]
     phases = ", ".join(f"{count} in {name}" for name, count in random["phases"].items())
-    row("SIGKILL at a random time, of a forked run", "random_kills",
-        f"{random['kills']} kills of {random['trials']} data sets ({phases})")  # fmt: skip
+    row(
+        "SIGKILL at a random time, of a forked run",
+        "random_kills",
+        f"{random['kills']} kills of {random['trials']} data sets ({phases})",
+    )
     row(
         "SIGKILL at a random time, of the command",
         "command_kills",
@@ -103,9 +106,12 @@ def summary() -> str:
     ray = found["ray_kills"]
     row("SIGKILL of actors of Ray at work", "ray_kills", f"{ray['kills']} kills, a data set of {ray['shards']} shards")
     real = found["ray_commands"]
-    row("the same of the command with a Ray of its own, and of the command itself", "ray_commands",
+    row(
+        "the same of the command with a Ray of its own, and of the command itself",
+        "ray_commands",
         f"{real['kills']} kills of actors in a data set of {real['shards']} shards, {real['driver_kills']} of the command "
-        "in another")  # fmt: skip
+        "in another",
+    )
     row("a picture that kills every actor of Ray", "ray_poison", "1 data set, and again with `--resume`")
     left = random["orphans"] + command["orphans"] + real["orphans"]
     note = f"{left} worker processes outlived the runs and commands that were killed at random times"
@@ -121,23 +127,35 @@ def _steps(part: Result) -> str:
 
 
 def case_table() -> str:
-    rows = [[case["case"], ", ".join(f"`{c}`" for c in case["codes"]) or "none", str(case["rows"]), str(case["exit"])]
-            for case in results()["inputs"]["cases"]]  # fmt: skip
+    rows = [
+        [case["case"], ", ".join(f"`{c}`" for c in case["codes"]) or "none", str(case["rows"]), str(case["exit"])]
+        for case in results()["inputs"]["cases"]
+    ]
     return report.table(["input", "code in the ledger", "rows", "exit code"], rows)
 
 
 def zoo_table() -> str:
-    rows = [[f"`{m['member']}`", ", ".join(f"`{c}`" for c in m["code"].split(", ")) if m["code"] else "none: a good picture",
-             "yes" if m["tokens"] else "no"] for m in results()["zoo"]["members"]]  # fmt: skip
+    rows = [
+        [
+            f"`{m['member']}`",
+            ", ".join(f"`{c}`" for c in m["code"].split(", ")) if m["code"] else "none: a good picture",
+            "yes" if m["tokens"] else "no",
+        ]
+        for m in results()["zoo"]["members"]
+    ]
     return report.table(["picture", "failure or remark in the ledger", "tokens"], rows)
 
 
 def bit_table() -> str:
     names = ("found", "harmless", "wrong metadata alone", "wrong", "crash or hang")
-    rows = [[f"`{r['file']}`", r["reader"], r["damage"], f"{r['tried']:,}", *(f"{r.get(name, 0):,}" for name in names)]
-            for r in results()["damaged"]["rows"]]  # fmt: skip
-    return report.table(["file", "read by", "damage", "tried", "found", "nothing changes", "other footer text", "other rows",
-                         "reader dies"], rows)  # fmt: skip
+    rows = [
+        [f"`{r['file']}`", r["reader"], r["damage"], f"{r['tried']:,}", *(f"{r.get(name, 0):,}" for name in names)]
+        for r in results()["damaged"]["rows"]
+    ]
+    return report.table(
+        ["file", "read by", "damage", "tried", "found", "nothing changes", "other footer text", "other rows", "reader dies"],
+        rows,
+    )
 
 
 def class_table() -> str:
@@ -145,16 +163,29 @@ def class_table() -> str:
     for number, r in enumerate(part["rows"]):
         apart = "the same" if r["worst_psnr"] is None else f"{r['worst_psnr']:.1f} dB"
         what = ("compared with", "the same call again")[number] if number < 2 else ""
-        rows.append([f"{r['threads']}", str(r["batch"]), what, f"{r['other_tokens']:,} of {r['tokens']:,}",
-                     f"{r['other_values']:,} of {r['values']:,}", apart])  # fmt: skip
+        rows.append(
+            [
+                f"{r['threads']}",
+                str(r["batch"]),
+                what,
+                f"{r['other_tokens']:,} of {r['tokens']:,}",
+                f"{r['other_values']:,} of {r['values']:,}",
+                apart,
+            ]
+        )
     text = report.table(
         ["threads", "batch", "", "other tokens", "other 8-bit values of a decode", "worst PSNR between"], rows
     )
     return f"{text}\n\n`{part['backbone']}`, {part['images']} images of {part['side']} x {part['side']}."
 
 
-TABLES: report.Tables = {"faults": summary, "fault_inputs": case_table, "fault_zoo": zoo_table, "fault_bits": bit_table,
-                         "fault_classes": class_table}  # fmt: skip
+TABLES: report.Tables = {
+    "faults": summary,
+    "fault_inputs": case_table,
+    "fault_zoo": zoo_table,
+    "fault_bits": bit_table,
+    "fault_classes": class_table,
+}
 
 
 def main() -> int:

@@ -109,7 +109,7 @@ def damaged_files(ground: Ground, only: Callable[[int], bool] = lambda _: True) 
         (shard, "Parquet's page checksums alone", _parquet_alone(output / shard)),
         (entry, "`noisebook verify`", _verify(output, entry)),
         *((name, "whoever opens the data set", _plan(output, name)) for name in (PLAN, ITEMS, FILES)),
-    ]  # fmt: skip
+    ]
     for name, reader, judge in readers:
         data = (output / name).read_bytes()
         for what, count, damage in (("bit flipped", 8 * len(data), flip), ("cut short", len(data), cut)):
@@ -225,8 +225,11 @@ def same_again(ground: Ground, workers: tuple[int, ...] = (0, 1, 2)) -> dict[str
         output = ground.whole(workers=count)
         digests.setdefault(digest(output), []).append(count)
         remove(output)
-    return {"tried": len(workers) + 1, "workers": list(workers),
-            "faults": [] if len(digests) == 1 else [f"other bytes: {list(digests.values())}"]}  # fmt: skip
+    return {
+        "tried": len(workers) + 1,
+        "workers": list(workers),
+        "faults": [] if len(digests) == 1 else [f"other bytes: {list(digests.values())}"],
+    }
 
 
 def classes(images: int, seed: int, backbone: str = "cifar10-flow", side: int = 32) -> dict[str, Any]:
@@ -245,14 +248,28 @@ def classes(images: int, seed: int, backbone: str = "cifar10-flow", side: int = 
         shown = to_uint8(torch.cat([codec.decode(some, (side, side)) for some in first.split(size)])).numpy()
         seen = shown if seen is None else seen
         apart = [value for a, b in zip(shown, seen, strict=True) if (value := psnr(a, b)) is not None]
-        rows.append({"threads": count, "batch": size, "tokens": int(tokens.numel()),
-                     "other_tokens": int((tokens != first).sum()), "other_images": int((tokens != first).any(1).sum()),
-                     "values": shown.size, "other_values": int((shown != seen).sum()),
-                     "worst_psnr": min(apart) if apart else None})  # fmt: skip
+        rows.append(
+            {
+                "threads": count,
+                "batch": size,
+                "tokens": int(tokens.numel()),
+                "other_tokens": int((tokens != first).sum()),
+                "other_images": int((tokens != first).any(1).sum()),
+                "values": shown.size,
+                "other_values": int((shown != seen).sum()),
+                "worst_psnr": min(apart) if apart else None,
+            }
+        )
     torch.set_num_threads(threads)
     same = not rows[1]["other_tokens"] and not rows[1]["other_values"]
-    return {"backbone": backbone, "images": images, "side": side, "rows": rows, "tried": 1,
-            "faults": [] if same else ["the same call twice gives other tokens or pixels"]}  # fmt: skip
+    return {
+        "backbone": backbone,
+        "images": images,
+        "side": side,
+        "rows": rows,
+        "tried": 1,
+        "faults": [] if same else ["the same call twice gives other tokens or pixels"],
+    }
 
 
 def timed(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

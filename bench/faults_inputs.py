@@ -79,24 +79,34 @@ def zoo(rng: np.random.Generator) -> list[tuple[str, bytes | None, str]]:
     sized[sof + 5 : sof + 9] = struct.pack(">HH", 65500, 65500)
     broken = jpeg[:2] + b"\xff\xe1\x00\x16Exif\x00\x00II*\x00\xff\xff\xff\xff\x01\x02\x03\x04\x05\x06" + jpeg[2:]
     return [
-        ("truncated.jpg", jpeg[: len(jpeg) // 2], "damaged"), ("broken-exif.jpg", broken, "exif"),
-        ("no-bytes.png", b"", "empty"), ("one-pixel.png", png(pixels[:1, :1]), "tiny"),
-        ("16-bit.png", saved(wide, "PNG"), "bits16"), ("cmyk.jpg", saved(rgb.convert("CMYK"), "JPEG"), "cmyk"),
-        ("palette-alpha.png", saved(alpha.quantize(16), "PNG"), "alpha"), ("alpha.png", saved(alpha, "PNG"), "alpha"),
+        ("truncated.jpg", jpeg[: len(jpeg) // 2], "damaged"),
+        ("broken-exif.jpg", broken, "exif"),
+        ("no-bytes.png", b"", "empty"),
+        ("one-pixel.png", png(pixels[:1, :1]), "tiny"),
+        ("16-bit.png", saved(wide, "PNG"), "bits16"),
+        ("cmyk.jpg", saved(rgb.convert("CMYK"), "JPEG"), "cmyk"),
+        ("palette-alpha.png", saved(alpha.quantize(16), "PNG"), "alpha"),
+        ("alpha.png", saved(alpha, "PNG"), "alpha"),
         ("animated.gif", saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "animated"),
         ("animated.webp", saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "animated"),
         ("animated.png", saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), "animated"),
-        ("bomb.png", claiming(30000, 30000), "too_large"), ("huge-header.jpg", bytes(sized), "too_large"),
-        ("extension.png", jpeg, "wrong_extension"), ("text.jpg", b"this is a text, not a picture\n" * 9, "not_an_image"),
-        ("folder.png", None, "unreadable"), ("gray.png", saved(rgb.convert("L"), "PNG"), "gray"),
+        ("bomb.png", claiming(30000, 30000), "too_large"),
+        ("huge-header.jpg", bytes(sized), "too_large"),
+        ("extension.png", jpeg, "wrong_extension"),
+        ("text.jpg", b"this is a text, not a picture\n" * 9, "not_an_image"),
+        ("folder.png", None, "unreadable"),
+        ("gray.png", saved(rgb.convert("L"), "PNG"), "gray"),
         ("gray-alpha.png", saved(alpha.convert("LA"), "PNG"), "alpha"),
         ("progressive.jpg", saved(noise, "JPEG", progressive=True), ""),
         ("rotated.jpg", saved(noise, "JPEG", exif=exif), "rotated"),
-        ("bad-crc.png", flipped(good, len(good) - 14), "damaged"), ("bad-pixels.png", flipped(good, idat + 20), "damaged"),
-        ("bad-header.png", flipped(good, 19), "damaged"), ("truncated.png", good[: len(good) // 2], "damaged"),
-        ("cut.webp", webp[: len(webp) // 2], "damaged"), ("damaged-lzw.tif", _lzw(tiff), "damaged"),
+        ("bad-crc.png", flipped(good, len(good) - 14), "damaged"),
+        ("bad-pixels.png", flipped(good, idat + 20), "damaged"),
+        ("bad-header.png", flipped(good, 19), "damaged"),
+        ("truncated.png", good[: len(good) // 2], "damaged"),
+        ("cut.webp", webp[: len(webp) // 2], "damaged"),
+        ("damaged-lzw.tif", _lzw(tiff), "damaged"),
         ("cut.gif", saved(noise, "GIF")[:900], "damaged"),
-    ]  # fmt: skip
+    ]
 
 
 def _lzw(tiff: bytes) -> bytes:
@@ -314,9 +324,17 @@ def refusals(ground: Ground) -> dict[str, Any]:
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name[0] != "."}
     runs = {"no --resume": ([], None), "one more picture": (["--resume"], other)} | {
         f"{option} {value}": (["--resume", option, value], None)
-        for option, value in (("--shard-size", "7"), ("--batch-size", "3"), ("--vocabulary", "128"), ("--start-bins", "1"),
-                              ("--steps", "3"), ("--resize", "8"), ("--dtype", "bfloat16"), ("--seed", "1"))
-    }  # fmt: skip
+        for option, value in (
+            ("--shard-size", "7"),
+            ("--batch-size", "3"),
+            ("--vocabulary", "128"),
+            ("--start-bins", "1"),
+            ("--steps", "3"),
+            ("--resize", "8"),
+            ("--dtype", "bfloat16"),
+            ("--seed", "1"),
+        )
+    }
     for name, (more, source) in runs.items():
         child = Child(ground.arguments(output, *more, source=source))
         tried += 1

@@ -35,8 +35,15 @@ def random_kills(ground: Ground, trials: int, kills: int, seed: int, workers: tu
     remove(ground.whole())
     seconds[0] = time.monotonic() - begin
     remove(whole)
-    out: dict[str, Any] = {"trials": 0, "kills": 0, "resumes": 0, "faults": [], "orphans": 0,
-                           "phases": dict.fromkeys(PHASES, 0), "victims": Counter()}  # fmt: skip
+    out: dict[str, Any] = {
+        "trials": 0,
+        "kills": 0,
+        "resumes": 0,
+        "faults": [],
+        "orphans": 0,
+        "phases": dict.fromkeys(PHASES, 0),
+        "victims": Counter(),
+    }
     while out["trials"] < trials or out["kills"] < kills:
         count = workers[out["trials"] % len(workers)]
         output = ground.output()

@@ -40,10 +40,18 @@ from record import ROOT
 
 KNOBS = [
     word
-    for option in ("--steps 4", "--bins 8", "--bins-last 8", "--vocabulary 256", "--scale-pixels 0", "--start-bins 0",
-                   "--shard-size 8", "--batch-size 4")
+    for option in (
+        "--steps 4",
+        "--bins 8",
+        "--bins-last 8",
+        "--vocabulary 256",
+        "--scale-pixels 0",
+        "--start-bins 0",
+        "--shard-size 8",
+        "--batch-size 4",
+    )
     for word in option.split()
-]  # fmt: skip
+]
 SIDE = 16
 LIMIT = 120.0  # seconds after which a run hangs
 PHASES = ("start", "plan", "encode", "commit", "end")
@@ -94,8 +102,18 @@ class Ground:
         return self.folder / f"out-{self.made}"
 
     def arguments(self, output: Path, *more: str, source: Path | None = None, workers: int = 0) -> list[str]:
-        return ["tokenize", str(source or self.input), "-o", str(output), "--backbone", self.backbone, *KNOBS,
-                "--workers", str(workers), *more]  # fmt: skip
+        return [
+            "tokenize",
+            str(source or self.input),
+            "-o",
+            str(output),
+            "--backbone",
+            self.backbone,
+            *KNOBS,
+            "--workers",
+            str(workers),
+            *more,
+        ]
 
     def command_line(self, output: Path, *more: str, workers: int = 0) -> subprocess.Popen:
         """The real command, in a process group of its own."""

@@ -56,10 +56,16 @@ def kill_actors(output: Path, after: list[int], rng: random.Random, limit: float
 
 
 def make(
-    ground: Ground, source: Path, output: Path, shard_size: int, retries: int | None, deadly: bool = False,
-    wrong: str = "", actors: int = 2,
+    ground: Ground,
+    source: Path,
+    output: Path,
+    shard_size: int,
+    retries: int | None,
+    deadly: bool = False,
+    wrong: str = "",
+    actors: int = 2,
     during: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Tokenises `source` with actors of a Ray that runs, without `retries` in this process; the counts. `deadly`: a picture
     may kill the actor. `wrong`: what is wrong with the codec in an actor."""
     backbone, knobs, here, driver = ground.backbone, _recipe(), str(Path(__file__).parent), os.getpid()

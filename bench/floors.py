@@ -121,20 +121,46 @@ def table(counted: Instructions | None = None) -> list[dict[str, Any]]:
     for law, d, logk, batch in cases:
         floors = select(law, d, 1 << logk, batch, counted=counted)
         name, least = binding(floors)
-        rows.append({"law": law, "d": d, "p": padded(d), "codewords": 1 << logk, "batch": batch,
-                     "instructions": instructions(law, d, counted), "floors_ms": floors, "binds": name,
-                     "floor_ms": least})  # fmt: skip
+        rows.append(
+            {
+                "law": law,
+                "d": d,
+                "p": padded(d),
+                "codewords": 1 << logk,
+                "batch": batch,
+                "instructions": instructions(law, d, counted),
+                "floors_ms": floors,
+                "binds": name,
+                "floor_ms": least,
+            }
+        )
     return rows
 
 
 def result(counted: Instructions | None = None) -> dict[str, Any]:
-    names = ("SM", "CLOCK", "ISSUE", "HBM", "L2", "BF16", "INT8", "SIGNS", "PHILOX", "SHARED", "HADAMARD", "BUTTERFLY",
-             "INDEPENDENT")  # fmt: skip
+    names = (
+        "SM",
+        "CLOCK",
+        "ISSUE",
+        "HBM",
+        "L2",
+        "BF16",
+        "INT8",
+        "SIGNS",
+        "PHILOX",
+        "SHARED",
+        "HADAMARD",
+        "BUTTERFLY",
+        "INDEPENDENT",
+    )
     return {
         "about": "Computed floors of one search on one H200 in ms; nothing here was measured on a GPU",
-        "computed": True, "measured": False, "constants": {name.lower(): globals()[name] for name in names},
-        "counted_instructions": counted or {}, "rows": table(counted),
-    }  # fmt: skip
+        "computed": True,
+        "measured": False,
+        "constants": {name.lower(): globals()[name] for name in names},
+        "counted_instructions": counted or {},
+        "rows": table(counted),
+    }
 
 
 @functools.cache

@@ -133,9 +133,16 @@ def fuzzed(harness: Path, files: Path, seed: int, count: int, processes: int) ->
     seconds = time.perf_counter() - begin
     verdicts = {kind: dict(sum((Counter(f["verdicts"][kind]) for f in found), Counter())) for kind in found[0]["verdicts"]}
     slowest = max((f["slowest"] for f in found), key=lambda s: s["ns"])
-    return {"inputs": sum(sum(v.values()) for v in verdicts.values()), "bytes": sum(f["bytes"] for f in found),
-            "seconds": seconds, "processes": processes, "verdicts": verdicts, "slowest": slowest,
-            "crashes": 0, "hangs": 0}  # fmt: skip  # each of them would have ended this run
+    return {
+        "inputs": sum(sum(v.values()) for v in verdicts.values()),
+        "bytes": sum(f["bytes"] for f in found),
+        "seconds": seconds,
+        "processes": processes,
+        "verdicts": verdicts,
+        "slowest": slowest,
+        "crashes": 0,
+        "hangs": 0,
+    }  # each of them would have ended this run
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -191,9 +198,38 @@ def exhausted(files: list[bytes]) -> dict[str, int]:
     return counts
 
 
-HOSTILE: list[Any] = [None, True, -1, 0, 1, 2, 3, 255, 65536, 1 << 24, 1 << 33, 1 << 64, 10**400, 0.5, 1e308, "", "bins",
-                      "top", "pursuit", "poisson", "independent", "heun", [], [[]], {}, [1, 2, 3], [8, 64, 16],
-                      [[1, 0.5, 0.75, 3]], [[None, 1, 2, 1 << 24]], [[2, 0.5, 1, 60], [1, 0.25, 0.5, 7]]]  # fmt: skip
+HOSTILE: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    255,
+    65536,
+    1 << 24,
+    1 << 33,
+    1 << 64,
+    10**400,
+    0.5,
+    1e308,
+    "",
+    "bins",
+    "top",
+    "pursuit",
+    "poisson",
+    "independent",
+    "heun",
+    [],
+    [[]],
+    {},
+    [1, 2, 3],
+    [8, 64, 16],
+    [[1, 0.5, 0.75, 3]],
+    [[None, 1, 2, 1 << 24]],
+    [[2, 0.5, 1, 60], [1, 0.25, 0.5, 7]],
+]
 
 
 def hostile_specification(rng: np.random.Generator) -> bytes:
@@ -322,8 +358,10 @@ def nbk_fuzz() -> str:
 
 def nbk_speed() -> str:
     result = report.load(NAME)
-    lines = [[row["what"], shown(row["native_median"]), shown(row["python_median"]), f"{row['ratio']:,.3g} x"]
-             for row in result["speed"]]  # fmt: skip
+    lines = [
+        [row["what"], shown(row["native_median"]), shown(row["python_median"]), f"{row['ratio']:,.3g} x"]
+        for row in result["speed"]
+    ]
     return report.table(["", "C++", "Python", "ratio"], lines) + f"\n\nMedians, in turns. {report.source(result, NAME)}"
 
 

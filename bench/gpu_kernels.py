@@ -187,11 +187,23 @@ def row(case: Case, clock: Clock) -> dict[str, Any]:
     rotated = case.batch * floors.padded(case.d) * 4 / 2**20
     workspace = None if result["peak_mib"] is None else max(0.0, result["peak_mib"] - rotated)
     return {
-        "name": case.name, "kernel": case.kernel, "law": case.law, "d": case.d, "p": floors.padded(case.d),
-        "codewords": case.codewords, "batch": case.batch, "bins": case.bins, **result, "first_call_ms": 1e3 * first,
-        "rotated_mib": rotated, "workspace_mib": workspace, "floors_ms": bounds, "binds": binds, "floor_ms": floor,
+        "name": case.name,
+        "kernel": case.kernel,
+        "law": case.law,
+        "d": case.d,
+        "p": floors.padded(case.d),
+        "codewords": case.codewords,
+        "batch": case.batch,
+        "bins": case.bins,
+        **result,
+        "first_call_ms": 1e3 * first,
+        "rotated_mib": rotated,
+        "workspace_mib": workspace,
+        "floors_ms": bounds,
+        "binds": binds,
+        "floor_ms": floor,
         "ratio": times["graph"]["median_ms"] / floor if clock.cuda else None,
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -225,9 +237,15 @@ def baseline_list(dry: bool) -> Iterator[Baseline]:
 def baseline_row(baseline: Baseline, clock: Clock) -> dict[str, Any]:
     residuals = copies_of((baseline.batch, baseline.d), clock.device, fresh(clock.device))
     times = {"plain": clock.time(lambda i: baseline.call(residuals[i]), len(residuals), seconds=1.0)}
-    return {"name": baseline.name, "kind": baseline.kind, "d": baseline.d, "codewords": baseline.codewords,
-            "batch": baseline.batch, "times": times,
-            "per_image_ms": times["plain"]["median_ms"] / baseline.batch}  # fmt: skip
+    return {
+        "name": baseline.name,
+        "kind": baseline.kind,
+        "d": baseline.d,
+        "codewords": baseline.codewords,
+        "batch": baseline.batch,
+        "times": times,
+        "per_image_ms": times["plain"]["median_ms"] / baseline.batch,
+    }
 
 
 def plan(dry: bool) -> list[Case | Baseline]:
@@ -259,10 +277,15 @@ def main() -> int:
     device = torch.device("cpu" if options.dry else "cuda")
     clock = Clock(device, (2, 2)) if options.dry else Clock(device)
     result: dict[str, Any] = {
-        **provenance(None, device.type), "dry": options.dry,
+        **provenance(None, device.type),
+        "dry": options.dry,
         "about": "Medians and quartiles in ms; floors are computed (bench/floors.py); ratio: graph median over floor",
-        "rows": [], "baselines": [], "checked": [], "left_out": [], "failed": [],
-    }  # fmt: skip
+        "rows": [],
+        "baselines": [],
+        "checked": [],
+        "left_out": [],
+        "failed": [],
+    }
     passed: dict[tuple[str, str, int], bool] = {}
 
     def add(case: Case) -> None:

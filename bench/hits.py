@@ -56,8 +56,14 @@ def hits() -> str:
         worst = max(row["images"], key=lambda i: abs(i["off"]))["off"]
         mean = sum(abs(i["off"]) for i in row["images"]) / len(row["images"])
         most = [i["encodes"] for i in row["images"]]
-        lines.append([f"`--{row['asked']} {row['wanted']:g}`", f"{mean:.2f} {unit}", f"{worst:+.2f} {unit}",
-                      f"{sum(most) / len(most):.1f}, at most {max(most)}"])  # fmt: skip
+        lines.append(
+            [
+                f"`--{row['asked']} {row['wanted']:g}`",
+                f"{mean:.2f} {unit}",
+                f"{worst:+.2f} {unit}",
+                f"{sum(most) / len(most):.1f}, at most {max(most)}",
+            ]
+        )
     head = ["asked", "mean distance", "farthest picture", "encodes a picture"]
     return report.table(head, lines) + f"\n\n{result['about']}. " + report.source(result, NAME)
 
@@ -68,8 +74,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only say whether the page follows from the results")
     args = parser.parse_args()
     if not args.check:
-        rows = [{"asked": kind, "wanted": wanted, "images": measure(kind, wanted, args.calls)}
-                for kind, some in ASKED.items() for wanted in some]  # fmt: skip
+        rows = [
+            {"asked": kind, "wanted": wanted, "images": measure(kind, wanted, args.calls)}
+            for kind, some in ASKED.items()
+            for wanted in some
+        ]
         about = f"12 Kodak pictures at native size, backbone `{BACKBONE}`, {args.calls} network calls a decode"
         write(NAME, {"about": about, "rows": rows}, 0)
     report.fill(PAGE, {"hits": hits}, args.check)

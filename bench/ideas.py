@@ -243,9 +243,14 @@ def entropy() -> list[dict]:
 
 
 IDEAS: dict[str, Callable[[], list[dict]]] = {
-    "turns": turns, "coefficients": coefficients, "orders": orders, "reuse": reuse, "ahead": ahead,
-    "frequencies": frequencies, "entropy": entropy,
-}  # fmt: skip
+    "turns": turns,
+    "coefficients": coefficients,
+    "orders": orders,
+    "reuse": reuse,
+    "ahead": ahead,
+    "frequencies": frequencies,
+    "entropy": entropy,
+}
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------------
@@ -262,14 +267,21 @@ def share_table(name: str, head: list[str]) -> str:
 
 
 def psnr_table(name: str, head: list[str]) -> str:
-    lines = [[f"{row['bpp']:g} bpp" + (f", {row['calls']} calls" if "calls" in row else ""),
-              *(f"{p:.2f} dB" for p in row["psnr"])] for row in report.load(NAME)[name]]  # fmt: skip
+    lines = [
+        [
+            f"{row['bpp']:g} bpp" + (f", {row['calls']} calls" if "calls" in row else ""),
+            *(f"{p:.2f} dB" for p in row["psnr"]),
+        ]
+        for row in report.load(NAME)[name]
+    ]
     return report.table(["", *head], lines)
 
 
 def entropy_table() -> str:
-    lines = [[f"{r['bpp']:g} bpp", str(r["tokens"]), f"{r['high']:.3f} bits", f"{r['low']:.3f} bits"]
-             for r in report.load(NAME)["entropy"]]  # fmt: skip
+    lines = [
+        [f"{r['bpp']:g} bpp", str(r["tokens"]), f"{r['high']:.3f} bits", f"{r['low']:.3f} bits"]
+        for r in report.load(NAME)["entropy"]
+    ]
     return report.table(["", "tokens", "high byte", "low byte"], lines)
 
 

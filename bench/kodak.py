@@ -83,8 +83,16 @@ def main() -> None:
             extra = ["--backbone", backbone] if backbone else []
             rows = roundtrip(["--preset", name, *extra, str(DATA / "kodak")])
             mean = {k: sum(r[k] for r in rows) / len(rows) for k in ("bpp", "payload_bpp", "psnr", "ssim", "seconds")}
-            runs.append({"preset": name, "backbone": backbone or preset.spec.backbone, "codec_hash": preset.spec.hash.hex(),
-                         "mean": mean, "least_psnr": min(r["psnr"] for r in rows), "images": rows})  # fmt: skip
+            runs.append(
+                {
+                    "preset": name,
+                    "backbone": backbone or preset.spec.backbone,
+                    "codec_hash": preset.spec.hash.hex(),
+                    "mean": mean,
+                    "least_psnr": min(r["psnr"] for r in rows),
+                    "images": rows,
+                }
+            )
             if backbone is None:
                 runs[-1]["beside"] = beside(rows)
             print(f"{name} on {runs[-1]['backbone']}: " + ", ".join(f"{k} {v:.4g}" for k, v in mean.items()), flush=True)

@@ -152,8 +152,10 @@ class GivenNetworks:
             out["lpips"] = float(torch.cat(parts).mean())
         if "inception" in self.nets:
             net = self.nets["inception"]
-            pairs = [[x if isinstance(x, tuple) else (x, None) for x in in_batches(lambda a: net(signed(a)), images)]
-                     for images in (originals, decoded)]  # fmt: skip
+            pairs = [
+                [x if isinstance(x, tuple) else (x, None) for x in in_batches(lambda a: net(signed(a)), images)]
+                for images in (originals, decoded)
+            ]
             features = [torch.cat([f for f, _ in side]) for side in pairs]
             out["frechet_inception"] = frechet(*features)
             scores = [s for _, s in pairs[1] if s is not None]

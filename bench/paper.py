@@ -72,8 +72,10 @@ class Bench:
         if 2 * self.images + TUNING > len(test):
             raise SystemExit(f"--images: at most {(len(test) - TUNING) // 2}, as many others are needed for comparison")
         photos = centre_crops(DATA / "photos256.npz", 64 + TUNING // 4)
-        return {"cifar10": (test[: self.images], test[-TUNING:]),
-                "photos": (photos[-64:][: self.photos], photos[: TUNING // 4])}  # fmt: skip
+        return {
+            "cifar10": (test[: self.images], test[-TUNING:]),
+            "photos": (photos[-64:][: self.photos], photos[: TUNING // 4]),
+        }
 
     @cached_property
     def resnet(self) -> metrics.ResNet56 | None:
@@ -181,8 +183,10 @@ class Bench:
                 if not self.known("trials", trial):
                     pictures = self.walk(trial, originals)[2]
                     self.result["trials"][key(trial)] = {
-                        "settings": trial, "psnr": round(float(metrics.psnr(originals, pictures).mean()), 3),
-                        "fingerprint": tuned_on.fingerprint}  # fmt: skip
+                        "settings": trial,
+                        "psnr": round(float(metrics.psnr(originals, pictures).mean()), 3),
+                        "fingerprint": tuned_on.fingerprint,
+                    }
         return paper_rows.resolved(row, trials(self.result))
 
     def measure(self, wanted: Options) -> dict[str, Any]:
@@ -195,12 +199,21 @@ class Bench:
         size = (originals.shape[2], originals.shape[3])
         layout = codec.layout_for(*size)
         value = {
-            "settings": wanted, "fingerprint": codec.spec.fingerprint, "codec": codec.spec.hash.hex(),
-            "images": len(originals), "tokens": len(layout), "bits": layout.bits,
-            "bpp": layout.bits / (size[0] * size[1]), "calls": codec.calls, "psnr": metrics.interval(psnr),
-            "ssim": metrics.interval(ssim), "cifar_fd": None, "warnings": said, "seconds": round(seconds, 1),
+            "settings": wanted,
+            "fingerprint": codec.spec.fingerprint,
+            "codec": codec.spec.hash.hex(),
+            "images": len(originals),
+            "tokens": len(layout),
+            "bits": layout.bits,
+            "bpp": layout.bits / (size[0] * size[1]),
+            "calls": codec.calls,
+            "psnr": metrics.interval(psnr),
+            "ssim": metrics.interval(ssim),
+            "cifar_fd": None,
+            "warnings": said,
+            "seconds": round(seconds, 1),
             "psnr_of_images": packed(psnr),
-        }  # fmt: skip
+        }
         if wanted["data"] == "cifar10" and self.resnet is not None:
             value["cifar_fd"] = metrics.frechet(self.real_features, self.features(pictures))
         if self.given:
@@ -237,8 +250,11 @@ class Bench:
                 print(f"{row.section}: {row.label}: refused: {error}", flush=True)
                 continue
             r = self.result["rows"][name]
-            print(f"{i}/{len(rows)} {row.section}: {row.label}: {r['bits']:.0f} bits, {r['calls']} calls, "
-                  f"{r['psnr'][0]:.2f} +- {r['psnr'][1]:.2f} dB, {r['seconds']:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"{i}/{len(rows)} {row.section}: {row.label}: {r['bits']:.0f} bits, {r['calls']} calls, "
+                f"{r['psnr'][0]:.2f} +- {r['psnr'][1]:.2f} dB, {r['seconds']:.0f} s",
+                flush=True,
+            )
         return complete
 
 
@@ -342,8 +358,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--long", action="store_true", help="also the rows of 320 and 1000 network calls on a CPU")
     add("--minutes", type=float, default=1e9, help="start no row after so many minutes")
     add("--redo", action="store_true", help="compute rows again that are there")
-    add("--merge", type=Path, nargs="+", default=[], metavar="FILE", help="first take over what other runs measured on this "
-        "kind of device, for instance other sections in a process beside")  # fmt: skip
+    add(
+        "--merge",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="first take over what other runs measured on this "
+        "kind of device, for instance other sections in a process beside",
+    )
     add("--lpips", type=Path, help="TorchScript file: two batches in [-1, 1] -> distances")
     add("--inception", type=Path, help="TorchScript file: a batch in [-1, 1] -> features, or (features, class scores)")
     add("--out", type=Path, default=RESULTS / "paper.json")
@@ -368,8 +391,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     images = args.images or (4 if args.dry else 2000 if cuda else 256)
     given = metrics.GivenNetworks(args.lpips, args.inception, args.device) if args.lpips or args.inception else None
-    bench = Bench(args.out, images, args.photos or (64 if cuda else 8), args.device, args.batch or (1000 if cuda else 128),
-                  args.dry, given)  # fmt: skip
+    bench = Bench(
+        args.out,
+        images,
+        args.photos or (64 if cuda else 8),
+        args.device,
+        args.batch or (1000 if cuda else 128),
+        args.dry,
+        given,
+    )
     for path in args.merge:
         bench.take_over(path)
     complete = bench.run(rows, args.redo, args.minutes)

@@ -23,9 +23,18 @@ MISSING = "not measured yet"
 UNTRUE, UNSEEN = "no", "no difference seen"
 LOG, GRID, FIXED = "log-uniform, p = 0.5", "DDPM's grid, p = 0.5", "fixed level, p = 0"
 REFERENCES = {  # the row that the others of a section are compared with
-    "rates": None, "p": FIXED, "families": None, "forced": None, "k": None, "n": None, "blocks": None, "start": None,
-    "finish": None, "failure": None, "photo": "log-uniform, p = 0.5",
-}  # fmt: skip
+    "rates": None,
+    "p": FIXED,
+    "families": None,
+    "forced": None,
+    "k": None,
+    "n": None,
+    "blocks": None,
+    "start": None,
+    "finish": None,
+    "failure": None,
+    "photo": "log-uniform, p = 0.5",
+}
 
 
 class Results:
@@ -92,8 +101,19 @@ def section(name: str) -> Callable[[Results], str]:
         lines = []
         for label, r in rows.items():
             fd = "" if r["cifar_fd"] is None else f"{r['cifar_fd']:.2f}"
-            lines.append([label, chosen(r), f"{r['tokens']:,}", f"{r['bits']:,.0f}", f"{r['bpp']:.3g}", str(r["calls"]),
-                          within(r["psnr"]), f"{r['ssim'][0]:.3f} ± {r['ssim'][1]:.3f}", fd])  # fmt: skip
+            lines.append(
+                [
+                    label,
+                    chosen(r),
+                    f"{r['tokens']:,}",
+                    f"{r['bits']:,.0f}",
+                    f"{r['bpp']:.3g}",
+                    str(r["calls"]),
+                    within(r["psnr"]),
+                    f"{r['ssim'][0]:.3f} ± {r['ssim'][1]:.3f}",
+                    fd,
+                ]
+            )
             if reference:
                 lines[-1].append("" if r is reference else within(paired(r, reference), "+"))
         if reference:
@@ -172,8 +192,11 @@ def pairs(name: str, couples: list[tuple[str, str]]) -> Callable[[Results], str]
     return show
 
 
-FORCED = [(f"{net}, {grid}: DDCM forced", f"{net}, {grid}: gDDCM") for net in (EDM, FLOW)
-          for grid in ("log-uniform", "DDPM's grid")]  # fmt: skip
+FORCED = [
+    (f"{net}, {grid}: DDCM forced", f"{net}, {grid}: gDDCM")
+    for net in (EDM, FLOW)
+    for grid in ("log-uniform", "DDPM's grid")
+]
 STARTS = [(f"{name}: codebook", f"{name}: random") for name in (LOG, GRID, FIXED)]
 ENDINGS = [(f"{name}: {solver}", f"{name}: mean") for name in (LOG, FIXED) for solver in ("euler", "heun")]
 SIDES = (2, 4, 8)
@@ -185,8 +208,9 @@ def alike(results: Results) -> str:
     """2-D against 1-D, and how alike the tokens of neighbouring blocks are."""
     rows = [(label, r["neighbours"]) for label, r in results.sections.get("blocks", {}).items() if "neighbours" in r]
     head = ["", "correlation of neighbours' means", "shared by their signs", "by those of another image"]
-    lines = [[label, f"{m['correlation']:.3f}", f"{m['information']:.4f} bits", f"{m['shuffled']:.4f} bits"]
-             for label, m in rows]  # fmt: skip
+    lines = [
+        [label, f"{m['correlation']:.3f}", f"{m['information']:.4f} bits", f"{m['shuffled']:.4f} bits"] for label, m in rows
+    ]
     compared = pairs("blocks", AT_EQUAL_CALLS + AT_EQUAL_BITS)(results)
     return "\n\n".join(part for part in (compared, table(head, lines) if lines else "") if part)
 
@@ -196,8 +220,11 @@ FAILS = 2.0  # dB below the best row of the same network with no more bits
 
 def signs(results: Results) -> str:
     """Of all rows on CIFAR-10 networks: those that warned and those that fall short, against each other."""
-    rows = {paper_rows.key(r["settings"]): (label, r) for (_, label), r in results.by_label.items()
-            if r["settings"]["backbone"] in NETWORKS and r["settings"]["walk"] == "gddcm"}  # fmt: skip
+    rows = {
+        paper_rows.key(r["settings"]): (label, r)
+        for (_, label), r in results.by_label.items()
+        if r["settings"]["backbone"] in NETWORKS and r["settings"]["walk"] == "gddcm"
+    }
 
     def gap(row: dict[str, Any]) -> float:
         same = [o for _, o in rows.values() if o["settings"]["backbone"] == row["settings"]["backbone"]]
@@ -207,20 +234,30 @@ def signs(results: Results) -> str:
     for _, r in rows.values():
         counts[bool(r["warnings"]), gap(r) > FAILS] += 1
     quiet = [f"{label} ({gap(r):.1f} dB)" for label, r in rows.values() if gap(r) > FAILS and not r["warnings"]]
-    lines = [[label, f"{gap(r):.2f} dB", "; ".join(re.split("[:;]", w)[0] for w in r["warnings"]) or "nothing"]
-             for label, r in results.sections.get("failure", {}).items()]  # fmt: skip
+    lines = [
+        [label, f"{gap(r):.2f} dB", "; ".join(re.split("[:;]", w)[0] for w in r["warnings"]) or "nothing"]
+        for label, r in results.sections.get("failure", {}).items()
+    ]
     head = ["", "below the best row of no more bits", "what the engine warns of"]
-    square = [[name, str(counts[warned, True]), str(counts[warned, False])]
-              for name, warned in (("warned", True), ("not warned", False))]  # fmt: skip
+    square = [
+        [name, str(counts[warned, True]), str(counts[warned, False])]
+        for name, warned in (("warned", True), ("not warned", False))
+    ]
     listed = f"Not warned of: {'; '.join(quiet)}." if quiet else ""
     about = f"All rows of the four networks, by whether they fall short by more than {FAILS:g} dB:"
     return "\n\n".join([table(head, lines), about, table(["", "falls short", "does not"], square), listed]).strip()
 
 
 EXTRA: dict[str, Callable[[Results], str]] = {
-    "rates": against_pca, "k": fits("k"), "n": fits("n"), "forced": pairs("forced", FORCED), "start": pairs("start", STARTS),
-    "finish": pairs("finish", ENDINGS), "blocks": alike, "failure": signs,
-}  # fmt: skip
+    "rates": against_pca,
+    "k": fits("k"),
+    "n": fits("n"),
+    "forced": pairs("forced", FORCED),
+    "start": pairs("start", STARTS),
+    "finish": pairs("finish", ENDINGS),
+    "blocks": alike,
+    "failure": signs,
+}
 
 
 # ---- the claims ---------------------------------------------------------------------------------------------------------
@@ -237,15 +274,24 @@ def claims(results: Results) -> str:
 
     found = [(n, results.difference("families", f"{n}, {LOG}", f"{PCA}, {LOG}")) for n in NETWORKS]
     there = [(n, d) for n, d in found if d]
-    claim("One tokenizer works on every family: each is above the Gaussian prior at 512 bits",
-          "; ".join(f"`{n}` {within(d, '+')}" for n, d in there) or MISSING,
-          combined([verdict(d) for _, d in there]) if len(there) == len(found) else "")  # fmt: skip
+    claim(
+        "One tokenizer works on every family: each is above the Gaussian prior at 512 bits",
+        "; ".join(f"`{n}` {within(d, '+')}" for n, d in there) or MISSING,
+        combined([verdict(d) for _, d in there]) if len(there) == len(found) else "",
+    )
     compare("p = 0 beats p = 1/2 on DDPM's own schedule (EDM)", "families", f"{EDM}, {FIXED}", f"{EDM}, {GRID}")
     compare("the same on a DDPM", "families", f"{DDPM}, {FIXED}", f"{DDPM}, {GRID}")
-    claim("Reconstruction FID on CIFAR-10: 3.2 for p = 0, 4.5 for DDCM (other tokens, other network, true FID)",
-          distances(results), "")  # fmt: skip
-    compare("p = 0 is best of all p: also against p = 1/2 on a log-uniform schedule", "families", f"{EDM}, {FIXED}",
-            f"{EDM}, {LOG}")  # fmt: skip
+    claim(
+        "Reconstruction FID on CIFAR-10: 3.2 for p = 0, 4.5 for DDCM (other tokens, other network, true FID)",
+        distances(results),
+        "",
+    )
+    compare(
+        "p = 0 is best of all p: also against p = 1/2 on a log-uniform schedule",
+        "families",
+        f"{EDM}, {FIXED}",
+        f"{EDM}, {LOG}",
+    )
     for name, what in (("k", "K"), ("n", "the number of tokens")):
         lines = curves(results, name)
         r2 = {label: metrics.line(*zip(*points, strict=True))[2] for label, points in lines.items()}
@@ -256,8 +302,11 @@ def claims(results: Results) -> str:
         compare("A codebook start beats a random one", "start", a, b)
     for a, b in FORCED:
         d = results.difference("forced", b, a)
-        claim("Plain DDCM fails where a sampler has no noise of its own: gDDCM is above it",
-              f"{b} minus forced: {within(d, '+')}" if d else MISSING, verdict(d))  # fmt: skip
+        claim(
+            "Plain DDCM fails where a sampler has no noise of its own: gDDCM is above it",
+            f"{b} minus forced: {within(d, '+')}" if d else MISSING,
+            verdict(d),
+        )
     for a, b in AT_EQUAL_CALLS:
         compare("2-D tokens reconstruct better per network call than one token", "blocks", a, b)
     for a, b in AT_EQUAL_BITS:
@@ -265,8 +314,11 @@ def claims(results: Results) -> str:
     for network, other in [*((n, PCA) for n in NETWORKS), (CONSISTENCY, PCA_END)]:
         ds = [d for d in pca_differences(results, network, other) if d]
         worst = min(ds, default=None)
-        claim(f"`{network}` beats `{other}` by 2 dB at every rate (our aim, not the paper's)",
-              f"least {within(worst, '+')}" if worst else MISSING, verdict(worst, 2.0) if len(ds) == 4 else "")  # fmt: skip
+        claim(
+            f"`{network}` beats `{other}` by 2 dB at every rate (our aim, not the paper's)",
+            f"least {within(worst, '+')}" if worst else MISSING,
+            verdict(worst, 2.0) if len(ds) == 4 else "",
+        )
     return table(["claim", "measured here", "holds here"], rows)
 
 
@@ -292,14 +344,18 @@ def measured(results: Results) -> str:
     other = "".join(f" {name}: {about}." for name, about in r.get("given_networks", {}).items())
     real = r.get("cifar_fd_of_real_images")
     floor = f" CIFAR-FD between them and as many other real images: {real:.2f}." if real else ""
-    return (f"{r['images']:,} CIFAR-10 test images a row, {r['photos']} photographs; levels chosen on {r['tuning']} other "
-            f"images.{floor}{other}\n\n<sub>{r['device']}, {r['threads']} threads, {versions}, {r['date']}: "
-            f"`{r['command']}`, `bench/results/paper.json`</sub>")  # fmt: skip
+    return (
+        f"{r['images']:,} CIFAR-10 test images a row, {r['photos']} photographs; levels chosen on {r['tuning']} other "
+        f"images.{floor}{other}\n\n<sub>{r['device']}, {r['threads']} threads, {versions}, {r['date']}: "
+        f"`{r['command']}`, `bench/results/paper.json`</sub>"
+    )
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
-    "claims": claims, "measured": measured, **{name: section(name) for name in paper_rows.SECTIONS}
-}  # fmt: skip
+    "claims": claims,
+    "measured": measured,
+    **{name: section(name) for name in paper_rows.SECTIONS},
+}
 
 
 def render(text: str, results: Results | None) -> str:

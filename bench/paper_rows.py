@@ -42,8 +42,12 @@ LEVELS = (0.4, 0.8, 1.2, 1.8)
 SHARES = (1.3, 2.5, 4.0)
 FIXED = [fixed(lam, c) for lam in LEVELS for c in SHARES]
 STARTS = [{"lam_max": lam, "lam_min": 0.2} for lam in (0.5, 1.0, 2.0)]  # of p = 1, which has all its tokens there
-BITS = {256: ends(0.3, 0.5, 0.8, 1.2), 512: ends(0.2, 0.35, 0.6), 1024: ends(0.05, 0.1, 0.2, 0.35),
-        2048: ends(0.025, 0.05, 0.1)}  # fmt: skip
+BITS = {
+    256: ends(0.3, 0.5, 0.8, 1.2),
+    512: ends(0.2, 0.35, 0.6),
+    1024: ends(0.05, 0.1, 0.2, 0.35),
+    2048: ends(0.025, 0.05, 0.1),
+}
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,11 @@ def n() -> Iterator[Row]:
 def start() -> Iterator[Row]:
     """A codebook start against a random one, which gets one more step for its token: equal bits."""
     random = {"start_bins": 0, "steps": STEPS + 1}
-    for name, recipe, choices in (("log-uniform, p = 0.5", LOG, ENDS), ("DDPM's grid, p = 0.5", GRID, ()),
-                                  ("fixed level, p = 0", BASE, FIXED)):  # fmt: skip
+    for name, recipe, choices in (
+        ("log-uniform, p = 0.5", LOG, ENDS),
+        ("DDPM's grid, p = 0.5", GRID, ()),
+        ("fixed level, p = 0", BASE, FIXED),
+    ):
         yield Row("start", f"{name}: codebook", EDM, recipe, choices)
         yield Row("start", f"{name}: random", EDM, {**recipe, **random}, choices, tuned_as=recipe)
 
@@ -177,8 +184,13 @@ def blocks() -> Iterator[Row]:
     yield Row("blocks", "512 bits, 2 x 2 blocks, 16 calls", EDM, at_rate(1, rows=2, columns=2), BITS[512])
     yield Row("blocks", "512 bits, 4 x 4 blocks, 4 calls", EDM, at_rate(1, rows=4, columns=4, steps=3), BITS[512])
     sixteen = {"vocabulary": 16, "start_vocabulary": 16}
-    yield Row("blocks", "512 bits, 8 x 8 blocks of V = 16, 2 calls", EDM, at_rate(1, rows=8, columns=8, steps=1, **sixteen),
-              BITS[512])  # fmt: skip
+    yield Row(
+        "blocks",
+        "512 bits, 8 x 8 blocks of V = 16, 2 calls",
+        EDM,
+        at_rate(1, rows=8, columns=8, steps=1, **sixteen),
+        BITS[512],
+    )
 
 
 def finish() -> Iterator[Row]:
@@ -235,8 +247,18 @@ def shortened(row: Row) -> Row:
         return {**recipe, "steps": -(-recipe["steps"] // 10), "start_bins": min(32, recipe["start_bins"])}
 
     tuned_as = None if row.tuned_as is None else cut(row.tuned_as)
-    return Row(row.section, row.label, row.backbone, cut(row.recipe), row.choices[:2], row.tuned_on, tuned_as, row.walk,
-               row.data, row.long)  # fmt: skip
+    return Row(
+        row.section,
+        row.label,
+        row.backbone,
+        cut(row.recipe),
+        row.choices[:2],
+        row.tuned_on,
+        tuned_as,
+        row.walk,
+        row.data,
+        row.long,
+    )
 
 
 def resolved(row: Row, trials: Mapping[str, float]) -> Options | None:

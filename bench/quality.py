@@ -21,11 +21,14 @@ from noisebook.spec.presets import Recipe
 from record import DATA, write
 
 ROWS = [  # (steps, lam_max, lam_min, bins, vocabulary, law, PSNR that method.md and the issue name)
-    (50, 5.0, 0.1, 1, 256, "hadamard", 21.2), (50, 5.0, 0.1, 1, 256, "independent", 21.2),
-    (50, 5.0, 0.1, 1, 4096, "hadamard", 23.2), (50, 5.0, 0.1, 1, 4096, "independent", 23.2),
-    (50, 5.0, 0.1, 1, 65536, "hadamard", 24.6), (50, 5.0, 0.1, 1, 1 << 18, "hadamard", 25.3),
+    (50, 5.0, 0.1, 1, 256, "hadamard", 21.2),
+    (50, 5.0, 0.1, 1, 256, "independent", 21.2),
+    (50, 5.0, 0.1, 1, 4096, "hadamard", 23.2),
+    (50, 5.0, 0.1, 1, 4096, "independent", 23.2),
+    (50, 5.0, 0.1, 1, 65536, "hadamard", 24.6),
+    (50, 5.0, 0.1, 1, 1 << 18, "hadamard", 25.3),
     (20, 3.0, 0.05, 64, 128, "hadamard", 37.1),
-]  # fmt: skip
+]
 
 
 def pca_prior(count: int) -> PCAPrior:
@@ -54,18 +57,33 @@ def main() -> None:
         images = torch.from_numpy(data["images"][: args.images]).permute(0, 3, 1, 2)
     rows = []
     for steps, lam_max, lam_min, bins, vocabulary, law, expected in ROWS:
-        recipe = Recipe(steps=steps, lam_max=lam_max, lam_min=lam_min, bins=bins, vocabulary=vocabulary, law=law,
-                        seed=args.seed)  # fmt: skip
+        recipe = Recipe(
+            steps=steps, lam_max=lam_max, lam_min=lam_min, bins=bins, vocabulary=vocabulary, law=law, seed=args.seed
+        )
         codec = Codec(recipe.build(prior), prior)
         begin = time.perf_counter()
         tokens = codec.encode(images)
         seconds = time.perf_counter() - begin
         psnr = mean_psnr(images, codec.decode(tokens))
-        rows.append({"law": law, "steps": steps, "bins": bins, "vocabulary": vocabulary, "lam": [lam_max, lam_min],
-                     "bits": codec.layout.bits, "psnr": psnr, "expected": expected, "calls": codec.calls,
-                     "encode_seconds": seconds})  # fmt: skip
-        print(f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocabulary:6d}, {codec.layout.bits:6.0f} bits: "
-              f"{psnr:.2f} dB (expected {expected})", flush=True)  # fmt: skip
+        rows.append(
+            {
+                "law": law,
+                "steps": steps,
+                "bins": bins,
+                "vocabulary": vocabulary,
+                "lam": [lam_max, lam_min],
+                "bits": codec.layout.bits,
+                "psnr": psnr,
+                "expected": expected,
+                "calls": codec.calls,
+                "encode_seconds": seconds,
+            }
+        )
+        print(
+            f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocabulary:6d}, {codec.layout.bits:6.0f} bits: "
+            f"{psnr:.2f} dB (expected {expected})",
+            flush=True,
+        )
     about = f"first {args.images} images of cifar10_test5k.npz; PCA prior of the first 20,000 training images"
     print("written:", write("quality", {"about": about, "rows": rows}, args.seed).name)
 

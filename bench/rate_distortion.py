@@ -43,9 +43,16 @@ KODAK, CIFAR = "Kodak", "CIFAR-10"
 RATES = {KODAK: (0.25, 0.05, 1.0, 0.1, 0.5), CIFAR: (1, 0.25, 4, 0.5, 2)}
 NETWORKS = {KODAK: ("photo", "gaussian-prior"), CIFAR: ("cifar10-flow", "cifar10-edm", "pca-prior")}
 CODECS = [  # (codec, network calls), the most wanted first
-    ("default", 25), ("Turbo-DDCM", 25), ("DiffC", 25), ("default", 8), ("Turbo-DDCM", 30), ("default", 61),
-    ("Turbo-DDCM on ours", 25), ("DDCM", 25), ("default, 4 candidates", 8),
-]  # fmt: skip
+    ("default", 25),
+    ("Turbo-DDCM", 25),
+    ("DiffC", 25),
+    ("default", 8),
+    ("Turbo-DDCM", 30),
+    ("default", 61),
+    ("Turbo-DDCM on ours", 25),
+    ("DDCM", 25),
+    ("default, 4 candidates", 8),
+]
 FILE = RESULTS / "rate_distortion.json"
 CALIBRATION = 256  # training images that the closed form's curve is measured on
 
@@ -188,20 +195,37 @@ def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batc
     bits = [b for out in found for b in out.bits]
     spec, psnr = found[0].codec.spec, torch.cat([out.psnr for out in found])
     multi = torch.cat([out.ms_ssim for out in found])
-    distances = {name: {"mean": sum(out.distances[name] * len(out.psnr) for out in found) / len(psnr),
-                        "network": network.about()["lpips"]} for name, network in given.items()}  # fmt: skip
+    distances = {
+        name: {
+            "mean": sum(out.distances[name] * len(out.psnr) for out in found) / len(psnr),
+            "network": network.about()["lpips"],
+        }
+        for name, network in given.items()
+    }
     return {
-        **asdict(row), "images": " ".join(names) if row.data == KODAK else len(names),
+        **asdict(row),
+        "images": " ".join(names) if row.data == KODAK else len(names),
         "mean_bpp": sum(b / n for b, n in zip(bits, pixels, strict=True)) / len(bits),
-        "psnr": metrics.interval(psnr), "ssim": float(torch.cat([out.ssim for out in found]).mean()),
-        "ms_ssim": None if multi.isnan().any() else float(multi.mean()), **({"distances": distances} if given else {}),
-        "psnr_of_images": paper.packed(psnr), "bits_of_images": sorted(set(bits))[0] if len(set(bits)) == 1 else bits,
-        "decode_calls": found[0].codec.calls, "encode_calls": found[0].codec.encode_calls,
+        "psnr": metrics.interval(psnr),
+        "ssim": float(torch.cat([out.ssim for out in found]).mean()),
+        "ms_ssim": None if multi.isnan().any() else float(multi.mean()),
+        **({"distances": distances} if given else {}),
+        "psnr_of_images": paper.packed(psnr),
+        "bits_of_images": sorted(set(bits))[0] if len(set(bits)) == 1 else bits,
+        "decode_calls": found[0].codec.calls,
+        "encode_calls": found[0].codec.encode_calls,
         "seconds": sum(out.seconds for out in found) / len(psnr),
-        "spec": {"hash": spec.hash.hex(), "rule": spec.rule, "law": spec.law, "vocabulary": spec.vocabulary,
-                 "rows": spec.rows, "columns": spec.columns, "bins": [spec.start_bins, *(s.bins for s in spec.schedule)],
-                 "levels": [float(f"{s.lam:.5g}") for s in spec.schedule]},
-    }  # fmt: skip
+        "spec": {
+            "hash": spec.hash.hex(),
+            "rule": spec.rule,
+            "law": spec.law,
+            "vocabulary": spec.vocabulary,
+            "rows": spec.rows,
+            "columns": spec.columns,
+            "bins": [spec.start_bins, *(s.bins for s in spec.schedule)],
+            "levels": [float(f"{s.lam:.5g}") for s in spec.schedule],
+        },
+    }
 
 
 def measure_all(args: argparse.Namespace) -> None:
@@ -239,8 +263,11 @@ def measure_all(args: argparse.Namespace) -> None:
                 continue
         result["rows"][row.key] = {**found, "run": name}
         save(args.out, result)
-        print(f"{row.key}: {found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB, {found['decode_calls']} calls, "
-              f"{found['seconds']:.3f} s an image, {time.monotonic() - started:.1f} s", flush=True)  # fmt: skip
+        print(
+            f"{row.key}: {found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB, {found['decode_calls']} calls, "
+            f"{found['seconds']:.3f} s an image, {time.monotonic() - started:.1f} s",
+            flush=True,
+        )
 
 
 # ---- classical codecs ---------------------------------------------------------------------------------------------------
@@ -272,9 +299,15 @@ def main() -> None:
     add("--merge", type=Path, nargs="+", default=[], metavar="FILE", help="first take over the rows of other runs")
     add("--minutes", type=float, default=math.inf, help="start no row after so many minutes")
     add("--out", type=Path, default=FILE, help="result file")
-    add("--distance", type=Path, action="append", default=[], metavar="FILE",
+    add(
+        "--distance",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
         help="TorchScript file: two batches [B, 3, H, W] in [-1, 1] -> distances [B]; with an --out of its own, for rows "
-        "that are there are not measured again (repeatable)")  # fmt: skip
+        "that are there are not measured again (repeatable)",
+    )
     add("--classical", action="store_true")
     add("--carry", type=Path, metavar="FOLDER")
     add("--check", action="store_true")

@@ -218,9 +218,16 @@ def measured(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
-    "psnr": psnr, "similarity": similarity, "bd": bd, "ahead": ahead, "calls": calls, "steps": steps,
-    "classical": classical, "seconds": seconds, "measured": measured,
-}  # fmt: skip
+    "psnr": psnr,
+    "similarity": similarity,
+    "bd": bd,
+    "ahead": ahead,
+    "calls": calls,
+    "steps": steps,
+    "classical": classical,
+    "seconds": seconds,
+    "measured": measured,
+}
 
 
 # ---- plots --------------------------------------------------------------------------------------------------------------

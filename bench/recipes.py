@@ -53,11 +53,22 @@ def table() -> str:
     for name in names(result):
         run = training(name)
         last, differences = run["log"][-1], zip(at_rates(name), at_rates(PCA), strict=True)
-        lines.append([f"`{name}`", f"{last['minutes']:.0f}", f"{last['iteration']:,}",
-                      *(f"{last[f'mse@{lam}']:.5f}" for lam in LEVELS),
-                      *(paper_report.within(paper_report.paired(a, b), "+") for a, b in differences)])  # fmt: skip
-    head = ["recipe", "minutes", "steps of 64 images", *(f"error at lam {lam}" for lam in LEVELS),
-            *(f"above `{PCA}`, {bits / 1024:g} bpp" for bits in BITS)]  # fmt: skip
+        lines.append(
+            [
+                f"`{name}`",
+                f"{last['minutes']:.0f}",
+                f"{last['iteration']:,}",
+                *(f"{last[f'mse@{lam}']:.5f}" for lam in LEVELS),
+                *(paper_report.within(paper_report.paired(a, b), "+") for a, b in differences),
+            ]
+        )
+    head = [
+        "recipe",
+        "minutes",
+        "steps of 64 images",
+        *(f"error at lam {lam}" for lam in LEVELS),
+        *(f"above `{PCA}`, {bits / 1024:g} bpp" for bits in BITS),
+    ]
     runs = [
         f"`{name}`: {training(name)['device']}, {training(name)['date']}, `{training(name)['command']}`"
         for name in names(result)

@@ -50,9 +50,11 @@ def gpu_facts(device: str) -> dict[str, Any]:
 
     properties = torch.cuda.get_device_properties(device)
     facts: dict[str, Any] = {
-        "multiprocessors": properties.multi_processor_count, "capability": f"{properties.major}{properties.minor}",
-        "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda,
-    }  # fmt: skip
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+    }
     call = ["nvidia-smi", f"--id={torch.device(device).index or 0}", f"--query-gpu={SMI}", "--format=csv,noheader,nounits"]
     try:
         line = subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0]
@@ -69,17 +71,24 @@ def provenance(seed: int | None, device: str = "cpu") -> dict[str, Any]:
     import noisebook
 
     cuda = device.startswith("cuda")
-    versions = {"noisebook": noisebook.__version__, "torch": torch.__version__, "numpy": numpy.__version__,
-                "python": platform.python_version()}  # fmt: skip
+    versions = {
+        "noisebook": noisebook.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
     if cuda:
         versions["triton"] = importlib.metadata.version("triton")
     return {
         "device": torch.cuda.get_device_name(device) if cuda else cpu_model(),
         **({"gpu": gpu_facts(device)} if cuda else {}),
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "command": command_line(), "seed": seed,
-    }  # fmt: skip
+        "command": command_line(),
+        "seed": seed,
+    }
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

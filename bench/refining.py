@@ -71,8 +71,10 @@ def share_table() -> str:
 
 def image_table() -> str:
     result = report.load(NAME)
-    lines = [[f"2^{r['vocabulary'].bit_length() - 1}", f"{r['bpp']} bpp", *(f"{p:.2f} dB" for p in r["psnr"])]
-             for r in result["images"]]  # fmt: skip
+    lines = [
+        [f"2^{r['vocabulary'].bit_length() - 1}", f"{r['bpp']} bpp", *(f"{p:.2f} dB" for p in r["psnr"])]
+        for r in result["images"]
+    ]
     return report.table(["vocabulary", "", "no pass", "1 pass", "2 passes"], lines)
 
 

@@ -38,8 +38,10 @@ def measured(name: str) -> Result | None:
 def source(result: Result, name: str) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k != "numpy")
     where = f"driver {result['gpu'].get('driver_version', 'unknown')}" if "gpu" in result else f"{result['threads']} threads"
-    return f"<sub>{result['device']}, {where}, {versions}, {result['date']}: `{result['command']}`, " \
-           f"`bench/results/{name}.json`</sub>"  # fmt: skip
+    return (
+        f"<sub>{result['device']}, {where}, {versions}, {result['date']}: `{result['command']}`, "
+        f"`bench/results/{name}.json`</sub>"
+    )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -51,8 +53,18 @@ def kodak() -> str:
     rows: list[list[str]] = []
     for run in sorted(result["runs"], key=lambda r: (r["mean"]["bpp"], r["mean"]["psnr"])):
         m, calls = run["mean"], run["images"][0]["calls"]
-        rows.append([f"`{run['preset']}`", f"`{run['backbone']}`", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB",
-                     f"{run['least_psnr']:.2f} dB", f"{m['ssim']:.3f}", str(calls), f"{m['seconds']:.1f} s"])  # fmt: skip
+        rows.append(
+            [
+                f"`{run['preset']}`",
+                f"`{run['backbone']}`",
+                f"{m['bpp']:.3f}",
+                f"{m['psnr']:.2f} dB",
+                f"{run['least_psnr']:.2f} dB",
+                f"{m['ssim']:.3f}",
+                str(calls),
+                f"{m['seconds']:.1f} s",
+            ]
+        )
         for kind, other in run.get("beside", {}).items():
             if other["images"]:
                 there = [r["psnr"] for r, f in zip(run["images"], other["rows"], strict=True) if f]
@@ -80,9 +92,18 @@ def search() -> str:
         info = entry["extra_info"]
         if "times_torch" in info:
             law = "hadamard" if "hadamard" in entry["name"] else "independent"
-            rows.append([f"`{law}`", f"{info['codewords']:,}", str(info["batch"]), str(info["threads"]), info["isa"],
-                         f"{info['native_median'] * 1e3:.2f} ms", f"{info['torch_median']:.2f} s",
-                         f"{info['times_torch']:,.0f} x"])  # fmt: skip
+            rows.append(
+                [
+                    f"`{law}`",
+                    f"{info['codewords']:,}",
+                    str(info["batch"]),
+                    str(info["threads"]),
+                    info["isa"],
+                    f"{info['native_median'] * 1e3:.2f} ms",
+                    f"{info['torch_median']:.2f} s",
+                    f"{info['times_torch']:,.0f} x",
+                ]
+            )
     head = ["codebook", "codewords", "images", "threads", "code", "noisebook", "torch: randn, matmul, argmax", "ratio"]
     return f"{table(head, rows)}\n\nMedians, both in one run, D = 3072. {source(result, 'select_cpu')}"
 
@@ -162,8 +183,11 @@ def end_to_end(key: str) -> Callable[[Result, Result], float | None]:
     """`key` of the fastest encode with graphs, 256 images, law `hadamard`."""
 
     def find(_: Result, throughput: Result) -> float | None:
-        rows = [r for r in throughput.get("rows", [])
-                if r.get("verb") == "encode" and r["graphs"] and r["batch"] == 256 and r["law"] == "hadamard"]  # fmt: skip
+        rows = [
+            r
+            for r in throughput.get("rows", [])
+            if r.get("verb") == "encode" and r["graphs"] and r["batch"] == 256 and r["law"] == "hadamard"
+        ]
         return 100 * max(rows, key=lambda r: r["images_per_s"])[key] if rows else None
 
     return find
@@ -208,8 +232,10 @@ def encodes(throughput: Result) -> str:
             rows.setdefault((r["law"], way), {})[r["verb"]] = r
     lines = []
     for (law, way), verbs in rows.items():
-        cells = (f"{r['images_per_s']:,.0f} a second ({100 * r['share_outside']:.1f} % outside)" if r else ""
-                 for r in map(verbs.get, ("encode", "decode")))  # fmt: skip
+        cells = (
+            f"{r['images_per_s']:,.0f} a second ({100 * r['share_outside']:.1f} % outside)" if r else ""
+            for r in map(verbs.get, ("encode", "decode"))
+        )
         lines.append([f"`{law}`", way, *cells])
     return table(["codebook", "network", "encode, in brackets time outside the network", "decode"], lines)
 
@@ -272,8 +298,10 @@ def roofline() -> bool:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=False)
-    roofs = ((axes[0], "issue", floors.SM * floors.CLOCK * floors.ISSUE, "instructions"),
-             (axes[1], "tensor", floors.INT8, "int8 operations"))  # fmt: skip
+    roofs = (
+        (axes[0], "issue", floors.SM * floors.CLOCK * floors.ISSUE, "instructions"),
+        (axes[1], "tensor", floors.INT8, "int8 operations"),
+    )
     for axis, kind, roof, unit in roofs:
         rows = [r for r in result["rows"] if (r["law"] == "independent" and "tensor" in r["floors_ms"]) is (axis is axes[1])]
         for label in sorted({f"{r['law']} {r['kernel']}" for r in rows}):

@@ -82,8 +82,14 @@ def ddcm(place: Place, bits: float, calls: int) -> CodecSpec:
     vocabulary = min(ATOMS, 1 << max(2, math.ceil(bits / steps / units)))
     each = vocabulary.bit_length() - 1
     counts = shares(lambda m: units * (each * m + COEFFICIENT * (m - 1)), bits, steps)
-    return place.spec(schedule.falling(levels, 0.5, counts), rule="pursuit", coefficient_bits=COEFFICIENT,
-                      vocabulary=vocabulary, rows=rows, columns=columns)  # fmt: skip
+    return place.spec(
+        schedule.falling(levels, 0.5, counts),
+        rule="pursuit",
+        coefficient_bits=COEFFICIENT,
+        vocabulary=vocabulary,
+        rows=rows,
+        columns=columns,
+    )
 
 
 def turbo(place: Place, bits: float, calls: int) -> CodecSpec:
@@ -120,8 +126,9 @@ def turbo_on_ours(place: Place, bits: float, calls: int) -> CodecSpec:
             m -= 1
         owed -= subset_bits(ATOMS, m)
         steps.append(Step(step.lam, step.lam_down, step.lam_next, m))
-    return place.spec(tuple(steps), rule="top", vocabulary=2 * ATOMS, start_bins=spec.start_bins,
-                      start_vocabulary=spec.start_vocabulary)  # fmt: skip
+    return place.spec(
+        tuple(steps), rule="top", vocabulary=2 * ATOMS, start_bins=spec.start_bins, start_vocabulary=spec.start_vocabulary
+    )
 
 
 def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
@@ -145,6 +152,11 @@ def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
 CANDIDATES = {"default, 4 candidates": 4}  # of the encoder's look-ahead; the others have 1
 
 MAKERS: dict[str, Maker] = {
-    "default": ours, "default, 4 candidates": ours, "default, 2^20": partial(ours, vocabulary=1 << 20),
-    "DDCM": ddcm, "Turbo-DDCM": turbo, "Turbo-DDCM on ours": turbo_on_ours, "DiffC": diffc,
-}  # fmt: skip
+    "default": ours,
+    "default, 4 candidates": ours,
+    "default, 2^20": partial(ours, vocabulary=1 << 20),
+    "DDCM": ddcm,
+    "Turbo-DDCM": turbo,
+    "Turbo-DDCM on ours": turbo_on_ours,
+    "DiffC": diffc,
+}

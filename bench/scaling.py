@@ -64,10 +64,31 @@ def options() -> list[str]:
 def run(way: str, source: Path, output: Path) -> Result:
     """Makes the data set: seconds until the first shard, images a second from then on, SHA-256 over the shards."""
     launcher, environments, more = WAYS[way]
-    plain = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local",
-             "PYTHONPATH": os.pathsep.join([str(ROOT / "engine"), str(ROOT / "kernels")])}  # fmt: skip
-    command = [sys.executable, *launcher, "-m", "noisebook", "tokenize", str(source), "-o", str(output), *options(),
-               "--shard-size", str(SHARD), "--batch-size", str(BATCH), "--workers", "1", "--resume", *more]  # fmt: skip
+    plain = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RAY_ADDRESS": "local",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "engine"), str(ROOT / "kernels")]),
+    }
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "noisebook",
+        "tokenize",
+        str(source),
+        "-o",
+        str(output),
+        *options(),
+        "--shard-size",
+        str(SHARD),
+        "--batch-size",
+        str(BATCH),
+        "--workers",
+        "1",
+        "--resume",
+        *more,
+    ]
     begin = time.time()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     processes = [subprocess.Popen(command, env={**plain, **e}, **quiet) for e in environments]
@@ -94,9 +115,15 @@ def processes(folder: Path) -> list[Result]:
             print(f"{way}: {found[way][-1]['images_per_s']:.1f} images/s, {found[way][-1]['wall_s']:.0f} s", flush=True)
     wanted = found["1 process"][0]["sha256"]
     middle = ("images_per_s", "first_shard_s", "wall_s")
-    return [{"way": way, **{key: statistics.median(r[key] for r in rows) for key in middle},
-             "all": [round(r["images_per_s"], 2) for r in rows], "same_bytes": all(r["sha256"] == wanted for r in rows)}
-            for way, rows in found.items()]  # fmt: skip
+    return [
+        {
+            "way": way,
+            **{key: statistics.median(r[key] for r in rows) for key in middle},
+            "all": [round(r["images_per_s"], 2) for r in rows],
+            "same_bytes": all(r["sha256"] == wanted for r in rows),
+        }
+        for way, rows in found.items()
+    ]
 
 
 # ---- pictures and plans -------------------------------------------------------------------------------------------------
@@ -117,8 +144,14 @@ def decoding() -> list[Result]:
                 pictures = [decode(data, f"x.{kind.lower()}", 3) for data in files]
                 times.append(time.perf_counter() - begin)
                 assert all(isinstance(p, Picture) for p in pictures)
-            rows.append({"side": side, "kind": kind, "images_per_s": len(files) / statistics.median(times),
-                         "bytes": statistics.mean(map(len, files))})  # fmt: skip
+            rows.append(
+                {
+                    "side": side,
+                    "kind": kind,
+                    "images_per_s": len(files) / statistics.median(times),
+                    "bytes": statistics.mean(map(len, files)),
+                }
+            )
     return rows
 
 
@@ -138,8 +171,10 @@ def plan(count: int, folder: str) -> None:
     before = resident()
     sizes = np.random.default_rng(0).integers(20_000, 200_000, count).tolist()
     starts = np.cumsum([0, *sizes]).tolist()
-    items = [Item(f"n{i // 1300:08d}/{i:08d}", i // 1000, starts[i], sizes[i], ".jpg", f'{{"cls": [{starts[i + 1]}, 3]}}')
-             for i in range(count)]  # fmt: skip
+    items = [
+        Item(f"n{i // 1300:08d}/{i:08d}", i // 1000, starts[i], sizes[i], ".jpg", f'{{"cls": [{starts[i + 1]}, 3]}}')
+        for i in range(count)
+    ]
     files = [File(f"train-{i:06d}.tar", f"train-{i:06d}.tar", 1 << 20, "1") for i in range(-(-count // 1000))]
     made, store = Plan(Source("webdataset", files, items), Settings(spec, 1000, 32, 0, (256, 256))), Store(folder)
     memory, begin = resident() - before, time.perf_counter()
@@ -148,8 +183,9 @@ def plan(count: int, folder: str) -> None:
     assert (loaded := Plan.load(store)) is not None
     assert loaded.hash == made.hash
     disk = sum(path.stat().st_size for path in Path(folder).iterdir())
-    print(json.dumps({"items": count, "memory": memory, "disk": disk, "save_s": saved,
-                      "load_s": time.perf_counter() - begin}))  # fmt: skip
+    print(
+        json.dumps({"items": count, "memory": memory, "disk": disk, "save_s": saved, "load_s": time.perf_counter() - begin})
+    )
 
 
 def plans(folder: Path) -> list[Result]:
@@ -166,20 +202,35 @@ def plans(folder: Path) -> list[Result]:
 def process_table() -> str:
     result = report.load(NAME)
     one = result["processes"][0]["images_per_s"]
-    rows = [[r["way"], f"{r['images_per_s']:.1f} ({min(r['all']):.1f} to {max(r['all']):.1f})",
-             f"{r['images_per_s'] / one:.2f} x", f"{r['first_shard_s']:.0f} s", "yes" if r["same_bytes"] else "NO"]
-            for r in result["processes"]]  # fmt: skip
+    rows = [
+        [
+            r["way"],
+            f"{r['images_per_s']:.1f} ({min(r['all']):.1f} to {max(r['all']):.1f})",
+            f"{r['images_per_s'] / one:.2f} x",
+            f"{r['first_shard_s']:.0f} s",
+            "yes" if r["same_bytes"] else "NO",
+        ]
+        for r in result["processes"]
+    ]
     head = ["way", "images/s", "of one process", "until the first shard", "the same bytes"]
-    about = f"{result['images']} images of CIFAR-10, shards of {SHARD}, 8 network calls each, {result['rounds']} rounds in" \
-            f" turns, medians (least to most); the load average of the machine was {result['load']:.1f} before, on its " \
-            f"{result['cores']} cores"  # fmt: skip
+    about = (
+        f"{result['images']} images of CIFAR-10, shards of {SHARD}, 8 network calls each, {result['rounds']} rounds in"
+        f" turns, medians (least to most); the load average of the machine was {result['load']:.1f} before, on its "
+        f"{result['cores']} cores"
+    )
     return f"{report.table(head, rows)}\n\n{about}. {report.source(result, NAME)}"
 
 
 def cost_table() -> str:
     result = report.load(NAME)
-    rows = [[f"decode {r['kind']}, {r['side']} x {r['side']}", f"{r['images_per_s']:,.0f} images/s on one core",
-             f"{r['bytes'] / 1024:.1f} KiB an image"] for r in result["decoding"]]  # fmt: skip
+    rows = [
+        [
+            f"decode {r['kind']}, {r['side']} x {r['side']}",
+            f"{r['images_per_s']:,.0f} images/s on one core",
+            f"{r['bytes'] / 1024:.1f} KiB an image",
+        ]
+        for r in result["decoding"]
+    ]
     for r in result["plans"]:
         size = f"{r['memory'] / r['items']:.0f} bytes an item in memory, {r['disk'] / r['items']:.0f} on disk"
         rows.append([f"a plan of {r['items']:,} items", f"{r['save_s']:.1f} s to write, {r['load_s']:.1f} s to load", size])
@@ -189,8 +240,11 @@ def cost_table() -> str:
 def speeds() -> list[tuple[str, float, float | None, str]]:
     """(what, images a second of one GPU, share of it outside the network, how it is known), from the measured files."""
     measured, cod = report.load("gpu_throughput"), report.load("gpu_cod")
-    row = next(r for r in measured["rows"] if r.get("graphs") and r["verb"] == "encode" and r["law"] == "hadamard"
-               and r["way"]["dtype"] == "bfloat16")  # fmt: skip
+    row = next(
+        r
+        for r in measured["rows"]
+        if r.get("graphs") and r["verb"] == "encode" and r["law"] == "hadamard" and r["way"]["dtype"] == "bfloat16"
+    )
     whole = max((r for r in cod["rows"] if r["verb"] == "encode"), key=lambda r: r["images_per_s"])
     name = f"U-Net of {row['parameters'] / 1e6:.0f} M weights, {row['steps']} calls"
     scaled = row["images_per_s"] * (throughput.SIDE / 256) ** 2
@@ -199,7 +253,7 @@ def speeds() -> list[tuple[str, float, float | None, str]]:
         (f"{name}, 256 x 256", scaled, row["share_outside"], "arithmetic: 64 times the pixels, 64 times the time"),
         ("the same with 25 calls, 256 x 256", scaled * row["steps"] / 25, row["share_outside"], "arithmetic"),
         (f"CoD's encoder, no network call, {whole['side']} x {whole['side']}", whole["images_per_s"], None, "measured"),
-    ]  # fmt: skip
+    ]
 
 
 def span(seconds: float) -> str:
@@ -212,14 +266,27 @@ def span(seconds: float) -> str:
 def sum_table() -> str:
     rows = []
     for what, speed, _, known in speeds():
-        cells = (span(IMAGENET / speed), span(IMAGENET / speed / 8), span(IMAGENET / speed / GPUS),
-                 span(BILLION / speed / GPUS))  # fmt: skip
+        cells = (
+            span(IMAGENET / speed),
+            span(IMAGENET / speed / 8),
+            span(IMAGENET / speed / GPUS),
+            span(BILLION / speed / GPUS),
+        )
         rows.append([what, f"{speed:,.1f}", known, *cells])
     device = report.load("gpu_throughput")["device"]
-    head = ["codec", f"images/s of one {device}", "that is", "ImageNet, 1 GPU", "8 GPUs", f"{GPUS} GPUs",
-            f"a billion images, {GPUS} GPUs"]  # fmt: skip
-    note = f"Arithmetic, not a measurement: ImageNet is {IMAGENET:,} images; the speeds are those of " \
-           "`bench/results/gpu_throughput.json` and `gpu_cod.json`, as if no GPU ever waited"  # fmt: skip
+    head = [
+        "codec",
+        f"images/s of one {device}",
+        "that is",
+        "ImageNet, 1 GPU",
+        "8 GPUs",
+        f"{GPUS} GPUs",
+        f"a billion images, {GPUS} GPUs",
+    ]
+    note = (
+        f"Arithmetic, not a measurement: ImageNet is {IMAGENET:,} images; the speeds are those of "
+        "`bench/results/gpu_throughput.json` and `gpu_cod.json`, as if no GPU ever waited"
+    )
     return f"{report.table(head, rows)}\n\n{note}."
 
 
@@ -243,8 +310,12 @@ def share_table() -> str:
     return f"{report.table(head, rows)}\n\n{note}."
 
 
-TABLES: dict[str, Callable[[], str]] = {"processes": process_table, "costs": cost_table, "sums": sum_table,
-                                        "shares": share_table}  # fmt: skip
+TABLES: dict[str, Callable[[], str]] = {
+    "processes": process_table,
+    "costs": cost_table,
+    "sums": sum_table,
+    "shares": share_table,
+}
 
 
 def main() -> None:
@@ -257,8 +328,14 @@ def main() -> None:
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        found = {"load": round(load, 1), "images": IMAGES, "rounds": ROUNDS, "processes": processes(Path(folder)),
-                 "decoding": decoding(), "plans": plans(Path(folder))}  # fmt: skip
+        found = {
+            "load": round(load, 1),
+            "images": IMAGES,
+            "rounds": ROUNDS,
+            "processes": processes(Path(folder)),
+            "decoding": decoding(),
+            "plans": plans(Path(folder)),
+        }
     write(NAME, found, 0)
     report.fill(PAGE, TABLES, False)
 

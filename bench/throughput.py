@@ -26,9 +26,11 @@ from record import provenance, save
 SIDE, LEVELS, P = 32, (20.0, 0.1), 0.5
 PLAIN: dict[str, Any] = {"dtype": "float32"}
 WAYS: list[dict[str, Any]] = [  # how the network computes, the fastest we expect first
-    {"dtype": "bfloat16", "channels_last": True}, PLAIN, {"dtype": "bfloat16"},
+    {"dtype": "bfloat16", "channels_last": True},
+    PLAIN,
+    {"dtype": "bfloat16"},
     {"dtype": "bfloat16", "channels_last": True, "compile": True},
-]  # fmt: skip
+]
 
 
 def way_name(way: dict[str, Any]) -> str:
@@ -46,8 +48,9 @@ def backbone_for(way: dict[str, Any], device: torch.device, dry: bool) -> UNetBa
 
 def spec_for(backbone: UNetBackbone, law: Any, steps: int, vocabulary: int) -> CodecSpec:
     levels = schedule.log_uniform(*LEVELS, steps)
-    return CodecSpec(backbone.name, backbone.fingerprint, schedule.falling(levels, P, 1), law=law, vocabulary=vocabulary,
-                     seed=7)  # fmt: skip
+    return CodecSpec(
+        backbone.name, backbone.fingerprint, schedule.falling(levels, P, 1), law=law, vocabulary=vocabulary, seed=7
+    )
 
 
 @torch.no_grad()
@@ -78,8 +81,14 @@ def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int,
     rows, tokens, alone = [], {}, {}
     for name, lams in (("encode", decode_lams[:-1]), ("decode", decode_lams)):
         alone[name] = network_alone(clock, backbone, lams, batch, clock.cuda)
-        rows.append({"name": f"network {name} {way_name(way)} B={batch}", "times": {"network": alone[name]},
-                     "images_per_s": 1e3 * batch / alone[name]["median_ms"], "calls": len(lams)})  # fmt: skip
+        rows.append(
+            {
+                "name": f"network {name} {way_name(way)} B={batch}",
+                "times": {"network": alone[name]},
+                "images_per_s": 1e3 * batch / alone[name]["median_ms"],
+                "calls": len(lams),
+            }
+        )
     for graphs in (True, False) if clock.cuda else (False,):
         codec = Codec(spec, backbone, graphs=graphs)
         tokens[graphs] = [codec.encode(x) for x in images]
@@ -89,13 +98,24 @@ def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int,
         for name, (call, batches) in calls.items():
             times = end_to_end(clock, call, batches)
             network = alone[name]["median_ms"]
-            rows.append({
-                "name": f"{name} {law} {way_name(way)} {'graph' if graphs else 'plain'} B={batch}", "verb": name, "law": law,
-                "way": way, "graphs": graphs, "batch": batch, "steps": steps, "vocabulary": vocabulary,
-                "parameters": parameters, "times": {"total": times}, "network_ms": network,
-                "images_per_s": 1e3 * batch / times["median_ms"], "share_outside": 1 - network / times["median_ms"],
-                "of_network_speed": network / times["median_ms"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "name": f"{name} {law} {way_name(way)} {'graph' if graphs else 'plain'} B={batch}",
+                    "verb": name,
+                    "law": law,
+                    "way": way,
+                    "graphs": graphs,
+                    "batch": batch,
+                    "steps": steps,
+                    "vocabulary": vocabulary,
+                    "parameters": parameters,
+                    "times": {"total": times},
+                    "network_ms": network,
+                    "images_per_s": 1e3 * batch / times["median_ms"],
+                    "share_outside": 1 - network / times["median_ms"],
+                    "of_network_speed": network / times["median_ms"],
+                }
+            )
     if len(tokens) == 2:
         same = [bool(torch.equal(a, b)) for a, b in zip(tokens[True], tokens[False], strict=True)]
         for row in (r for r in rows if "verb" in r):
@@ -117,10 +137,13 @@ def main() -> int:
     batch = options.batch or (256 if cuda else 2 if options.dry else 4)
     steps, vocabulary = (2, 1 << 8) if options.dry else (10, 1 << 21)
     result: dict[str, Any] = {
-        **provenance(0, device.type), "dry": options.dry,
+        **provenance(0, device.type),
+        "dry": options.dry,
         "about": "Medians and quartiles in ms of whole batches; float32 convolutions may use TF32, as torch does by default",
-        "rows": [], "left_out": [], "failed": [],
-    }  # fmt: skip
+        "rows": [],
+        "left_out": [],
+        "failed": [],
+    }
     ways = WAYS if cuda else [PLAIN]
     cases = [(way, "hadamard") for way in ways[:2]] + [(ways[0], "independent")] + [(way, "hadamard") for way in ways[2:]]
     if not cuda:  # dense codewords of this many take a CPU minutes a step

@@ -47,13 +47,28 @@ FLOW = {
 }
 COD = {"backbone": "cifar10-cod", "condition": "only"}
 CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a GPU, batch there, threads and workers
-    {"name": "CIFAR-10, `cifar10-flow`, 8 calls", "codec": FLOW, "input": "parquet", "images": (256, 8192),
-     "batch": (32, 256)},
-    {"name": "photographs 256 x 256, `photo-low`", "codec": {"preset": "photo-low"}, "input": "pictures",
-     "images": (24, 512), "batch": (4, 32)},
-    {"name": "CIFAR-10, `cifar10-cod`, one pass of convolutions", "codec": COD, "input": "parquet",
-     "images": (256, 32768), "batch": (64, 256)},
-]  # fmt: skip
+    {
+        "name": "CIFAR-10, `cifar10-flow`, 8 calls",
+        "codec": FLOW,
+        "input": "parquet",
+        "images": (256, 8192),
+        "batch": (32, 256),
+    },
+    {
+        "name": "photographs 256 x 256, `photo-low`",
+        "codec": {"preset": "photo-low"},
+        "input": "pictures",
+        "images": (24, 512),
+        "batch": (4, 32),
+    },
+    {
+        "name": "CIFAR-10, `cifar10-cod`, one pass of convolutions",
+        "codec": COD,
+        "input": "parquet",
+        "images": (256, 32768),
+        "batch": (64, 256),
+    },
+]
 
 
 def pictures(case: dict[str, Any], count: int) -> np.ndarray:
@@ -139,28 +154,58 @@ def row(case: dict[str, Any], device: str, threads: int, workers: int, rounds: i
                 codec, source, Path(folder) / f"out-{k}", side, batch, workers, max(batch, count // 4)
             )
             if k:  # the first is warm-up
-                for name, value in (("alone", speed), ("pipeline", made), ("ratio", made / speed), ("before", before),
-                                    ("busy", busy)):  # fmt: skip
+                for name, value in (
+                    ("alone", speed),
+                    ("pipeline", made),
+                    ("ratio", made / speed),
+                    ("before", before),
+                    ("busy", busy),
+                ):
                     speeds[name].append(value)
     return {
-        "name": case["name"], "input": case["input"], "real": archive(case)[1] is not None,
-        "images": count, "batch": batch, "threads": threads,
-        "workers": workers, "rounds": rounds, **{name: statistics.median(values) for name, values in speeds.items()},
+        "name": case["name"],
+        "input": case["input"],
+        "real": archive(case)[1] is not None,
+        "images": count,
+        "batch": batch,
+        "threads": threads,
+        "workers": workers,
+        "rounds": rounds,
+        **{name: statistics.median(values) for name, values in speeds.items()},
         "ratios": [round(r, 4) for r in speeds["ratio"]],
-    }  # fmt: skip
+    }
 
 
 def table() -> str:
     result, lines = report.load(NAME), []
     for r in result["rows"]:
         spread = f"({100 * min(r['ratios']):.0f} to {100 * max(r['ratios']):.0f})"
-        lines.append([r["name"], str(r["batch"]), f"{r['threads']} + {r['workers']}", f"{r['alone']:.1f}",
-                      f"{r['pipeline']:.1f}", f"{100 * r['ratio']:.1f} % {spread}", f"{100 * r['busy']:.1f} %",
-                      f"{r['before']:.1f} s"])  # fmt: skip
-    head = ["images, codec", "batch", "codec's threads + workers", "codec alone, images/s", "`tokenize`, images/s", "ratio",
-            "codec at work", "before the first batch"]  # fmt: skip
-    about = f"Medians of {result['rows'][0]['rounds']} rounds in turns (least to most). The machine's load average was " \
-            f"{result['load']:.1f} before, on its {result['cores']} cores; above 100 % shows how far it swings"  # fmt: skip
+        lines.append(
+            [
+                r["name"],
+                str(r["batch"]),
+                f"{r['threads']} + {r['workers']}",
+                f"{r['alone']:.1f}",
+                f"{r['pipeline']:.1f}",
+                f"{100 * r['ratio']:.1f} % {spread}",
+                f"{100 * r['busy']:.1f} %",
+                f"{r['before']:.1f} s",
+            ]
+        )
+    head = [
+        "images, codec",
+        "batch",
+        "codec's threads + workers",
+        "codec alone, images/s",
+        "`tokenize`, images/s",
+        "ratio",
+        "codec at work",
+        "before the first batch",
+    ]
+    about = (
+        f"Medians of {result['rows'][0]['rounds']} rounds in turns (least to most). The machine's load average was "
+        f"{result['load']:.1f} before, on its {result['cores']} cores; above 100 % shows how far it swings"
+    )
     return f"{report.table(head, lines)}\n\n{about}. {report.source(result, NAME)}"
 
 
@@ -168,10 +213,19 @@ def gpu_table() -> str:
     result = report.measured(f"gpu_{NAME}")
     if result is None:
         return "Not measured on a GPU yet (`bash bench/gpu.sh tokenizing`)."
-    lines = [[r["name"], str(r["batch"]), str(r["workers"]), f"{r['alone']:.0f}", f"{r['pipeline']:.0f}",
-              f"{100 * r['ratio']:.1f} %", f"{100 * r['busy']:.1f} %"] for r in result["rows"]]  # fmt: skip
-    head = ["images, codec", "batch", "workers", "codec alone, images/s", "`tokenize`, images/s", "ratio",
-            "codec at work"]  # fmt: skip
+    lines = [
+        [
+            r["name"],
+            str(r["batch"]),
+            str(r["workers"]),
+            f"{r['alone']:.0f}",
+            f"{r['pipeline']:.0f}",
+            f"{100 * r['ratio']:.1f} %",
+            f"{100 * r['busy']:.1f} %",
+        ]
+        for r in result["rows"]
+    ]
+    head = ["images, codec", "batch", "workers", "codec alone, images/s", "`tokenize`, images/s", "ratio", "codec at work"]
     return f"{report.table(head, lines)}\n\n{report.source(result, f'gpu_{NAME}')}"
 
 
@@ -198,8 +252,11 @@ def main() -> int:
                 left_out.append([case["name"], threads])
                 continue
             rows.append(row(case, device, threads, workers, 1 if options.dry else options.rounds, options.dry))
-            print(f"{rows[-1]['name']}: {rows[-1]['pipeline']:.1f} of {rows[-1]['alone']:.1f} images/s, "
-                  f"{100 * rows[-1]['ratio']:.1f} %", flush=True)  # fmt: skip
+            print(
+                f"{rows[-1]['name']}: {rows[-1]['pipeline']:.1f} of {rows[-1]['alone']:.1f} images/s, "
+                f"{100 * rows[-1]['ratio']:.1f} %",
+                flush=True,
+            )
     result = {"dry": options.dry, "load": load, "rows": rows, "left_out": left_out}
     if options.file:
         save(options.file, {**provenance(0, device), **result})

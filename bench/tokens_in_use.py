@@ -45,8 +45,14 @@ KINDS = {  # 384 bits an image, four tokens a step; then 64, as CoD has, which a
     "--start-vocabulary 16 --lam-max 6 --lam-min 2.2 --finish ab2 --finish-steps 5",
     "cod": "--backbone cifar10-cod --condition only",
 }
-WORDS = {"8-bit-1d": "8 bits, 1-D", "8-bit-2d": "8 bits, 2-D", "12-bit-1d": "12 bits, 1-D", "12-bit-2d": "12 bits, 2-D",
-         "4-bit-1d": "4 bits, 1-D", "cod": "CoD, 4 bits"}  # fmt: skip
+WORDS = {
+    "8-bit-1d": "8 bits, 1-D",
+    "8-bit-2d": "8 bits, 2-D",
+    "12-bit-1d": "12 bits, 1-D",
+    "12-bit-2d": "12 bits, 2-D",
+    "4-bit-1d": "4 bits, 1-D",
+    "cod": "CoD, 4 bits",
+}
 SHUFFLED = "8-bit-1d"  # the kind whose tokens are also learned in disorder, where there is nothing to learn
 COD_STEPS = 8  # of CoD's decode, which has no steps of its own
 DRAWN = ("learned", "uniform")
@@ -60,8 +66,20 @@ def tokenise(work: Path) -> None:
             data = np.load(DATA / f"{archive}.npz")
             write_parquet(path, data["images"][:count], data["labels"][:count])
         for kind, options in KINDS.items():
-            command = ["tokenize", str(path), "-o", str(work / f"{kind}-{split}"), "--resume", *options.split(),
-                       "--batch-size", "50", "--shard-size", "250", "--workers", "0"]  # fmt: skip
+            command = [
+                "tokenize",
+                str(path),
+                "-o",
+                str(work / f"{kind}-{split}"),
+                "--resume",
+                *options.split(),
+                "--batch-size",
+                "50",
+                "--shard-size",
+                "250",
+                "--workers",
+                "0",
+            ]
             subprocess.run([sys.executable, "-m", "noisebook", *command], check=True)
 
 
@@ -89,8 +107,14 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
     values = int(layout.vocabulary.max())
     uniform = math.log2(values)
     frequency = ar.frequency_bits(train, held_out, values)
-    out: dict[str, Any] = {"kind": kind, "options": KINDS[kind], "length": len(layout), "uniform": uniform,
-                           "frequencies": by_step(frequency, layout.step), "models": []}  # fmt: skip
+    out: dict[str, Any] = {
+        "kind": kind,
+        "options": KINDS[kind],
+        "length": len(layout),
+        "uniform": uniform,
+        "frequencies": by_step(frequency, layout.step),
+        "models": [],
+    }
     tables: dict[str, Tensor | None] = {"index": None}
     if kind != "cod":
         originals = torch.from_numpy(np.stack([data.original(i) for i in range(1000)])).permute(0, 3, 1, 2)
@@ -98,17 +122,26 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
     best: ar.Learned | None = None
     for name, table in tables.items():
         found = ar.learn(train, held_out, values, table, epochs, SEED)
-        out["models"].append({"embedding": name, "bits": by_step(found.bits, layout.step), "epochs": found.epochs,
-                              "minutes": round(found.minutes, 2),
-                              "weights": sum(p.numel() for p in found.model.parameters())})  # fmt: skip
+        out["models"].append(
+            {
+                "embedding": name,
+                "bits": by_step(found.bits, layout.step),
+                "epochs": found.epochs,
+                "minutes": round(found.minutes, 2),
+                "weights": sum(p.numel() for p in found.model.parameters()),
+            }
+        )
         print(kind, name, out["models"][-1]["bits"]["mean"], flush=True)
         best = found if best is None or found.bits.mean() < best.bits.mean() else best
     assert best is not None
     if kind == SHUFFLED:
         mixed = [torch.stack([column[torch.randperm(len(column))] for column in some.T], 1) for some in (train, held_out)]
         found = ar.learn(mixed[0], mixed[1], values, tables["codeword"], epochs, SEED)
-        out["shuffled"] = {"bits": by_step(found.bits, layout.step), "epochs": found.epochs,
-                           "frequencies": by_step(ar.frequency_bits(*mixed, values), layout.step)}  # fmt: skip
+        out["shuffled"] = {
+            "bits": by_step(found.bits, layout.step),
+            "epochs": found.epochs,
+            "frequencies": by_step(ar.frequency_bits(*mixed, values), layout.step),
+        }
     again = pictures(codec, held_out[:SAMPLES])
     psnr = float(metrics.psnr(again, judge.held_out[:SAMPLES]).mean())
     out["reconstructed"] = {"fd": judge.distance(again), "psnr": round(psnr, 2)}
@@ -129,8 +162,10 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
 def by_step(bits: Tensor, step: Any) -> dict[str, Any]:
     """Mean bits a token: of all, and of each step."""
     steps = torch.as_tensor(step)
-    return {"mean": round(float(bits.mean()), 4),
-            "steps": [round(float(bits[steps == s].mean()), 4) for s in steps.unique().tolist()]}  # fmt: skip
+    return {
+        "mean": round(float(bits.mean()), 4),
+        "steps": [round(float(bits[steps == s].mean()), 4) for s in steps.unique().tolist()],
+    }
 
 
 def pictures(codec: Codec, tokens: Tensor) -> Tensor:
@@ -161,11 +196,26 @@ def bits_table() -> str:
     for kind in result["kinds"]:
         models = {m["embedding"]: m["bits"]["mean"] for m in kind["models"]}
         best, uniform, length = min(models.values()), kind["uniform"], kind["length"]
-        lines.append([WORDS[kind["kind"]], f"{length} x {uniform:g}", f"{kind['frequencies']['mean']:.3f}",
-                      f"{models['index']:.3f}", f"{models['codeword']:.3f}" if "codeword" in models else "",
-                      f"{100 * (1 - best / uniform):.1f} %", f"{best * length:.0f}"])  # fmt: skip
-    head = ["tokens", "an image", "frequencies of each position", "transformer, learned embeddings",
-            "transformer, codewords", "foretold", "bits an image"]  # fmt: skip
+        lines.append(
+            [
+                WORDS[kind["kind"]],
+                f"{length} x {uniform:g}",
+                f"{kind['frequencies']['mean']:.3f}",
+                f"{models['index']:.3f}",
+                f"{models['codeword']:.3f}" if "codeword" in models else "",
+                f"{100 * (1 - best / uniform):.1f} %",
+                f"{best * length:.0f}",
+            ]
+        )
+    head = [
+        "tokens",
+        "an image",
+        "frequencies of each position",
+        "transformer, learned embeddings",
+        "transformer, codewords",
+        "foretold",
+        "bits an image",
+    ]
     shuffled = next(k["shuffled"] for k in result["kinds"] if "shuffled" in k)
     note = (
         f"Bits a token, mean over {HELD_OUT:,} held-out images; {TRAIN:,} to train on. Control: {WORDS[SHUFFLED]} with each "
@@ -191,8 +241,14 @@ def samples_table() -> str:
     lines = []
     for kind in report.load(NAME)["kinds"]:
         fds = [kind["samples"][name]["fd"] for name in DRAWN]
-        lines.append([WORDS[kind["kind"]], *(f"{x:.1f}" for x in fds), f"{kind['reconstructed']['fd']:.1f}",
-                      f"{kind['reconstructed']['psnr']:.2f} dB"])  # fmt: skip
+        lines.append(
+            [
+                WORDS[kind["kind"]],
+                *(f"{x:.1f}" for x in fds),
+                f"{kind['reconstructed']['fd']:.1f}",
+                f"{kind['reconstructed']['psnr']:.2f} dB",
+            ]
+        )
     head = ["CIFAR-FD", "drawn by the transformer", "uniform tokens", "real images, coded", "their PSNR"]
     return f"{report.table(head, lines)}\n\n{SAMPLES} images each, against {5000 - HELD_OUT:,} other test images."
 

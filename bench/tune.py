@@ -81,17 +81,26 @@ def tune(case: Case, clock: Clock, margin: float) -> dict[str, Any]:
             try:
                 tokens = call(0).clone()
                 want = tokens if want is None else want
-                entry = {"settings": asked.defaults | candidate, "buckets": sorted(asked.buckets),
-                         "same_tokens": bool(torch.equal(tokens, want)),
-                         **measure(clock, call, copies, seconds=0.05)}  # fmt: skip
+                entry = {
+                    "settings": asked.defaults | candidate,
+                    "buckets": sorted(asked.buckets),
+                    "same_tokens": bool(torch.equal(tokens, want)),
+                    **measure(clock, call, copies, seconds=0.05),
+                }
             except Exception as error:  # too many registers or too much shared memory for this device
                 if not candidate:
                     raise
                 entry = {"settings": candidate, "error": f"{type(error).__name__}: {error}"[:300]}
         tried.append(entry)
     best = choose(tried, margin)
-    return {"name": case.name, "kernel": case.law, "buckets": tried[0]["buckets"], "best": best["settings"],
-            "gain": 1 - median(best) / median(tried[0]), "tried": tried}  # fmt: skip
+    return {
+        "name": case.name,
+        "kernel": case.law,
+        "buckets": tried[0]["buckets"],
+        "best": best["settings"],
+        "gain": 1 - median(best) / median(tried[0]),
+        "tried": tried,
+    }
 
 
 def median(entry: dict[str, Any]) -> float:
@@ -130,9 +139,14 @@ def main() -> int:
     device = torch.device("cpu" if options.dry else "cuda")
     clock = Clock(device, (2, 2)) if options.dry else Clock(device, (7, 50))
     result = {
-        **provenance(None, device.type), "dry": options.dry, "about": "Medians and quartiles in ms of every setting",
-        "table": {}, "rows": [], "left_out": [], "failed": [],
-    }  # fmt: skip
+        **provenance(None, device.type),
+        "dry": options.dry,
+        "about": "Medians and quartiles in ms of every setting",
+        "table": {},
+        "rows": [],
+        "left_out": [],
+        "failed": [],
+    }
     for case in cases(options.dry):
         if time.monotonic() > deadline:
             result["left_out"].append(case.name)

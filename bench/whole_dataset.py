@@ -133,16 +133,27 @@ def run(folder: Path, count: int) -> dict[str, Any]:
             equal += np.array_equal(np.asarray(Image.open(back / f"{key}.png")), picture)
             errors.append(np.square(picture.astype(np.float64) - images[order[key]]).mean())
     psnr = 10 * np.log10(255**2 / np.array(errors))
-    return {"images": len(images), "codec": " ".join(CODEC), "tokens_an_image": len(pairs[0][1]), "readers": readers,
-            "seconds": seconds, "decoded_as_detokenize": equal, "psnr": round(float(psnr.mean()), 2),
-            "bytes": {"parquet shards": sum(p.stat().st_size for p in (tokens / "shards").iterdir()),
-                      "npy": (folder / "npy/tokens.npy").stat().st_size}}  # fmt: skip
+    return {
+        "images": len(images),
+        "codec": " ".join(CODEC),
+        "tokens_an_image": len(pairs[0][1]),
+        "readers": readers,
+        "seconds": seconds,
+        "decoded_as_detokenize": equal,
+        "psnr": round(float(psnr.mean()), 2),
+        "bytes": {
+            "parquet shards": sum(p.stat().st_size for p in (tokens / "shards").iterdir()),
+            "npy": (folder / "npy/tokens.npy").stat().st_size,
+        },
+    }
 
 
 def table() -> str:
     result = report.load(NAME)
-    rows = [[r["reader"], f"{r['missing']} was not installed" if "missing" in r else f"{r['same']:,} of {r['images']:,}"]
-            for r in result["readers"]]  # fmt: skip
+    rows = [
+        [r["reader"], f"{r['missing']} was not installed" if "missing" in r else f"{r['same']:,} of {r['images']:,}"]
+        for r in result["readers"]
+    ]
     text = report.table(["read with", "images with the same tokens"], rows)
     return (
         f"{text}\n\n{result['images']:,} test images of CIFAR-10 in a Parquet file of Hugging Face's layout, "

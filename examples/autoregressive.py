@@ -182,8 +182,10 @@ def main() -> None:
         images = torch.from_numpy(np.stack([data.original(i) for i in range(min(1000, len(data)))])).permute(0, 3, 1, 2)
         table = codewords(codec, size, values, images)
     found = learn(train, held_out, values, table, args.epochs, args.seed)
-    print(f"bits a token on {len(held_out)} images: {float(found.bits.mean()):.3f} of {math.log2(values):.3f}, a table of "
-          f"frequencies {float(frequency_bits(train, held_out, values).mean()):.3f}; {found.epochs} epochs")  # fmt: skip
+    print(
+        f"bits a token on {len(held_out)} images: {float(found.bits.mean()):.3f} of {math.log2(values):.3f}, a table of "
+        f"frequencies {float(frequency_bits(train, held_out, values).mean()):.3f}; {found.epochs} epochs"
+    )
     args.output.mkdir(parents=True, exist_ok=True)
     drawn = draw(found.model, args.samples, args.seed)
     grid(torch.cat([codec.decode(some, size) for some in drawn.split(32)])).save(args.output / "samples.png")

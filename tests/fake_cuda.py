@@ -78,10 +78,15 @@ def install(monkeypatch) -> None:
 
     stream = SimpleNamespace(wait_stream=lambda _: None, wait_event=lambda _: None)
     fakes = {
-        "CUDAGraph": FakeGraph, "graph": graph, "graph_pool_handle": object, "Stream": lambda: stream,
-        "Event": lambda: SimpleNamespace(record=lambda _: None), "current_stream": lambda: stream,
-        "stream": lambda _: contextlib.nullcontext(), "device": lambda _: contextlib.nullcontext(),
-    }  # fmt: skip
+        "CUDAGraph": FakeGraph,
+        "graph": graph,
+        "graph_pool_handle": object,
+        "Stream": lambda: stream,
+        "Event": lambda: SimpleNamespace(record=lambda _: None),
+        "current_stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "device": lambda _: contextlib.nullcontext(),
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(Graphs, "takes", staticmethod(lambda tensors: True))
@@ -103,8 +108,23 @@ class OnDevice(TorchDispatchMode):
 class NoHost(TorchFunctionMode):
     """Fails on the Python functions that carry values between host and device."""
 
-    names = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "tensor", "as_tensor",
-             "from_numpy", "new_tensor", "__array__", "equal", "allclose")  # fmt: skip
+    names = (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "tensor",
+        "as_tensor",
+        "from_numpy",
+        "new_tensor",
+        "__array__",
+        "equal",
+        "allclose",
+    )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")

@@ -34,19 +34,28 @@ def variants() -> dict[str, tuple[CodecSpec, tuple[int, int], tuple[int, int] | 
         "derived": (calibration.spec_for(curve, curve.dims(64, 65), 20, 8), (64, 65), (8, 20)),
         "start": (CodecSpec(**one, schedule=STEPS, start_bins=2, start_vocabulary=1024, rows=2, columns=3), (6, 7), None),
         "from_noise": (CodecSpec(**one, schedule=(Step(INF, 1, 2, 4), *STEPS), seed=2**64 - 1), (65535, 1), None),
-        "not_a_power_of_two": (CodecSpec(**one, schedule=(Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 1)), law="independent",
-                                         vocabulary=1000), (5, 5), None),
+        "not_a_power_of_two": (
+            CodecSpec(**one, schedule=(Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 1)), law="independent", vocabulary=1000),
+            (5, 5),
+            None,
+        ),
         "largest_vocabulary": (CodecSpec(**one, schedule=STEPS, vocabulary=1 << 33), (8, 8), None),
         "scaled": (CodecSpec(**one, schedule=odd, scale_pixels=100), (24, 31), None),
         "finish": (CodecSpec(**one, schedule=STEPS, finish="heun", finish_levels=(0.25, 0)), (8, 8), None),
         "top": (CodecSpec(**one, schedule=odd, rule="top", vocabulary=512, rows=1, columns=2), (8, 9), None),
         "pursuit": (CodecSpec(**one, schedule=odd, rule="pursuit", coefficient_bits=3, vocabulary=256), (8, 9), None),
-        "poisson": (CodecSpec(**one, schedule=(Step(2, 0.5, 1, 40), Step(1, 0.25, 0.5, 7)), rule="poisson",
-                              vocabulary=1 << 11), (9, 8), None),
+        "poisson": (
+            CodecSpec(**one, schedule=(Step(2, 0.5, 1, 40), Step(1, 0.25, 0.5, 7)), rule="poisson", vocabulary=1 << 11),
+            (9, 8),
+            None,
+        ),
         "condition": (CodecSpec(**one, schedule=STEPS, condition=(8, 64, 16)), (17, 20), None),
-        "condition_only": (CodecSpec(**one, schedule=(), finish="ab2", finish_levels=(1, 0), condition=(16, 4, 16)),
-                           (40, 16), None),
-    }  # fmt: skip
+        "condition_only": (
+            CodecSpec(**one, schedule=(), finish="ab2", finish_levels=(1, 0), condition=(16, 4, 16)),
+            (40, 16),
+            None,
+        ),
+    }
 
 
 def drawn(runs: list[Run], rng: np.random.Generator) -> np.ndarray:
@@ -82,9 +91,14 @@ def main() -> None:
         container = made(spec, size, derived, tokens)
         path.write_bytes(container.to_bytes())
         expected[name] = {
-            "height": size[0], "width": size[1], "preset": container.preset, "hash": spec.hash.hex(), "derived": derived,
-            "spec": None if container.spec_json is None else container.spec_json.decode(), "tokens": tokens.tolist(),
-        }  # fmt: skip
+            "height": size[0],
+            "width": size[1],
+            "preset": container.preset,
+            "hash": spec.hash.hex(),
+            "derived": derived,
+            "spec": None if container.spec_json is None else container.spec_json.decode(),
+            "tokens": tokens.tolist(),
+        }
     rows = [f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in expected.items()]
     EXPECTED.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 

@@ -35,17 +35,27 @@ from noisebook.spec.spec import CodecSpec
 LATENT = CodConfig(latent=True, blocks=28, cond_blocks=22)
 # SHA-256 over the sorted names and shapes of the published code's own listings; before it tensors and millions of weights
 PUBLISHED = {
-    "pixel .0039, 512": (CodConfig(), 558, 897.06,
-        "cde84effa824bf802e432d615f3ff2c6361ccf42fd29d950abb55239fe5cac01"),
-    "pixel .00024, 512": (CodConfig(ds=128), 616, 1030.68,
-        "a9b1fb9a04d2e100305e2a728279201a76f514489a936a14732f26e23c3b54c7"),
-    "pixel .0039, 256": (CodConfig(up2x=False), 550, 873.17,
-        "4d5bdcd2c457e1b4f808dda874ff1b796a90c0cac073e61af037315c2c0a78fa"),
-    "latent .0039, 512": (LATENT, 569, 853.55,
-        "908a417bf45ba901b52739582b909583ddd7937e8e5707bdd91fce44d799626c"),
-    "latent .00024, 512": (replace(LATENT, ds=128), 627, 987.17,
-        "12ef058dee29969f3b5e23c1f338246658306fdd0419f19deed0d42bb8de8f6a"),
-}  # fmt: skip
+    "pixel .0039, 512": (CodConfig(), 558, 897.06, "cde84effa824bf802e432d615f3ff2c6361ccf42fd29d950abb55239fe5cac01"),
+    "pixel .00024, 512": (
+        CodConfig(ds=128),
+        616,
+        1030.68,
+        "a9b1fb9a04d2e100305e2a728279201a76f514489a936a14732f26e23c3b54c7",
+    ),
+    "pixel .0039, 256": (
+        CodConfig(up2x=False),
+        550,
+        873.17,
+        "4d5bdcd2c457e1b4f808dda874ff1b796a90c0cac073e61af037315c2c0a78fa",
+    ),
+    "latent .0039, 512": (LATENT, 569, 853.55, "908a417bf45ba901b52739582b909583ddd7937e8e5707bdd91fce44d799626c"),
+    "latent .00024, 512": (
+        replace(LATENT, ds=128),
+        627,
+        987.17,
+        "12ef058dee29969f3b5e23c1f338246658306fdd0419f19deed0d42bb8de8f6a",
+    ),
+}
 SMALL = CodConfig(hidden=64, heads=4, blocks=3, cond_blocks=2, hidden_x=8, width=32)
 SMALLS = {
     "pixel": SMALL,
@@ -169,8 +179,12 @@ def test_tokens_are_the_nearest_code_vectors(case, fresh):
     assert cod.condition(tokens.flatten(1), 128, 256).shape == (2, 64, 8, 16)
 
 
-SIZES = [("pixel", (512, 512), 1024), ("pixel 64 bits", (512, 512), 64), ("pixel 256", (256, 256), 1024),
-         ("pixel", (768, 512), 1536)]  # fmt: skip
+SIZES = [
+    ("pixel", (512, 512), 1024),
+    ("pixel 64 bits", (512, 512), 64),
+    ("pixel 256", (256, 256), 1024),
+    ("pixel", (768, 512), 1536),
+]
 
 
 def tokenizer(cod: CoD, kind: str = "ab2", steps: int = 25, seed: int = 0) -> Codec:
@@ -223,9 +237,12 @@ def test_several_sizes_in_one_run_have_a_condition_for_none_each(fresh):
 def test_a_latent_model_has_a_condition_for_none(tmp_path, fresh):
     """A fault of the published code: that of a latent model was made of an image of 4 channels, and decoding failed."""
     vae = pytest.importorskip("diffusers").AutoencoderKL(
-        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4, latent_channels=4,
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+    )
     vae.save_pretrained(tmp_path / "vae")
     path = published(tmp_path / "a.pt", small(SMALLS["latent"]).net)
     latent = backbones.load(path, guidance=1.25, autoencoder=str(tmp_path / "vae"))
@@ -377,8 +394,11 @@ def test_rotations_keep_lengths_and_know_only_differences(fresh):
     assert torch.allclose(a.norm(dim=-1), q[0, 0].norm(dim=-1), atol=1e-5)
     products = a @ b.T
     for first, second in (((0, 0), (1, 2)), ((2, 1), (0, 0)), ((3, 0), (0, 3))):
-        found = [products[(y + first[0]) * 5 + x + first[1], (y + second[0]) * 5 + x + second[1]]
-                 for y in range(5 - max(first[0], second[0])) for x in range(5 - max(first[1], second[1]))]  # fmt: skip
+        found = [
+            products[(y + first[0]) * 5 + x + first[1], (y + second[0]) * 5 + x + second[1]]
+            for y in range(5 - max(first[0], second[0]))
+            for x in range(5 - max(first[1], second[1]))
+        ]
         assert max(found) - min(found) < 1e-4
     assert products.std() > 1e-2
 
@@ -409,11 +429,15 @@ def test_the_head_sees_each_patch_where_it_is(case, fresh):
 
 
 RULES = {
-    "bins": {}, "independent": {"law": "independent", "vocabulary": 64, "bins": 2},
-    "top": {"rule": "top", "bins": 8}, "pursuit": {"rule": "pursuit", "bins": 3, "coefficient_bits": 2},
-    "poisson": {"rule": "poisson", "bins": 40, "vocabulary": 512}, "blocks": {"rows": 2, "columns": 2},
-    "ab2": {"finish": "ab2", "finish_steps": 3}, "candidates": {},
-}  # fmt: skip
+    "bins": {},
+    "independent": {"law": "independent", "vocabulary": 64, "bins": 2},
+    "top": {"rule": "top", "bins": 8},
+    "pursuit": {"rule": "pursuit", "bins": 3, "coefficient_bits": 2},
+    "poisson": {"rule": "poisson", "bins": 40, "vocabulary": 512},
+    "blocks": {"rows": 2, "columns": 2},
+    "ab2": {"finish": "ab2", "finish_steps": 3},
+    "candidates": {},
+}
 
 
 @pytest.mark.parametrize("condition", ["none", "first"])

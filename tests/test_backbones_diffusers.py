@@ -26,16 +26,26 @@ def tiny_unet(attention=False, **options):
     kinds = ("DownBlock2D", "AttnDownBlock2D" if attention else "DownBlock2D")
     ups = ("AttnUpBlock2D" if attention else "UpBlock2D", "UpBlock2D")
     return diffusers.UNet2DModel(
-        **{"sample_size": 16, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1,
-           "attention_head_dim": 4, "down_block_types": kinds, "up_block_types": ups, **options}
-    ).eval()  # fmt: skip
+        **{
+            "sample_size": 16,
+            "block_out_channels": (8, 8),
+            "norm_num_groups": 4,
+            "layers_per_block": 1,
+            "attention_head_dim": 4,
+            "down_block_types": kinds,
+            "up_block_types": ups,
+            **options,
+        }
+    ).eval()
 
 
 def scheduler_of(beta_schedule="linear", prediction_type="epsilon", **options):
     return diffusers.DDPMScheduler(
-        beta_schedule=beta_schedule, prediction_type=prediction_type, clip_sample=False,
+        beta_schedule=beta_schedule,
+        prediction_type=prediction_type,
+        clip_sample=False,
         **{**SCHEDULES[beta_schedule], **options},
-    )  # fmt: skip
+    )
 
 
 def write_folder(path, unet=None, scheduler=None, pipeline=True):

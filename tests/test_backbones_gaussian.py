@@ -127,10 +127,7 @@ def test_spectrum_fit_recovers_a_known_spectrum():
 
 def test_checkpoints_keep_results_and_fingerprint(tmp_path):
     config, tensors = gaussian.fit_pca(smooth_images(30, 4, 3))
-    for kind, c, t in (
-        ("pca-prior", config, tensors),
-        read_checkpoint(backbones.WEIGHTS / "gaussian-prior.safetensors"),
-    ):
+    for kind, c, t in (("pca-prior", config, tensors), read_checkpoint(backbones.WEIGHTS / "gaussian-prior.safetensors")):
         write_checkpoint(tmp_path / "a.safetensors", kind, c, t)
         first, again = (backbones.load(tmp_path / "a.safetensors") for _ in range(2))
         built = getattr(gaussian, kind.removesuffix("-prior") + "_from_checkpoint")(c, t)

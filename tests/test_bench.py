@@ -185,10 +185,19 @@ def gpu_results(kernels_ms):
 
 def gpu_throughput(of_network):
     rows = [
-        {"verb": verb, "law": "hadamard", "graphs": graphs, "batch": 256, "images_per_s": speed - 500 * (not graphs),
-         "way": {"dtype": "bfloat16", "channels_last": True}, "share_outside": 1 - of_network,
-         "of_network_speed": of_network} for verb, speed in (("encode", 1000), ("decode", 900)) for graphs in (True, False)
-    ]  # fmt: skip
+        {
+            "verb": verb,
+            "law": "hadamard",
+            "graphs": graphs,
+            "batch": 256,
+            "images_per_s": speed - 500 * (not graphs),
+            "way": {"dtype": "bfloat16", "channels_last": True},
+            "share_outside": 1 - of_network,
+            "of_network_speed": of_network,
+        }
+        for verb, speed in (("encode", 1000), ("decode", 900))
+        for graphs in (True, False)
+    ]
     return result({"name": "network"}, *rows, device="made-up GPU", **FACTS)
 
 
@@ -259,4 +268,6 @@ def test_roofline_is_drawn_from_measured_json(results):
     row = json.loads((results / "gpu_kernels.json").read_text())["rows"][0]
     work = 2**28 * 12.5
     assert report.point(row, "issue", floors.SM * floors.CLOCK * floors.ISSUE) == (
-        pytest.approx(work / (4 * 256 * 3072 + 8 * 256)), pytest.approx(work / 0.2e-3))  # fmt: skip
+        pytest.approx(work / (4 * 256 * 3072 + 8 * 256)),
+        pytest.approx(work / 0.2e-3),
+    )

@@ -30,11 +30,17 @@ def fake_clock(monkeypatch):
     stream = SimpleNamespace(wait_stream=lambda _: None)
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _: 1.0)
     fakes = {
-        "CUDAGraph": fake_cuda.FakeGraph, "graph": lambda graph: fake_cuda.Recorder(graph.steps), "Stream": lambda: stream,
-        "stream": lambda _: contextlib.nullcontext(), "current_stream": lambda: stream, "synchronize": lambda _: None,
-        "Event": lambda enable_timing: event, "reset_peak_memory_stats": lambda _: None,
-        "memory_allocated": lambda _: 100 << 20, "max_memory_allocated": lambda _: (107 << 20) + 12,
-    }  # fmt: skip
+        "CUDAGraph": fake_cuda.FakeGraph,
+        "graph": lambda graph: fake_cuda.Recorder(graph.steps),
+        "Stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda: stream,
+        "synchronize": lambda _: None,
+        "Event": lambda enable_timing: event,
+        "reset_peak_memory_stats": lambda _: None,
+        "memory_allocated": lambda _: 100 << 20,
+        "max_memory_allocated": lambda _: (107 << 20) + 12,
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(timing, "FLUSH_BYTES", 1)
@@ -200,9 +206,14 @@ def test_gpu_sh_runs_dry(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     files = {path.name: path for path in (tmp_path / "out").iterdir()}
     assert set(files) == {
-        "machine.json", "gpu_tests.xml", "kernels.json", "throughput.json", "cod_speed.json", "tokenizing.json",
+        "machine.json",
+        "gpu_tests.xml",
+        "kernels.json",
+        "throughput.json",
+        "cod_speed.json",
+        "tokenizing.json",
         "tuned.json",
-    }  # fmt: skip
+    }
     read = {name: json.loads(path.read_text()) for name, path in files.items() if name.endswith(".json")}
     for found in read.values():
         assert found["dry"] is True

@@ -246,8 +246,14 @@ def test_a_diffusers_folder_codes_pictures_of_any_size(capsys, tmp_path, picture
     """Its one size is tiled; --embed is automatic; decode finds the same fingerprint again."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(sample_size=16, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-                                 down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    unet = diffusers.UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     unet.save_pretrained(tmp_path / "net")
     diffusers.DDPMScheduler(prediction_type="sample").save_pretrained(tmp_path / "net")
     codec = ["--backbone", tmp_path / "net", *TINY]

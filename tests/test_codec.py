@@ -153,8 +153,10 @@ def test_blocks_have_codebooks_of_their_own(shrink):
 
 
 def test_other_seeds_and_laws_give_other_noise(shrink):
-    outs = [build(shrink, **c).decode(torch.zeros(1, 24, dtype=torch.int64), (8, 8))
-            for c in ({}, {"seed": 1}, {"law": "independent"})]  # fmt: skip
+    outs = [
+        build(shrink, **c).decode(torch.zeros(1, 24, dtype=torch.int64), (8, 8))
+        for c in ({}, {"seed": 1}, {"law": "independent"})
+    ]
     for a, b in itertools.combinations(outs, 2):
         assert not torch.allclose(a, b, atol=0.1)
 
@@ -175,10 +177,15 @@ def test_float_images_equal_uint8(shrink, fresh):
 @pytest.mark.parametrize(
     "images",
     [
-        torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 0, 8),
-        torch.zeros(1, 3, 8, 8, dtype=torch.int64), torch.full((1, 3, 8, 8), 2.0), torch.full((1, 3, 8, 8), float("nan")),
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 1, 8, 8),
+        torch.zeros(0, 3, 8, 8),
+        torch.zeros(1, 3, 0, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.int64),
+        torch.full((1, 3, 8, 8), 2.0),
+        torch.full((1, 3, 8, 8), float("nan")),
     ],
-)  # fmt: skip
+)
 def test_bad_images_are_refused(images, shrink):
     with pytest.raises(ImageError):
         build(shrink).encode(images)

@@ -53,8 +53,9 @@ def test_unpack_refuses_what_pack_does_not_write():
 def small_file(embed: bool, fresh) -> bytes:
     spec = CodecSpec("b", "f", schedule.falling([2, 1, 0.5], 0.5, 4), vocabulary=512)
     tokens = fresh.integers(0, 512, 8)
-    return Container(spec.hash, 48, 33, pack(tokens, [(4, 512), (4, 512)]), 0 if embed else 7,
-                     spec.to_json().encode() if embed else None).to_bytes()  # fmt: skip
+    return Container(
+        spec.hash, 48, 33, pack(tokens, [(4, 512), (4, 512)]), 0 if embed else 7, spec.to_json().encode() if embed else None
+    ).to_bytes()
 
 
 @pytest.mark.parametrize("embed", [False, True])
@@ -117,8 +118,18 @@ def test_sizes_that_do_not_fit_and_missing_files(tmp_path):
 
 
 GOLDEN = ROOT / "tests/golden/format_v1.nbk"
-GOLDEN_SPEC = CodecSpec("golden", "f" * 64, (Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 32)), law="independent", vocabulary=10,
-                        seed=7, start_bins=2, start_vocabulary=256, rows=1, columns=2)  # fmt: skip
+GOLDEN_SPEC = CodecSpec(
+    "golden",
+    "f" * 64,
+    (Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 32)),
+    law="independent",
+    vocabulary=10,
+    seed=7,
+    start_bins=2,
+    start_vocabulary=256,
+    rows=1,
+    columns=2,
+)
 GOLDEN_TOKENS = [*(50 * i % 256 for i in range(4)), *(i * i % 10 for i in range(192))]
 
 

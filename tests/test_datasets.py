@@ -310,7 +310,10 @@ def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, caps
         assert entry["n_in"] == entry["n_ok"] + entry["n_failed"]
         assert len(entry["failed"]) == entry["n_failed"]
     assert {f["key"]: f["code"] for e in data.ledgers for f in e["failed"]} == {
-        "a/!empty.png": "empty", "a/!text.png": "not_an_image", "a/!cut.png": "damaged"}  # fmt: skip
+        "a/!empty.png": "empty",
+        "a/!text.png": "not_an_image",
+        "a/!cut.png": "damaged",
+    }
     assert [r for e in data.ledgers for r in e["remarks"]] == [
         {"key": "a/!gray.png", "code": code} for code in ("gray", "alpha")
     ]
@@ -337,13 +340,16 @@ def test_a_parquet_row_without_bytes_and_a_shard_of_failures(tmp_path, pixels, n
     assert main(["verify", str(out)]) == 0
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda p: (p / "x.txt").write_text("x"), "no pictures"),
-    (lambda p: [(p / "x.png").write_bytes(b""), write_tar(p / "x.tar", [])], "say which with --input-format"),
-    (lambda p: pq.write_table(pa.table({"a": [1]}), p / "x.parquet"), "no column of image bytes"),
-    (lambda p: (p / "x.parquet").write_bytes(b"nonsense"), "none of the Parquet files"),
-    (lambda p: write_tar(p / "x.tar", [("a/b.png", b"1"), ("c.png", b"2"), ("a/b.png", b"3")]), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: (p / "x.txt").write_text("x"), "no pictures"),
+        (lambda p: [(p / "x.png").write_bytes(b""), write_tar(p / "x.tar", [])], "say which with --input-format"),
+        (lambda p: pq.write_table(pa.table({"a": [1]}), p / "x.parquet"), "no column of image bytes"),
+        (lambda p: (p / "x.parquet").write_bytes(b"nonsense"), "none of the Parquet files"),
+        (lambda p: write_tar(p / "x.tar", [("a/b.png", b"1"), ("c.png", b"2"), ("a/b.png", b"3")]), None),
+    ],
+)
 def test_inputs_that_are_none_say_so(tmp_path, net, capsys, make, message):
     (tmp_path / "in").mkdir()
     make(tmp_path / "in")
@@ -499,7 +505,9 @@ def test_detokenize(tmp_path, pictures, net, capsys):
     assert main([*command, "--first", "7"]) == 0
     assert main(command) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.split("\n")[-3:-1]] == [
-        {"written": 7, "skipped": 0}, {"written": COUNT - 7, "skipped": 7}]  # fmt: skip
+        {"written": 7, "skipped": 0},
+        {"written": COUNT - 7, "skipped": 7},
+    ]
     data, codec = TokenDataset(out), codec_of(net)
     for first, last in ((0, 5), (5, 7), (7, 12)):
         some = [data[i] for i in range(first, last)]
@@ -582,8 +590,22 @@ def test_ranks_of_torchrun_make_the_bytes_of_one_process(tmp_path, pictures, net
     """A bad image of the rank that ends first: torchrun would end the others if its exit code said so."""
     (pictures / "a/000.png").write_bytes(b"")
     whole = shards(tokenize(pictures, tmp_path / "whole", net, "--shard-size", "3", code=3))
-    command = ["tokenize", str(pictures), "-o", str(tmp_path / "out"), "--backbone", net, *TINY, "--workers", "0",
-               "--batch-size", str(BATCH), "--shard-size", "3", "--resume"]  # fmt: skip
+    command = [
+        "tokenize",
+        str(pictures),
+        "-o",
+        str(tmp_path / "out"),
+        "--backbone",
+        net,
+        *TINY,
+        "--workers",
+        "0",
+        "--batch-size",
+        str(BATCH),
+        "--shard-size",
+        "3",
+        "--resume",
+    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run([*launcher, "-m", "noisebook", *command], env=environment, capture_output=True, text=True)
@@ -643,8 +665,13 @@ def test_a_batch_of_somebody_elses_pipeline(pixels, net):
     work = TokenizeBatch(backbone=net, steps=4, bins=8, bins_last=8, vocabulary=256, scale_pixels=0, start_bins=0)
     work = pickle.loads(pickle.dumps(work))
     expected = codec_of(net).encode(torch.from_numpy(pixels[:4]).permute(0, 3, 1, 2)).numpy()
-    kinds = ([*pixels[:4]], pixels[:4], [png(x) for x in pixels[:4]], [{"bytes": png(x), "path": None} for x in pixels[:4]],
-             [Image.fromarray(x) for x in pixels[:4]])  # fmt: skip
+    kinds = (
+        [*pixels[:4]],
+        pixels[:4],
+        [png(x) for x in pixels[:4]],
+        [{"bytes": png(x), "path": None} for x in pixels[:4]],
+        [Image.fromarray(x) for x in pixels[:4]],
+    )
     for images in kinds:
         out = work({"image": images, "label": [1, 2, 3, 4]})
         assert out["label"] == [1, 2, 3, 4]

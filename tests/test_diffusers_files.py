@@ -85,8 +85,14 @@ def test_every_part_is_in_the_fingerprint(saved, copied):
 
 def test_conditions_are_in_the_fingerprint(saved):
     path = saved("sd")[0]
-    asked = [{}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "guidance": 2}, {"prompt": "a", "guidance": 3},
-             {"prompt": "a", "guidance": 2, "negative_prompt": "b"}]  # fmt: skip
+    asked = [
+        {},
+        {"prompt": "a"},
+        {"prompt": "b"},
+        {"prompt": "a", "guidance": 2},
+        {"prompt": "a", "guidance": 3},
+        {"prompt": "a", "guidance": 2, "negative_prompt": "b"},
+    ]
     assert len({from_folder(path, **options).fingerprint for options in asked}) == len(asked)
     assert from_folder(path, prompt="").fingerprint == from_folder(path).fingerprint
     path = saved("flux")[0]
@@ -176,12 +182,17 @@ def test_what_is_refused(copied, message):
 
 
 REFUSED = {
-    "sd": [{"label": 1}, {"negative_prompt": "bad"}, {"guidance": 2},
-           {"prompt": "a", "negative_prompt": "a", "guidance": 2}, {"prompt": "a", "guidance": float("nan")}],
+    "sd": [
+        {"label": 1},
+        {"negative_prompt": "bad"},
+        {"guidance": 2},
+        {"prompt": "a", "negative_prompt": "a", "guidance": 2},
+        {"prompt": "a", "guidance": float("nan")},
+    ],
     "dit": [{"prompt": ""}, {"label": 6}, {"guidance": 2}, {"label": 5, "guidance": 2}],
     "flux": [{"negative_prompt": "bad", "guidance": 2}],
     "ve": [{"label": 1}, {"guidance": 2}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
@@ -242,10 +253,17 @@ def test_what_is_fetched(saved, tmp_path):
     path = tmp_path / "repository"
     shutil.copytree(saved("sd3")[0], path)
     own = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    extra = ["unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.fp16.safetensors", "sd3_medium.safetensors",
-             "text_encoder_3/model-00001-of-00002.safetensors", "text_encoder/model.onnx", "README.md",
-             "unet/diffusion_pytorch_model.non_ema.safetensors", "tokenizer/merges.txt",
-             "text_encoder_3/model.fp16-00001-of-00002.safetensors"]  # fmt: skip
+    extra = [
+        "unet/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "sd3_medium.safetensors",
+        "text_encoder_3/model-00001-of-00002.safetensors",
+        "text_encoder/model.onnx",
+        "README.md",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "tokenizer/merges.txt",
+        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+    ]
 
     def fetched(variant):
         return set(utils.filter_repo_objects([*own, *extra], allow_patterns=hub_patterns(variant)))

@@ -83,8 +83,12 @@ def test_sdxl(saved, negative):
     added = {"text_embeds": torch.cat([pooled_away, pooled]).repeat_interleave(2, 0), "time_ids": ids}
     levels = ((1 - pipe.scheduler.alphas_cumprod) / pipe.scheduler.alphas_cumprod).sqrt()
     t = (levels - lam).abs().argmin()
-    out = pipe.unet(torch.cat([y] * 2) / math.hypot(1, lam), t, torch.cat([away, towards]).repeat_interleave(2, 0),
-                    added_cond_kwargs=added).sample  # fmt: skip
+    out = pipe.unet(
+        torch.cat([y] * 2) / math.hypot(1, lam),
+        t,
+        torch.cat([away, towards]).repeat_interleave(2, 0),
+        added_cond_kwargs=added,
+    ).sample
     pipe.scheduler.set_timesteps(timesteps=[t.item()])  # Euler works in y and lam: one step to 0 gives x0_hat
     want = pipe.scheduler.step(guided(out, guidance), pipe.scheduler.timesteps[0], y).pred_original_sample
     check(backbone, y, lam, want)
@@ -100,8 +104,9 @@ def test_dit(saved, label, guidance):
     labels = [5 if label is None else label] * 2
     if guidance != 1:
         labels = [5, 5, *labels]
-    out = pipe.transformer(torch.cat([x] * (len(labels) // 2)), timestep=torch.full((len(labels),), t),
-                           class_labels=torch.tensor(labels)).sample[:, :4]  # fmt: skip
+    out = pipe.transformer(
+        torch.cat([x] * (len(labels) // 2)), timestep=torch.full((len(labels),), t), class_labels=torch.tensor(labels)
+    ).sample[:, :4]
     pipe.scheduler.set_timesteps(1000)
     want = pipe.scheduler.step(guided(out, guidance), t, x).pred_original_sample
     abar = pipe.scheduler.alphas_cumprod[t].item()
@@ -129,9 +134,12 @@ def test_sd3(saved, copied, with_t5):
 
     def predict(t):
         out = pipe.transformer(
-            torch.cat([x] * 2), torch.cat([away, towards]).repeat_interleave(2, 0),
-            torch.cat([pooled_away, pooled]).repeat_interleave(2, 0), t.expand(4), return_dict=False,
-        )[0]  # fmt: skip
+            torch.cat([x] * 2),
+            torch.cat([away, towards]).repeat_interleave(2, 0),
+            torch.cat([pooled_away, pooled]).repeat_interleave(2, 0),
+            t.expand(4),
+            return_dict=False,
+        )[0]
         return guided(out, guidance)
 
     want, lam = flow_step(pipe.scheduler, 0.4, x, predict)
@@ -155,9 +163,15 @@ def test_flux(saved, distilled):
     def network(t, prompt):
         text, pooled, ids = pipe.encode_prompt(prompt, None, "cpu")
         return pipe.transformer(
-            packed, text.repeat(2, 1, 1), pooled.repeat(2, 1), t.expand(2) / 1000, places, ids,
-            torch.full((2,), guidance) if distilled else None, return_dict=False,
-        )[0]  # fmt: skip
+            packed,
+            text.repeat(2, 1, 1),
+            pooled.repeat(2, 1),
+            t.expand(2) / 1000,
+            places,
+            ids,
+            torch.full((2,), guidance) if distilled else None,
+            return_dict=False,
+        )[0]
 
     def predict(t):
         out = network(t, "a cat")
@@ -299,8 +313,12 @@ def test_the_state_is_the_pipelines_latent(saved, loaded):
 @torch.no_grad()
 def test_a_tiny_autoencoder(saved, copied):
     path = copied("sd")
-    tiny = diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-                                     num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()  # fmt: skip
+    tiny = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
     shutil.rmtree(path / "vae")
     tiny.save_pretrained(path / "vae")
     edit(path / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
@@ -312,8 +330,9 @@ def test_a_tiny_autoencoder(saved, copied):
 
 def test_stubs_see_one_call_without_guidance_and_one_doubled_with(saved, monkeypatch):
     path, seen = saved("dit")[0], []
-    monkeypatch.setattr(diffusers.DiTTransformer2DModel, "forward",
-                        lambda self, x, **given: seen.append(len(x)) or SimpleNamespace(sample=x))  # fmt: skip
+    monkeypatch.setattr(
+        diffusers.DiTTransformer2DModel, "forward", lambda self, x, **given: seen.append(len(x)) or SimpleNamespace(sample=x)
+    )
     for options in ({"label": 1}, {"label": 1, "guidance": 2}):
         from_folder(path, **options).denoise(noise(3, 4, 8, 8), 1.0)
     assert seen == [3, 6]

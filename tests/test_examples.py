@@ -87,8 +87,22 @@ def test_the_example_runs_on_data_sets(tmp_path, fresh, embedding):
             Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path / split / f"{i:03d}.png")
         command = ["tokenize", str(tmp_path / split), "-o", str(tmp_path / f"{split}-tokens"), "--backbone", net, *TINY]
         assert main([*command, "--workers", "0"]) == 0
-    command = [sys.executable, SCRIPT, tmp_path / "train-tokens", tmp_path / "held-out-tokens", "-o", tmp_path / "out",
-               "--embedding", embedding, "--epochs", "2", "--samples", "8", "--backbone", net]  # fmt: skip
+    command = [
+        sys.executable,
+        SCRIPT,
+        tmp_path / "train-tokens",
+        tmp_path / "held-out-tokens",
+        "-o",
+        tmp_path / "out",
+        "--embedding",
+        embedding,
+        "--epochs",
+        "2",
+        "--samples",
+        "8",
+        "--backbone",
+        net,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bits a token on 20 images" in done.stdout

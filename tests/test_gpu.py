@@ -81,8 +81,11 @@ def test_replay_of_every_shipped_backbone(name, fresh):
         assert_same(codec, plain, random_images(fresh, 2, height, width))
 
 
-@pytest.mark.parametrize("changes", [{"condition": "first"}, {"condition": "first", "finish": "ab2"}, {"condition": "only"}],
-                         ids=["mean", "ab2", "only"])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{"condition": "first"}, {"condition": "first", "finish": "ab2"}, {"condition": "only"}],
+    ids=["mean", "ab2", "only"],
+)
 def test_replay_under_a_condition(changes, fresh):
     """CoD's own tokens before the others, or alone, with guidance in the finish."""
     torch.manual_seed(0)
@@ -211,8 +214,15 @@ def test_tokens_of_a_gpu_decode_on_a_cpu(dtype, capsys):
     assert psnr(decoded, truth) > psnr(predicted, truth) - 0.5
 
 
-@pytest.mark.parametrize("rule", [{"rule": "top", "bins": 5}, {"rule": "pursuit", "coefficient_bits": 2, "bins": 3},
-                                  {"rule": "poisson", "bins": 40, "vocabulary": 512}], ids=lambda r: r["rule"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"rule": "top", "bins": 5},
+        {"rule": "pursuit", "coefficient_bits": 2, "bins": 3},
+        {"rule": "poisson", "bins": 40, "vocabulary": 512},
+    ],
+    ids=lambda r: r["rule"],
+)
 def test_other_rules_decode_on_a_cpu(rule, fresh):
     graphs = rule["rule"] != "pursuit"  # it looks at its residual on the host
     codec, there = build(network(), graphs, **rule), build(Shrink(), **rule)

@@ -84,10 +84,13 @@ def tiny_cod():
 
 
 BACKBONES = {
-    "shrink": Counting, "convnet": tiny_convnet, "spectrum": lambda: backbones.load("gaussian-prior"),
-    "tiled pca": lambda: Tiled(tiny_pca()), "diffusers": tiny_unet,
+    "shrink": Counting,
+    "convnet": tiny_convnet,
+    "spectrum": lambda: backbones.load("gaussian-prior"),
+    "tiled pca": lambda: Tiled(tiny_pca()),
+    "diffusers": tiny_unet,
     "cod": tiny_cod,
-}  # fmt: skip
+}
 
 
 # ---- nothing between host and device ------------------------------------------------------------------------------------

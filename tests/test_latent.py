@@ -61,8 +61,10 @@ def test_scale_and_shift_are_a_change_of_units(noise, fresh):  # noqa: F811
     g, gain, offset, shift, scale = Gaussian(fresh), 3.0, 0.4, -0.7, 0.25
     inner = Gaussian(fresh)
     inner.mean, inner.variances, inner.vectors = (
-        (gain * g.mean + offset - shift) * scale, (gain * scale) ** 2 * g.variances, g.vectors,
-    )  # fmt: skip
+        (gain * g.mean + offset - shift) * scale,
+        (gain * scale) ** 2 * g.variances,
+        g.vectors,
+    )
     latent = Latent(inner, Linear(1, gain, offset), scale=scale, shift=shift, factor=1)
     levels, start = [LEVELS[t] for t in TIMES], LEVELS[TIMES[0]] * noise[-1]
     wanted = walk(g, noise[:-1], levels, 0.5, start)

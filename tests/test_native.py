@@ -342,12 +342,26 @@ R = np.zeros((1, 1, 48), np.float32)
 T = np.zeros((1, 1, 4), np.int64)
 GOOD = {"bins": 4, "atoms": 16, "bases": 2, "step": 3, "seed": 1}
 BAD = [
-    ({"bins": 3}, "power of two"), ({"bins": 0}, "bins"), ({"bins": -4}, "bins"), ({"bins": 128}, "bins"),
-    ({"bins": 2**70}, "bins"), ({"bins": 4.0}, "bins"), ({"bins": None}, "bins"), ({"atoms": 0}, "atoms"),
-    ({"atoms": -1}, "atoms"), ({"step": -1}, "step"), ({"step": 2**32}, "step"), ({"seed": -1}, "seed"),
-    ({"seed": 2**64}, "seed"), ({"unit": -1}, "unit"), ({"unit": 2**24}, "unit"), ({"unit": 2**64}, "unit"),
-    ({"threads": -1}, "threads"), ({"threads": 2**40}, "threads"), ({"atoms": 2**62}, "atoms"),
-]  # fmt: skip
+    ({"bins": 3}, "power of two"),
+    ({"bins": 0}, "bins"),
+    ({"bins": -4}, "bins"),
+    ({"bins": 128}, "bins"),
+    ({"bins": 2**70}, "bins"),
+    ({"bins": 4.0}, "bins"),
+    ({"bins": None}, "bins"),
+    ({"atoms": 0}, "atoms"),
+    ({"atoms": -1}, "atoms"),
+    ({"step": -1}, "step"),
+    ({"step": 2**32}, "step"),
+    ({"seed": -1}, "seed"),
+    ({"seed": 2**64}, "seed"),
+    ({"unit": -1}, "unit"),
+    ({"unit": 2**24}, "unit"),
+    ({"unit": 2**64}, "unit"),
+    ({"threads": -1}, "threads"),
+    ({"threads": 2**40}, "threads"),
+    ({"atoms": 2**62}, "atoms"),
+]
 
 
 @pytest.mark.parametrize("law", ["hadamard", "independent"])
@@ -383,10 +397,19 @@ def test_limits_are_allowed():
 
 @pytest.mark.parametrize(
     "residual",
-    [R[0], R.astype(np.float64), np.zeros((1, 2, 96), np.float32)[..., ::2], R.astype(">f4"), R.tolist(), None,
-     np.zeros((1, 1, 0), np.float32), np.frombuffer(b"\0" * 17, np.float32, 4, 1).reshape(1, 1, 4), torch.zeros(1, 1, 48)],
+    [
+        R[0],
+        R.astype(np.float64),
+        np.zeros((1, 2, 96), np.float32)[..., ::2],
+        R.astype(">f4"),
+        R.tolist(),
+        None,
+        np.zeros((1, 1, 0), np.float32),
+        np.frombuffer(b"\0" * 17, np.float32, 4, 1).reshape(1, 1, 4),
+        torch.zeros(1, 1, 48),
+    ],
     ids=["2-d", "float64", "strided", "big-endian", "list", "none", "no-dimensions", "unaligned", "tensor"],
-)  # fmt: skip
+)
 def test_bad_residuals(residual):
     with pytest.raises(ValueError, match="residual"):
         native.hadamard_select(residual, 1, 1, 1, 0, 0)

@@ -231,8 +231,18 @@ def test_bad_arguments(law):
             TOP[law](r, count, *shape, 0, 0)
     assert TOP[law](r, 48, *shape, 0, 0).shape == (1, 2, 48)
     strided = np.zeros((2, 96), np.float32)[:, ::2]
-    for bias in (good[:1], good[:, :47], good[:, :0], good[0], good.astype(np.float64), good.tolist(), strided,
-                 good + np.float32("nan"), good + np.float32("inf"), None):  # fmt: skip
+    for bias in (
+        good[:1],
+        good[:, :47],
+        good[:, :0],
+        good[0],
+        good.astype(np.float64),
+        good.tolist(),
+        strided,
+        good + np.float32("nan"),
+        good + np.float32("inf"),
+        None,
+    ):
         if law == "independent" and isinstance(bias, np.ndarray) and bias.shape == (2, 47):
             continue  # a smaller codebook
         with pytest.raises(ValueError, match=r"bias|atoms"):

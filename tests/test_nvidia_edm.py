@@ -27,17 +27,42 @@ from noisebook.errors import BackboneError
 from noisebook.spec.presets import Recipe
 
 NETWORKS = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-DDPMPP = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9,
-          "embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard", "channel_mult_noise": 1,
-          "resample_filter": [1, 1]}  # fmt: skip
-NCSNPP = {**DDPMPP, "embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2,
-          "resample_filter": [1, 3, 3, 1], "channel_mult": [1, 2, 2]}  # fmt: skip
+DDPMPP = {
+    "model_channels": 16,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+    "augment_dim": 9,
+    "embedding_type": "positional",
+    "encoder_type": "standard",
+    "decoder_type": "standard",
+    "channel_mult_noise": 1,
+    "resample_filter": [1, 1],
+}
+NCSNPP = {
+    **DDPMPP,
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+    "channel_mult": [1, 2, 2],
+}
 ADM = {"model_channels": 64, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
 TINY = {"DDPM++": ("SongUNet", DDPMPP), "NCSN++": ("SongUNet", NCSNPP), "ADM": ("DhariwalUNet", ADM)}
-CONSTANTS = {"VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}, "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
-             "EDMPrecond": {"sigma_data": 0.5, "sigma_max": math.inf}, "iDDPMPrecond": {"M": 8}}  # fmt: skip
-PUBLISHED = [("EDMPrecond", "DDPM++", 0), ("EDMPrecond", "NCSN++", 4), ("EDMPrecond", "ADM", 4), ("VPPrecond", "DDPM++", 4),
-             ("VEPrecond", "NCSN++", 0), ("iDDPMPrecond", "ADM", 4)]  # fmt: skip
+CONSTANTS = {
+    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
+    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
+    "EDMPrecond": {"sigma_data": 0.5, "sigma_max": math.inf},
+    "iDDPMPrecond": {"M": 8},
+}
+PUBLISHED = [
+    ("EDMPrecond", "DDPM++", 0),
+    ("EDMPrecond", "NCSN++", 4),
+    ("EDMPrecond", "ADM", 4),
+    ("VPPrecond", "DDPM++", 4),
+    ("VEPrecond", "NCSN++", 0),
+    ("iDDPMPrecond", "ADM", 4),
+]
 
 
 # ---- pickles of the published structure ---------------------------------------------------------------------------------
@@ -322,12 +347,21 @@ def test_config_and_tensors_that_do_not_fit_are_refused(tmp_path):
     _, stored, read = read_checkpoint(tmp_path / "a.safetensors")
     assert nvidia_edm.from_checkpoint(stored, read).size == (8, 8)
     one = next(iter(tensors))
-    for change in ({"network": "UNet"}, {"precond": "XPrecond"}, {"precond": "iDDPMPrecond"}, {"constants": {"gamma": 1}},
-                   {"options": {**options, "width": 3}}, {"options": {**options, "model_channels": 2}}):  # fmt: skip
+    for change in (
+        {"network": "UNet"},
+        {"precond": "XPrecond"},
+        {"precond": "iDDPMPrecond"},
+        {"constants": {"gamma": 1}},
+        {"options": {**options, "width": 3}},
+        {"options": {**options, "model_channels": 2}},
+    ):
         with pytest.raises(BackboneError, match="do not make"):
             nvidia_edm.from_checkpoint(config | change, tensors)
-    for content in ({k: v for k, v in tensors.items() if k != one}, {**tensors, "model.z": tensors[one]},
-                    {**tensors, one: tensors[one][:1]}):  # fmt: skip
+    for content in (
+        {k: v for k, v in tensors.items() if k != one},
+        {**tensors, "model.z": tensors[one]},
+        {**tensors, one: tensors[one][:1]},
+    ):
         with pytest.raises(BackboneError, match="do not make"):
             nvidia_edm.from_checkpoint(config, content)
 
@@ -367,10 +401,16 @@ FULL = {  # resolution, output channels, classes, settings; parameters, SHA-256 
     "cifar10-32x32-cond-ve": (32, 3, 10, FULL_NCSNPP, 56400643, "d83f9336e09268f3"),
     "ffhq-64x64-uncond-vp": (64, 3, 0, {**FULL_DDPMPP, **LARGER}, 61805571, "e1ac23f20c6f1a5b"),
     "ffhq-64x64-uncond-ve": (64, 3, 0, {**FULL_NCSNPP, **LARGER}, 62761091, "115c63e75fa1b3ac"),
-    "imagenet-64x64-cond-adm": (64, 3, 1000, {"model_channels": 192, "channel_mult": [1, 2, 3, 4]}, 295899267,
-                                "a678ef235436739c"),
+    "imagenet-64x64-cond-adm": (
+        64,
+        3,
+        1000,
+        {"model_channels": 192, "channel_mult": [1, 2, 3, 4]},
+        295899267,
+        "a678ef235436739c",
+    ),
     "baseline-imagenet-64x64-cond-adm": (64, 6, 1000, {}, 295904454, "22774147a2568d87"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FULL)

@@ -147,8 +147,15 @@ def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     """By 1 + sum (1 - r^2) in variance for a perfect prediction, where the codec's own walk is at its level."""
     image = random_images(fresh, 1, 32, 32)
     x0 = metrics.signed(image)
-    recipe = Recipe(steps=12, lam_max=3.0, lam_min=0.2, vocabulary=256, start_bins=1, start_vocabulary=256,
-                    seed=int(fresh.integers(1 << 32)))  # fmt: skip
+    recipe = Recipe(
+        steps=12,
+        lam_max=3.0,
+        lam_min=0.2,
+        vocabulary=256,
+        start_bins=1,
+        start_vocabulary=256,
+        seed=int(fresh.integers(1 << 32)),
+    )
     oracle = Oracle(x0 + 1e-3 * torch.from_numpy(fresh.normal(size=x0.shape).astype(np.float32)))  # no residual is zero
     codec = Codec(recipe.build(oracle), oracle, graphs=False)
     _, _, y = paper_walks.forced(codec, image)

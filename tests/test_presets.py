@@ -16,8 +16,14 @@ from noisebook.spec import curve as calibration
 from noisebook.spec import presets
 
 RATES = {"photo-low": 0.1, "photo": 0.25, "photo-high": 0.5}
-HASHES = {1: "6a5fc9feb432628e", 2: "0470cfb85c27c4ab", 3: "47a197327ad5aba6",
-          4: "dcc752e36290b3a6", 5: "137752c0205a2499", 6: "f52e24d21b25ba7d"}  # fmt: skip
+HASHES = {
+    1: "6a5fc9feb432628e",
+    2: "0470cfb85c27c4ab",
+    3: "47a197327ad5aba6",
+    4: "dcc752e36290b3a6",
+    5: "137752c0205a2499",
+    6: "f52e24d21b25ba7d",
+}
 
 
 def test_every_preset_is_its_recipe_on_the_shipped_backbone():

@@ -376,9 +376,14 @@ def test_specifications_without_a_rule_are_what_they_were():
 
 def test_rules_go_through_json_and_change_the_hash():
     some = [
-        spec(), spec(rule="top"), spec(rule="poisson"), spec(rule="top", bins=45), spec(rule="pursuit", bins=1),
-        spec(rule="pursuit", coefficient_bits=2), spec(rule="pursuit", coefficient_bits=3),
-    ]  # fmt: skip
+        spec(),
+        spec(rule="top"),
+        spec(rule="poisson"),
+        spec(rule="top", bins=45),
+        spec(rule="pursuit", bins=1),
+        spec(rule="pursuit", coefficient_bits=2),
+        spec(rule="pursuit", coefficient_bits=3),
+    ]
     for one in some:
         assert CodecSpec.from_json(one.to_json()) == one
         assert json.loads(one.to_json()).get("rule", "bins") == one.rule
@@ -411,7 +416,7 @@ def test_rules_go_through_json_and_change_the_hash():
         ({"rule": "top", "bins": 300, "start_bins": 300}, "power of two"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_with_the_reason(changes, reason):
     with pytest.raises(SpecError, match=reason):
         spec(**changes)

@@ -29,12 +29,28 @@ def test_json_round_trip_keeps_every_bit_and_the_hash(fresh):
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(CodecSpec)])
 def test_every_field_changes_the_hash(field):
-    other = {"backbone": "c", "fingerprint": "g", "schedule": STEPS[:-1], "law": "independent", "vocabulary": 128, "seed": 1,
-             "start_bins": 1, "start_vocabulary": 16, "rows": 2, "columns": 2, "finish": "euler",
-             "finish_levels": (0.05, 0.0), "scale_pixels": 99, "rule": "top", "coefficient_bits": 4,
-             "condition": (8, 16, 16)}  # fmt: skip
-    needed = {"finish_levels": {"finish": "euler", "finish_levels": (0.0,)},
-              "coefficient_bits": {"rule": "pursuit", "coefficient_bits": 3}}  # fmt: skip
+    other = {
+        "backbone": "c",
+        "fingerprint": "g",
+        "schedule": STEPS[:-1],
+        "law": "independent",
+        "vocabulary": 128,
+        "seed": 1,
+        "start_bins": 1,
+        "start_vocabulary": 16,
+        "rows": 2,
+        "columns": 2,
+        "finish": "euler",
+        "finish_levels": (0.05, 0.0),
+        "scale_pixels": 99,
+        "rule": "top",
+        "coefficient_bits": 4,
+        "condition": (8, 16, 16),
+    }
+    needed = {
+        "finish_levels": {"finish": "euler", "finish_levels": (0.0,)},
+        "coefficient_bits": {"rule": "pursuit", "coefficient_bits": 3},
+    }
     base = make(**needed.get(field, {}))
     changes = {field: other[field]}
     if field == "finish":
@@ -45,25 +61,53 @@ def test_every_field_changes_the_hash(field):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schedule": ()}, {"law": "gauss"}, {"vocabulary": 3}, {"vocabulary": 96}, {"vocabulary": 0}, {"seed": -1},
-        {"seed": 2**64}, {"rows": 0}, {"finish": "dpm"}, {"start_bins": 3}, {"start_bins": -1}, {"finish_levels": (0.0,)},
-        {"finish": "euler"}, {"finish": "euler", "finish_levels": (0.2, 0.0)}, {"finish": "heun", "finish_levels": (0.05,)},
-        {"schedule": (STEPS[0], STEPS[2])}, {"scale_pixels": -1},
-        {"schedule": (Step(3, 1, 2, 3),)}, {"schedule": (), "condition": (8, 16, 16), "finish": "ab2"},
-        {"condition": (8, 16)}, {"condition": (8, 12, 16)}, {"condition": (8, 1, 16)}, {"condition": (6, 16, 16)},
-        {"condition": (16, 16, 8)}, {"condition": (0, 16, 16)}, {"condition": (8, 16, 1 << 17)},
+        {"schedule": ()},
+        {"law": "gauss"},
+        {"vocabulary": 3},
+        {"vocabulary": 96},
+        {"vocabulary": 0},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"rows": 0},
+        {"finish": "dpm"},
+        {"start_bins": 3},
+        {"start_bins": -1},
+        {"finish_levels": (0.0,)},
+        {"finish": "euler"},
+        {"finish": "euler", "finish_levels": (0.2, 0.0)},
+        {"finish": "heun", "finish_levels": (0.05,)},
+        {"schedule": (STEPS[0], STEPS[2])},
+        {"scale_pixels": -1},
+        {"schedule": (Step(3, 1, 2, 3),)},
+        {"schedule": (), "condition": (8, 16, 16), "finish": "ab2"},
+        {"condition": (8, 16)},
+        {"condition": (8, 12, 16)},
+        {"condition": (8, 1, 16)},
+        {"condition": (6, 16, 16)},
+        {"condition": (16, 16, 8)},
+        {"condition": (0, 16, 16)},
+        {"condition": (8, 16, 1 << 17)},
         {"condition": (8, 16, 16), "start_bins": 1},
     ],
-)  # fmt: skip
+)
 def test_bad_specifications_are_refused(changes):
     with pytest.raises(SpecError):
         make(**changes)
 
 
 BAD_STEPS = [
-    (1, 1, 1, 1), (0, 0, 0, 0), (1, 0.5, 2, 1), (1, 0.6, 0.5, 1), (1, 0.5, 0.5, 1), (1, 0.4, 0.5, 0), (1, 0, 0.5, 1),
-    (math.inf, math.inf, math.inf, 0), (math.inf, 0, math.inf, 1), (1, -1, 0.5, 1), (math.nan, 0, 0, 0),
-]  # fmt: skip
+    (1, 1, 1, 1),
+    (0, 0, 0, 0),
+    (1, 0.5, 2, 1),
+    (1, 0.6, 0.5, 1),
+    (1, 0.5, 0.5, 1),
+    (1, 0.4, 0.5, 0),
+    (1, 0, 0.5, 1),
+    (math.inf, math.inf, math.inf, 0),
+    (math.inf, 0, math.inf, 1),
+    (1, -1, 0.5, 1),
+    (math.nan, 0, 0, 0),
+]
 
 
 @pytest.mark.parametrize("step", BAD_STEPS)
@@ -74,10 +118,21 @@ def test_bad_steps_are_refused(step):
 
 def test_json_that_is_not_a_specification_is_refused():
     good = json.loads(make().to_json())
-    bad = ["", "[]", "{}", "null", json.dumps({**good, "extra": 1}), json.dumps({**good, "noisebook_spec": 2}),
-           json.dumps({**good, "seed": 1.5}), json.dumps({**good, "seed": True}), json.dumps({**good, "schedule": [[1, 2]]}),
-           json.dumps({**good, "schedule": 7}), json.dumps({**good, "vocabulary": "many"}),
-           json.dumps({**good, "finish_levels": None}), make().to_json()[:-1]]  # fmt: skip
+    bad = [
+        "",
+        "[]",
+        "{}",
+        "null",
+        json.dumps({**good, "extra": 1}),
+        json.dumps({**good, "noisebook_spec": 2}),
+        json.dumps({**good, "seed": 1.5}),
+        json.dumps({**good, "seed": True}),
+        json.dumps({**good, "schedule": [[1, 2]]}),
+        json.dumps({**good, "schedule": 7}),
+        json.dumps({**good, "vocabulary": "many"}),
+        json.dumps({**good, "finish_levels": None}),
+        make().to_json()[:-1],
+    ]
     for text in bad:
         with pytest.raises(SpecError):
             CodecSpec.from_json(text)
@@ -122,10 +177,15 @@ def test_ends_of_p():
         assert (s.lam, s.lam_next, s.bins) == (0.3, 0.3, 4)
         assert s.keep == pytest.approx(0.8)
         assert s.keep**2 * s.lam**2 + s.gain**2 == pytest.approx(s.lam**2)
-    for call in (lambda: schedule.falling([2, 1], 0, 1), lambda: schedule.falling([2, 1], 1.5, 1),
-                 lambda: schedule.falling([2, 1], 0.5, [1, 1]), lambda: schedule.fixed_level(1, 5, 1, rho=1),
-                 lambda: schedule.log_uniform(1, 2, 5), lambda: schedule.log_uniform(2, 1, 0),
-                 lambda: schedule.ddpm(1, 0.9, 500)):  # fmt: skip
+    for call in (
+        lambda: schedule.falling([2, 1], 0, 1),
+        lambda: schedule.falling([2, 1], 1.5, 1),
+        lambda: schedule.falling([2, 1], 0.5, [1, 1]),
+        lambda: schedule.fixed_level(1, 5, 1, rho=1),
+        lambda: schedule.log_uniform(1, 2, 5),
+        lambda: schedule.log_uniform(2, 1, 0),
+        lambda: schedule.ddpm(1, 0.9, 500),
+    ):
         with pytest.raises(SpecError):
             call()
 
@@ -242,8 +302,17 @@ def test_turbo_ddcms_steps_without_bits():
 def test_recipes_of_the_published_rules():
     """The last `free_steps` carry nothing and inject nothing; rule and coefficients are those asked for."""
     backbone = backbones.load("gaussian-prior")
-    recipe = Recipe(backbone="gaussian-prior", steps=12, spacing="turbo", lam_max=20, lam_min=0.01, rule="top", bins=40,
-                            vocabulary=32768, free_steps=5)  # fmt: skip
+    recipe = Recipe(
+        backbone="gaussian-prior",
+        steps=12,
+        spacing="turbo",
+        lam_max=20,
+        lam_min=0.01,
+        rule="top",
+        bins=40,
+        vocabulary=32768,
+        free_steps=5,
+    )
     spec = recipe.build(backbone)
     assert [s.bins for s in spec.schedule] == 7 * [40] + 5 * [0]
     assert all(s.lam_down == s.lam_next for s in spec.schedule[7:])
@@ -254,7 +323,13 @@ def test_recipes_of_the_published_rules():
     pursuit = dataclasses.replace(recipe, rule="pursuit", coefficient_bits=3, free_steps=0).build(backbone)
     assert pursuit.coefficient_bits == 3
     assert [r.vocabulary for _, r in pursuit.runs_for(64, 64)][:2] == [32768, 8]
-    for wrong in ({"free_steps": 12}, {"free_steps": -1}, {"coefficient_bits": 3}, {"rule": "best"}, {"spacing": "even"},
-                  {"rule": "pursuit", "coefficient_bits": 1}):  # fmt: skip
+    for wrong in (
+        {"free_steps": 12},
+        {"free_steps": -1},
+        {"coefficient_bits": 3},
+        {"rule": "best"},
+        {"spacing": "even"},
+        {"rule": "pursuit", "coefficient_bits": 1},
+    ):
         with pytest.raises(SpecError):
             dataclasses.replace(recipe, **wrong).build(backbone)

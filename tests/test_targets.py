@@ -139,8 +139,16 @@ def test_even_weights_change_nothing(prior, fresh):
     assert torch.equal(codec.encode(x), codec.encode(x, torch.full((2, 1, 48, 48), 0.25)))
 
 
-@pytest.mark.parametrize("bad", [torch.ones(2, 3, 48, 48), torch.zeros(2, 1, 48, 48), -torch.ones(2, 1, 48, 48),
-                                 torch.full((2, 1, 48, 48), float("nan")), torch.ones(2, 1, 48, 48).long()])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.ones(2, 3, 48, 48),
+        torch.zeros(2, 1, 48, 48),
+        -torch.ones(2, 1, 48, 48),
+        torch.full((2, 1, 48, 48), float("nan")),
+        torch.ones(2, 1, 48, 48).long(),
+    ],
+)
 def test_weights_that_say_nothing_are_refused(bad, prior, fresh):
     codec = aim(prior, bpp=0.5).codec(48, 48, 100)
     with pytest.raises(ImageError, match="weights must be"):
@@ -208,8 +216,21 @@ def test_a_rate_on_the_command_line(folder, capsys):
 
 def test_a_quality_and_a_region_on_the_command_line(folder, capsys):
     Image.new("L", (80, 64), 255).save(folder / "mask.png")
-    code, out, told = run(capsys, "roundtrip", folder / "in", "-o", folder / "out", *PRIOR, "--psnr", 26, "--roi",
-                          folder / "mask.png", "--effort", 2, "--json")  # fmt: skip
+    code, out, told = run(
+        capsys,
+        "roundtrip",
+        folder / "in",
+        "-o",
+        folder / "out",
+        *PRIOR,
+        "--psnr",
+        26,
+        "--roi",
+        folder / "mask.png",
+        "--effort",
+        2,
+        "--json",
+    )
     assert code == 0
     assert told.count("try 1: ") == 2
     assert [row["psnr"] for row in out["images"]] == pytest.approx([26, 26], abs=0.5)  # small pictures: by leaps
@@ -223,10 +244,15 @@ def test_a_quality_and_a_region_on_the_command_line(folder, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [("--bpp", 1, "--psnr", 30), ("--max-calls", 8), ("--bpp", 1, "--preset", "photo"), ("--bpp", 1, "--steps", 4),
-     ("--bpp", -1)],
+    [
+        ("--bpp", 1, "--psnr", 30),
+        ("--max-calls", 8),
+        ("--bpp", 1, "--preset", "photo"),
+        ("--bpp", 1, "--steps", 4),
+        ("--bpp", -1),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_targets_that_contradict_themselves(options, folder, capsys):
     code, _, error = run(capsys, "encode", folder / "in", "-o", folder / "out", *PRIOR, *options)
     assert code == 2

@@ -221,9 +221,15 @@ def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):
         return objectives.edm()(model, x0, progress)
 
     def go(objective, minutes):
-        return train(lambda: network(np.random.default_rng(0)), objective, images, tmp_path,
-                     lambda net, path: path.touch(), Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
-                     save_every=1e-4)  # fmt: skip
+        return train(
+            lambda: network(np.random.default_rng(0)),
+            objective,
+            images,
+            tmp_path,
+            lambda net, path: path.touch(),
+            Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
+            save_every=1e-4,
+        )
 
     with pytest.raises(KeyboardInterrupt):
         go(failing, 5)
@@ -241,8 +247,14 @@ def test_a_full_disk_is_said_and_leaves_the_last_save_whole(tmp_path, fresh):
         raise OSError(28, "No space left on device")
 
     def go(write, minutes):
-        return train(lambda: network(np.random.default_rng(0)), objectives.edm(), list(pictures(fresh)), tmp_path, write,
-                     Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8))  # fmt: skip
+        return train(
+            lambda: network(np.random.default_rng(0)),
+            objectives.edm(),
+            list(pictures(fresh)),
+            tmp_path,
+            write,
+            Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
+        )
 
     spent = go(lambda net, path: path.write_bytes(b"whole"), 0.005)[-1]["minutes"]  # more than asked on a busy machine
     with pytest.raises(TrainingError, match="No space left"):
@@ -301,9 +313,14 @@ def test_a_run_of_other_settings_or_a_damaged_one_is_not_overwritten(archive, tm
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, fresh):
     with pytest.raises(TrainingError, match="lower"):
-        train(lambda: network(fresh), lambda model, x0, progress: next(model.parameters()).sum() * math.nan,
-              list(pictures(fresh)), tmp_path, lambda net, path: path.touch(),
-              Settings(sizes=(16,), pixels=1024, held_out=8))  # fmt: skip
+        train(
+            lambda: network(fresh),
+            lambda model, x0, progress: next(model.parameters()).sum() * math.nan,
+            list(pictures(fresh)),
+            tmp_path,
+            lambda net, path: path.touch(),
+            Settings(sizes=(16,), pixels=1024, held_out=8),
+        )
     assert not list(tmp_path.iterdir())
 
 

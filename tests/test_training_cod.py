@@ -175,8 +175,28 @@ def test_a_latent_model_is_trained_behind_its_autoencoder(tmp_path, fresh, capsy
     images = random_images(fresh, 40, 64, 64)
     np.savez(tmp_path / "data.npz", images=images.permute(0, 2, 3, 1).numpy())
     place = f"{tmp_path / 'encoder.pth'}:{tmp_path / 'decoder.pth'}"
-    call = ["train", "cod", str(tmp_path / "data.npz"), "-o", str(tmp_path / "run"), "--sizes", "64", "--pixels", "32768",
-            "--widths", "64", "32", "--blocks", "3", "--stride", "16", "--held-out", "8", "--minutes", "0.05"]  # fmt: skip
+    call = [
+        "train",
+        "cod",
+        str(tmp_path / "data.npz"),
+        "-o",
+        str(tmp_path / "run"),
+        "--sizes",
+        "64",
+        "--pixels",
+        "32768",
+        "--widths",
+        "64",
+        "32",
+        "--blocks",
+        "3",
+        "--stride",
+        "16",
+        "--held-out",
+        "8",
+        "--minutes",
+        "0.05",
+    ]
     assert cli.main([*call, "--autoencoder", place, "--latents", "6"]) == 0
     path = tmp_path / "run" / "model.safetensors"
     with pytest.raises(BackboneError, match="needs its autoencoder"):

@@ -33,9 +33,17 @@ def clip_tokenizer():
 
 def clip(width, projection=None):
     config = transformers.CLIPTextConfig(
-        vocab_size=60, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=projection or 8,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        projection_dim=projection or 8,
+    )
     return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config).eval()
 
 
@@ -48,24 +56,40 @@ def t5(width):
 
 def autoencoder(channels, **options):
     return diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
-        block_out_channels=(8, 8), latent_channels=channels, **options,
-    ).eval()  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        block_out_channels=(8, 8),
+        latent_channels=channels,
+        **options,
+    ).eval()
 
 
 def text_unet(**options):
     return diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         **options,
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def pixel_unet(**options):
     return diffusers.UNet2DModel(
-        **{"sample_size": 16, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1,
-           "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, **options}
-    ).eval()  # fmt: skip
+        **{
+            "sample_size": 16,
+            "block_out_channels": (8, 8),
+            "norm_num_groups": 4,
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D",) * 2,
+            "up_block_types": ("UpBlock2D",) * 2,
+            **options,
+        }
+    ).eval()
 
 
 def ddim(**options):
@@ -76,55 +100,101 @@ def ddim(**options):
 # ---- tiny pipelines -----------------------------------------------------------------------------------------------------
 def build_sd(prediction="epsilon"):
     return diffusers.StableDiffusionPipeline(
-        vae=autoencoder(4), text_encoder=clip(8), tokenizer=clip_tokenizer(), unet=text_unet(cross_attention_dim=8),
-        scheduler=ddim(prediction_type=prediction), safety_checker=None, feature_extractor=None,
+        vae=autoencoder(4),
+        text_encoder=clip(8),
+        tokenizer=clip_tokenizer(),
+        unet=text_unet(cross_attention_dim=8),
+        scheduler=ddim(prediction_type=prediction),
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
 
 
 def build_sdxl():
     unet = text_unet(
-        cross_attention_dim=24, addition_embed_type="text_time", addition_time_embed_dim=4,
+        cross_attention_dim=24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 12,
-    )  # fmt: skip
+    )
     scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return diffusers.StableDiffusionXLPipeline(
-        vae=autoencoder(4, scaling_factor=0.13025), text_encoder=clip(8), tokenizer=clip_tokenizer(),
-        text_encoder_2=clip(16, 12), tokenizer_2=clip_tokenizer(), unet=unet, scheduler=scheduler, add_watermarker=False,
-    )  # fmt: skip
+        vae=autoencoder(4, scaling_factor=0.13025),
+        text_encoder=clip(8),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(16, 12),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
 
 
 def build_dit():
     transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=5, norm_num_groups=4,
-    ).eval()  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=5,
+        norm_num_groups=4,
+    ).eval()
     return diffusers.DiTPipeline(transformer, autoencoder(4), diffusers.DDIMScheduler(clip_sample=False), {0: "tench"})
 
 
 def build_sd3():
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=20, pos_embed_max_size=12,
-    ).eval()  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=20,
+        pos_embed_max_size=12,
+    ).eval()
     tokenizer_3, text_encoder_3 = t5(32)
     return diffusers.StableDiffusion3Pipeline(
-        transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer,
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         autoencoder(4, scaling_factor=1.5305, shift_factor=0.0609),
-        clip(8, 8), clip_tokenizer(), clip(16, 12), clip_tokenizer(), text_encoder_3, tokenizer_3,
-    )  # fmt: skip
+        clip(8, 8),
+        clip_tokenizer(),
+        clip(16, 12),
+        clip_tokenizer(),
+        text_encoder_3,
+        tokenizer_3,
+    )
 
 
 def build_flux(distilled=True):
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=distilled, axes_dims_rope=(4, 2, 2),
-    ).eval()  # fmt: skip
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=8,
+        guidance_embeds=distilled,
+        axes_dims_rope=(4, 2, 2),
+    ).eval()
     tokenizer_2, text_encoder_2 = t5(16)
     return diffusers.FluxPipeline(
-        diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0), autoencoder(4, scaling_factor=0.3611, shift_factor=0.1159),
-        clip(8), clip_tokenizer(), text_encoder_2, tokenizer_2, transformer,
-    )  # fmt: skip
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
+        autoencoder(4, scaling_factor=0.3611, shift_factor=0.1159),
+        clip(8),
+        clip_tokenizer(),
+        text_encoder_2,
+        tokenizer_2,
+        transformer,
+    )
 
 
 def build_consistency():

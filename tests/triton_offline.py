@@ -94,8 +94,14 @@ def compiled(arch, kernel, signature, constants, hints, options):
     code = [(int(at, 16), op, rest) for at, op, rest in LINE.findall(sass)]
     ops = collections.Counter(op for _, op, _ in code)
     keep = ("LDL", "STL", "FFMA", "HFMA2", "HGMMA", "IGMMA", "HMMA", "IMMA", "MUFU")
-    return {"registers": registers, "stack": stack, "shared": binary.metadata.shared, "instructions": ops.total(),
-            "ops": {op: ops[op] for op in keep}, "loops": loops(code)}  # fmt: skip
+    return {
+        "registers": registers,
+        "stack": stack,
+        "shared": binary.metadata.shared,
+        "instructions": ops.total(),
+        "ops": {op: ops[op] for op in keep},
+        "loops": loops(code),
+    }
 
 
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+)([^;]*);")

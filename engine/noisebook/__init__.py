@@ -8,14 +8,7 @@ images = codec.decode(tokens, (H, W))     # -> float32 [B, 3, H, W] in about [-1
 
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import (
-    BackboneError,
-    CodecMismatchError,
-    FormatError,
-    ImageError,
-    NoisebookError,
-    SpecError,
-)
+from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError
 from noisebook.runtime import __version__
 from noisebook.spec.spec import CodecSpec, Step
 

@@ -28,9 +28,22 @@ def fwht(x, ROWS: tl.constexpr, N: tl.constexpr, LOG: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "base", "units", *KEY])
 def transform_kernel(
-    X, Y, rows, width, base, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, LOW: tl.constexpr, BITS: tl.constexpr, W: tl.constexpr, FLIP: tl.constexpr,
-):  # fmt: skip
+    X,
+    Y,
+    rows,
+    width,
+    base,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    LOW: tl.constexpr,
+    BITS: tl.constexpr,
+    W: tl.constexpr,
+    FLIP: tl.constexpr,
+):
     """Y[g, row] [P] = the bits LOW ... LOW + BITS - 1 of H(sign * X[row]), X: [rows, width]. Grid: (rows tiles, g).
 
     One program: W neighbouring columns of H = 1 << BITS entries with stride 1 << LOW. FLIP: 0 no signs, 1 the rotation,
@@ -81,9 +94,20 @@ def transform(
     wide = max(1, min(TILE // tall, 1 << low))
     tiles = (1 << logp) // (wide * tall)
     transform_kernel[(rows * tiles, count)](
-        x, y, rows, width, int32(base), *key,
-        LOGP=logp, LOW=low, BITS=bits, W=wide, FLIP=flip, num_warps=warps(wide * tall), enable_fp_fusion=False,
-    )  # fmt: skip
+        x,
+        y,
+        rows,
+        width,
+        int32(base),
+        *key,
+        LOGP=logp,
+        LOW=low,
+        BITS=bits,
+        W=wide,
+        FLIP=flip,
+        num_warps=warps(wide * tall),
+        enable_fp_fusion=False,
+    )
 
 
 def rotate(residual: Tensor, out: Tensor, logp: int, key: Key) -> None:

@@ -34,9 +34,8 @@ CANDIDATES += [{"matrix": 1, "programs": p} for p in (396, 528, 1056, 2112, 4224
 
 @triton.jit
 def base_scores(
-    V, v, row, rows, tile, j, stop, base, number, step, k0, k1,
-    LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr
+):
     """sqrt(P) scores [ROWS, N] of the bases base + j ... base + j + ROWS - 1; 0 beyond `stop`."""
     N: tl.constexpr = 1 << LOGN
     if LOGN == LOGP:
@@ -52,10 +51,30 @@ def base_scores(
 
 @triton.jit(do_not_specialize=["rows", "count", "chunk", "bins", "atoms", "base", "scale", "width", "units", *KEY])
 def search_kernel(
-    V, BIAS, KEYS, rows, count, chunk, bins, atoms, base, scale, width, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr, BIN: tl.constexpr,
-    FOLD: tl.constexpr, BIASED: tl.constexpr, WARPS: tl.constexpr,
-):  # fmt: skip
+    V,
+    BIAS,
+    KEYS,
+    rows,
+    count,
+    chunk,
+    bins,
+    atoms,
+    base,
+    scale,
+    width,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    LOGN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BIN: tl.constexpr,
+    FOLD: tl.constexpr,
+    BIASED: tl.constexpr,
+    WARPS: tl.constexpr,
+):
     """Bases base ... base + count - 1, `chunk` of them (a multiple of ROWS) a program. Grid: (rows tiles, chunks).
 
     V: [rows, P] rotated residuals when a tile is the whole view, otherwise [count, rows, P] half transformed scores.
@@ -118,9 +137,8 @@ def search_kernel(
 
 @triton.jit(do_not_specialize=["rows", "count", "atoms", "base", "units", *KEY])
 def keys_kernel(
-    V, KEYS, rows, count, atoms, base, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    V, KEYS, rows, count, atoms, base, units, unit, step, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr
+):
     """KEYS [rows, count, atoms] of all signed atoms of `count` bases in one bin. Grid: (rows tiles, bases / ROWS)."""
     N: tl.constexpr = 1 << LOGN
     row = tl.program_id(0) >> (LOGP - LOGN)
@@ -193,16 +211,43 @@ def _search(
         if matrix:
             chunk = min(chunk, CHUNK)
             matrix_kernel[(rows, -(-count // chunk))](
-                v, tokens, count, chunk, int32(base), *key, LOGP=logp, CHUNK=CHUNK, num_warps=4 if logp == LEAST else 8,
-                maxnreg=128 if logp == LEAST else None, enable_fp_fusion=False,
-            )  # fmt: skip
+                v,
+                tokens,
+                count,
+                chunk,
+                int32(base),
+                *key,
+                LOGP=logp,
+                CHUNK=CHUNK,
+                num_warps=4 if logp == LEAST else 8,
+                maxnreg=128 if logp == LEAST else None,
+                enable_fp_fusion=False,
+            )
             continue
         search_kernel[(rows * tiles, -(-count // chunk))](
-            work, work if bias is None else bias, tokens, rows, count, chunk, bins, atoms, int32(base), size**-0.5,
-            bases * atoms, *key, LOGP=logp, LOGN=cut.logn, ROWS=cut.together, BIN=size // bins, FOLD=fold,
-            BIASED=bias is not None, WARPS=num_warps, num_warps=num_warps, enable_fp_fusion=False,
+            work,
+            work if bias is None else bias,
+            tokens,
+            rows,
+            count,
+            chunk,
+            bins,
+            atoms,
+            int32(base),
+            size**-0.5,
+            bases * atoms,
+            *key,
+            LOGP=logp,
+            LOGN=cut.logn,
+            ROWS=cut.together,
+            BIN=size // bins,
+            FOLD=fold,
+            BIASED=bias is not None,
+            WARPS=num_warps,
+            num_warps=num_warps,
+            enable_fp_fusion=False,
             maxnreg=128 if fold and n <= 1024 * num_warps else None,  # four programs a processor; nothing spills
-        )  # fmt: skip
+        )
     unpack(tokens, bias is not None)
 
 
@@ -264,9 +309,19 @@ def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int
             for base, many, work in _half_scores(v, logp, cut, bases, key):
                 keys = torch.empty((rows, many * atoms), dtype=torch.int64, device=v.device)
                 keys_kernel[(rows * tiles, -(-many // cut.together))](
-                    work, keys, rows, many, atoms, int32(base), *key, LOGP=logp, LOGN=cut.logn, ROWS=cut.together,
-                    num_warps=max(1, min(8, (cut.together << cut.logn) // (32 * ENTRIES))), enable_fp_fusion=False,
-                )  # fmt: skip
+                    work,
+                    keys,
+                    rows,
+                    many,
+                    atoms,
+                    int32(base),
+                    *key,
+                    LOGP=logp,
+                    LOGN=cut.logn,
+                    ROWS=cut.together,
+                    num_warps=max(1, min(8, (cut.together << cut.logn) // (32 * ENTRIES))),
+                    enable_fp_fusion=False,
+                )
                 best = keep_top(best, keys, count)
             assert best is not None  # there is at least one base
             flat = tokens[b, u].reshape(-1, count)

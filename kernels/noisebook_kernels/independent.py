@@ -40,10 +40,19 @@ LARGER = 16  # int8 residuals of one search over GROUP: every search makes all s
 HELD = 1 << 20  # 64-bit keys that `independent_top` holds at once
 CANDIDATES = [
     {"words": w, "images": i, "blocks": c, "warps": n, "stages": s}
-    for w, i, c, n in [(128, 16, 2, 4), (256, 16, 1, 4), (128, 32, 2, 4), (256, 32, 1, 4), (128, 64, 2, 4),
-                       (256, 64, 1, 4), (256, 64, 2, 8), (128, 128, 1, 4), (256, 128, 1, 8)]
+    for w, i, c, n in [
+        (128, 16, 2, 4),
+        (256, 16, 1, 4),
+        (128, 32, 2, 4),
+        (256, 32, 1, 4),
+        (128, 64, 2, 4),
+        (256, 64, 1, 4),
+        (256, 64, 2, 8),
+        (128, 128, 1, 4),
+        (256, 128, 1, 8),
+    ]
     for s in (2, 3)
-]  # fmt: skip
+]
 
 
 @triton.jit
@@ -100,10 +109,32 @@ def negative_sums(at, word, chunks, ones, number, step, k0, k1, K: tl.constexpr,
 
 @triton.jit(do_not_specialize=["batch", "base", "ones", *KEY])
 def search_kernel(
-    Q, TOTAL, SCALE, BIAS, KEYS, batch, chunks, bins, atoms, base, parts, ones, units, unit, step, k0, k1,
-    K: tl.constexpr, SLOT: tl.constexpr, BATCH: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr,
-    WIDE: tl.constexpr, BIASED: tl.constexpr, RUNS: tl.constexpr,
-):  # fmt: skip
+    Q,
+    TOTAL,
+    SCALE,
+    BIAS,
+    KEYS,
+    batch,
+    chunks,
+    bins,
+    atoms,
+    base,
+    parts,
+    ones,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    K: tl.constexpr,
+    SLOT: tl.constexpr,
+    BATCH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BITS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BIASED: tl.constexpr,
+    RUNS: tl.constexpr,
+):
     """KEYS [batch, units, bins]: the running winners. Q [batch, units, chunks * 128 BLOCKS].
     Grid: (tiles parts, batch tiles, units).
 
@@ -160,9 +191,24 @@ def search_kernel(
 
 @triton.jit(do_not_specialize=["count", "limit", "tiles", "ones", *KEY])
 def rescore_kernel(
-    Q, TOTAL, WINNERS, KEYS, chunks, count, limit, tiles, ones, units, unit, step, k0, k1,
-    K: tl.constexpr, BLOCKS: tl.constexpr, NEIGHBOURS: tl.constexpr,
-):  # fmt: skip
+    Q,
+    TOTAL,
+    WINNERS,
+    KEYS,
+    chunks,
+    count,
+    limit,
+    tiles,
+    ones,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    K: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+):
     """KEYS [rows, count, NEIGHBOURS] of all codewords near the ones in WINNERS [rows, count], themselves keys.
 
     Grid: (rows tiles,). The matrix unit's narrowest tile takes 16 images; here 15 of them are the same one."""
@@ -236,10 +282,19 @@ def _quantised(residual: Tensor, columns: int, unit: int, step: int, seed: int) 
             rotate(views[i, j].reshape(rows, d), v, logp, Key.of(j.stop - j.start, unit + u.start + j.start, step, seed))
             most = v if width == n else torch.linalg.vector_norm(v, math.inf, dim=-1)
             quantise_kernel[(rows * (width // n),)](
-                v, most, q[i, j], total[i, j], scale[i, j], 127 * math.sqrt(size),
-                P=size, N=n, TILES=width // n, BYTES=BLOCK // 8 * tuned["blocks"],
-                num_warps=warps(n), enable_fp_fusion=False,
-            )  # fmt: skip
+                v,
+                most,
+                q[i, j],
+                total[i, j],
+                scale[i, j],
+                127 * math.sqrt(size),
+                P=size,
+                N=n,
+                TILES=width // n,
+                BYTES=BLOCK // 8 * tuned["blocks"],
+                num_warps=warps(n),
+                enable_fp_fusion=False,
+            )
         yield Quantised(q, total, scale, logp, Key.of(shape[1], unit + u.start, step, seed), tuned), b, u
 
 
@@ -253,10 +308,28 @@ def _search(x: Quantised, keys: Tensor, atoms: int, bias: Tensor | None = None, 
     if parts > 1:
         keys.fill_(NOTHING)
     search_kernel[(triton.cdiv(bins, words // slot) * parts, triton.cdiv(len(x.q), images), x.key.units)](
-        x.q, x.total, x.scale, x.scale if bias is None else bias, keys, len(x.q), x.chunks, bins, atoms, base or 0, parts,
-        ONES, *x.key, K=words, SLOT=slot, BATCH=images, BITS=bits, WIDE=x.logp + 7 + bits > PACKED,
-        BIASED=bias is not None, RUNS=base is not None, **x.launch,
-    )  # fmt: skip
+        x.q,
+        x.total,
+        x.scale,
+        x.scale if bias is None else bias,
+        keys,
+        len(x.q),
+        x.chunks,
+        bins,
+        atoms,
+        base or 0,
+        parts,
+        ONES,
+        *x.key,
+        K=words,
+        SLOT=slot,
+        BATCH=images,
+        BITS=bits,
+        WIDE=x.logp + 7 + bits > PACKED,
+        BIASED=bias is not None,
+        RUNS=base is not None,
+        **x.launch,
+    )
 
 
 def _top(x: Quantised, count: int, atoms: int) -> Tensor:
@@ -278,9 +351,20 @@ def _top(x: Quantised, count: int, atoms: int) -> Tensor:
         keys = torch.empty((rows, runs * NEIGHBOURS), dtype=torch.int64, device=x.q.device)
         tiles = triton.cdiv(runs * NEIGHBOURS, 128)
         rescore_kernel[(rows * tiles,)](
-            x.q, x.total, part, keys, x.chunks, runs, atoms, tiles, ONES, *x.key, K=128, NEIGHBOURS=NEIGHBOURS,
+            x.q,
+            x.total,
+            part,
+            keys,
+            x.chunks,
+            runs,
+            atoms,
+            tiles,
+            ONES,
+            *x.key,
+            K=128,
+            NEIGHBOURS=NEIGHBOURS,
             **{**x.launch, "num_warps": 4},
-        )  # fmt: skip
+        )
         best = keep_top(best, keys, count)
     assert best is not None
     return best

@@ -35,10 +35,7 @@ def walsh(n: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["count", "chunk", "base", "units", *KEY])
-def matrix_kernel(
-    V, KEYS, count, chunk, base, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+def matrix_kernel(V, KEYS, count, chunk, base, units, unit, step, k0, k1, LOGP: tl.constexpr, CHUNK: tl.constexpr):
     """KEYS [rows], the running winners, against bases base ... base + count - 1, `chunk` <= CHUNK of them a program.
 
     V [rows, P] rotated residuals. Grid: (rows, chunks)."""

@@ -89,9 +89,25 @@ def finished(Y, X0, out, inside, z, keep, gain, BACKTRACE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["columns", "atoms", "apart", "keep", "gain", "units", *KEY])
 def noise_kernel(
-    TOKENS, Y, X0, OUT, d, columns, atoms, apart, keep, gain, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, HADAMARD: tl.constexpr, BACKTRACE: tl.constexpr,
-):  # fmt: skip
+    TOKENS,
+    Y,
+    X0,
+    OUT,
+    d,
+    columns,
+    atoms,
+    apart,
+    keep,
+    gain,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    HADAMARD: tl.constexpr,
+    BACKTRACE: tl.constexpr,
+):
     """Everything for a view that fits one program: OUT [rows, d] from TOKENS [rows, columns]. Grid: (rows,)."""
     row = tl.program_id(0)
     number = unit + row % units
@@ -107,9 +123,20 @@ def noise_kernel(
 
 @triton.jit(do_not_specialize=["columns", "atoms", "apart", "units", *KEY])
 def superpose_kernel(
-    TOKENS, SUM, columns, atoms, apart, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, LOGN: tl.constexpr, HADAMARD: tl.constexpr,
-):  # fmt: skip
+    TOKENS,
+    SUM,
+    columns,
+    atoms,
+    apart,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    LOGN: tl.constexpr,
+    HADAMARD: tl.constexpr,
+):
     """SUM [rows, P] int32 = the sum of sign vectors, the lowest LOGN bits transformed. Grid: (rows tiles,)."""
     N: tl.constexpr = 1 << LOGN
     row = tl.program_id(0) >> (LOGP - LOGN)
@@ -130,9 +157,23 @@ def square_sum_kernel(SUM, SQUARES, d, LOGP: tl.constexpr, LOGN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["keep", "gain", "units", *KEY])
 def update_kernel(
-    SUM, SQUARES, Y, X0, OUT, d, keep, gain, units, unit, step, k0, k1,
-    LOGP: tl.constexpr, LOGN: tl.constexpr, BACKTRACE: tl.constexpr,
-):  # fmt: skip
+    SUM,
+    SQUARES,
+    Y,
+    X0,
+    OUT,
+    d,
+    keep,
+    gain,
+    units,
+    unit,
+    step,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    LOGN: tl.constexpr,
+    BACKTRACE: tl.constexpr,
+):
     """OUT [rows, d] from the integers of SUM [rows, P] and the sums of their squares. Grid: (rows tiles,)."""
     row = tl.program_id(0) >> (LOGP - LOGN)
     first = (tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)) << LOGN
@@ -146,9 +187,18 @@ def update_kernel(
 
 
 def _group(
-    tokens: Tensor, out: Tensor, y: Tensor, x0: Tensor, keep: float, gain: float, bins: int, atoms: int, key: Key,
-    hadamard: bool, backtrace: bool,
-) -> None:  # fmt: skip
+    tokens: Tensor,
+    out: Tensor,
+    y: Tensor,
+    x0: Tensor,
+    keep: float,
+    gain: float,
+    bins: int,
+    atoms: int,
+    key: Key,
+    hadamard: bool,
+    backtrace: bool,
+) -> None:
     """tokens [rows, columns]; y, x0 (read for a back-trace only) and out [rows, D]."""
     (rows, d), columns = out.shape, tokens.shape[1]
     logp = log2_padded(d)
@@ -156,30 +206,75 @@ def _group(
     apart = 0 if bins == 1 else (1 << logp) // bins if hadamard else atoms
     if logn == logp:
         noise_kernel[(rows,)](
-            tokens, y, x0, out, d, columns, atoms, apart, keep, gain, *key,
-            LOGP=logp, HADAMARD=hadamard, BACKTRACE=backtrace, num_warps=warps(1 << logn), enable_fp_fusion=False,
-        )  # fmt: skip
+            tokens,
+            y,
+            x0,
+            out,
+            d,
+            columns,
+            atoms,
+            apart,
+            keep,
+            gain,
+            *key,
+            LOGP=logp,
+            HADAMARD=hadamard,
+            BACKTRACE=backtrace,
+            num_warps=warps(1 << logn),
+            enable_fp_fusion=False,
+        )
         return
     grid, num_warps = ((rows << (logp - logn)),), warps(1 << logn)
     total = torch.empty((rows, 1 << logp), dtype=torch.int32, device=out.device)
     superpose_kernel[grid](
-        tokens, total, columns, atoms, apart, *key,
-        LOGP=logp, LOGN=logn, HADAMARD=hadamard, num_warps=num_warps, enable_fp_fusion=False,
-    )  # fmt: skip
+        tokens,
+        total,
+        columns,
+        atoms,
+        apart,
+        *key,
+        LOGP=logp,
+        LOGN=logn,
+        HADAMARD=hadamard,
+        num_warps=num_warps,
+        enable_fp_fusion=False,
+    )
     for low, bits in high_passes(logn, logp):
         transform(total, total, logp, low, bits, key)
     squares = torch.zeros(rows, dtype=torch.int64, device=out.device)
     square_sum_kernel[grid](total, squares, d, LOGP=logp, LOGN=logn, num_warps=num_warps, enable_fp_fusion=False)
     update_kernel[grid](
-        total, squares, y, x0, out, d, keep, gain, *key,
-        LOGP=logp, LOGN=logn, BACKTRACE=backtrace, num_warps=num_warps, enable_fp_fusion=False,
-    )  # fmt: skip
+        total,
+        squares,
+        y,
+        x0,
+        out,
+        d,
+        keep,
+        gain,
+        *key,
+        LOGP=logp,
+        LOGN=logn,
+        BACKTRACE=backtrace,
+        num_warps=num_warps,
+        enable_fp_fusion=False,
+    )
 
 
 def noise(
-    tokens: Tensor, d: int, bins: int, atoms: int, bases: int | None, step: int, seed: int, unit: int,
-    y: Tensor | None = None, x0_hat: Tensor | None = None, keep: float = 0.0, gain: float = 0.0,
-) -> Tensor:  # fmt: skip
+    tokens: Tensor,
+    d: int,
+    bins: int,
+    atoms: int,
+    bases: int | None,
+    step: int,
+    seed: int,
+    unit: int,
+    y: Tensor | None = None,
+    x0_hat: Tensor | None = None,
+    keep: float = 0.0,
+    gain: float = 0.0,
+) -> Tensor:
     """z(tokens), or the back-trace update when y and x0_hat are given: float32 [B, U, d]. bases: None for the law
     `independent`."""
     check(tokens, d, bins, atoms, bases, step, seed, unit)
@@ -214,17 +309,34 @@ def independent_noise(tokens: Tensor, d: int, bins: int, atoms: int, step: int, 
 
 
 def hadamard_backtrace(
-    y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float,
-    bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0,
-) -> Tensor:  # fmt: skip
+    y: Tensor,
+    x0_hat: Tensor,
+    tokens: Tensor,
+    keep: float,
+    gain: float,
+    bins: int,
+    atoms: int,
+    bases: int,
+    step: int,
+    seed: int,
+    unit: int = 0,
+) -> Tensor:
     """(x0_hat + keep (y - x0_hat)) + gain z(tokens), float32 [B, U, D]; keep and gain are rounded to float32 first and
     every operation on its own, so the bits are those of the same expression over `hadamard_noise` in plain torch."""
     return noise(tokens, y.shape[-1], bins, atoms, bases, step, seed, unit, y, x0_hat, keep, gain)
 
 
 def independent_backtrace(
-    y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, gain: float,
-    bins: int, atoms: int, step: int, seed: int, unit: int = 0,
-) -> Tensor:  # fmt: skip
+    y: Tensor,
+    x0_hat: Tensor,
+    tokens: Tensor,
+    keep: float,
+    gain: float,
+    bins: int,
+    atoms: int,
+    step: int,
+    seed: int,
+    unit: int = 0,
+) -> Tensor:
     """As `hadamard_backtrace`, for the law `independent`."""
     return noise(tokens, y.shape[-1], bins, atoms, None, step, seed, unit, y, x0_hat, keep, gain)

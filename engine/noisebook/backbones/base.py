@@ -109,9 +109,13 @@ class Backbone(nn.Module):
 
 
 def identify(
-    backbone: Backbone, path: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
+    backbone: Backbone,
+    path: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
     options: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Names a backbone after its file, and gives it the fingerprint of all that it was made of: the file's config and
     tensors, those of the `options` that are not for decoding alone, and what its builder left in `fingerprint`."""
     told = {name: value for name, value in options.items() if name not in backbone.decoding}

@@ -11,14 +11,23 @@ from noisebook.errors import ImageError, SpecError
 def add_options(sub: argparse.ArgumentParser) -> None:
     """The options of `noisebook calibrate`."""
     sub.add_argument("backbone", metavar="NAME|FILE|DIR")
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, folders of them, or one .npz with `images` "
-                     "uint8 [N, H, W, C] or WebP files; some 30, like those to be coded, not the same")  # fmt: skip
+    sub.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="pictures, folders of them, or one .npz with `images` "
+        "uint8 [N, H, W, C] or WebP files; some 30, like those to be coded, not the same",
+    )
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the curve to write (JSON)")
     sub.add_argument("--count", type=int, default=64, help="use so many images at most (default: 64)")
     sub.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     sub.add_argument("--crop", type=int, help="measure on centre crops of this side")
-    sub.add_argument("--condition", action="store_true", help="of a CoD: measure what it predicts when told its own tokens "
-                     "of the image; files made with the curve begin with these")  # fmt: skip
+    sub.add_argument(
+        "--condition",
+        action="store_true",
+        help="of a CoD: measure what it predicts when told its own tokens "
+        "of the image; files made with the curve begin with these",
+    )
     sub.add_argument("--autoencoder", metavar="DIR|ENCODER:DECODER", help="of a latent CoD")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")

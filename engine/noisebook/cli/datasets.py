@@ -20,27 +20,51 @@ ENGINES = ("process", "ray")
 
 
 def add_tokenize(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("inputs", nargs="+", metavar="INPUT", help="a folder of pictures, WebDataset .tar files, or .parquet "
-                     "files with image bytes; or folders or patterns (*) of them; local, or of fsspec")  # fmt: skip
+    sub.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a folder of pictures, WebDataset .tar files, or .parquet "
+        "files with image bytes; or folders or patterns (*) of them; local, or of fsspec",
+    )
     sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder or URL of the data set of tokens")
     sub.add_argument("--resume", action="store_true", help="go on with what is there (an empty folder too)")
     sub.add_argument("--input-format", choices=("pictures", "webdataset", "parquet"), help="where there are several")
     sub.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images (default: the first of bytes)")
-    sub.add_argument("--resize", type=int, default=0, metavar="SIDE", help="scale the shorter side to so many pixels and "
-                     "keep the square in the middle")  # fmt: skip
-    sub.add_argument("--mixed-sizes", action="store_true", help="take images of any size, in lists that differ in length "
-                     "(default: only if the first 64 already differ; other sizes fail otherwise)")  # fmt: skip
+    sub.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="SIDE",
+        help="scale the shorter side to so many pixels and keep the square in the middle",
+    )
+    sub.add_argument(
+        "--mixed-sizes",
+        action="store_true",
+        help="take images of any size, in lists that differ in length "
+        "(default: only if the first 64 already differ; other sizes fail otherwise)",
+    )
     sub.add_argument("--shard-size", type=int, default=1000, help="images of a shard, the unit of work (default: 1000)")
     sub.add_argument("--batch-size", type=int, default=32, help="images coded at once (default: 32)")
-    sub.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode pictures; 0: "
-                     "none (default: %(default)s)")  # fmt: skip
+    sub.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that decode pictures; 0: none (default: %(default)s)",
+    )
     sub.add_argument("--max-errors", type=int, help="stop when more images have failed (default: never)")
-    sub.add_argument("--engine", choices=ENGINES, default="process", help="process: this one, or one of several ranks that "
-                     "torchrun or Slurm starts; ray: actors of a Ray cluster (default: process)")  # fmt: skip
+    sub.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="process",
+        help="process: this one, or one of several ranks that "
+        "torchrun or Slurm starts; ray: actors of a Ray cluster (default: process)",
+    )
     sub.add_argument("--actors", type=int, help="ray: how many (default: one for each GPU, or for each two CPU cores)")
     sub.add_argument("--retries", type=int, default=2, help="ray: of a shard whose actor died (default: 2)")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, ...; cuda under torchrun: that of the local rank "
-                     "(default: cpu)")  # fmt: skip
+    sub.add_argument(
+        "--device", default="cpu", help="cpu, cuda, ...; cuda under torchrun: that of the local rank (default: cpu)"
+    )
     add_codec_options(sub)
     group = sub.add_argument_group("target", "a rate instead of a preset, for images of one size")
     group.add_argument("--bpp", type=float, help="bits per pixel of the tokens")
@@ -69,9 +93,11 @@ def run_tokenize(args: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         codes = ", ".join(f"{count} {code}" for code, count in sorted(found["failed_by_code"].items()))
-        print(f"{args.output}: {found['shards']} of {found['of_shards']} shards, {found['n_in']} images: "
-              f"{found['n_ok']} ok, {found['n_failed']} failed{f' ({codes})' if codes else ''}, "
-              f"{found['remarks']} remarks")  # fmt: skip
+        print(
+            f"{args.output}: {found['shards']} of {found['of_shards']} shards, {found['n_in']} images: "
+            f"{found['n_ok']} ok, {found['n_failed']} failed{f' ({codes})' if codes else ''}, "
+            f"{found['remarks']} remarks"
+        )
     alone = args.engine == "ray" or "TORCHELASTIC_RUN_ID" not in os.environ
     return ImageError.code if found["n_failed"] and alone else 0  # torchrun would end the other ranks
 
@@ -80,8 +106,18 @@ def job_of(args: argparse.Namespace) -> "Job":
     """The job that the options name."""
     from noisebook.datasets.run import Job
 
-    names = ("output", "resume", "input_format", "image_column", "resize", "mixed_sizes", "shard_size", "batch_size",
-             "workers", "max_errors")  # fmt: skip
+    names = (
+        "output",
+        "resume",
+        "input_format",
+        "image_column",
+        "resize",
+        "mixed_sizes",
+        "shard_size",
+        "batch_size",
+        "workers",
+        "max_errors",
+    )
     told = {**network(args), "effort": args.effort, "candidates": args.candidates}
     told["device"] = args.device.split(":")[0]  # another makes other tokens
     told |= told.pop("conditions")
@@ -108,8 +144,14 @@ def codec_for(args: argparse.Namespace) -> "Callable[[tuple[int, int] | None], C
 
 def add_detokenize(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("tokens", metavar="DIR", help="a data set of `noisebook tokenize`")
-    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the pictures, KEY.png; "
-                     "those that are there are left alone")  # fmt: skip
+    sub.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the pictures, KEY.png; those that are there are left alone",
+    )
     sub.add_argument("--first", type=int, metavar="N", help="only the first N images")
     sub.add_argument(
         "--steps", type=int, metavar="N", help="the first N steps of each alone; of a codec without steps: in N steps"
@@ -158,8 +200,12 @@ def _number(name: str, value: str) -> Any:
 def add_export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("tokens", metavar="DIR", help="a data set of `noisebook tokenize`")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make")
-    sub.add_argument("--format", required=True, choices=("webdataset", "npy", "megatron"), help="tars of .npy and .json; "
-                     "one .npy; Megatron-LM's .bin and .idx")  # fmt: skip
+    sub.add_argument(
+        "--format",
+        required=True,
+        choices=("webdataset", "npy", "megatron"),
+        help="tars of .npy and .json; one .npy; Megatron-LM's .bin and .idx",
+    )
     sub.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
 
 

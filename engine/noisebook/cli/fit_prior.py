@@ -8,8 +8,11 @@ ABOUT = "Fits a Gaussian image model to images in closed form: a backbone withou
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("form", choices=("pca", "dct", "spectrum"), help="pca: full covariance, one size; dct: diagonal in "
-                        "a DCT, one size; spectrum: stationary, any size")  # fmt: skip
+    parser.add_argument(
+        "form",
+        choices=("pca", "dct", "spectrum"),
+        help="pca: full covariance, one size; dct: diagonal in a DCT, one size; spectrum: stationary, any size",
+    )
     parser.add_argument("data", metavar="NPZ", help="an .npz with `images` uint8 [N, H, W, C], or `webp` and `offsets`")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--count", type=int, metavar="N", help="fit to the first N images")

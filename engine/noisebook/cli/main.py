@@ -47,34 +47,59 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     encode = command("encode", run_encode, "Images to .nbk files.")
-    roundtrip = command("roundtrip", run_roundtrip, "Images to .nbk files and back: writes original | decoded and prints "
-                        "bits per pixel, PSNR, SSIM, network calls and seconds.")  # fmt: skip
+    roundtrip = command(
+        "roundtrip",
+        run_roundtrip,
+        "Images to .nbk files and back: writes original | decoded and prints "
+        "bits per pixel, PSNR, SSIM, network calls and seconds.",
+    )
     evaluate = command("eval", run_eval, "The roundtrip table of a folder, without writing pictures.")
-    decode = command("decode", run_decode, "The .nbk files to PNG pictures. --steps N without other codec options decodes "
-                     "the first N steps of each file alone: what the beginning of its tokens says.")  # fmt: skip
+    decode = command(
+        "decode",
+        run_decode,
+        "The .nbk files to PNG pictures. --steps N without other codec options decodes "
+        "the first N steps of each file alone: what the beginning of its tokens says.",
+    )
     for sub in (encode, roundtrip, evaluate):
         sub.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of them")
         sub.add_argument("--samples", action="store_true", help="also the three photographs that scikit-image carries")
     for sub in (encode, roundtrip):
-        sub.add_argument("--embed-spec", action=argparse.BooleanOptionalAction, help="write the whole specification into "
-                         "each file (done anyway when the codec is not a preset, unless --no-embed-spec: such a file is "
-                         "decoded with the options it was made with)")  # fmt: skip
+        sub.add_argument(
+            "--embed-spec",
+            action=argparse.BooleanOptionalAction,
+            help="write the whole specification into "
+            "each file (done anyway when the codec is not a preset, unless --no-embed-spec: such a file is "
+            "decoded with the options it was made with)",
+        )
     decode.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
     for sub in (encode, roundtrip, decode):
-        sub.add_argument("-o", "--output", type=Path, default=Path("noisebook-out"), metavar="DIR",
-                         help="folder to write to (default: noisebook-out)")  # fmt: skip
+        sub.add_argument(
+            "-o",
+            "--output",
+            type=Path,
+            default=Path("noisebook-out"),
+            metavar="DIR",
+            help="folder to write to (default: noisebook-out)",
+        )
     for sub in (encode, roundtrip, evaluate, decode):
         sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
         add_codec_options(sub)
         if sub is not decode:
             add_target_options(sub)
     inspect = command("inspect", run_inspect, "What stands in .nbk files; needs no backbone.")
-    verify = command("verify", run_verify, "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, counts; "
-                     "needs no backbone.")  # fmt: skip
+    verify = command(
+        "verify",
+        run_verify,
+        "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, counts; needs no backbone.",
+    )
     inspect.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
     verify.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, folders of them, or folders of `tokenize`")
-    calibrate = command("calibrate", run_calibrate, "Measures how well a backbone predicts at every noise level: the curve "
-                        "from which --bpp, --bytes and --psnr make their schedules.")  # fmt: skip
+    calibrate = command(
+        "calibrate",
+        run_calibrate,
+        "Measures how well a backbone predicts at every noise level: the curve "
+        "from which --bpp, --bytes and --psnr make their schedules.",
+    )
     calibrating.add_options(calibrate)
     command("backbones", run_backbones, "The backbones and presets that come with the package.")
     from noisebook.cli import convert, datasets, fit_prior, report
@@ -155,16 +180,32 @@ def _each(args: argparse.Namespace, items: Any, work: Callable[[str, Any], dict[
 def _line(row: dict[str, Any]) -> str:
     if row["error"]:
         return f"{row['name']}: {row['error']}"
-    parts = [f"{row[k]:.{d}f} {unit}" for k, d, unit in (("bpp", 4, "bpp"), ("payload_bpp", 4, "payload"),
-             ("psnr", 2, "dB"), ("ssim", 4, "SSIM"), ("calls", 0, "calls"), ("seconds", 1, "s"))
-             if row[k] is not None]  # fmt: skip
+    parts = [
+        f"{row[k]:.{d}f} {unit}"
+        for k, d, unit in (
+            ("bpp", 4, "bpp"),
+            ("payload_bpp", 4, "payload"),
+            ("psnr", 2, "dB"),
+            ("ssim", 4, "SSIM"),
+            ("calls", 0, "calls"),
+            ("seconds", 1, "s"),
+        )
+        if row[k] is not None
+    ]
     return f"{row['name']}: " + ", ".join(parts)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    columns = [("name", "image", "{}"), ("bytes", "bytes", "{:d}"), ("bpp", "bpp", "{:.4f}"),
-               ("payload_bpp", "payload", "{:.4f}"), ("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"),
-               ("calls", "calls", "{:d}"), ("seconds", "seconds", "{:.2f}")]  # fmt: skip
+    columns = [
+        ("name", "image", "{}"),
+        ("bytes", "bytes", "{:d}"),
+        ("bpp", "bpp", "{:.4f}"),
+        ("payload_bpp", "payload", "{:.4f}"),
+        ("psnr", "PSNR", "{:.2f}"),
+        ("ssim", "SSIM", "{:.4f}"),
+        ("calls", "calls", "{:d}"),
+        ("seconds", "seconds", "{:.2f}"),
+    ]
     good = [r for r in rows if not r["error"]]
     shown = [c for c in columns if any(r[c[0]] is not None for r in good)]
     cells = [[form.format(r[key]) if r[key] is not None else "" for key, _, form in shown] for r in good]
@@ -276,14 +317,18 @@ def _codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
         if codec.spec.hash != container.codec_hash:
             made = spec_of(container)
             by = codec_name(made) if made else "an unknown codec"
-            raise CodecMismatchError(f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
-                                     f"{codec_name(codec.spec)} (hash {codec.spec.hash.hex()})")  # fmt: skip
+            raise CodecMismatchError(
+                f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
+                f"{codec_name(codec.spec)} (hash {codec.spec.hash.hex()})"
+            )
         return codec
     spec = spec_of(container)
     if spec is None:
         known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
-        raise CodecMismatchError(f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
-                                 f"{container.preset}); known: {known}; give the options it was made with")  # fmt: skip
+        raise CodecMismatchError(
+            f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
+            f"{container.preset}); known: {known}; give the options it was made with"
+        )
     return load(spec, backbone=args.backbone, device=device(args.device), **network(args))
 
 

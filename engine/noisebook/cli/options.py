@@ -69,8 +69,12 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
 
     group = sub.add_argument_group("codec", "a preset, and every number of its recipe")
     group.add_argument("--preset", help=f"codec by name (default: {DEFAULT}); see `noisebook backbones`")
-    group.add_argument("--backbone", metavar="NAME|FILE|DIR", help="another denoiser: a shipped name, a .safetensors "
-                       "file of noisebook's, a diffusers folder, or a hub's OWNER/NAME")  # fmt: skip
+    group.add_argument(
+        "--backbone",
+        metavar="NAME|FILE|DIR",
+        help="another denoiser: a shipped name, a .safetensors "
+        "file of noisebook's, a diffusers folder, or a hub's OWNER/NAME",
+    )
     for field in fields(Recipe):
         if field.name in KNOBS:
             assert field.default is not MISSING
@@ -79,14 +83,23 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("conditions", "for backbones that take one; a file decodes under the same alone")
     for name, (kind, about) in CONDITIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
-    group = sub.add_argument_group("speed", "how the network computes; files decode under any of these, see "
-                                   "docs/performance.md")  # fmt: skip
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network's inside "
-                       "(default: float32); a file decodes best under the one it was made with")  # fmt: skip
+    group = sub.add_argument_group(
+        "speed", "how the network computes; files decode under any of these, see docs/performance.md"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the network's inside (default: float32); a file decodes best under the one it was made with",
+    )
     group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
     group.add_argument("--compile", action="store_true", help="torch.compile the network; each new size compiles anew")
-    group.add_argument("--no-graphs", dest="graphs", action="store_false", help="on CUDA: no CUDA graphs, for folders "
-                       "with pictures of many sizes")  # fmt: skip
+    group.add_argument(
+        "--no-graphs",
+        dest="graphs",
+        action="store_false",
+        help="on CUDA: no CUDA graphs, for folders with pictures of many sizes",
+    )
 
 
 def add_target_options(sub: argparse.ArgumentParser) -> None:
@@ -98,15 +111,20 @@ def add_target_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--psnr", type=float, help="dB of the decoded picture: tries a few times")
     group.add_argument("--max-calls", type=int, help="network calls of a decode, the finish included (default: 25)")
     group.add_argument("--curve", metavar="FILE", help="what `noisebook calibrate` wrote; shipped backbones have one")
-    add_encoder_options(sub).add_argument("--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white "
-                                          "counts most, black a tenth of it")  # fmt: skip
+    add_encoder_options(sub).add_argument(
+        "--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white counts most, black a tenth of it"
+    )
 
 
 def add_encoder_options(sub: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group = sub.add_argument_group("encoder", "how tokens are chosen; files decode without knowing")
     group.add_argument("--effort", type=int, default=1, help="how often the tokens of a step are chosen anew (default: 1)")
-    group.add_argument("--candidates", type=int, default=1, help="sets of tokens that are tried at each step, each for one "
-                       "network call (default: 1)")  # fmt: skip
+    group.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        help="sets of tokens that are tried at each step, each for one network call (default: 1)",
+    )
     return group
 
 
@@ -136,11 +154,16 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     if not asked:
         codec = load_codec(args)
         weights = _roi(args)
-        return (lambda pixels: (encode_picture(codec, pixels, args.embed_spec, weights(pixels)), codec),
-                lambda: codec_info(codec), codec.backbone.channels)  # fmt: skip
+        return (
+            lambda pixels: (encode_picture(codec, pixels, args.embed_spec, weights(pixels)), codec),
+            lambda: codec_info(codec),
+            codec.backbone.channels,
+        )
     if args.embed_spec is False:
-        raise SpecError("without its specification a file is decoded with the options it was made with, and "
-                        f"--{asked[0].replace('_', '-')} is not among them: leave out --no-embed-spec")  # fmt: skip
+        raise SpecError(
+            "without its specification a file is decoded with the options it was made with, and "
+            f"--{asked[0].replace('_', '-')} is not among them: leave out --no-embed-spec"
+        )
     aim = aim_of(args, asked[0])
     weights = _roi(args)
     made: dict[str, Any] = {}

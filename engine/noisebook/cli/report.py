@@ -9,8 +9,9 @@ from noisebook.errors import DatasetError, SpecError
 def add_report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("tokens", nargs="+", metavar="DIR", help="data sets of `noisebook tokenize`, one or several to compare")
     sub.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    sub.add_argument("--images", type=int, default=12, metavar="N", help="images that are decoded, judged and shown "
-                     "(default: 12)")  # fmt: skip
+    sub.add_argument(
+        "--images", type=int, default=12, metavar="N", help="images that are decoded, judged and shown (default: 12)"
+    )
     sub.add_argument("--backbone", metavar="NAME|FILE|DIR", help="where it is, if it did not come with the package")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 

@@ -25,41 +25,91 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     """The options of `noisebook train`."""
     sub.add_argument("objective", choices=ABOUT, help="; ".join(f"{name}: {about}" for name, about in ABOUT.items()))
     sub.add_argument("data", help="an .npz with `images` uint8 [N, H, W, C], or WebP files in `webp` and `offsets`")
-    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR",
-                     help="folder of the run; the same command again resumes it")  # fmt: skip
+    sub.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the run; the same command again resumes it",
+    )
     sub.add_argument("--minutes", type=float, default=60.0, help="of training time, over all resumed parts (default: 60)")
     sub.add_argument("--init", metavar="NAME|FILE", help="start from the network of this checkpoint")
-    sub.add_argument("--network", choices=("conv", "unet"), default="conv", help="without --init: the plain network of "
-                     "`photo`, or diffusers' UNet2DModel (default: conv)")  # fmt: skip
+    sub.add_argument(
+        "--network",
+        choices=("conv", "unet"),
+        default="conv",
+        help="without --init: the plain network of `photo`, or diffusers' UNet2DModel (default: conv)",
+    )
     sub.add_argument("--widths", type=int, nargs="+", help="channels of each level of the network")
     sub.add_argument("--blocks", type=int, help="residual blocks a level")
     sub.add_argument("--patch", type=int, help="pixels that a network's input gathers, on each axis")
-    sub.add_argument("--stride", type=int, choices=(4, 8, 16, 32), default=8, help="cod: pixels of a condition "
-                     "token, on each axis (default: 8)")  # fmt: skip
+    sub.add_argument(
+        "--stride",
+        type=int,
+        choices=(4, 8, 16, 32),
+        default=8,
+        help="cod: pixels of a condition token, on each axis (default: 8)",
+    )
     sub.add_argument("--bits", type=int, default=8, help="cod: of a condition token (default: 8)")
-    sub.add_argument("--share", type=float, default=0.75, help="cod: share of images at a random time; the "
-                     "others are at pure noise, where one step must do (default: .75)")  # fmt: skip
-    sub.add_argument("--dropped", type=float, default=0.1, help="cod: share of images that the network is told "
-                     "nothing of; 1: a model without a condition (default: .1)")  # fmt: skip
-    sub.add_argument("--autoencoder", metavar="DIR|ENCODER:DECODER", help="cod: train on the latents of this one, of 8 x 8 "
-                     "pixels: a folder in diffusers layout, or a pair of TAESD files")  # fmt: skip
+    sub.add_argument(
+        "--share",
+        type=float,
+        default=0.75,
+        help="cod: share of images at a random time; the others are at pure noise, where one step must do (default: .75)",
+    )
+    sub.add_argument(
+        "--dropped",
+        type=float,
+        default=0.1,
+        help="cod: share of images that the network is told nothing of; 1: a model without a condition (default: .1)",
+    )
+    sub.add_argument(
+        "--autoencoder",
+        metavar="DIR|ENCODER:DECODER",
+        help="cod: train on the latents of this one, of 8 x 8 "
+        "pixels: a folder in diffusers layout, or a pair of TAESD files",
+    )
     sub.add_argument("--latents", type=int, default=4, help="cod: channels of the autoencoder's latents (default: 4)")
-    sub.add_argument("--align", type=Path, metavar="FILE", help="cod: TorchScript network, images [B, 3, H, W] in "
-                     "[-1, 1] -> features [B, C, h, w], that the condition and an early block are led to")  # fmt: skip
-    sub.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the crops, in turn (default: 64 "
-                     "128); the size of the images themselves fits a prior to them")  # fmt: skip
+    sub.add_argument(
+        "--align",
+        type=Path,
+        metavar="FILE",
+        help="cod: TorchScript network, images [B, 3, H, W] in "
+        "[-1, 1] -> features [B, C, h, w], that the condition and an early block are led to",
+    )
+    sub.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[64, 128],
+        help="sides of the crops, in turn (default: 64 128); the size of the images themselves fits a prior to them",
+    )
     sub.add_argument("--pixels", type=int, default=3 << 14, help="pixels in a batch (default: %(default)s)")
     sub.add_argument("--learning-rate", type=float, default=5e-4, help="at its height (default: %(default)s)")
-    sub.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: of the convolutions that "
-                     "keep their width; fewer steps, each a little slower (default: adamw)")  # fmt: skip
-    sub.add_argument("--level", type=float, nargs=2, metavar=("MEAN", "SPREAD"),
-                     help="edm, consistency: mean and deviation of the trained ln lam")  # fmt: skip
+    sub.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="muon: of the convolutions that keep their width; fewer steps, each a little slower (default: adamw)",
+    )
+    sub.add_argument(
+        "--level",
+        type=float,
+        nargs=2,
+        metavar=("MEAN", "SPREAD"),
+        help="edm, consistency: mean and deviation of the trained ln lam",
+    )
     sub.add_argument("--pairs", type=int, default=4096, help="reflow: pairs of noise and image (default: %(default)s)")
     sub.add_argument("--held-out", type=int, default=64, help="last images that are never trained on (default: 64)")
     sub.add_argument("--save-every", type=float, default=5.0, metavar="MINUTES", help="(default: 5)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="in which the network computes while it is trained; "
-                     "weights stay float32 (default: bfloat16 on CUDA, else float32)")  # fmt: skip
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="in which the network computes while it is trained; "
+        "weights stay float32 (default: bfloat16 on CUDA, else float32)",
+    )
     sub.add_argument("--seed", type=int, default=0)
 
 
@@ -118,14 +168,26 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
         raise TrainingError("cod begins with a network of its own: without --init, --network and --level")
     shares = 0 <= args.share <= 1 and 0 <= args.dropped <= 1
     if hidden % 64 or width % 32 or blocks < 3 or not 1 <= args.bits <= 16 or not shares:
-        raise TrainingError("cod takes --widths HIDDEN WIDTH (multiples of 64 and 32), --blocks from 3, --bits from 1 to "
-                            "16, --share and --dropped from 0 to 1")  # fmt: skip
+        raise TrainingError(
+            "cod takes --widths HIDDEN WIDTH (multiples of 64 and 32), --blocks from 3, --bits from 1 to "
+            "16, --share and --dropped from 0 to 1"
+        )
     if any(image.shape[2] != 3 for image in images):
         raise TrainingError(f"cod takes images of 3 channels; some in {args.data} have others")
     latent = _latents(args, images) if args.autoencoder else {}
     autoencoder = latent.pop("autoencoder", None)
-    config = CodConfig(**latent, hidden=hidden, heads=hidden // 64, blocks=blocks, cond_blocks=blocks - 2,
-                       hidden_x=64 if latent else 32, ds=args.stride, bits=args.bits, width=width, cell=cell)  # fmt: skip
+    config = CodConfig(
+        **latent,
+        hidden=hidden,
+        heads=hidden // 64,
+        blocks=blocks,
+        cond_blocks=blocks - 2,
+        hidden_x=64 if latent else 32,
+        ds=args.stride,
+        bits=args.bits,
+        width=width,
+        cell=cell,
+    )
     model = cod.CodModel(config, 0, autoencoder)  # raises BackboneError where stride and patch do not go together
     if any(size < 1 or size % model.multiple for size in args.sizes):
         raise TrainingError(f"this network takes crops whose sides are multiples of {model.multiple}, not {args.sizes}")
@@ -165,9 +227,17 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from noisebook.training.loop import Settings
 
     dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
-    return Settings(minutes=args.minutes, sizes=tuple(args.sizes), pixels=args.pixels,
-                    learning_rate=args.learning_rate, optimizer=args.optimizer, dtype=dtype, seed=args.seed,
-                    held_out=args.held_out, recipe=_recipe(args))  # fmt: skip
+    return Settings(
+        minutes=args.minutes,
+        sizes=tuple(args.sizes),
+        pixels=args.pixels,
+        learning_rate=args.learning_rate,
+        optimizer=args.optimizer,
+        dtype=dtype,
+        seed=args.seed,
+        held_out=args.held_out,
+        recipe=_recipe(args),
+    )
 
 
 def _recipe(args: argparse.Namespace) -> str:

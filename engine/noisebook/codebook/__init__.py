@@ -27,8 +27,12 @@ def native() -> types.ModuleType | None:
     try:
         from noisebook import _C
     except ImportError:
-        warnings.warn("noisebook was installed without its C++ extension: codebooks on the CPU are thousands of times "
-                      "slower; install a C++ compiler and reinstall", RuntimeWarning, stacklevel=2)  # fmt: skip
+        warnings.warn(
+            "noisebook was installed without its C++ extension: codebooks on the CPU are thousands of times "
+            "slower; install a C++ compiler and reinstall",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     return _C
 

@@ -110,8 +110,10 @@ def independent_scores(residual: Tensor, count: int, step: int, seed: int, unit:
     v = rotated_residual(residual, step, seed, unit)
     p = v.shape[-1]
     chunk = max(1, (1 << 22) // p)
-    parts = [signs(p, torch.arange(k, min(k + chunk, count)), step, STREAM_INDEPENDENT, seed, unit).double() @ v.T
-             for k in range(0, count, chunk)]  # fmt: skip
+    parts = [
+        signs(p, torch.arange(k, min(k + chunk, count)), step, STREAM_INDEPENDENT, seed, unit).double() @ v.T
+        for k in range(0, count, chunk)
+    ]
     return torch.cat(parts).T / math.sqrt(p)
 
 

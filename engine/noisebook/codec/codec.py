@@ -50,8 +50,10 @@ class Codec:
 
     def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0, candidates: int = 1):
         if not backbone.fingerprint:
-            raise BackboneError(f"backbone {backbone.name!r} has no fingerprint, so a file could not tell it from another: "
-                                "set fingerprint_of({}, net.state_dict())")  # fmt: skip
+            raise BackboneError(
+                f"backbone {backbone.name!r} has no fingerprint, so a file could not tell it from another: "
+                "set fingerprint_of({}, net.state_dict())"
+            )
         if backbone.fingerprint != spec.fingerprint:
             raise CodecMismatchError(
                 f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
@@ -60,8 +62,10 @@ class Codec:
         if spec.lam_first == math.inf and not backbone.pure_noise:
             raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite lam")
         if spec.condition and spec.condition != backbone.condition_grid:
-            raise SpecError(f"backbone {backbone.name!r} has no condition tokens of {spec.condition}, but "
-                            f"{backbone.condition_grid or 'none'}")  # fmt: skip
+            raise SpecError(
+                f"backbone {backbone.name!r} has no condition tokens of {spec.condition}, but "
+                f"{backbone.condition_grid or 'none'}"
+            )
         for lam in [s.lam for s in spec.schedule] + [v for v in spec.finish_levels if v > 0]:
             if backbone.snap(lam) != lam:
                 raise SpecError(f"backbone {backbone.name!r} has no level lam = {lam}; nearest: {backbone.snap(lam)}")
@@ -186,8 +190,10 @@ class Codec:
         plan = self._shortened(self.plan(*(size or self.default_size)), steps)
         tokens = tokens[:, : plan.length] if steps is not None and tokens.ndim == 2 else tokens
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != plan.length:
-            raise CodecMismatchError(f"this codec takes int64 tokens [B, {plan.length}] for images of {plan.height} x "
-                                     f"{plan.width}, not {tokens.dtype} {list(tokens.shape)}")  # fmt: skip
+            raise CodecMismatchError(
+                f"this codec takes int64 tokens [B, {plan.length}] for images of {plan.height} x "
+                f"{plan.width}, not {tokens.dtype} {list(tokens.shape)}"
+            )
         valid, decoded = self._run(partial(self._decode_core, plan), tokens, "decode", plan)
         if not valid:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
@@ -200,8 +206,10 @@ class Codec:
         length = None if self.spec.rule == "poisson" else -(-container.packed_bits(plan.runs) // 8)
         if payload.ndim != 2 or payload.dtype != torch.uint8 or length not in (None, payload.shape[1]):
             took = f"{payload.dtype} {list(payload.shape)}"
-            raise FormatError(f"this codec takes payloads of {length or 'some'} bytes for images of {plan.height} x "
-                              f"{plan.width}, not {took}: damaged, or of another codec")  # fmt: skip
+            raise FormatError(
+                f"this codec takes payloads of {length or 'some'} bytes for images of {plan.height} x "
+                f"{plan.width}, not {took}: damaged, or of another codec"
+            )
         if not self._packs:
             rows = [container.unpack(row.tobytes(), plan.runs) for row in payload.cpu().numpy()]
             return self.decode(torch.from_numpy(np.stack(rows)), size, steps)
@@ -326,9 +334,13 @@ class Codec:
             return self._finish(plan, y, cond) if finish else y
 
     def _steps(
-        self, plan: Plan, batch: int, choose: Chooser, whole: bool,
+        self,
+        plan: Plan,
+        batch: int,
+        choose: Chooser,
+        whole: bool,
         settle: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, Any]:  # fmt: skip
+    ) -> tuple[Tensor, Any]:
         """(the state after the steps, what they were told). `settle` is an encoder's that looks ahead: given y and x0_hat of
         all it tries, it says with which to go on."""
         spent = {some.step: some for some in plan.tokens}
@@ -353,8 +365,10 @@ class Codec:
         with stage("network"):
             x0_hat = self.backbone(y, lam) if cond is None else self.backbone(y, lam, cond)
         if x0_hat.shape != y.shape:
-            raise BackboneError(f"backbone {self.backbone.name!r} gave {list(x0_hat.shape)} for a state {list(y.shape)}: "
-                                "its channels, size or multiple are not those of its network")  # fmt: skip
+            raise BackboneError(
+                f"backbone {self.backbone.name!r} gave {list(x0_hat.shape)} for a state {list(y.shape)}: "
+                "its channels, size or multiple are not those of its network"
+            )
         return x0_hat
 
     def _told(self, plan: Plan, batch: int, which: Tokens | None, choose: Chooser) -> Any:
@@ -425,5 +439,9 @@ def _warn_of_stall(errors: list[float]) -> None:
         return
     first, middle, last = errors[1], errors[len(errors) // 2], errors[-1]
     if last > 0.95 * middle and last > 0.1 * first:
-        warnings.warn("quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
-                      "vocabulary or more bins, or end at another level", RuntimeWarning, stacklevel=4)  # fmt: skip
+        warnings.warn(
+            "quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
+            "vocabulary or more bins, or end at another level",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -12,10 +12,19 @@ from noisebook.spec.spec import CodecSpec
 
 
 def load(
-    preset: str | CodecSpec = "photo", *, backbone: str | Backbone | None = None, device: str = "cpu",
-    dtype: str = "float32", channels_last: bool = False, compile: bool = False, graphs: bool = True, effort: int = 1,
-    candidates: int = 1, conditions: Mapping[str, Any] | None = None, **changes: Any,
-) -> Codec:  # fmt: skip
+    preset: str | CodecSpec = "photo",
+    *,
+    backbone: str | Backbone | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    channels_last: bool = False,
+    compile: bool = False,
+    graphs: bool = True,
+    effort: int = 1,
+    candidates: int = 1,
+    conditions: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Codec:
     """A codec by the name of a preset, or by its specification.
 
     backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not

@@ -16,9 +16,13 @@ HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, ev
 
 
 def measure(
-    backbone: Backbone, batches: Sequence[Tensor], seed: int = 0, nodes: int = NODES, about: str = "",
+    backbone: Backbone,
+    batches: Sequence[Tensor],
+    seed: int = 0,
+    nodes: int = NODES,
+    about: str = "",
     conditional: bool = False,
-) -> Curve:  # fmt: skip
+) -> Curve:
     """The curve of a backbone on images: batches uint8 [B, C, H, W], each of one size; one noise an image and level.
     `conditional`: of a backbone that is told its own tokens of the image.
 
@@ -49,10 +53,17 @@ def measure(
     multiple = least if backbone.size else backbone.padded(least + 1, least + 1)[0] - least
     pixel = backbone.state_shape(*padded) == (backbone.channels, *padded) and width == least
     return Curve(
-        backbone.name, backbone.fingerprint, tuple(levels), tuple(float(f"{v / count:.6g}") for v in errors),
-        float(f"{power / count:.6g}"), multiple, least, backbone.channels if pixel else 0, about=about,
+        backbone.name,
+        backbone.fingerprint,
+        tuple(levels),
+        tuple(float(f"{v / count:.6g}") for v in errors),
+        float(f"{power / count:.6g}"),
+        multiple,
+        least,
+        backbone.channels if pixel else 0,
+        about=about,
         condition=(backbone.condition_grid or ()) if conditional else (),
-    )  # fmt: skip
+    )
 
 
 def _device(backbone: Backbone) -> torch.device:

@@ -96,8 +96,10 @@ def restore(
     made = operator(torch.zeros(1, codec.backbone.channels, plan.height, plan.width, device=codec.device))
     if not observed.is_floating_point() or observed.shape[1:] != made.shape[1:] or not len(observed):
         shape = ", ".join(map(str, made.shape[1:]))
-        raise ImageError(f"of images of {plan.height} x {plan.width} the operator observes float [B, {shape}], not "
-                         f"{observed.dtype} {list(observed.shape)}")  # fmt: skip
+        raise ImageError(
+            f"of images of {plan.height} x {plan.width} the operator observes float [B, {shape}], not "
+            f"{observed.dtype} {list(observed.shape)}"
+        )
     if not torch.isfinite(observed).all():
         raise ImageError("what was observed must be finite")
     observed = observed.to(codec.device, torch.float32)
@@ -125,12 +127,16 @@ def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
     """
     theirs = target.spec
     if replace(source.spec, backbone=theirs.backbone, fingerprint=theirs.fingerprint) != theirs:
-        raise CodecMismatchError("an edit replays tokens: give two codecs of the same schedule, codebook, rule and finish, "
-                                 "which differ in the backbone alone")  # fmt: skip
+        raise CodecMismatchError(
+            "an edit replays tokens: give two codecs of the same schedule, codebook, rule and finish, "
+            "which differ in the backbone alone"
+        )
     tokens, size = source.encode(images), (images.shape[2], images.shape[3])
     if source.plan(*size) != target.plan(*size):
-        raise CodecMismatchError(f"backbones {source.backbone.name!r} and {target.backbone.name!r} have other states: an "
-                                 "edit needs two conditions of one model")  # fmt: skip
+        raise CodecMismatchError(
+            f"backbones {source.backbone.name!r} and {target.backbone.name!r} have other states: an "
+            "edit needs two conditions of one model"
+        )
     return target.decode(tokens.to(target.device), size)
 
 
@@ -260,12 +266,15 @@ def _sigma(codec: Codec, which: Tokens) -> float:
 def _check_other(codec: Codec, other: Backbone, plan: Plan) -> None:
     fits = other.size in (None, plan.padded) and other.padded(*plan.padded) == plan.padded
     if not fits or other.state_shape(*plan.padded) != plan.state:
-        raise BackboneError(f"backbone {other.name!r} has no states of {list(plan.state)} as {codec.backbone.name!r} has: "
-                            "guide between two conditions of one model")  # fmt: skip
+        raise BackboneError(
+            f"backbone {other.name!r} has no states of {list(plan.state)} as {codec.backbone.name!r} has: "
+            "guide between two conditions of one model"
+        )
     for lam in (step.lam for step in codec.spec.schedule if step.bins):
         if not other.pure_noise if lam == math.inf else other.snap(lam) != lam:
-            raise BackboneError(f"backbone {other.name!r} has no level lam = {lam} of the codec's: guide between two "
-                                "conditions of one model")  # fmt: skip
+            raise BackboneError(
+                f"backbone {other.name!r} has no level lam = {lam} of the codec's: guide between two conditions of one model"
+            )
 
 
 def _check_restore(codec: Codec, plan: Plan) -> None:
@@ -273,10 +282,13 @@ def _check_restore(codec: Codec, plan: Plan) -> None:
         raise SpecError("a condition is made of the whole image, which restoring does not have: use a codec without one")
     for which in plan.tokens:
         if which.count != 1 or which.runs[0].vocabulary > MOST:
-            raise SpecError(f"restoring tries every codeword: a step spends one token of at most {MOST} values, not "
-                            f"{which.count} of {which.runs[0].vocabulary}; use bins=1, start_bins=0, vocabulary={MOST}"
-                            )  # fmt: skip
+            raise SpecError(
+                f"restoring tries every codeword: a step spends one token of at most {MOST} values, not "
+                f"{which.count} of {which.runs[0].vocabulary}; use bins=1, start_bins=0, vocabulary={MOST}"
+            )
     pixels = (codec.backbone.channels, *plan.padded)
     if plan.state != pixels or type(codec.backbone).decode is not Backbone.decode:
-        raise SpecError(f"backbone {codec.backbone.name!r} works in a latent space, where what was observed of the image "
-                        "says nothing linear: restore with a backbone of pixels")  # fmt: skip
+        raise SpecError(
+            f"backbone {codec.backbone.name!r} works in a latent space, where what was observed of the image "
+            "says nothing linear: restore with a backbone of pixels"
+        )

@@ -17,8 +17,19 @@ from noisebook.images.io import read_image
 
 PNG, ORIENTATION = b"\x89PNG\r\n\x1a\n", 0x0112
 TINY = 16  # pixels a side below which an image is remarked upon
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
-           ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF"}  # fmt: skip
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".avif": "AVIF",
+}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 def detokenize(
-    data: TokenDataset, codec: "Codec", output: Path, batch_size: int = 32, first: int | None = None,
-    steps: int | None = None, tell: Callable[[int], Any] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
+    data: TokenDataset,
+    codec: "Codec",
+    output: Path,
+    batch_size: int = 32,
+    first: int | None = None,
+    steps: int | None = None,
+    tell: Callable[[int], Any] = lambda _: None,
+) -> dict[str, Any]:
     """Writes OUTPUT/KEY.png of the first `first` images (None: of all), batches of one size at a time; those that are there
     already are left alone, so that the same call goes on where it was stopped. Returns {"written", "skipped"}.
 

@@ -102,8 +102,10 @@ def _npy(data: TokenDataset, folder: Path) -> int:
                     header = {"descr": dtype.str, "fortran_order": False, "shape": (len(data), length)}
                     np.lib.format.write_array_header_1_0(f, header)
                 if len(tokens) != length:
-                    raise SpecError(f"{row['key']} has {len(tokens)} tokens, others {length}: export as webdataset or "
-                                    "megatron, or tokenize with --resize")  # fmt: skip
+                    raise SpecError(
+                        f"{row['key']} has {len(tokens)} tokens, others {length}: export as webdataset or "
+                        "megatron, or tokenize with --resize"
+                    )
                 f.write(tokens.astype(dtype).tobytes())
                 lines.write(_line(row) + "\n")
         if length is None:
@@ -114,8 +116,13 @@ def _npy(data: TokenDataset, folder: Path) -> int:
 
 
 def _megatron(data: TokenDataset, folder: Path) -> int:
-    dtype = np.dtype(next(t for t in ("uint8", "uint16", "int32", "int64")
-                          if np.iinfo(t).max >= np.iinfo(largest_dtype(data.spec)).max or t == "int64"))  # fmt: skip
+    dtype = np.dtype(
+        next(
+            t
+            for t in ("uint8", "uint16", "int32", "int64")
+            if np.iinfo(t).max >= np.iinfo(largest_dtype(data.spec)).max or t == "int64"
+        )
+    )
     lengths: list[int] = []
     with open(folder / "tokens.bin", "wb") as f, open(folder / "rows.jsonl", "w", encoding="utf-8") as lines:
         for entry in data.done:

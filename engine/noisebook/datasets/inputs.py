@@ -286,8 +286,10 @@ def _parquet(files: list[File], image_column: str | None) -> Source:
             schema = opened.schema_arrow
             column = column or next((f.name for f in schema if _holds_images(f.type)), None)
             if column is None or column not in schema.names or not _holds_images(schema.field(column).type):
-                raise DatasetError(f"{file.path}: no column of image bytes{f' {image_column!r}' if image_column else ''}: "
-                                   f"there are {', '.join(schema.names)}; name it with --image-column")  # fmt: skip
+                raise DatasetError(
+                    f"{file.path}: no column of image bytes{f' {image_column!r}' if image_column else ''}: "
+                    f"there are {', '.join(schema.names)}; name it with --image-column"
+                )
         elif not opened.schema_arrow.equals(schema):
             raise DatasetError(f"{file.path}: its columns are not those of {files[0].path}: tokenise them apart")
         stem = file.name.removesuffix(".parquet")

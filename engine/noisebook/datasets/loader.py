@@ -115,8 +115,9 @@ class Workers:
                 self._end(kill=True)
                 error = lost
         why = str(error).splitlines()[0] if str(error) else "no answer"
-        raise DatasetError(f"processes that decode cannot be started ({why}): give them memory, or decode in this one "
-                           "with --workers 0") from error  # fmt: skip
+        raise DatasetError(
+            f"processes that decode cannot be started ({why}): give them memory, or decode in this one with --workers 0"
+        ) from error
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -185,8 +186,10 @@ def batches(
             answer, first = (first, None) if first is not None else (next(answers), None)
             if isinstance(answer, Picture) and only and answer.pixels.shape[:2] != only:
                 height, width = answer.pixels.shape[:2]
-                answer = Failure("other_size", f"{height} x {width}; the first ones have {only[0]} x {only[1]}: give "
-                                 "--resize, or --mixed-sizes")  # fmt: skip
+                answer = Failure(
+                    "other_size",
+                    f"{height} x {width}; the first ones have {only[0]} x {only[1]}: give --resize, or --mixed-sizes",
+                )
             if isinstance(answer, Failure):
                 failures[row] = answer
                 continue

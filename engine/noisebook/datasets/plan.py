@@ -60,8 +60,13 @@ class Plan:
 
     def _about(self) -> dict:
         source = self.source
-        return {"version": VERSION, "settings": self.settings.as_dict(), "kind": source.kind,
-                "columns": source.columns, "image_column": source.image_column}  # fmt: skip
+        return {
+            "version": VERSION,
+            "settings": self.settings.as_dict(),
+            "kind": source.kind,
+            "columns": source.columns,
+            "image_column": source.image_column,
+        }
 
     def _summary(self) -> dict:
         return {"hash": self.hash, "stamp": self.stamp, "items": len(self.source.items), "shards": self.shards}
@@ -89,8 +94,13 @@ class Plan:
             )
             source = Source(about["kind"], files, items, about["columns"], about["image_column"])
             given = about["settings"]
-            settings = Settings(**{**given, "spec": CodecSpec.from_json(json.dumps(given["spec"])),
-                                   "size": given["size"] and tuple(given["size"])})  # fmt: skip
+            settings = Settings(
+                **{
+                    **given,
+                    "spec": CodecSpec.from_json(json.dumps(given["spec"])),
+                    "size": given["size"] and tuple(given["size"]),
+                }
+            )
             plan = cls(source, settings)
             told = {name: about[name] for name in plan._summary()}
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -106,14 +116,19 @@ class Plan:
         if self.hash != other.hash:
             mine, new = self._about(), other._about()
             changed = [k for k in mine["settings"] if mine["settings"][k] != new["settings"][k]]
-            what = f"its settings are others ({', '.join(changed)})" if changed else \
-                f"the input has changed ({len(self.source.items)} items then, {len(other.source.items)} now)"  # fmt: skip
+            what = (
+                f"its settings are others ({', '.join(changed)})"
+                if changed
+                else f"the input has changed ({len(self.source.items)} items then, {len(other.source.items)} now)"
+            )
             raise DatasetError(f"{where}: {what}: give what it was begun with, or tokenise into a new folder")
         if self.stamp != other.stamp:
             old = {f.name: f.stamp for f in self.source.files}
             names = [f.name for f in other.source.files if old.get(f.name) != f.stamp]
-            raise DatasetError(f"{where}: the input has changed since ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
-                               ": tokenise into a new folder")  # fmt: skip
+            raise DatasetError(
+                f"{where}: the input has changed since ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+                ": tokenise into a new folder"
+            )
 
 
 def _row(item: Item) -> tuple:
@@ -125,8 +140,10 @@ def _table(kind: type, rows: Sequence) -> bytes:
     import pyarrow.parquet as pq
 
     types = {"str": pa.string(), "int": pa.int64()}
-    columns = {name: pa.array([getattr(row, name) for row in rows], types[getattr(f.type, "__name__", f.type)])
-               for name, f in kind.__dataclass_fields__.items()}  # fmt: skip
+    columns = {
+        name: pa.array([getattr(row, name) for row in rows], types[getattr(f.type, "__name__", f.type)])
+        for name, f in kind.__dataclass_fields__.items()
+    }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, write_page_checksum=True, compression="zstd")
     return buffer.getvalue()

@@ -94,9 +94,16 @@ class Crew:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, todo: Sequence[int], progress: Progress, hire: Callable[[], Any], size: int,
-        retries: int, patience: float = PATIENCE, place: float = PLACE,
-    ):  # fmt: skip
+        self,
+        tokenizer: Tokenizer,
+        todo: Sequence[int],
+        progress: Progress,
+        hire: Callable[[], Any],
+        size: int,
+        retries: int,
+        patience: float = PATIENCE,
+        place: float = PLACE,
+    ):
         self.tokenizer, self.progress, self.hire, self.size, self.retries = tokenizer, progress, hire, size, retries
         self.patience, self.place = patience, place
         self.todo, self.waiting, self.left = todo, deque(todo), set(todo)
@@ -206,8 +213,10 @@ class Crew:
     def _hire_no_more(self, reason: str) -> None:
         self.size = sum(member.loaded for member in self.members)
         if not self.size:
-            raise DatasetError(f"{self.stillborn} actors in a row died before they had a codec: {reason}: has every node "
-                               "the packages, and memory? What is done stays done")  # fmt: skip
+            raise DatasetError(
+                f"{self.stillborn} actors in a row died before they had a codec: {reason}: has every node "
+                "the packages, and memory? What is done stays done"
+            )
 
     def _refuse_unseen(self) -> None:
         made = [shard for shard in self.todo if self.deaths[shard] <= self.retries]

@@ -34,8 +34,10 @@ class _Shards:
         self.ledgers = [e for e in entries if e is not None and e["plan"] == plan.hash]
         self.done = [e for e in self.ledgers if e["status"] == ledger.DONE]
         if len(self.done) < plan.shards and not partial:
-            raise DatasetError(f"{folder}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
-                               "what is there with partial=True")  # fmt: skip
+            raise DatasetError(
+                f"{folder}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
+                "what is there with partial=True"
+            )
 
     @property
     def spec(self) -> CodecSpec:
@@ -123,9 +125,14 @@ class TokenStream(_Shards, IterableDataset):
     """
 
     def __init__(
-        self, folder: str, shuffle: bool = False, seed: int = 0, rank: int | None = None, world: int | None = None,
+        self,
+        folder: str,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
         partial: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__(folder, partial)
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.rank, self.world = (*_ranks(),) if rank is None or world is None else (rank, world)

@@ -127,9 +127,12 @@ def states(plan: Plan, store: Store, shards: Sequence[int], log: Callable[[str],
 
 
 def tokenize(
-    job: Job, codec_for: "Callable[[tuple[int, int] | None], Codec]", log: Callable[[str], None],
-    engine: "Callable[[Tokenizer, list[int], Progress], None] | None" = None, rank: Rank | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    job: Job,
+    codec_for: "Callable[[tuple[int, int] | None], Codec]",
+    log: Callable[[str], None],
+    engine: "Callable[[Tokenizer, list[int], Progress], None] | None" = None,
+    rank: Rank | None = None,
+) -> dict[str, Any]:
     """Tokenises a data set, or what is left of it; returns the counts of this rank's shards: n_in, n_ok, n_failed, shards.
 
     engine  who makes the shards: actors of Ray (ray_engine.py); None: this process
@@ -146,8 +149,10 @@ def tokenize(
         plan, codec = make_plan(job, codec_for, store)
         mine = list(range(rank.number, plan.shards, rank.world))
         todo, done, failed = states(plan, store, mine, log)
-        log(f"{done} shards done, {len(todo)} to do ({len(plan.source.items)} images, {plan.shards} shards"
-            + (f", rank {rank.number} of {rank.world})" if rank.world > 1 else ")"))  # fmt: skip
+        log(
+            f"{done} shards done, {len(todo)} to do ({len(plan.source.items)} images, {plan.shards} shards"
+            + (f", rank {rank.number} of {rank.world})" if rank.world > 1 else ")")
+        )
         with Progress(store, rank, plan, todo) as progress:
             if todo:
                 (engine or _here)(
@@ -170,8 +175,13 @@ def summary(plan: Plan, store: Store, shards: Sequence[int]) -> dict[str, Any]:
         for failure in entry["failed"]:
             codes[failure["code"]] = codes.get(failure["code"], 0) + 1
     total = {key: sum(entry[key] for entry in entries) for key in ("n_in", "n_ok", "n_failed")}
-    return {**total, "shards": len(entries), "of_shards": len(shards), "failed_by_code": codes,
-            "remarks": sum(len(entry["remarks"]) for entry in entries)}  # fmt: skip
+    return {
+        **total,
+        "shards": len(entries),
+        "of_shards": len(shards),
+        "failed_by_code": codes,
+        "remarks": sum(len(entry["remarks"]) for entry in entries),
+    }
 
 
 class Progress:

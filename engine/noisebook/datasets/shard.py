@@ -88,9 +88,15 @@ class Tokenizer:
     """Makes shards of `plan` with `codec` into `store`. `tell(event, fields)` hears of every batch and shard."""
 
     def __init__(
-        self, plan: Plan, codec: "Codec", store: Store, workers: int, max_errors: int | None = None, failed: int = 0,
+        self,
+        plan: Plan,
+        codec: "Codec",
+        store: Store,
+        workers: int,
+        max_errors: int | None = None,
+        failed: int = 0,
         tell: Callable[[str, dict[str, Any]], None] = lambda *_: None,
-    ):  # fmt: skip
+    ):
         if codec.spec.hash != plan.settings.spec.hash:
             raise SpecError("the codec is not the one of the plan")
         self.plan, self.codec, self.store, self.workers = plan, codec, store, workers
@@ -124,8 +130,10 @@ class Tokenizer:
         """So many images more have failed. Raises ImageError when that is more than may."""
         self.failed += failed
         if self.max_errors is not None and self.failed > self.max_errors:
-            raise ImageError(f"{self.failed} images failed, more than --max-errors {self.max_errors}: see the ledger in "
-                             f"{self.store.url}; what is done stays done")  # fmt: skip
+            raise ImageError(
+                f"{self.failed} images failed, more than --max-errors {self.max_errors}: see the ledger in "
+                f"{self.store.url}; what is done stays done"
+            )
 
     def _encode(self, batch: Batch, made: Made) -> None:
         assert batch.images is not None
@@ -135,8 +143,10 @@ class Tokenizer:
             for row, picture, one in zip(batch.rows, batch.pictures, tokens, strict=True):
                 self._keep(made, row, picture, one)
         except torch.cuda.OutOfMemoryError as error:
-            raise SpecError(f"the device has too little memory for {len(batch.rows)} images of {list(batch.images.shape)}"
-                            ": give a smaller --batch-size") from error  # fmt: skip
+            raise SpecError(
+                f"the device has too little memory for {len(batch.rows)} images of {list(batch.images.shape)}"
+                ": give a smaller --batch-size"
+            ) from error
         except NoisebookError:  # one of them: which
             for row, picture, image in zip(batch.rows, batch.pictures, batch.images, strict=True):
                 try:
@@ -161,11 +171,15 @@ class Tokenizer:
         self.store.write(shard_name(shard), data)
         seconds = time.time() - made.begun
         entry = self._entry(shard, DONE, made.failures) | {
-            "remarks": [{"key": items[row].key, "code": code} for row in sorted(made.pictures)
-                        for code in made.pictures[row].remarks],
-            "sha256": sha256(data), "bytes": len(data), "tokens": sum(len(t) for t in made.tokens.values()),
-            "seconds": round(seconds, 3), "images_per_s": round(len(items) / seconds, 3),
-        }  # fmt: skip
+            "remarks": [
+                {"key": items[row].key, "code": code} for row in sorted(made.pictures) for code in made.pictures[row].remarks
+            ],
+            "sha256": sha256(data),
+            "bytes": len(data),
+            "tokens": sum(len(t) for t in made.tokens.values()),
+            "seconds": round(seconds, 3),
+            "images_per_s": round(len(items) / seconds, 3),
+        }
         write_ledger(self.store, shard, entry)
         self.tell("shard", {k: v for k, v in entry.items() if k not in ("failed", "remarks")})
         return entry["n_failed"]
@@ -211,15 +225,32 @@ class Tokenizer:
         return shard_bytes(columns, carried, self._footer(shard))
 
     def _footer(self, shard: int) -> dict[str, Any]:
-        return {"format": FORMAT, "plan": self.plan.hash, "shard": shard, "shards": self.plan.shards, "versions": versions(),
-                "spec_hash": self.codec.spec.hash.hex(), **self.plan.settings.as_dict()}  # fmt: skip
+        return {
+            "format": FORMAT,
+            "plan": self.plan.hash,
+            "shard": shard,
+            "shards": self.plan.shards,
+            "versions": versions(),
+            "spec_hash": self.codec.spec.hash.hex(),
+            **self.plan.settings.as_dict(),
+        }
 
     def _entry(self, shard: int, status: str, failures: dict[int, Failure]) -> dict[str, Any]:
         items, device = self.plan.items(shard), self.codec.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
         failed = [{"key": items[row].key, "code": f.code, "message": f.message} for row, f in sorted(failures.items())]
         counts = {"n_in": len(items), "n_ok": len(items) - len(failed), "n_failed": len(failed)}
-        return {"shard": shard, "status": status, "plan": self.plan.hash, **counts, "failed": failed, "remarks": [],
-                "device": f"{device} ({name})", "threads": torch.get_num_threads(), "host": platform.node(),
-                "process": os.getpid(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "versions": versions()}  # fmt: skip
+        return {
+            "shard": shard,
+            "status": status,
+            "plan": self.plan.hash,
+            **counts,
+            "failed": failed,
+            "remarks": [],
+            "device": f"{device} ({name})",
+            "threads": torch.get_num_threads(),
+            "host": platform.node(),
+            "process": os.getpid(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+        }

@@ -64,8 +64,16 @@ def shard_bytes(columns: dict[str, "pa.Array"], carried: "pa.Table", footer: dic
     text = json.dumps(footer, sort_keys=True, separators=(",", ":")).encode()
     table = table.replace_schema_metadata({FOOTER: text})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression="zstd", use_dictionary=False, write_statistics=False,
-                   write_page_checksum=True, store_schema=True)  # fmt: skip
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=ROW_GROUP,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        store_schema=True,
+    )
     return buffer.getvalue()
 
 
@@ -89,8 +97,10 @@ def tokens_of(table: "pa.Table", spec: CodecSpec) -> list[np.ndarray] | np.ndarr
     they do not fit the specification."""
     if "payload" in table.column_names:
         sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
-        return [unpack(payload, [run for _, run in spec.runs_for(*size)])
-                for payload, size in zip(table["payload"].to_pylist(), sizes, strict=True)]  # fmt: skip
+        return [
+            unpack(payload, [run for _, run in spec.runs_for(*size)])
+            for payload, size in zip(table["payload"].to_pylist(), sizes, strict=True)
+        ]
     column = table["tokens"].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     if hasattr(column.type, "list_size") and column.type.list_size >= 0:

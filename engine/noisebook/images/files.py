@@ -29,9 +29,12 @@ def token_runs(spec: CodecSpec, height: int, width: int) -> list[Run]:
 
 
 def encode_picture(
-    codec: "Codec", pixels: "np.ndarray", embed: bool | None = None, weights: "np.ndarray | None" = None,
+    codec: "Codec",
+    pixels: "np.ndarray",
+    embed: bool | None = None,
+    weights: "np.ndarray | None" = None,
     derived: tuple[int, int] | None = None,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or, unless `embed` is False,
     if it is no preset's and not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see
     `Codec.encode`."""
@@ -40,9 +43,12 @@ def encode_picture(
 
 
 def encode_and_show(
-    codec: "Codec", pixels: "np.ndarray", embed: bool | None = None, weights: "np.ndarray | None" = None,
+    codec: "Codec",
+    pixels: "np.ndarray",
+    embed: bool | None = None,
+    weights: "np.ndarray | None" = None,
     derived: tuple[int, int] | None = None,
-) -> tuple[bytes, "np.ndarray"]:  # fmt: skip
+) -> tuple[bytes, "np.ndarray"]:
     """(what `encode_picture` gives, what `decode_picture` makes of it), in one walk."""
     height, width = pixels.shape[:2]
     tokens, image = codec.reconstruct(*_tensors(pixels, weights))
@@ -121,14 +127,31 @@ def describe(path: Path) -> dict[str, Any]:
     """Everything a file says, without a backbone. Raises FormatError for a damaged one."""
     container = Container.read(path)
     spec, size = spec_of(container), len(container.to_bytes())
-    out = {"name": str(path), "bytes": size, "height": container.height, "width": container.width,
-           "bpp": 8 * size / (container.height * container.width), "payload_bytes": len(container.payload),
-           "preset": container.preset, "codec_hash": container.codec_hash.hex(),
-           "embedded_spec": container.spec_json is not None, "derived": container.derived, "codec": None,
-           "tokens": None, "error": None}  # fmt: skip
+    out = {
+        "name": str(path),
+        "bytes": size,
+        "height": container.height,
+        "width": container.width,
+        "bpp": 8 * size / (container.height * container.width),
+        "payload_bytes": len(container.payload),
+        "preset": container.preset,
+        "codec_hash": container.codec_hash.hex(),
+        "embedded_spec": container.spec_json is not None,
+        "derived": container.derived,
+        "codec": None,
+        "tokens": None,
+        "error": None,
+    }
     if spec is not None:
         tokens = unpack(container.payload, token_runs(spec, container.height, container.width))
-        out |= {"codec": codec_name(spec), "tokens": len(tokens), "steps": len(spec.schedule), "law": spec.law,
-                "vocabulary": spec.vocabulary, "seed": spec.seed, "finish": spec.finish,
-                "first_tokens": tokens[:16].tolist()}  # fmt: skip
+        out |= {
+            "codec": codec_name(spec),
+            "tokens": len(tokens),
+            "steps": len(spec.schedule),
+            "law": spec.law,
+            "vocabulary": spec.vocabulary,
+            "seed": spec.seed,
+            "finish": spec.finish,
+            "first_tokens": tokens[:16].tolist(),
+        }
     return out

@@ -58,12 +58,20 @@ class Aim:
     """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` hears of each try."""
 
     def __init__(
-        self, target: Target, backbone: "Backbone", curve: "Curve", graphs: bool = True, effort: int = 1,
-        candidates: int = 1, tell: Callable[[str], None] | None = None,
-    ):  # fmt: skip
+        self,
+        target: Target,
+        backbone: "Backbone",
+        curve: "Curve",
+        graphs: bool = True,
+        effort: int = 1,
+        candidates: int = 1,
+        tell: Callable[[str], None] | None = None,
+    ):
         if curve.fingerprint != backbone.fingerprint:
-            raise BackboneError(f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
-                                f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`")  # fmt: skip
+            raise BackboneError(
+                f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
+                f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`"
+            )
         if curve.condition and target.max_calls < 3:
             raise SpecError("under a condition max_calls is 3 at least: the first tokens take a network call too")
         self.target, self.backbone, self.curve = target, backbone, curve
@@ -122,8 +130,10 @@ class Aim:
             tokens += change
         if best is None or abs(best[1] - size) > max(0.1 * size, 2 * each):
             got = f"; the nearest is {best[1]}" if best else ""
-            raise SpecError(f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_calls} "
-                            f"network calls{got}: ask for another rate, or more calls")  # fmt: skip
+            raise SpecError(
+                f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_calls} "
+                f"network calls{got}: ask for another rate, or more calls"
+            )
         return best[0]
 
     def tokens_for_psnr(self, height: int, width: int, decibels: float) -> int:
@@ -181,8 +191,9 @@ class Aim:
             near = f"; the nearest was {best[0]:.2f} dB" if best else ""
             raise SpecError(f"no number of tokens gives {wanted:g} dB in {self.target.max_calls} network calls{near}")
         if abs(best[0] - wanted) > 0.1:
-            warnings.warn(f"{best[0]:.2f} dB is the nearest to {wanted:g} dB in {len(tried)} tries", RuntimeWarning,
-                          stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"{best[0]:.2f} dB is the nearest to {wanted:g} dB in {len(tried)} tries", RuntimeWarning, stacklevel=3
+            )
         return best[1], best[2]
 
 
@@ -216,8 +227,10 @@ def curve_of(backbone: "Backbone", path: "str | None" = None) -> "Curve":
             raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     curve = calibration.shipped().get(backbone.name)
     if curve is None or curve.fingerprint != backbone.fingerprint:
-        raise SpecError(f"backbone {backbone.name!r} has no curve: run `noisebook calibrate {backbone.name} IMAGES -o "
-                        "FILE`, then give --curve FILE")  # fmt: skip
+        raise SpecError(
+            f"backbone {backbone.name!r} has no curve: run `noisebook calibrate {backbone.name} IMAGES -o "
+            "FILE`, then give --curve FILE"
+        )
     return curve
 
 

@@ -32,14 +32,18 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], from
     y0, y1 = y_ticks[0], y_ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return (round(LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT), 1),
-                round(HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM), 1))  # fmt: skip
+        return (
+            round(LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT), 1),
+            round(HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM), 1),
+        )
 
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for y in y_ticks:
         left, height = at(x0, y)
-        out.append(f'<path class="grid" d="M{left} {height}H{WIDTH - RIGHT}"/>'
-                   f'<text class="end" x="{left - 6}" y="{height + 4}">{number(y)}</text>')  # fmt: skip
+        out.append(
+            f'<path class="grid" d="M{left} {height}H{WIDTH - RIGHT}"/>'
+            f'<text class="end" x="{left - 6}" y="{height + 4}">{number(y)}</text>'
+        )
     for x in (x for x in x_ticks if x0 <= x <= x1):
         left, bottom = at(x, y0)
         out.append(f'<text class="middle" x="{left}" y="{bottom + 20}">{number(x)}</text>')

@@ -95,15 +95,24 @@ class Source:
             raise CodecMismatchError(f"{self.name}: its tokens are of another codec than the one that was made for them")
         entries = data.done
         counts = {name: sum(e[name] for e in data.ledgers) for name in ("n_in", "n_ok", "n_failed")}
-        counts |= {"shards": len(entries), "of_shards": data.plan.shards, "bytes": sum(e["bytes"] for e in entries),
-                   "tokens": sum(e["tokens"] for e in entries)}  # fmt: skip
+        counts |= {
+            "shards": len(entries),
+            "of_shards": data.plan.shards,
+            "bytes": sum(e["bytes"] for e in entries),
+            "tokens": sum(e["tokens"] for e in entries),
+        }
         return Run(
-            self.name, data.plan.settings.as_dict()["spec"], data.provenance, counts,
+            self.name,
+            data.plan.settings.as_dict()["spec"],
+            data.provenance,
+            counts,
             Counter(f["code"] for e in data.ledgers for f in e["failed"]),
             Counter(r["code"] for e in data.ledgers for r in e["remarks"]),
-            sorted(entries, key=lambda e: (e["finished"], e["shard"])), codec.calls, self._tokens(codec),
+            sorted(entries, key=lambda e: (e["finished"], e["shard"])),
+            codec.calls,
+            self._tokens(codec),
             self._shown(codec, keys),
-        )  # fmt: skip
+        )
 
     def _tokens(self, codec: "Codec") -> Tokens | None:
         if self.data.spec.rule == "poisson" or not self.rows:
@@ -116,9 +125,12 @@ class Source:
         largest = int(values.max())
         reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(values)}
         return Tokens(
-            len(tokens), np.array([entropy(column) for column in tokens.T]), np.array([reachable[int(v)] for v in values]),
-            values, np.bincount(tokens[:, values == largest].ravel(), minlength=largest),
-        )  # fmt: skip
+            len(tokens),
+            np.array([entropy(column) for column in tokens.T]),
+            np.array([reachable[int(v)] for v in values]),
+            values,
+            np.bincount(tokens[:, values == largest].ravel(), minlength=largest),
+        )
 
     def _shown(self, codec: "Codec", keys: list[str]) -> list[Shown]:
         rows = [self.rows[key] for key in keys]

@@ -26,8 +26,16 @@ def page(runs: Sequence[Run]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", _overview(runs)]
     if len(runs) > 1:
         parts += ["<h2>Rate and distortion</h2>", _rates(runs)]
-    parts += ["<h2>Pictures</h2>", _pictures(runs), "<h2>Tokens</h2>", _tokens(runs), "<h2>Speed</h2>", _speed(runs),
-              "<h2>Specification</h2>", *(_specification(run) for run in runs)]  # fmt: skip
+    parts += [
+        "<h2>Pictures</h2>",
+        _pictures(runs),
+        "<h2>Tokens</h2>",
+        _tokens(runs),
+        "<h2>Speed</h2>",
+        _speed(runs),
+        "<h2>Specification</h2>",
+        *(_specification(run) for run in runs),
+    ]
     style = (files("noisebook.report") / "style.css").read_text(encoding="utf-8")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     head += f"<style>\n{style}</style>"
@@ -36,8 +44,9 @@ def page(runs: Sequence[Run]) -> str:
 
 def _table(rows: Iterable[Sequence[str]]) -> str:
     """The first cell of a row is its heading; cells are HTML already."""
-    lines = "".join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-                    for first, *rest in rows)  # fmt: skip
+    lines = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
+    )
     return f'<div class="wide"><table>{lines}</table></div>'
 
 
@@ -62,14 +71,20 @@ def _overview(runs: Sequence[Run]) -> str:
         ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],
         ["SSIM", *(with_unit(run.mean("ssim"), 4, "") for run in runs)],
     ]
-    note = "" if all(run.counts["shards"] == run.counts["of_shards"] for run in runs) else \
-        "<p>Not complete: shards are missing, <code>noisebook tokenize --resume</code> makes them.</p>"  # fmt: skip
+    note = (
+        ""
+        if all(run.counts["shards"] == run.counts["of_shards"] for run in runs)
+        else "<p>Not complete: shards are missing, <code>noisebook tokenize --resume</code> makes them.</p>"
+    )
     return f"{_table(rows)}{note}"
 
 
 def _rates(runs: Sequence[Run]) -> str:
-    series = [Series(run.name, [(run.mean("bpp") or 0, run.mean("psnr") or 0)], "marks", i % 5 + 1, [run.name])
-              for i, run in enumerate(runs) if run.mean("psnr") is not None]  # fmt: skip
+    series = [
+        Series(run.name, [(run.mean("bpp") or 0, run.mean("psnr") or 0)], "marks", i % 5 + 1, [run.name])
+        for i, run in enumerate(runs)
+        if run.mean("psnr") is not None
+    ]
     if not series:
         return "<p>No original can be read again, so no distortion is known.</p>"
     keys = [[shown.key for shown in run.shown] for run in runs]
@@ -97,10 +112,17 @@ def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
         cells.append(("decoded" if len(group) == 1 else name, shown.decoded))
         if shown.original is not None:
             cells.append(("error", _error(shown)))
-    told = [f"{shown.bpp:.3f} bpp" + (f", {shown.psnr:.2f} dB" if shown.psnr is not None else "")
-            + (f" ({escape(shown.problem)})" if shown.problem else "") for shown in group]  # fmt: skip
-    images = "".join(f'<div><img alt="{escape(word)} of {escape(first.key)}" src="{_data(pixels)}">'
-                     f"<span>{escape(word)}</span></div>" for word, pixels in cells if pixels is not None)  # fmt: skip
+    told = [
+        f"{shown.bpp:.3f} bpp"
+        + (f", {shown.psnr:.2f} dB" if shown.psnr is not None else "")
+        + (f" ({escape(shown.problem)})" if shown.problem else "")
+        for shown in group
+    ]
+    images = "".join(
+        f'<div><img alt="{escape(word)} of {escape(first.key)}" src="{_data(pixels)}"><span>{escape(word)}</span></div>'
+        for word, pixels in cells
+        if pixels is not None
+    )
     small = " small" if max(first.decoded.shape[:2]) < 128 else ""
     caption = f"<figcaption>{escape(first.key)}: {'; '.join(told)}</figcaption>"
     return f'<figure><div class="row{small}">{images}</div>{caption}</figure>'
@@ -125,8 +147,11 @@ def _tokens(runs: Sequence[Run]) -> str:
     out = []
     for run in runs:
         out.append(f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "")
-        out.append("<p>Its codes vary in length, so there are no positions to count.</p>" if run.tokens is None
-                   else _statistics(run.tokens))  # fmt: skip
+        out.append(
+            "<p>Its codes vary in length, so there are no positions to count.</p>"
+            if run.tokens is None
+            else _statistics(run.tokens)
+        )
     return "".join(out)
 
 
@@ -139,8 +164,12 @@ def _statistics(tokens: Tokens) -> str:
     histogram = [Series("tokens", steps, "bars", 1), Series("uniform", [(0, 1), (values, 1)], "line", 2)]
     length = len(tokens.entropy)
     counted, uniform, most = tokens.entropy, tokens.reachable, np.log2(tokens.values)
-    entropy = [Series(name, list(enumerate(bits.tolist())), "line", i) for i, (name, bits) in enumerate(
-        (("counted", counted), (f"uniform tokens of {tokens.images:,} images", uniform), ("maximum", most)), 1)]  # fmt: skip
+    entropy = [
+        Series(name, list(enumerate(bits.tolist())), "line", i)
+        for i, (name, bits) in enumerate(
+            (("counted", counted), (f"uniform tokens of {tokens.images:,} images", uniform), ("maximum", most)), 1
+        )
+    ]
     about = (
         f"{tokens.images:,} images of one size, {length:,} tokens each: {counted.sum():,.1f} bits as counted at each "
         f"position for itself, {uniform.sum():,.1f} if they were uniform, of {most.sum():,.1f}."
@@ -157,8 +186,11 @@ def _statistics(tokens: Tokens) -> str:
 
 
 def _speed(runs: Sequence[Run]) -> str:
-    series = [Series(run.name, [(i + 1, entry["images_per_s"]) for i, entry in enumerate(run.shards)], "line", k % 5 + 1)
-              for k, run in enumerate(runs) if run.shards]  # fmt: skip
+    series = [
+        Series(run.name, [(i + 1, entry["images_per_s"]) for i, entry in enumerate(run.shards)], "line", k % 5 + 1)
+        for k, run in enumerate(runs)
+        if run.shards
+    ]
     if not series:
         return "<p>No shard is done.</p>"
     where: dict[tuple[str, str, str], list[float]] = {}
@@ -168,8 +200,10 @@ def _speed(runs: Sequence[Run]) -> str:
             for i, value in enumerate((1, entry["n_in"], entry["seconds"])):
                 total[i] += value
     rows = [["data set", "device", "host", "shards", "images", "images a second of a process"]]
-    rows += [[*map(escape, key), f"{shards:.0f}", f"{images:,.0f}", f"{images / max(seconds, 1e-9):,.2f}"]
-             for key, (shards, images, seconds) in where.items()]  # fmt: skip
+    rows += [
+        [*map(escape, key), f"{shards:.0f}", f"{images:,.0f}", f"{images / max(seconds, 1e-9):,.2f}"]
+        for key, (shards, images, seconds) in where.items()
+    ]
     drawn = chart("images a second of each shard", "shards, by the time they were done", "images a second", series)
     return f"{drawn}{legend(series) if len(series) > 1 else ''}{_table(rows)}"
 
@@ -179,8 +213,10 @@ def _specification(run: Run) -> str:
     spec: dict[str, Any] = run.spec
     about = _table([[escape(str(k)), escape(_short(v))] for k, v in spec.items()])
     whole = escape(json.dumps(spec, indent=1))
-    return (f"<h3>{escape(run.name)}</h3><p>Made with {versions or 'unknown versions'}.</p>{about}"
-            f"<details><summary>As JSON</summary><pre>{whole}</pre></details>")  # fmt: skip
+    return (
+        f"<h3>{escape(run.name)}</h3><p>Made with {versions or 'unknown versions'}.</p>{about}"
+        f"<details><summary>As JSON</summary><pre>{whole}</pre></details>"
+    )
 
 
 def _short(value: Any) -> str:

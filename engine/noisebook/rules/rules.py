@@ -214,8 +214,10 @@ class Poisson(_Plain):
     def check(self, bins: int, dims: int) -> None:
         chunks = len(self._sizes(bins))
         if chunks > dims:
-            raise SpecError(f"{bins} bits of divergence cut a view of {dims} dimensions in {chunks} chunks, some of them "
-                            "empty: use fewer bits a step")  # fmt: skip
+            raise SpecError(
+                f"{bins} bits of divergence cut a view of {dims} dimensions in {chunks} chunks, some of them "
+                "empty: use fewer bits a step"
+            )
 
     def select(self, residual: Tensor, bins: int, number: int, step: Step) -> Tensor:
         sizes = self._sizes(bins)

@@ -145,8 +145,11 @@ class Graphs:
             while cause.__context__ is not None:  # what broke the recording, not that it could not be ended
                 cause = cause.__context__
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-            warnings.warn(f"the work cannot be recorded as a CUDA graph and runs without from now on: {reason}",
-                          RuntimeWarning, stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"the work cannot be recorded as a CUDA graph and runs without from now on: {reason}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
             self.enabled = False
             self._recorded.clear()
             return None

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 LEAST_SNR, RATIO, POINTS = 2.0**-12, 1.0905077326652577, 225  # the path's levels 1/lam^2, eight an octave
 # E[max |z|]^2 of 2^(b - 1) standard normal numbers, for tokens of b = 1 ... 33 bits
+# fmt: off
 GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 10.552, 11.8465, 13.1487, 14.4574, 15.7717,
         17.0907, 18.4138, 19.7406, 21.0707, 22.4036, 23.7392, 25.0772, 26.4174, 27.7596, 29.1036, 30.4492, 31.7965, 33.1451,
-        34.4951, 35.8464, 37.1988, 38.5523, 39.9068, 41.2623)  # fmt: skip
+        34.4951, 35.8464, 37.1988, 38.5523, 39.9068, 41.2623)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,16 @@ def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int =
     start, schedule = schedule_for(curve, dims, tokens, steps, vocabulary)
     if curve.condition:
         start, schedule = 0, (Step(math.inf, 0.0, schedule[0].lam, start), *schedule)
-    return CodecSpec(curve.backbone, curve.fingerprint, schedule, vocabulary=vocabulary, seed=seed, start_bins=start,
-                     start_vocabulary=vocabulary, condition=curve.condition)  # fmt: skip
+    return CodecSpec(
+        curve.backbone,
+        curve.fingerprint,
+        schedule,
+        vocabulary=vocabulary,
+        seed=seed,
+        start_bins=start,
+        start_vocabulary=vocabulary,
+        condition=curve.condition,
+    )
 
 
 def snapped(spec: CodecSpec, backbone: "Backbone") -> CodecSpec:

@@ -65,8 +65,15 @@ class Recipe:
         if self.condition == "only":
             kind = "ab2" if self.finish == "mean" else self.finish
             levels = schedule.even_levels(math.inf, self.steps)
-            return CodecSpec(backbone.name, backbone.fingerprint, (), seed=self.seed, finish=kind, finish_levels=levels,  # type: ignore[arg-type]
-                             condition=grid)  # fmt: skip
+            return CodecSpec(
+                backbone.name,
+                backbone.fingerprint,
+                (),
+                seed=self.seed,
+                finish=kind,
+                finish_levels=levels,  # type: ignore[arg-type]
+                condition=grid,
+            )
         curve = calibration.shipped().get(backbone.name)
         if self.tokens and curve is not None and (curve.fingerprint, curve.condition) == (backbone.fingerprint, grid):
             dims = curve.channels * self.scale_pixels
@@ -74,11 +81,21 @@ class Recipe:
             spec = replace(calibration.snapped(spec, backbone), law=self.law, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
         else:
             spec = CodecSpec(
-                backbone=backbone.name, fingerprint=backbone.fingerprint, schedule=self._schedule(backbone),
-                law=self.law, vocabulary=self.vocabulary, seed=self.seed, start_bins=self.start_bins,  # type: ignore[arg-type]
-                start_vocabulary=self.start_vocabulary, rows=self.rows, columns=self.columns, scale_pixels=self.scale_pixels,
-                rule=self.rule, coefficient_bits=self.coefficient_bits, condition=grid,  # type: ignore[arg-type]
-            )  # fmt: skip
+                backbone=backbone.name,
+                fingerprint=backbone.fingerprint,
+                schedule=self._schedule(backbone),
+                law=self.law,
+                vocabulary=self.vocabulary,
+                seed=self.seed,
+                start_bins=self.start_bins,  # type: ignore[arg-type]
+                start_vocabulary=self.start_vocabulary,
+                rows=self.rows,
+                columns=self.columns,
+                scale_pixels=self.scale_pixels,
+                rule=self.rule,
+                coefficient_bits=self.coefficient_bits,
+                condition=grid,  # type: ignore[arg-type]
+            )
         end = spec.lam_last
         finish_levels = ()
         if self.finish != "mean" and end > 0:
@@ -107,8 +124,10 @@ class Recipe:
             # a first step from pure noise, so that what the condition tells is known before any token is chosen
             levels, counts = [math.inf, *levels], schedule.geometric(self.bins, last, self.steps + 1)
         if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-            raise SpecError(f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
-                            f"{self.lam_max}; use fewer steps")  # fmt: skip
+            raise SpecError(
+                f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
+                f"{self.lam_max}; use fewer steps"
+            )
         if not 0 <= self.free_steps < self.steps:
             raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
         coded = len(levels) - 1 - self.free_steps
@@ -179,6 +198,18 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
 
 def to_json(entries: list[Preset]) -> str:
     """The text of `presets.json`."""
-    return json.dumps(
-        {p.name: {"number": p.number, "about": p.about, "recipe": asdict(p.recipe), "spec": json.loads(p.spec.to_json())}
-         for p in entries}, indent=1) + "\n"  # fmt: skip
+    return (
+        json.dumps(
+            {
+                p.name: {
+                    "number": p.number,
+                    "about": p.about,
+                    "recipe": asdict(p.recipe),
+                    "spec": json.loads(p.spec.to_json()),
+                }
+                for p in entries
+            },
+            indent=1,
+        )
+        + "\n"
+    )

@@ -52,13 +52,15 @@ def flow(lam_max: float, lam_min: float, steps: int) -> list[float]:
 
 
 # Turbo-DDCM's time steps of 1000, which its code takes from DiffC: dense where noise is low
+# fmt: off
 TURBO_TIMES = (
     999, 972, 949, 929, 897, 869, 834, 805, 780, 751, 726, 704, 688, 670, 648, 627, 608, 591, 578, 561, 546, 530, 520, 510,
     498, 491, 480, 465, 455, 447, 438, 429, 419, 410, 402, 390, 380, 371, 361, 353, 345, 336, 326, 319, 313, 305, 296, 289,
     282, 276, 269, 261, 254, 247, 242, 237, 231, 224, 219, 213, 209, 204, 200, 194, 189, 185, 181, 175, 170, 167, 163, 160,
     156, 153, 149, 146, 143, 139, 135, 132, 129, 125, 121, 118, 116, 113, 110, 107, 104, 101, 99, 96, 94, 92, 90, 87, 85, 82,
     *range(80, 48, -2), *range(48, 0, -1),
-)  # fmt: skip
+)
+# fmt: on
 
 
 def scaled_linear() -> list[float]:
@@ -106,8 +108,13 @@ def turbo_free_steps(bits: int, steps: int, height: int, width: int) -> int:
 
 
 SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {
-    "log": log_uniform, "karras": karras, "ddpm": ddpm, "flow": flow, "turbo": turbo, "diffc": diffc,
-}  # fmt: skip
+    "log": log_uniform,
+    "karras": karras,
+    "ddpm": ddpm,
+    "flow": flow,
+    "turbo": turbo,
+    "diffc": diffc,
+}
 
 
 def _check_range(lam_max: float, lam_min: float, steps: int) -> None:

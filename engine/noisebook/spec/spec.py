@@ -311,8 +311,10 @@ class CodecSpec:
         last, first = self.lam_last, self.schedule[0]
         fixed = first.lam_next == first.lam
         if last > 1 or (fixed and first.lam > 1):
-            found.append(f"the tokens end at lam = {max(last, first.lam if fixed else 0):.3g} > 1: the decoder will invent "
-                         "content (semantic drift); end at a lower level")  # fmt: skip
+            found.append(
+                f"the tokens end at lam = {max(last, first.lam if fixed else 0):.3g} > 1: the decoder will invent "
+                "content (semantic drift); end at a lower level"
+            )
         if any(s.bins == 1 for s in self.schedule) and self.vocabulary < 64:
             found.append(f"a vocabulary of {self.vocabulary} moves the noise little: quality stalls; use 256 or more")
         if not self.start_bins and first.lam < math.inf:

@@ -66,9 +66,15 @@ def validate(model: nn.Module, x0: Tensor, levels: tuple[float, ...] = (0.1, 0.3
 
 
 def train(
-    new_model: Callable[[], nn.Module], objective: Objective, images: list[np.ndarray], out: Path,
-    write: Callable[[nn.Module, Path], None], settings: Settings, device: str = "cpu", save_every: float = 5.0,
-) -> list[dict[str, float]]:  # fmt: skip
+    new_model: Callable[[], nn.Module],
+    objective: Objective,
+    images: list[np.ndarray],
+    out: Path,
+    write: Callable[[nn.Module, Path], None],
+    settings: Settings,
+    device: str = "cpu",
+    save_every: float = 5.0,
+) -> list[dict[str, float]]:
     """Trains until `settings.minutes` of training time (summed over resumed runs) are spent; returns the log.
 
     `new_model()` gives a fresh network, `write(average, path)` a checkpoint of it. In bfloat16 it computes what it can
@@ -127,8 +133,9 @@ def train(
         if run["iteration"] % 20 == 1:
             running = loss.item() if running is None else 0.9 * running + 0.1 * loss.item()
             if not math.isfinite(running):
-                raise TrainingError(f"the loss is {running} at iteration {run['iteration']}: begin anew with a lower "
-                                    "--learning-rate")  # fmt: skip
+                raise TrainingError(
+                    f"the loss is {running} at iteration {run['iteration']}: begin anew with a lower --learning-rate"
+                )
         now = time.monotonic()
         run["spent"], last = run["spent"] + now - last, now
         if run["spent"] / 60 >= next_save:

@@ -74,8 +74,10 @@ class CoD(NetworkBackbone):
         [B, hidden, H / cell, W / cell]. Tokens are inside the vocabulary. Raises SpecError for another number of them."""
         grid = (height // self.stride, width // self.stride)
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != math.prod(grid):
-            raise SpecError(f"condition tokens of {height} x {width} pixels are int64 [B, {math.prod(grid)}], not "
-                            f"{tokens.dtype} {list(tokens.shape)}")  # fmt: skip
+            raise SpecError(
+                f"condition tokens of {height} x {width} pixels are int64 [B, {math.prod(grid)}], not "
+                f"{tokens.dtype} {list(tokens.shape)}"
+            )
         with torch.no_grad():
             return self.net.y_embedder.condition(tokens.unflatten(1, grid))
 
@@ -134,8 +136,9 @@ def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":
             raise BackboneError("a CoD of pixels has no autoencoder: leave it out")
         return cod
     if autoencoder is None:
-        raise BackboneError("a latent CoD needs its autoencoder (--autoencoder DIR): that of Stable Diffusion, in diffusers "
-                            "layout")  # fmt: skip
+        raise BackboneError(
+            "a latent CoD needs its autoencoder (--autoencoder DIR): that of Stable Diffusion, in diffusers layout"
+        )
     module, digest = read_autoencoder(autoencoder, cod.channels)
     backbone = Latent(cod, module, scale=cod.net.config.scale)
     backbone.fingerprint = digest
@@ -149,9 +152,10 @@ def network(config: CodConfig, tensors: dict[str, Tensor]) -> CodNet:
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     have = {name: tuple(t.shape) for name, t in tensors.items()}
     for problem, names in (
-        ("lacks", sorted(wanted.keys() - have.keys())), ("has besides", sorted(have.keys() - wanted.keys())),
+        ("lacks", sorted(wanted.keys() - have.keys())),
+        ("has besides", sorted(have.keys() - wanted.keys())),
         ("has of another shape", sorted(n for n in wanted.keys() & have.keys() if wanted[n] != have[n])),
-    ):  # fmt: skip
+    ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise BackboneError(f"the file is no CoD of {asdict(config)}: it {problem} {', '.join(names[:3])}{more}")

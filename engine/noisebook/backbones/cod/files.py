@@ -53,14 +53,18 @@ def _config(path: str | Path, tensors: dict[str, Tensor]) -> CodConfig:
         top = tensors["y_embedder.encoder.conv_out.weight"].shape[1]
         return CodConfig(
             latents=tensors["final_layer.linear.weight"].shape[0] // 4 if latent else CodConfig.latents,
-            latent=latent, hidden=hidden, heads=hidden // tensors["blocks.0.attn.q_norm.weight"].shape[0], blocks=blocks,
+            latent=latent,
+            hidden=hidden,
+            heads=hidden // tensors["blocks.0.attn.q_norm.weight"].shape[0],
+            blocks=blocks,
             cond_blocks=blocks - HEAD[True] if latent else dit,
             hidden_x=64 if latent else tensors["y_embedder_x.weight"].shape[0] // 16**2,
-            ds=128 if top == 8 * width else 32, width=width,
+            ds=128 if top == 8 * width else 32,
+            width=width,
             bits=(len(tensors["y_embedder.bottleneck.embedding.weight"]) - 1).bit_length(),
             up2x=has("y_embedder.decoder.ada.block.conv1.weight"),
             light=not has("y_embedder.decoder.block.6.conv1.weight"),
-        )  # fmt: skip
+        )
     except (KeyError, ValueError, IndexError) as error:
         raise BackboneError(f"{path}: its averaged weights are no CoD's ({type(error).__name__}: {error})") from error
 

@@ -138,8 +138,9 @@ class Folder:
         places = [base / name for base in (self.path, self.path / part) for name in SCHEDULER]
         path = next((p for p in places if p.is_file()), None)
         if path is None:
-            raise BackboneError(f"{self.path}: no {' or '.join(SCHEDULER)}: the weights alone do not say which noise "
-                                "levels they know")  # fmt: skip
+            raise BackboneError(
+                f"{self.path}: no {' or '.join(SCHEDULER)}: the weights alone do not say which noise levels they know"
+            )
         return read_json(path)
 
     def tensors(self, part: str, stem: str = MODEL) -> dict[str, Tensor]:

@@ -17,16 +17,26 @@ from noisebook.errors import BackboneError
 
 # Parts of a repository, "" for that of a single model, and how their weight files are called.
 WEIGHTS = {
-    "": MODEL, "unet/": MODEL, "transformer/": MODEL, "vae/": MODEL,
-    "text_encoder/": TEXT_MODEL, "text_encoder_2/": TEXT_MODEL, "text_encoder_3/": TEXT_MODEL,
-}  # fmt: skip
+    "": MODEL,
+    "unet/": MODEL,
+    "transformer/": MODEL,
+    "vae/": MODEL,
+    "text_encoder/": TEXT_MODEL,
+    "text_encoder_2/": TEXT_MODEL,
+    "text_encoder_3/": TEXT_MODEL,
+}
 TOKENIZERS = ("tokenizer/", "tokenizer_2/", "tokenizer_3/")
 
 
 def from_folder(
-    path: str | Path, *, prompt: str | None = None, negative_prompt: str | None = None, guidance: float = 1.0,
-    label: int | None = None, variant: str | None = None,
-) -> Backbone:  # fmt: skip
+    path: str | Path,
+    *,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance: float = 1.0,
+    label: int | None = None,
+    variant: str | None = None,
+) -> Backbone:
     """The model in a folder: a pipeline (`model_index.json` and a folder a part), or a single `UNet2DModel`.
 
     prompt            of a model that reads text; default: the empty prompt
@@ -62,8 +72,10 @@ def from_hub(repo_id: str, *, revision: str | None = None, variant: str | None =
     try:
         path = hub.snapshot_download(repo_id, revision=revision, allow_patterns=hub_patterns(variant))
     except (OSError, ValueError, RuntimeError) as error:  # the hub's own errors are of these kinds
-        raise BackboneError(f"{repo_id}: no model_index.json: it is not in the local cache, and the hub does not give it "
-                            f"({type(error).__name__}: {one_line(error)})") from error  # fmt: skip
+        raise BackboneError(
+            f"{repo_id}: no model_index.json: it is not in the local cache, and the hub does not give it "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
     try:
         return _named(from_folder(path, variant=variant, **options), repo_id)
     except BackboneError as error:
@@ -81,8 +93,10 @@ def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencode
     config: Any = module.config
     factor = 1 << (len(config.block_out_channels) - 1)
     if config.latent_channels != channels or factor != 8:
-        raise BackboneError(f"{folder.path}: latents of {config.latent_channels} channels and {factor} x {factor} pixels; "
-                            f"the network takes {channels} and 8 x 8")  # fmt: skip
+        raise BackboneError(
+            f"{folder.path}: latents of {config.latent_channels} channels and {factor} x {factor} pixels; "
+            f"the network takes {channels} and 8 x 8"
+        )
     return DiffusersAutoencoder(module), folder.digests[""]
 
 

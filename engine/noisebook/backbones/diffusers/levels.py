@@ -42,8 +42,10 @@ def adapter(net: nn.Module, schedule: dict[str, Any], place: Any, **shape: Any) 
     if kind.startswith("EDM") and schedule.get("prediction_type", "epsilon") == "epsilon":
         return EDM(net, schedule.get("sigma_data", 0.5), **shape)
     if "beta_schedule" not in schedule and schedule.get("trained_betas") is None:
-        raise BackboneError(f"{place}: {kind} has no beta_schedule, and is none of the flow, score, consistency and EDM "
-                            "schedulers that are read")  # fmt: skip
+        raise BackboneError(
+            f"{place}: {kind} has no beta_schedule, and is none of the flow, score, consistency and EDM "
+            "schedulers that are read"
+        )
     try:
         cls = library("diffusers", "diffusers").DDPMScheduler
         scheduler = cls.from_config({name: schedule[name] for name in BETAS if name in schedule})

@@ -25,9 +25,12 @@ from noisebook.errors import BackboneError
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 # Fields of a UNet2DConditionModel that bring other conditions than those of Stable Diffusion, and what is read of them.
 TEXT_UNETS = {
-    "addition_embed_type": (None, "text_time"), "class_embed_type": (None,), "encoder_hid_dim_type": (None,),
-    "num_class_embeds": (None,), "time_cond_proj_dim": (None,),
-}  # fmt: skip
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_class_embeds": (None,),
+    "time_cond_proj_dim": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -203,8 +206,10 @@ def autoencoder(found: Network, channels: int) -> Autoencoder:
     module = found.folder.module("vae", kind)
     config: Any = module.config
     if config.in_channels != 3 or config.latent_channels != channels:
-        raise BackboneError(f"{found.place}: a network of {channels} channels on the {config.latent_channels} of the "
-                            "autoencoder: inpainting, depth and upscaling models are not read")  # fmt: skip
+        raise BackboneError(
+            f"{found.place}: a network of {channels} channels on the {config.latent_channels} of the "
+            "autoencoder: inpainting, depth and upscaling models are not read"
+        )
     if getattr(config, "latents_mean", None) is not None:
         raise BackboneError(f"{place}: an autoencoder with latents_mean, one shift a channel, is not read")
     widths = config.block_out_channels if kind == "AutoencoderKL" else config.encoder_block_out_channels
@@ -243,8 +248,10 @@ def class_labels(found: Network, count: int, null: int | None, options: Options)
     if options.guidance == 1:
         return [label]
     if null is None or label == null:
-        raise BackboneError(f"{found.place}: guidance leads from the class that means none to a label: "
-                            + ("this model has no such class" if null is None else "give label"))  # fmt: skip
+        raise BackboneError(
+            f"{found.place}: guidance leads from the class that means none to a label: "
+            + ("this model has no such class" if null is None else "give label")
+        )
     return [null, label]
 
 

@@ -90,8 +90,10 @@ class SD3Flow(Flow):
         size = super().padded(height, width)
         if max(size) > self.side:
             most = self.side * self.factor
-            raise ImageError(f"backbone {self.name!r} takes images of at most {most} x {most} pixels (its "
-                             "pos_embed_max_size): cut the image or make it smaller")  # fmt: skip
+            raise ImageError(
+                f"backbone {self.name!r} takes images of at most {most} x {most} pixels (its "
+                "pos_embed_max_size): cut the image or make it smaller"
+            )
         return size
 
 

@@ -63,16 +63,21 @@ class TextEncoders:
         tensors = self.folder.tensors(part, TEXT_MODEL)
         try:
             ids = tokenizer(
-                self.prompts, padding="max_length", max_length=length or tokenizer.model_max_length, truncation=True,
+                self.prompts,
+                padding="max_length",
+                max_length=length or tokenizer.model_max_length,
+                truncation=True,
                 return_tensors="pt",
-            ).input_ids  # fmt: skip
+            ).input_ids
             cls = getattr(transformers, kind)
             with quiet(transformers):
                 encoder, report = cls.from_pretrained(
-                    None, config=cls.config_class.from_dict(self.folder.config(part)), dtype=torch.float32,
+                    None,
+                    config=cls.config_class.from_dict(self.folder.config(part)),
+                    dtype=torch.float32,
                     state_dict={name: t.float() for name, t in tensors.items() if t.is_floating_point()},
                     output_loading_info=True,
-                )  # fmt: skip
+                )
             lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             if lost:
                 raise ValueError(f"missing or of another shape: {', '.join(lost)}")

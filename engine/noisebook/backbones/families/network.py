@@ -32,8 +32,10 @@ class NetworkBackbone(Backbone):
             raise BackboneError(f"the network of {self.name!r} returned a {type(out).__name__}: return its tensor alone")
         (b, c, *pixels), shape = x.shape, list(out.shape)
         if len(shape) != x.ndim or [shape[0], *shape[2:]] != [b, *pixels] or shape[1] < c:
-            raise BackboneError(f"the network of {self.name!r} returned {shape} for {list(x.shape)}: give the adapter the "
-                                "channels, size or multiple that it takes")  # fmt: skip
+            raise BackboneError(
+                f"the network of {self.name!r} returned {shape} for {list(x.shape)}: give the adapter the "
+                "channels, size or multiple that it takes"
+            )
         return out[:, :c].to(x.dtype)
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:

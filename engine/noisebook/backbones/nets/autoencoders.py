@@ -54,19 +54,32 @@ class TinyAutoencoder(nn.Module):
         super().__init__()
         halve: dict[str, Any] = {"stride": 2, "bias": False}
         self.encoder = nn.Sequential(
-            conv(channels), Block(False),
-            conv(WIDTH, **halve), *(Block(False) for _ in range(3)),
-            conv(WIDTH, **halve), *(Block(False) for _ in range(3)),
-            conv(WIDTH, **halve), *(Block(pooled) for _ in range(3)),
+            conv(channels),
+            Block(False),
+            conv(WIDTH, **halve),
+            *(Block(False) for _ in range(3)),
+            conv(WIDTH, **halve),
+            *(Block(False) for _ in range(3)),
+            conv(WIDTH, **halve),
+            *(Block(pooled) for _ in range(3)),
             conv(WIDTH, latent_channels),
-        )  # fmt: skip
+        )
         self.decoder = nn.Sequential(
-            Clamp(), conv(latent_channels), nn.ReLU(),
-            *(Block(pooled) for _ in range(3)), nn.Upsample(scale_factor=2), conv(WIDTH, bias=False),
-            *(Block(False) for _ in range(3)), nn.Upsample(scale_factor=2), conv(WIDTH, bias=False),
-            *(Block(False) for _ in range(3)), nn.Upsample(scale_factor=2), conv(WIDTH, bias=False),
-            Block(False), conv(WIDTH, channels),
-        )  # fmt: skip
+            Clamp(),
+            conv(latent_channels),
+            nn.ReLU(),
+            *(Block(pooled) for _ in range(3)),
+            nn.Upsample(scale_factor=2),
+            conv(WIDTH, bias=False),
+            *(Block(False) for _ in range(3)),
+            nn.Upsample(scale_factor=2),
+            conv(WIDTH, bias=False),
+            *(Block(False) for _ in range(3)),
+            nn.Upsample(scale_factor=2),
+            conv(WIDTH, bias=False),
+            Block(False),
+            conv(WIDTH, channels),
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, channels, H, W] in [-1, 1] -> z [B, latent_channels, H / 8, W / 8]."""

@@ -81,9 +81,13 @@ class ConvDenoiser(PriorDenoiser):
     frequencies: Tensor
 
     def __init__(
-        self, prior: SpectrumPrior | DCTPrior, widths: Sequence[int] = (80, 128, 128), blocks: int = 2,
-        embedding: int = 128, patch: int = 4,
-    ):  # fmt: skip
+        self,
+        prior: SpectrumPrior | DCTPrior,
+        widths: Sequence[int] = (80, 128, 128),
+        blocks: int = 2,
+        embedding: int = 128,
+        patch: int = 4,
+    ):
         super().__init__(prior, {"widths": list(widths), "blocks": blocks, "embedding": embedding, "patch": patch})
         self.patch, self.multiple = patch, patch << (len(widths) - 1)
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(32), 16)), persistent=False)

@@ -75,9 +75,21 @@ class Block(nn.Module):
     channels stays.
     """
 
-    def __init__(self, channels: int, out: int, embedding: int, way: str = "", attention: bool = False, *,
-                 taps: Sequence[float], eps: float, scale: float, adaptive: bool, project: bool,
-                 per_head: int | None = None):  # fmt: skip
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        embedding: int,
+        way: str = "",
+        attention: bool = False,
+        *,
+        taps: Sequence[float],
+        eps: float,
+        scale: float,
+        adaptive: bool,
+        project: bool,
+        per_head: int | None = None,
+    ):
         super().__init__()
         self.heads = (out // per_head if per_head else 1) if attention else 0
         self.scale, self.adaptive = scale, adaptive
@@ -161,9 +173,18 @@ class UNet(nn.Module):
 
     label: int | None = None  # the class whose images it denoises, where it is class-conditional
 
-    def __init__(self, img_resolution: int, in_channels: int, first: int, widths: Sequence[int], num_blocks: int,
-                 attn_resolutions: Sequence[int], block: Callable[..., Block], thorough: bool,
-                 pyramid: Callable[[int, int], nn.Module] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        first: int,
+        widths: Sequence[int],
+        num_blocks: int,
+        attn_resolutions: Sequence[int],
+        block: Callable[..., Block],
+        thorough: bool,
+        pyramid: Callable[[int, int], nn.Module] | None = None,
+    ):
         super().__init__()
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         sizes = [img_resolution >> level for level in range(len(widths))]
@@ -215,11 +236,24 @@ class SongUNet(UNet):
     Raises ValueError for a setting that no published checkpoint has.
     """
 
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0, augment_dim: int = 0,
-                 model_channels: int = 128, channel_mult: Sequence[int] = (1, 2, 2, 2), channel_mult_emb: int = 4,
-                 num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,), embedding_type: str = "positional",
-                 channel_mult_noise: int = 1, encoder_type: str = "standard", decoder_type: str = "standard",
-                 resample_filter: Sequence[float] = (1, 1)):  # fmt: skip
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[float] = (1, 1),
+    ):
         kinds = (embedding_type, encoder_type, decoder_type)
         if kinds not in (("positional", "standard", "standard"), ("fourier", "residual", "standard")):
             raise ValueError(f"embedding, encoder and decoder of types {kinds} are neither DDPM++ nor NCSN++")
@@ -227,8 +261,17 @@ class SongUNet(UNet):
         block = partial(Block, embedding=wide, taps=taps, eps=1e-6, scale=HALF, adaptive=False, project=True)
         pyramid = partial(ResampledConv, kernel=3, way="down", taps=taps, fused=True)
         widths = [model_channels * m for m in channel_mult]
-        super().__init__(img_resolution, in_channels, model_channels, widths, num_blocks, attn_resolutions, block, False,
-                         pyramid if encoder_type == "residual" else None)  # fmt: skip
+        super().__init__(
+            img_resolution,
+            in_channels,
+            model_channels,
+            widths,
+            num_blocks,
+            attn_resolutions,
+            block,
+            False,
+            pyramid if encoder_type == "residual" else None,
+        )
         self.map_noise = Fourier(noise) if embedding_type == "fourier" else Positional(noise, endpoint=True)
         self.map_label = nn.Linear(label_dim, noise) if label_dim else None
         self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None  # times zeros: adds nothing
@@ -255,9 +298,19 @@ class DhariwalUNet(UNet):
     x [B, in_channels, n, n] of the network's dtype, noise [B] (c_noise of the preconditioning) -> [B, out_channels, n, n].
     """
 
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0, augment_dim: int = 0,
-                 model_channels: int = 192, channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4,
-                 num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8)):  # fmt: skip
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+    ):
         wide, widths = model_channels * channel_mult_emb, [model_channels * m for m in channel_mult]
         block = partial(Block, embedding=wide, taps=(1, 1), eps=1e-5, scale=1.0, adaptive=True, project=False, per_head=64)
         super().__init__(img_resolution, in_channels, widths[0], widths, num_blocks, attn_resolutions, block, True)

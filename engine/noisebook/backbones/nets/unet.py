@@ -29,11 +29,15 @@ class UNetDenoiser(PriorDenoiser):
         self.patch, self.multiple = patch, patch << (len(widths) - 1)
         plain, channels = len(widths) - 1, self.channels * patch**2
         self.unet = diffusers.UNet2DModel(
-            in_channels=2 * channels, out_channels=channels, block_out_channels=tuple(widths), layers_per_block=blocks,
+            in_channels=2 * channels,
+            out_channels=channels,
+            block_out_channels=tuple(widths),
+            layers_per_block=blocks,
             down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
-            norm_num_groups=16, attention_head_dim=32,
-        )  # fmt: skip
+            norm_num_groups=16,
+            attention_head_dim=32,
+        )
         self.unet.conv_out.weight.data.zero_()
 
     def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:

@@ -71,8 +71,10 @@ class Latent(Backbone):
         """Images [B, channels, H, W] in [-1, 1] -> the state [B, c, h, w]. Raises BackboneError on another shape of z."""
         z, shape = self.autoencoder.encode(images), self.state_shape(*images.shape[2:])  # type: ignore[operator]
         if z.shape[1:] != shape:
-            raise BackboneError(f"the autoencoder of {self.name!r} gives {list(z.shape[1:])} where its inner backbone takes "
-                                f"{list(shape)}: check factor and channels")  # fmt: skip
+            raise BackboneError(
+                f"the autoencoder of {self.name!r} gives {list(z.shape[1:])} where its inner backbone takes "
+                f"{list(shape)}: check factor and channels"
+            )
         return (z - self.shift) * self.scale
 
     def decode(self, x0: Tensor) -> Tensor:
