@@ -1,5 +1,5 @@
-// The largest biased score. Include inside an unnamed namespace: plain C++, from which the compiler makes vectors of each
-// file's instruction set.
+// The largest biased score. Include inside an unnamed namespace: plain C++, from which the compiler makes vectors of
+// each file's instruction set.
 
 double max_biased(const float* x, const float* bias, double factor, size_t n) {
     constexpr size_t kLanes = 32;
@@ -17,6 +17,7 @@ double max_biased(const float* x, const float* bias, double factor, size_t n) {
         most[0] = key > most[0] ? key : most[0];
     }
     for (size_t half = kLanes / 2; half; half /= 2)
-        for (size_t lane = 0; lane < half; ++lane) most[lane] = most[lane + half] > most[lane] ? most[lane + half] : most[lane];
+        for (size_t lane = 0; lane < half; ++lane)
+            most[lane] = most[lane + half] > most[lane] ? most[lane + half] : most[lane];
     return most[0];
 }

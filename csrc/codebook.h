@@ -10,11 +10,11 @@
 namespace noisebook {
 
 struct Call {
-    size_t batch, units, d;           // views: batch x units rows of d entries
-    size_t count;                     // tokens of a view: one per bin, or any number where there is one bin
-    uint64_t bins, atoms, bases;      // M, A, J (1 for `independent`)
+    size_t batch, units, d;       // views: batch x units rows of d entries
+    size_t count;                 // tokens of a view: one per bin, or any number where there is one bin
+    uint64_t bins, atoms, bases;  // M, A, J (1 for `independent`)
     uint64_t seed;
-    uint32_t step, unit;              // units count from `unit`
+    uint32_t step, unit;  // units count from `unit`
     size_t threads;
     const Kernels* kernels;
 

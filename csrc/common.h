@@ -60,7 +60,7 @@ void transform(const Kernels& kernels, const T* in, const uint32_t* flips, T* ou
     }
 }
 
-// The same by several threads, in the same order of additions: each of kParts parts, then three stages, then three more.
+// The same by several threads, in the same order of additions: each of kParts parts, then twice three stages.
 template <class T>
 void transform(const Kernels& kernels, const T* in, const uint32_t* flips, T* out, size_t n, size_t workers) {
     if constexpr (sizeof(T) == 4) {

@@ -46,8 +46,8 @@ void combine(typename V::T* data, size_t n, size_t first, size_t last) {
     }
 }
 
-// How many blocks the last pass over n entries joins. Within the first-level cache as many as there are registers; above
-// it at most 8, because its lines a power of two apart share one 8-way set.
+// How many blocks the last pass over n entries joins. Within the first-level cache as many as there are registers;
+// above it at most 8, because its lines a power of two apart share one 8-way set.
 template <class V>
 int last_radix(size_t n) {
     constexpr size_t kBlock = V::radix * V::width, kLeaf = kBlock * V::radix;
@@ -62,7 +62,8 @@ void transform_recursive(const typename V::T* in, const uint32_t* flips, typenam
     if (n == size_t(kRadix * kWidth)) return transform_contiguous<V, kRadix, kFlip>(in, flips, out, first);
     const int radix = last_radix<V>(n);
     const size_t part = n / radix;
-    for (int i = 0; i < radix; ++i) transform_recursive<V, kFlip>(in + i * part, flips, out + i * part, part, first + i * part);
+    for (int i = 0; i < radix; ++i)
+        transform_recursive<V, kFlip>(in + i * part, flips, out + i * part, part, first + i * part);
     switch (radix) {
         case 2: return combine<V, 2>(out, n, 0, part);
         case 4: return combine<V, 4>(out, n, 0, part);

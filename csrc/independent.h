@@ -7,8 +7,8 @@
 //
 // The rows of a tile are interleaved, so that one pointer and constant offsets reach all of them.
 template <class V, int kImages>
-void sign_tile(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t row_step, size_t dims,
-               int32_t* sums, size_t sums_stride) {
+void sign_tile(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t row_step,
+               size_t dims, int32_t* sums, size_t sums_stride) {
     constexpr int kWords = V::tile_codewords;
     for (size_t k = 0; k < codewords; k += kWords) {
         V sum[kWords * kImages];
@@ -39,8 +39,8 @@ void sign_tile(const uint32_t* words, size_t words_stride, size_t codewords, con
 
 // `codewords` is a multiple of V::tile_codewords. Images go in tiles of 8, 4, 2, 1: a tile's rows stay in the L1 cache.
 template <class V>
-void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images, size_t lanes, size_t dims,
-               int32_t* sums) {
+void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images,
+               size_t lanes, size_t dims, int32_t* sums) {
     const size_t step = lanes * kDimsStep;
     for (size_t b = 0; b < images;) {
         const int8_t* first = rows + b / lanes * lanes * dims + b % lanes * kDimsStep;

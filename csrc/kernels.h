@@ -17,8 +17,8 @@ struct Stream {
 constexpr size_t kBlockWords = 4;    // 32-bit words of one Philox call
 constexpr size_t kBlockSigns = 128;  // and its signs
 constexpr size_t kMaxLanes = 16;     // sign_words writes whole vectors: up to this many blocks
-constexpr size_t kDimsBlock = 2048;  // sign_sums: at most this many dimensions a call, so that 16-bit sums cannot overflow
-constexpr size_t kDimsStep = 64;     // and a multiple of this many
+constexpr size_t kDimsBlock = 2048;  // dimensions of one call of sign_sums, at most: 16-bit sums cannot overflow
+constexpr size_t kDimsStep = 64;     // and they are a multiple of this many
 constexpr size_t kMaxRows = 8;       // rows that share the signs in registers
 constexpr size_t kParts = 64;        // what several threads do to one row is done in so many parts
 
@@ -27,14 +27,16 @@ struct Kernels {
 
     // Words of `blocks` Philox calls. Block n has counter (block0 + n % 2^log_per_index, index0 + n / 2^log_per_index).
     // `out` has room for `blocks` rounded up to kMaxLanes.
-    void (*sign_words)(uint32_t* out, size_t blocks, Stream stream, uint32_t index0, uint32_t block0, int log_per_index);
+    void (*sign_words)(uint32_t* out, size_t blocks, Stream stream, uint32_t index0, uint32_t block0,
+                       int log_per_index);
 
     // out = H(flipped in), n a power of two; in == out is allowed. Entry d is negated first where bit d of `flips` is
     // set; flips may be null. The additions of a float transform happen in one order (h = 1, 2, 4, ...) everywhere.
     void (*transform_f32)(const float* in, const uint32_t* flips, float* out, size_t n);
     void (*transform_i32)(const int32_t* in, const uint32_t* flips, int32_t* out, size_t n);
 
-    // Only the last three stages, h = n / 8, n / 4, n / 2, and of those only the entries d with first <= d % (n / 8) < last.
+    // Only the last three stages, h = n / 8, n / 4, n / 2, and of those only the entries d for which
+    // first <= d % (n / 8) < last.
     void (*combine_f32)(float* data, size_t n, size_t first, size_t last);
     void (*combine_i32)(int32_t* data, size_t n, size_t first, size_t last);
 
@@ -47,10 +49,10 @@ struct Kernels {
     // The largest factor * x + bias, each rounded to float64; -inf for n = 0.
     double (*max_biased)(const float* x, const float* bias, double factor, size_t n);
 
-    // sums[k * images + b] += sum of row b over the dimensions whose bit in the words of codeword k is set. The rows come
-    // in groups of `lanes` <= kMaxRows (a power of two): [group, dims / kDimsStep, lanes, kDimsStep].
-    void (*sign_sums)(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images, size_t lanes,
-                      size_t dims, int32_t* sums);
+    // sums[k * images + b] += sum of row b over the dimensions whose bit in the words of codeword k is set. The rows
+    // come in groups of `lanes` <= kMaxRows (a power of two): [group, dims / kDimsStep, lanes, kDimsStep].
+    void (*sign_sums)(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images,
+                      size_t lanes, size_t dims, int32_t* sums);
 };
 
 extern const Kernels portable_kernels;

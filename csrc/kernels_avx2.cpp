@@ -96,14 +96,14 @@ struct I8 {
     static I8 zero() { return {_mm256_setzero_si256()}; }
     static I8 load(const int8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
     static I8 bits(const uint32_t* words, size_t d) {
-        const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3,
-                                                3, 3, 3, 3);
+        const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2,
+                                                3, 3, 3, 3, 3, 3, 3, 3);
         const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
         const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(int(words[d / 32])), spread);
         return {_mm256_min_epu8(_mm256_and_si256(bytes, bit), _mm256_set1_epi8(1))};
     }
     void add_products(I8 sign, I8 row) { v = _mm256_add_epi16(v, _mm256_maddubs_epi16(sign.v, row.v)); }
-    // The sums of all 16-bit lanes of each of N <= 8 vectors: halves are added pair by pair until each vector is one lane.
+    // The sums of all 16-bit lanes of each of N <= 8 vectors: halves are added in pairs until each vector is one lane.
     template <int N>
     static void horizontal(const I8 (&sum)[N], int32_t* out) {
         __m256i x[8];
@@ -114,7 +114,8 @@ struct I8 {
         for (int i = 0; i < 4; ++i) x[i] = _mm256_hadd_epi32(x[2 * i], x[2 * i + 1]);
         x[0] = _mm256_hadd_epi32(x[0], x[1]);
         x[1] = _mm256_hadd_epi32(x[2], x[3]);
-        x[0] = _mm256_add_epi32(_mm256_permute2x128_si256(x[0], x[1], 0x20), _mm256_permute2x128_si256(x[0], x[1], 0x31));
+        x[0] =
+            _mm256_add_epi32(_mm256_permute2x128_si256(x[0], x[1], 0x20), _mm256_permute2x128_si256(x[0], x[1], 0x31));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), x[0]);
     }
 };
@@ -125,7 +126,8 @@ float max_abs(const float* x, size_t n) {
     size_t i = 0;
     for (; i + 32 <= n; i += 32)
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) m[k] = _mm256_max_ps(m[k], _mm256_and_ps(magnitude, _mm256_loadu_ps(x + i + 8 * k)));
+        for (int k = 0; k < 4; ++k)
+            m[k] = _mm256_max_ps(m[k], _mm256_and_ps(magnitude, _mm256_loadu_ps(x + i + 8 * k)));
     float lane[8], most = 0;
     _mm256_storeu_ps(lane, _mm256_max_ps(_mm256_max_ps(m[0], m[1]), _mm256_max_ps(m[2], m[3])));
     for (float y : lane) most = y > most ? y : most;
@@ -143,8 +145,10 @@ float max_abs(const float* x, size_t n) {
 
 }  // namespace
 
-const Kernels avx2_kernels = {"avx2", philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
-                              combine<I32, 8>, add_flipped<I32>, max_abs, max_biased, sign_sums<I8>};
+const Kernels avx2_kernels = {
+    "avx2",          philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
+    combine<I32, 8>, add_flipped<I32>,  max_abs,        max_biased,     sign_sums<I8>,
+};
 
 }  // namespace noisebook
 

@@ -107,7 +107,7 @@ struct I8 {
         v = _mm512_add_epi16(v, _mm512_maddubs_epi16(sign.v, row.v));
         __asm__("" : "+v"(v));  // keeps the sum in one register: GCC 12 otherwise copies all 16 of them every turn
     }
-    // The sums of all 16-bit lanes of each of N <= 16 vectors: halves are added pair by pair until each vector is one lane.
+    // The sums of all 16-bit lanes of each of N <= 16 vectors: halves are added in pairs until each vector is one lane.
     template <int N>
     static void horizontal(const I8 (&sum)[N], int32_t* out) {
         __m512i x[16];
@@ -116,10 +116,12 @@ struct I8 {
         for (int i = 0; i < 16; ++i) x[i] = i < N ? _mm512_madd_epi16(sum[i < N ? i : 0].v, one) : none;
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i)
-            x[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+            x[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                                    _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i)
-            x[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_epi64(x[2 * i], x[2 * i + 1]));
+            x[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(x[2 * i], x[2 * i + 1]),
+                                    _mm512_unpackhi_epi64(x[2 * i], x[2 * i + 1]));
 #pragma GCC unroll 2
         for (int level = 2; level; --level)
 #pragma GCC unroll 2
@@ -150,8 +152,10 @@ float max_abs(const float* x, size_t n) {
 
 }  // namespace
 
-const Kernels avx512_kernels = {"avx512", philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
-                                combine<I32, 8>, add_flipped<I32>, max_abs, max_biased, sign_sums<I8>};
+const Kernels avx512_kernels = {
+    "avx512",        philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
+    combine<I32, 8>, add_flipped<I32>,  max_abs,        max_biased,     sign_sums<I8>,
+};
 
 }  // namespace noisebook
 

@@ -45,8 +45,8 @@ float max_abs(const float* x, size_t n) {
 }
 
 // The bits become a byte mask once per codeword, so that the loop over a row has no branch and compilers vectorise it.
-void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images, size_t lanes, size_t dims,
-               int32_t* sums) {
+void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images,
+               size_t lanes, size_t dims, int32_t* sums) {
     int8_t mask[kDimsBlock];
     for (size_t k = 0; k < codewords; ++k) {
         for (size_t d = 0; d < dims; ++d) mask[d] = int8_t(-int(words[k * words_stride + d / 32] >> (d % 32) & 1));
@@ -66,9 +66,21 @@ void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, con
 
 }  // namespace
 
-void transform_i64(const int64_t* in, const uint32_t* flips, int64_t* out, size_t n) { transform<One<int64_t>>(in, flips, out, n); }
+void transform_i64(const int64_t* in, const uint32_t* flips, int64_t* out, size_t n) {
+    transform<One<int64_t>>(in, flips, out, n);
+}
 
-const Kernels portable_kernels = {"portable", philox_words<U32>, transform<One<float>>, transform<One<int32_t>>,
-                                  combine<One<float>, 8>, combine<One<int32_t>, 8>, add_flipped<One<int32_t>>, max_abs, max_biased, sign_sums};
+const Kernels portable_kernels = {
+    "portable",
+    philox_words<U32>,
+    transform<One<float>>,
+    transform<One<int32_t>>,
+    combine<One<float>, 8>,
+    combine<One<int32_t>, 8>,
+    add_flipped<One<int32_t>>,
+    max_abs,
+    max_biased,
+    sign_sums,
+};
 
 }  // namespace noisebook

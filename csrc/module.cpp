@@ -70,8 +70,8 @@ py::array_t<T> checked_array(const py::object& value, py::ssize_t dimensions, co
     constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     if (!py::isinstance<py::array>(value)) refuse(std::string(what) + " numpy array");
     const auto array = py::reinterpret_borrow<py::array>(value);
-    if (array.ndim() != dimensions || !array.dtype().equal(py::dtype::of<T>()) || !(array.flags() & py::array::c_style) ||
-        !(array.flags() & kAligned))
+    if (array.ndim() != dimensions || !array.dtype().equal(py::dtype::of<T>()) ||
+        !(array.flags() & py::array::c_style) || !(array.flags() & kAligned))
         refuse(std::string(what) + " C-contiguous numpy array");
     return py::reinterpret_borrow<py::array_t<T>>(array);
 }
@@ -127,14 +127,16 @@ py::array_t<int64_t> select(const py::object& residual, bool hadamard, Choose la
     return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, to); });
 }
 
-py::array_t<int64_t> top(const py::object& residual, const py::object& count, bool hadamard, Choose law, const Arguments& args) {
+py::array_t<int64_t> top(const py::object& residual, const py::object& count, bool hadamard, Choose law,
+                         const Arguments& args) {
     const auto array = checked_residual(residual);
     Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
     call.count = size_t(integer(count, "count", 1, std::min(call.atoms * call.bases, kMaxD)));
     return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, to); });
 }
 
-py::array_t<int64_t> biased(const py::object& residual, const py::object& bias, bool hadamard, Biased law, Arguments args) {
+py::array_t<int64_t> biased(const py::object& residual, const py::object& bias, bool hadamard, Biased law,
+                            Arguments args) {
     const auto array = checked_residual(residual);
     const auto biases = checked_array<float>(bias, 2, "the bias must be a float32 [U, K]");
     if (!hadamard) args.atoms = py::int_(biases.shape(1));
@@ -149,16 +151,18 @@ py::array_t<int64_t> biased(const py::object& residual, const py::object& bias, 
     return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, added, to); });
 }
 
-py::array_t<float> noise(const py::object& tokens, const py::object& d, bool hadamard, Noise law, const Arguments& args) {
+py::array_t<float> noise(const py::object& tokens, const py::object& d, bool hadamard, Noise law,
+                         const Arguments& args) {
     const auto array = checked_array<int64_t>(tokens, 3, "the tokens must be an int64 [B, U, M]");
     Call call = checked(array, integer(d, "d", 1, kMaxD), hadamard, args);
     call.count = size_t(array.shape(2));
     if (call.bins == 1 ? !call.count : call.count != call.bins)
-        refuse("the tokens must have one column per bin, or any number of columns, but not none, where there is one bin");
+        refuse("the tokens must have one column per bin, or any number of columns above 0 where there is one bin");
     if (call.count >> 31) refuse("a view must have fewer than 2^31 tokens");
     const int64_t* from = array.data();
     for (py::ssize_t i = 0, size = array.size(); i < size; ++i)  // the vocabulary 2 J A itself may not fit 64 bits
-        if (from[i] < 0 || uint64_t(from[i] >> 1) / call.atoms >= call.bases) refuse("a token is not in [0, 2 * bases * atoms)");
+        if (from[i] < 0 || uint64_t(from[i] >> 1) / call.atoms >= call.bases)
+            refuse("a token is not in [0, 2 * bases * atoms)");
     py::array_t<float> out({call.batch, call.units, call.d});
     float* to = out.mutable_data();
     py::gil_scoped_release release;
@@ -175,9 +179,9 @@ void set_isa(const std::string& name) {
     refuse("this processor or build has no instruction set " + name);
 }
 
-// ---- the `.nbk` file ----------------------------------------------------------------------------------------------------
+// ---- the `.nbk` file ------------------------------------------------------------------------------------------------
 class Bytes {  // of any object with a contiguous buffer, for as long as this lives
-public:
+  public:
     Bytes(const py::object& value, const char* name) {
         if (PyObject_GetBuffer(value.ptr(), &view_, PyBUF_SIMPLE) == 0) return;
         PyErr_Clear();
@@ -189,18 +193,21 @@ public:
     const uint8_t* data() const { return static_cast<const uint8_t*>(view_.buf); }
     size_t size() const { return size_t(view_.len); }
 
-private:
+  private:
     Py_buffer view_{};
 };
 
 std::vector<nbk::Run> checked_runs(const py::object& value) {
     const auto array = checked_array<int64_t>(value, 2, "the runs must be an int64 [R, 2]");
-    if (array.shape(1) != 2 || uint64_t(array.shape(0)) > nbk::kMaxRuns) refuse("the runs must be at most 2^20 rows of two");
+    if (array.shape(1) != 2 || uint64_t(array.shape(0)) > nbk::kMaxRuns)
+        refuse("the runs must be at most 2^20 rows of two");
     std::vector<nbk::Run> runs(size_t(array.shape(0)));
     for (size_t i = 0; i < runs.size(); ++i) {
-        runs[i] = {uint64_t(array.data()[2 * i]), uint64_t(array.data()[2 * i + 1])};  // a negative number is above the limits
+        // a negative number becomes one above the limits
+        runs[i] = {uint64_t(array.data()[2 * i]), uint64_t(array.data()[2 * i + 1])};
         if (runs[i].count > nbk::kMaxCount) refuse("a run must have 0 to 2^40 tokens");
-        if (runs[i].vocabulary < 2 || runs[i].vocabulary > nbk::kMaxVocabulary) refuse("a vocabulary must be from 2 to 2^62");
+        if (runs[i].vocabulary < 2 || runs[i].vocabulary > nbk::kMaxVocabulary)
+            refuse("a vocabulary must be from 2 to 2^62");
     }
     return runs;
 }
@@ -221,7 +228,8 @@ py::object nbk_parse(const py::object& data) {
     }
     if (refusal != nbk::Refusal::none) return py::str(nbk::name(refusal));
     const py::bytes hash(reinterpret_cast<const char*>(bytes.data()) + 4, 8);
-    return py::make_tuple(f.flags, f.preset, hash, f.height, f.width, f.spec_at, f.spec_size, f.steps, f.tokens, f.payload_at);
+    return py::make_tuple(f.flags, f.preset, hash, f.height, f.width, f.spec_at, f.spec_size, f.steps, f.tokens,
+                          f.payload_at);
 }
 
 py::object nbk_unpack(const py::object& payload, const py::object& runs) {
@@ -271,57 +279,72 @@ PYBIND11_MODULE(_C, m) {
 
     const auto unit = py::arg("unit") = 0;
     const auto threads = py::arg("threads") = 0;
-    m.def("hadamard_select",
-          [](Any residual, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-              return select(residual, true, hadamard_select, {bins, atoms, bases, step, seed, unit, threads});
-          },
-          py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
-          "float32 [B, U, D] -> int64 [B, U, M]: one signed atom per bin; view u has the streams of unit + u.");
-    m.def("hadamard_top",
-          [](Any residual, Any count, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-              return top(residual, count, true, hadamard_top, {py::int_(1), atoms, bases, step, seed, unit, threads});
-          },
-          py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
-          "float32 [B, U, D] -> int64 [B, U, count]: the signed atoms of largest |score|, best first.");
-    m.def("hadamard_biased",
-          [](Any residual, Any bias, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-              return biased(residual, bias, true, hadamard_biased, {py::int_(1), atoms, bases, step, seed, unit, threads});
-          },
-          py::arg("residual"), py::arg("bias"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit, threads,
-          "float32 [B, U, D], float32 [U, bases * atoms] -> int64 [B, U, 1]: twice the atom of largest score + bias.");
-    m.def("hadamard_noise",
-          [](Any tokens, Any d, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-              return noise(tokens, d, true, hadamard_noise, {bins, atoms, bases, step, seed, unit, threads});
-          },
-          py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"), unit,
-          threads, "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
-    m.def("independent_select",
-          [](Any residual, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
-              return select(residual, false, independent_select, {bins, atoms, py::int_(1), step, seed, unit, threads});
-          },
-          py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
-          "float32 [B, U, D] -> int64 [B, U, M]: one signed codeword per bin, by exact int8 scores.");
-    m.def("independent_top",
-          [](Any residual, Any count, Any atoms, Any step, Any seed, Any unit, Any threads) {
-              return top(residual, count, false, independent_top, {py::int_(1), atoms, py::int_(1), step, seed, unit, threads});
-          },
-          py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
-          "float32 [B, U, D] -> int64 [B, U, count]: the signed codewords of largest |score|, best first, by exact int8 scores.");
-    m.def("independent_biased",
-          [](Any residual, Any bias, Any step, Any seed, Any unit, Any threads) {
-              return biased(residual, bias, false, independent_biased, {py::int_(1), py::none(), py::int_(1), step, seed, unit, threads});
-          },
-          py::arg("residual"), py::arg("bias"), py::arg("step"), py::arg("seed"), unit, threads,
-          "float32 [B, U, D], float32 [U, K] -> int64 [B, U, 1]: twice the codeword of largest score + bias.");
-    m.def("independent_noise",
-          [](Any tokens, Any d, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
-              return noise(tokens, d, false, independent_noise, {bins, atoms, py::int_(1), step, seed, unit, threads});
-          },
-          py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
-          "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
+    m.def(
+        "hadamard_select",
+        [](Any residual, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+            return select(residual, true, hadamard_select, {bins, atoms, bases, step, seed, unit, threads});
+        },
+        py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"),
+        unit, threads,
+        "float32 [B, U, D] -> int64 [B, U, M]: one signed atom per bin; view u has the streams of unit + u.");
+    m.def(
+        "hadamard_top",
+        [](Any residual, Any count, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+            return top(residual, count, true, hadamard_top, {py::int_(1), atoms, bases, step, seed, unit, threads});
+        },
+        py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"),
+        unit, threads, "float32 [B, U, D] -> int64 [B, U, count]: the signed atoms of largest |score|, best first.");
+    m.def(
+        "hadamard_biased",
+        [](Any residual, Any bias, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+            return biased(residual, bias, true, hadamard_biased,
+                          {py::int_(1), atoms, bases, step, seed, unit, threads});
+        },
+        py::arg("residual"), py::arg("bias"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"),
+        unit, threads,
+        "float32 [B, U, D], float32 [U, bases * atoms] -> int64 [B, U, 1]: twice the atom of largest score + bias.");
+    m.def(
+        "hadamard_noise",
+        [](Any tokens, Any d, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+            return noise(tokens, d, true, hadamard_noise, {bins, atoms, bases, step, seed, unit, threads});
+        },
+        py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"),
+        py::arg("seed"), unit, threads,
+        "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
+    m.def(
+        "independent_select",
+        [](Any residual, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
+            return select(residual, false, independent_select, {bins, atoms, py::int_(1), step, seed, unit, threads});
+        },
+        py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+        "float32 [B, U, D] -> int64 [B, U, M]: one signed codeword per bin, by exact int8 scores.");
+    m.def(
+        "independent_top",
+        [](Any residual, Any count, Any atoms, Any step, Any seed, Any unit, Any threads) {
+            return top(residual, count, false, independent_top,
+                       {py::int_(1), atoms, py::int_(1), step, seed, unit, threads});
+        },
+        py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+        "float32 [B, U, D] -> int64 [B, U, count]: the signed codewords of largest |int8 score|, best first.");
+    m.def(
+        "independent_biased",
+        [](Any residual, Any bias, Any step, Any seed, Any unit, Any threads) {
+            return biased(residual, bias, false, independent_biased,
+                          {py::int_(1), py::none(), py::int_(1), step, seed, unit, threads});
+        },
+        py::arg("residual"), py::arg("bias"), py::arg("step"), py::arg("seed"), unit, threads,
+        "float32 [B, U, D], float32 [U, K] -> int64 [B, U, 1]: twice the codeword of largest score + bias.");
+    m.def(
+        "independent_noise",
+        [](Any tokens, Any d, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
+            return noise(tokens, d, false, independent_noise, {bins, atoms, py::int_(1), step, seed, unit, threads});
+        },
+        py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit,
+        threads, "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
 
     m.def("nbk_crc32c", &nbk_crc32c, py::arg("data"), "CRC-32C of bytes.");
-    m.def("nbk_parse", &nbk_parse, py::arg("data"), "Bytes of a file -> what container.Frame holds, or the name of a refusal.");
+    m.def("nbk_parse", &nbk_parse, py::arg("data"),
+          "Bytes of a file -> what container.Frame holds, or the name of a refusal.");
     m.def("nbk_unpack", &nbk_unpack, py::arg("payload"), py::arg("runs"),
           "Bytes, int64 [R, 2] of (count, vocabulary) -> int64 [L], or the name of a refusal.");
     m.def("nbk_pack", &nbk_pack, py::arg("tokens"), py::arg("runs"),
@@ -329,14 +352,16 @@ PYBIND11_MODULE(_C, m) {
 
     m.def("isa", [] { return std::string(kernels_in_use.load()->name); }, "The instruction set in use.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use this instruction set; ValueError if the processor lacks it.");
-    m.def("available_isas",
-          [] {
-              py::list names;
-              for (const Kernels* kernels : available()) names.append(kernels->name);
-              return names;
-          },
-          "Instruction sets of this processor, the fastest first.");
-    m.def("set_threads", [](Any n) { default_threads = size_t(integer(n, "threads", 1, 1 << 16)); }, py::arg("threads"),
-          "How many threads threads=0 means.");
+    m.def(
+        "available_isas",
+        [] {
+            py::list names;
+            for (const Kernels* kernels : available()) names.append(kernels->name);
+            return names;
+        },
+        "Instruction sets of this processor, the fastest first.");
+    m.def(
+        "set_threads", [](Any n) { default_threads = size_t(integer(n, "threads", 1, 1 << 16)); }, py::arg("threads"),
+        "How many threads threads=0 means.");
     m.def("get_threads", [] { return default_threads.load(); }, "How many threads threads=0 means.");
 }

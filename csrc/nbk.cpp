@@ -18,7 +18,7 @@ uint32_t little(const uint8_t* p, int bytes) {
     return x;
 }
 
-// ---- checksum -----------------------------------------------------------------------------------------------------------
+// ---- checksum -------------------------------------------------------------------------------------------------------
 // table[j][b]: what byte b does to the state j + 1 bytes later, so that eight bytes are eight independent look-ups
 using Tables = std::array<std::array<uint32_t, 256>, 8>;
 
@@ -47,7 +47,7 @@ __attribute__((target("sse4.2"))) uint32_t crc32c_instruction(const uint8_t* dat
 }
 #endif
 
-// ---- groups of tokens ---------------------------------------------------------------------------------------------------
+// ---- groups of tokens -----------------------------------------------------------------------------------------------
 int bit_length(uint64_t x) {
     int bits = 0;
     for (; x; x >>= 1) ++bits;
@@ -56,8 +56,8 @@ int bit_length(uint64_t x) {
 
 // One run cut in groups of `digits` tokens, of `width` bits; the last group may be shorter.
 struct Groups {
-    uint64_t whole;                     // how many of `digits`
-    uint64_t digits, values, width;     // values = vocabulary ^ digits
+    uint64_t whole;                  // how many of `digits`
+    uint64_t digits, values, width;  // values = vocabulary ^ digits
     uint64_t rest, rest_values, rest_width;
 
     explicit Groups(const Run& run) : digits(1), values(run.vocabulary), rest_values(1) {
@@ -73,7 +73,7 @@ struct Groups {
 
 // Bits from a string, most significant first; it must have as many as are taken.
 class Reader {
-public:
+  public:
     explicit Reader(const uint8_t* data) : next_(data) {}
     uint64_t take(uint64_t width) {  // at most 63
         while (held_ < width && held_ <= 56) bits_ = bits_ << 8 | *next_++, held_ += 8;
@@ -87,14 +87,14 @@ public:
         return high;
     }
 
-private:
+  private:
     static uint64_t mask(uint64_t width) { return (uint64_t(1) << width) - 1; }
     const uint8_t* next_;
     uint64_t bits_ = 0, held_ = 0;  // the lowest `held_` of bits_ are still to be taken
 };
 
 class Writer {
-public:
+  public:
     explicit Writer(uint8_t* data) : next_(data) {}
     void put(uint64_t value, uint64_t width) {  // value < 2^width, width at most 63
         while (width) {
@@ -108,7 +108,7 @@ public:
         if (held_) *next_ = uint8_t(byte_ << (8 - held_));
     }
 
-private:
+  private:
     uint8_t* next_;
     uint64_t byte_ = 0, held_ = 0;
 };
@@ -133,8 +133,8 @@ uint32_t crc32c_portable(const uint8_t* data, size_t size) {
     uint32_t crc = 0xFFFFFFFFu;
     for (; size >= 8; data += 8, size -= 8) {
         const uint32_t a = crc ^ little(data, 4);
-        crc = table[7][a & 255] ^ table[6][a >> 8 & 255] ^ table[5][a >> 16 & 255] ^ table[4][a >> 24] ^ table[3][data[4]] ^
-              table[2][data[5]] ^ table[1][data[6]] ^ table[0][data[7]];
+        crc = table[7][a & 255] ^ table[6][a >> 8 & 255] ^ table[5][a >> 16 & 255] ^ table[4][a >> 24] ^
+              table[3][data[4]] ^ table[2][data[5]] ^ table[1][data[6]] ^ table[0][data[7]];
     }
     for (; size; ++data, --size) crc = table[0][(crc ^ *data) & 255] ^ crc >> 8;
     return ~crc;

@@ -1,6 +1,6 @@
 // The `.nbk` file: its frame, its checksum, and its plain runs of tokens. docs/format.md is the definition,
-// engine/noisebook/format/container.py its Python form. No Python, no exceptions, no allocation: bytes may be anything, memory is
-// the caller's, and whatever a file says is compared with its length before it is used.
+// engine/noisebook/format/container.py its Python form. No Python, no exceptions, no allocation: bytes may be anything,
+// memory is the caller's, and whatever a file says is compared with its length before it is used.
 #pragma once
 
 #include <cstddef>
@@ -8,13 +8,27 @@
 
 namespace noisebook::nbk {
 
-constexpr size_t kHeader = 16, kOverhead = 20;   // bytes of the header; with the checksum
-constexpr size_t kMaxFile = size_t(1) << 28;     // bytes
+constexpr size_t kHeader = 16, kOverhead = 20;            // bytes of the header; with the checksum
+constexpr size_t kMaxFile = size_t(1) << 28;              // bytes
 constexpr uint8_t kVersion = 1, kSpec = 1, kDerived = 2;  // the format's version; flags
 constexpr uint64_t kMaxVocabulary = uint64_t(1) << 62, kMaxCount = uint64_t(1) << 40, kMaxRuns = uint64_t(1) << 20;
 
 // Why a file, payload or token is refused, in the order of the checks.
-enum class Refusal { none, few, many, magic, checksum, version, size, spec, derived, zero, payload, padding, vocabulary };
+enum class Refusal {
+    none,
+    few,
+    many,
+    magic,
+    checksum,
+    version,
+    size,
+    spec,
+    derived,
+    zero,
+    payload,
+    padding,
+    vocabulary
+};
 constexpr int kRefusals = 13;
 const char* name(Refusal refusal);  // "" for none; keys of container.REFUSALS
 
@@ -39,15 +53,15 @@ struct Run {
 // Bits of the packed runs (at most kMaxRuns), 2^63 - 1 where there are more. At least one a token.
 uint64_t packed_bits(const Run* runs, size_t count);
 
-// Whether a payload is one of these runs: its length, then its padding. What `unpack` needs memory for may be allocated then:
-// there are at most 8 * size tokens.
+// Whether a payload is one of these runs: its length, then its padding. What `unpack` needs memory for may be allocated
+// then: there are at most 8 * size tokens.
 Refusal check(const uint8_t* payload, size_t size, const Run* runs, size_t count);
 
 // A payload that `check` let pass -> tokens, as many as the runs have.
 Refusal unpack(const uint8_t* payload, const Run* runs, size_t count, int64_t* tokens);
 
-// The inverse: ceil(packed_bits / 8) bytes. Where it refuses, `bad` is the place of the first token outside its vocabulary and
-// the bytes are not whole.
+// The inverse: ceil(packed_bits / 8) bytes. Where it refuses, `bad` is the place of the first token outside its
+// vocabulary and the bytes are not whole.
 Refusal pack(const int64_t* tokens, const Run* runs, size_t count, uint8_t* payload, size_t& bad);
 
 }  // namespace noisebook::nbk

@@ -6,8 +6,9 @@
 namespace noisebook {
 namespace {
 
-// body(d, minus) for all d < n, minus = -1 where bit d of `flips` is set, else 0: (x ^ minus) - minus is then the flipped
-// integer. Never flip the float: -0 is another bit pattern. A mask instead of a shift lets SSE2 and NEON vectorise.
+// body(d, minus) for all d < n, minus = -1 where bit d of `flips` is set, else 0: (x ^ minus) - minus is then the
+// flipped integer. Never flip the float: -0 is another bit pattern. A mask instead of a shift lets SSE2 and NEON
+// vectorise.
 template <class Integer, class Body>
 void with_flips(const uint32_t* flips, size_t n, const Body& body) {
     for (size_t first = 0; first < n; first += 32) {
@@ -20,22 +21,24 @@ void with_flips(const uint32_t* flips, size_t n, const Body& body) {
 // What one worker makes a view in, or its share of one. Up to the last transform no entry exceeds the tokens of a view,
 // which are fewer than 2^31; after it they may reach M P.
 struct Scratch {
-    explicit Scratch(size_t p)
-        : sum(p), base(p), words(words_room(blocks_of(p))) {}
+    explicit Scratch(size_t p) : sum(p), base(p), words(words_room(blocks_of(p))) {}
     Buffer<int32_t> sum, base;
     Buffer<uint32_t> words;
 };
 
 // The signs first ... last-1 of one index, in their place among all. A range begins with a whole vector of blocks.
-uint32_t* some_signs(const Call& call, uint32_t* words, size_t unit, Purpose purpose, uint64_t index, size_t first, size_t last) {
+uint32_t* some_signs(const Call& call, uint32_t* words, size_t unit, Purpose purpose, uint64_t index, size_t first,
+                     size_t last) {
     const size_t blocks = blocks_of(last - first);
     uint32_t* const out = words + first / 32;
-    call.kernels->sign_words(out, blocks, stream_of(call, unit, purpose), uint32_t(index), uint32_t(first / kBlockSigns), log2_of(blocks));
+    call.kernels->sign_words(out, blocks, stream_of(call, unit, purpose), uint32_t(index),
+                             uint32_t(first / kBlockSigns), log2_of(blocks));
     return out;
 }
 
 // sum += b_j * H(chosen rows of base j). The tokens of the base are given as 2 * (j * P + row) + sign < 2^57, sorted.
-void add_base(const Call& call, const uint64_t* begin, const uint64_t* end, size_t unit, size_t p, size_t workers, Scratch& s) {
+void add_base(const Call& call, const uint64_t* begin, const uint64_t* end, size_t unit, size_t p, size_t workers,
+              Scratch& s) {
     const uint64_t j = *begin / (2 * p);
     parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
         std::fill(s.base.get() + first, s.base.get() + last, 0);
@@ -89,7 +92,8 @@ void add_independent(const Call& call, const int64_t* tokens, size_t unit, size_
 
 // The sum of squares reaches D (M P)^2: within 64 bits for every int32 total, and within 128 for the others.
 template <class Integer>
-void unit_rms(const Call& call, const Integer* total, uint32_t* words, size_t unit, size_t p, size_t workers, float* noise) {
+void unit_rms(const Call& call, const Integer* total, uint32_t* words, size_t unit, size_t p, size_t workers,
+              float* noise) {
     using Sum = std::conditional_t<std::is_same_v<Integer, int32_t>, uint64_t, unsigned __int128>;
     Sum parts[kParts] = {};  // of the threads
     parallel_ranges(p, workers, [&](size_t worker, size_t first, size_t last) {

@@ -45,8 +45,7 @@ void parallel_ranges(size_t n, size_t workers, const Body& body) {
 template <class T>
 class Buffer {
   public:
-    explicit Buffer(size_t size)
-        : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64)))) {}
+    explicit Buffer(size_t size) : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64)))) {}
     T* get() const { return data_.get(); }
     T& operator[](size_t i) const { return data_.get()[i]; }
 

@@ -26,7 +26,8 @@ Rotated rotate(const Call& call, const float* residual) {
     Rotated rotated{Buffer<float>(views * p), Buffer<double>(views)};
     Buffer<uint32_t> flips(call.units * room);
     for (size_t u = 0; u < call.units; ++u)
-        call.kernels->sign_words(flips.get() + u * room, blocks_of(p), stream_of(call, u, kRotation), 0, 0, log2_of(blocks_of(p)));
+        call.kernels->sign_words(flips.get() + u * room, blocks_of(p), stream_of(call, u, kRotation), 0, 0,
+                                 log2_of(blocks_of(p)));
 
     std::atomic<bool> finite{true};
     const Team team = team_for(call, views, 16.0 * views * p);
@@ -69,11 +70,13 @@ Layout::Layout(size_t p, size_t batch) {
 Quantised quantise(const Call& call, const Rotated& rotated) {
     const size_t p = call.padded(), views = call.batch * call.units;
     const Layout layout(p, call.batch);
-    Quantised quantised{layout, Buffer<int8_t>(call.units * layout.size), Buffer<int32_t>(views), Buffer<double>(views)};
+    Quantised quantised{layout, Buffer<int8_t>(call.units * layout.size), Buffer<int32_t>(views),
+                        Buffer<double>(views)};
     parallel_for(views, workers_for(call, views, 4.0 * views * p), [&](size_t, size_t view) {
         const float* v = rotated.rows.get() + view * p;
         int8_t* unit = quantised.rows.get() + view % call.units * layout.size;
-        const float most = call.kernels->max_abs(v, p), even = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+        const float most = call.kernels->max_abs(v, p),
+                    even = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
         int32_t total = 0;
         for (size_t first = 0; first < p; first += kDimsStep) {
             int8_t* out = unit + layout.at(view / call.units, first);

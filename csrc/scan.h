@@ -44,11 +44,12 @@ template <class Visit>
 void scan_hadamard(const Call& call, const Rotated& rotated, const Team& team, const Visit& visit) {
     const size_t p = call.padded(), blocks = blocks_of(p);
 
-    // A task: a few bases, enough to fill the lanes of Philox, for a share of the images of one unit. The signs of a base
-    // are made once per task; images are shared out only where there are too few bases to keep the threads busy.
+    // A task: a few bases, enough to fill the lanes of Philox, for a share of the images of one unit. The signs of a
+    // base are made once per task; images are shared out only where there are too few bases to keep the threads busy.
     const size_t group = std::min<uint64_t>(call.bases, std::max<size_t>(1, 2 * kMaxLanes / blocks));
     const size_t groups = divide_up(call.bases, group);
-    const size_t shares = std::clamp<size_t>(team.outer > 1 ? divide_up(4 * team.outer, groups * call.units) : 1, 1, call.batch);
+    const size_t shares =
+        std::clamp<size_t>(team.outer > 1 ? divide_up(4 * team.outer, groups * call.units) : 1, 1, call.batch);
     const size_t tasks = groups * shares * call.units, workers = std::min(team.outer, tasks);
 
     const size_t words = kBlockWords * blocks, room = words_room(group * blocks);
@@ -59,11 +60,13 @@ void scan_hadamard(const Call& call, const Rotated& rotated, const Team& team, c
         const uint64_t first = task % groups * group, last = std::min<uint64_t>(first + group, call.bases);
         uint32_t* flip = flips.get() + worker * room;
         float* score = scores.get() + worker * p;
-        call.kernels->sign_words(flip, (last - first) * blocks, stream_of(call, unit, kBasis), uint32_t(first), 0, log2_of(blocks));
+        call.kernels->sign_words(flip, (last - first) * blocks, stream_of(call, unit, kBasis), uint32_t(first), 0,
+                                 log2_of(blocks));
         for (uint64_t j = first; j < last; ++j) {
             for (size_t b = share * call.batch / shares; b < (share + 1) * call.batch / shares; ++b) {
                 const size_t view = b * call.units + unit;
-                transform(*call.kernels, rotated.rows.get() + view * p, flip + (j - first) * words, score, p, team.inner);
+                transform(*call.kernels, rotated.rows.get() + view * p, flip + (j - first) * words, score, p,
+                          team.inner);
                 parallel_ranges(p, team.inner, [&](size_t part_worker, size_t from, size_t to) {
                     visit(worker + part_worker, view, j, score, from, to);
                 });
@@ -80,8 +83,8 @@ inline size_t independent_workers(const Call& call) {
     return workers_for(call, divide_up(codewords, kChunk) * call.units, operations);
 }
 
-// visit(worker, view, first, count, scores): the integer scores of codewords first ... first+count-1, count <= kChunk, in
-// the same order.
+// visit(worker, view, first, count, scores): the integer scores of codewords first ... first+count-1, count <= kChunk,
+// in the same order.
 template <class Visit>
 void scan_independent(const Call& call, const Quantised& quantised, size_t workers, const Visit& visit) {
     // A task: the signs of a chunk of codewords are made once, block of dimensions by block, and meet all images.
@@ -100,15 +103,16 @@ void scan_independent(const Call& call, const Quantised& quantised, size_t worke
         const int8_t* rows = quantised.rows.get() + unit * layout.size;
         std::fill_n(sum, kChunk * call.batch, 0);
         for (size_t block = 0; block < blocks; block += dims_blocks) {
-            call.kernels->sign_words(sign, kChunk * dims_blocks, stream_of(call, unit, kIndependent), uint32_t(first), uint32_t(block),
-                                     log2_of(dims_blocks));
-            call.kernels->sign_sums(sign, words, kChunk, rows + layout.at(0, block * kBlockSigns), call.batch, layout.lanes,
-                                    layout.dims, sum);
+            call.kernels->sign_words(sign, kChunk * dims_blocks, stream_of(call, unit, kIndependent), uint32_t(first),
+                                     uint32_t(block), log2_of(dims_blocks));
+            call.kernels->sign_sums(sign, words, kChunk, rows + layout.at(0, block * kBlockSigns), call.batch,
+                                    layout.lanes, layout.dims, sum);
         }
         for (size_t b = 0; b < call.batch; ++b) {
             const size_t view = b * call.units + unit;
             int32_t scores[kChunk];  // |score| <= 127 * 2^24 < 2^31, though twice a sum may be more
-            for (size_t k = 0; k < count; ++k) scores[k] = int32_t(quantised.totals[view] - 2 * int64_t(sum[k * call.batch + b]));
+            for (size_t k = 0; k < count; ++k)
+                scores[k] = int32_t(quantised.totals[view] - 2 * int64_t(sum[k * call.batch + b]));
             visit(worker, view, first, size_t(count), scores);
         }
     });

@@ -12,7 +12,11 @@ template <class Score>
 class Winners {
   public:
     Winners(const Call& call, size_t workers)
-        : bins_(call.bins), cells_(call.batch * call.units * call.bins), workers_(workers), score_(workers * cells_), token_(workers * cells_) {
+        : bins_(call.bins),
+          cells_(call.batch * call.units * call.bins),
+          workers_(workers),
+          score_(workers * cells_),
+          token_(workers * cells_) {
         std::fill_n(score_.get(), workers * cells_, Score(-1));
         std::fill_n(token_.get(), workers * cells_, int64_t(0));
     }
@@ -23,7 +27,8 @@ class Winners {
         for (size_t cell = 0; cell < cells_; ++cell) {
             size_t best = cell;
             for (size_t other = cell + cells_; other < workers_ * cells_; other += cells_)
-                if (score_[other] > score_[best] || (score_[other] == score_[best] && token_[other] < token_[best])) best = other;
+                if (score_[other] > score_[best] || (score_[other] == score_[best] && token_[other] < token_[best]))
+                    best = other;
             out[cell] = token_[best];
         }
     }
@@ -42,20 +47,21 @@ void hadamard_select(const Call& call, const float* residual, int64_t* tokens) {
     const Team team = hadamard_team(call);
     const Winners<float> winners(call, team.size());
     const size_t rows = call.padded() / call.bins;
-    scan_hadamard(call, rotated, team, [&](size_t worker, size_t view, uint64_t base, const float* scores, size_t first, size_t last) {
-        float* best = winners.scores(worker, view);
-        int64_t* token = winners.tokens(worker, view);
-        for (size_t m = first / rows; m * rows < last; ++m) {
-            const size_t from = std::max(first, m * rows), to = std::min(last, m * rows + call.atoms);
-            if (from >= to) continue;
-            const float most = call.kernels->max_abs(scores + from, to - from);
-            if (!(most > best[m])) continue;
-            size_t i = from;  // seldom: about ln(bases) times
-            while (std::fabs(scores[i]) != most) ++i;
-            best[m] = most;
-            token[m] = int64_t(2 * (base * call.atoms + i - m * rows) + (scores[i] < 0));
-        }
-    });
+    scan_hadamard(call, rotated, team,
+                  [&](size_t worker, size_t view, uint64_t base, const float* scores, size_t first, size_t last) {
+                      float* best = winners.scores(worker, view);
+                      int64_t* token = winners.tokens(worker, view);
+                      for (size_t m = first / rows; m * rows < last; ++m) {
+                          const size_t from = std::max(first, m * rows), to = std::min(last, m * rows + call.atoms);
+                          if (from >= to) continue;
+                          const float most = call.kernels->max_abs(scores + from, to - from);
+                          if (!(most > best[m])) continue;
+                          size_t i = from;  // seldom: about ln(bases) times
+                          while (std::fabs(scores[i]) != most) ++i;
+                          best[m] = most;
+                          token[m] = int64_t(2 * (base * call.atoms + i - m * rows) + (scores[i] < 0));
+                      }
+                  });
     winners.merge(tokens);
 }
 
@@ -64,16 +70,17 @@ void independent_select(const Call& call, const float* residual, int64_t* tokens
     const Quantised quantised = quantise(call, rotate(call, residual));
     const size_t workers = independent_workers(call);
     const Winners<int32_t> winners(call, workers);
-    scan_independent(call, quantised, workers, [&](size_t worker, size_t view, uint64_t first, size_t count, const int32_t* scores) {
-        int32_t* best = winners.scores(worker, view);
-        int64_t* token = winners.tokens(worker, view);
-        uint64_t m = first / call.atoms, atom = first % call.atoms;
-        for (size_t k = 0; k < count; ++k) {
-            const int32_t size = std::abs(scores[k]);
-            if (size > best[m]) best[m] = size, token[m] = int64_t(2 * atom + (scores[k] < 0));
-            if (++atom == call.atoms) atom = 0, ++m;
-        }
-    });
+    scan_independent(call, quantised, workers,
+                     [&](size_t worker, size_t view, uint64_t first, size_t count, const int32_t* scores) {
+                         int32_t* best = winners.scores(worker, view);
+                         int64_t* token = winners.tokens(worker, view);
+                         uint64_t m = first / call.atoms, atom = first % call.atoms;
+                         for (size_t k = 0; k < count; ++k) {
+                             const int32_t size = std::abs(scores[k]);
+                             if (size > best[m]) best[m] = size, token[m] = int64_t(2 * atom + (scores[k] < 0));
+                             if (++atom == call.atoms) atom = 0, ++m;
+                         }
+                     });
     winners.merge(tokens);
 }
 

@@ -76,7 +76,8 @@ class Best {
         const std::lock_guard<std::mutex> lock(v.mutex);
         Entry<Key> worst = v.last;
         size_t size = v.size, hits = 0, hit[kNear];
-        for (size_t i = first; i < last; ++i) hit[hits] = i, hits += !(entry(i).key < worst.key);  // no branch to mispredict
+        for (size_t i = first; i < last; ++i)
+            hit[hits] = i, hits += !(entry(i).key < worst.key);  // no branch to mispredict
         for (size_t h = 0; h < hits; ++h) {
             const Entry<Key> e = entry(hit[h]);
             if (!(e < worst)) continue;
@@ -104,9 +105,10 @@ void hadamard_top(const Call& call, const float* residual, int64_t* tokens) {
     Best<float> best(views, call.count);
     const auto visit = [&](size_t, size_t view, uint64_t base, const float* s, size_t first, size_t last) {
         const uint64_t atom = base * call.atoms;
-        best.offer(view, first, std::min<size_t>(last, call.atoms),
-                   [&](size_t i, size_t n) { return call.kernels->max_abs(s + i, n); },
-                   [=](size_t i) { return Entry<float>{std::fabs(s[i]), int64_t(2 * (atom + i) + (s[i] < 0))}; });
+        best.offer(
+            view, first, std::min<size_t>(last, call.atoms),
+            [&](size_t i, size_t n) { return call.kernels->max_abs(s + i, n); },
+            [=](size_t i) { return Entry<float>{std::fabs(s[i]), int64_t(2 * (atom + i) + (s[i] < 0))}; });
     };
     scan_hadamard(call, rotated, hadamard_team(call), visit);
     best.tokens(call, tokens);
@@ -139,18 +141,20 @@ void hadamard_biased(const Call& call, const float* residual, const float* bias,
         const double factor = rotated.factors[view];
         const uint64_t atom = base * call.atoms;
         const float* b = bias + view % call.units * call.bases * call.atoms + atom;
-        best.offer(view, first, std::min<size_t>(last, call.atoms),
-                   [&](size_t i, size_t n) { return call.kernels->max_biased(s + i, b + i, factor, n); },
-                   [=](size_t i) { return Entry<double>{factor * double(s[i]) + double(b[i]), int64_t(2 * (atom + i))}; });
+        best.offer(
+            view, first, std::min<size_t>(last, call.atoms),
+            [&](size_t i, size_t n) { return call.kernels->max_biased(s + i, b + i, factor, n); },
+            [=](size_t i) { return Entry<double>{factor * double(s[i]) + double(b[i]), int64_t(2 * (atom + i))}; });
     };
     scan_hadamard(call, rotated, hadamard_team(call), visit);
     best.tokens(call, tokens);
 }
 
-// int8 scores miss by about 1 % of |r|, as much as the winner may be worse than the best. So a few candidates are scored
-// again without quantisation.
+// int8 scores miss by about 1 % of |r|, as much as the winner may be worse than the best. So a few candidates are
+// scored again without quantisation.
 void independent_biased(const Call& call, const float* residual, const float* bias, int64_t* tokens) {
-    const size_t p = call.padded(), views = call.batch * call.units, candidates = std::min<uint64_t>(call.atoms, kCandidates);
+    const size_t p = call.padded(), views = call.batch * call.units;
+    const size_t candidates = std::min<uint64_t>(call.atoms, kCandidates);
     if (!views) return;
     const Rotated rotated = rotate(call, residual);
     const Quantised quantised = quantise(call, rotated);
@@ -159,8 +163,9 @@ void independent_biased(const Call& call, const float* residual, const float* bi
         const float* b = bias + view % call.units * call.atoms + first;
         double keys[kChunk];
         for (size_t k = 0; k < count; ++k) keys[k] = quantised.factors[view] * s[k] + double(b[k]);
-        best.offer(view, 0, count, [&](size_t i, size_t n) { return *std::max_element(keys + i, keys + i + n); },
-                   [&](size_t k) { return Entry<double>{keys[k], int64_t(2 * (first + k))}; });
+        best.offer(
+            view, 0, count, [&](size_t i, size_t n) { return *std::max_element(keys + i, keys + i + n); },
+            [&](size_t k) { return Entry<double>{keys[k], int64_t(2 * (first + k))}; });
     };
     scan_independent(call, quantised, independent_workers(call), visit);
 
@@ -173,7 +178,8 @@ void independent_biased(const Call& call, const float* residual, const float* bi
         Entry<double>* const found = best.sorted(view);
         for (size_t i = 0; i < candidates; ++i) {
             const uint64_t k = uint64_t(found[i].token) / 2;
-            call.kernels->sign_words(sign, blocks_of(p), stream_of(call, unit, kIndependent), uint32_t(k), 0, log2_of(blocks_of(p)));
+            call.kernels->sign_words(sign, blocks_of(p), stream_of(call, unit, kIndependent), uint32_t(k), 0,
+                                     log2_of(blocks_of(p)));
             double sum = 0;
             for (size_t d = 0; d < p; ++d) sum += sign[d / 32] >> (d % 32) & 1 ? -double(v[d]) : double(v[d]);
             found[i].key = rotated.factors[view] * sum + double(bias[unit * call.atoms + k]);

@@ -1,12 +1,13 @@
-// Fuzzing of csrc/nbk.cpp: fuzz_nbk CORPUS SEED FIRST COUNT [DUMP]. bench/fuzz.py compiles it with sanitizers and runs it.
+// Fuzzing of csrc/nbk.cpp: fuzz_nbk CORPUS SEED FIRST COUNT [DUMP]. bench/fuzz.py compiles it with sanitizers.
 //
-// Input i of a seed is the same in every run, so that a failure is `SEED i 1`. Each goes through parse, check and unpack;
-// whatever is accepted must come out of a writer of this file's own as the same bytes. An input is never a file of the corpus, so
-// that of those mutated without a new checksum all must be refused (but for one in 2^32). Prints counts as JSON. With DUMP the
-// inputs, their runs and the verdicts are written there, for a comparison with the Python definition.
+// Input i of a seed is the same in every run, so that a failure is `SEED i 1`. Each goes through parse, check and
+// unpack; whatever is accepted must come out of a writer of this file's own as the same bytes. An input is never a file
+// of the corpus, so that of those mutated without a new checksum all must be refused (but for one in 2^32). Prints
+// counts as JSON. With DUMP the inputs, their runs and the verdicts are written there, for a comparison with the Python
+// definition.
 //
-// CORPUS and DUMP are records: u32 bytes, u32 runs, then (u64 count, u64 vocabulary) each, then the bytes; in DUMP with one byte
-// of verdict (Refusal) before the bytes. All little-endian.
+// CORPUS and DUMP are records: u32 bytes, u32 runs, then (u64 count, u64 vocabulary) each, then the bytes; in DUMP with
+// one byte of verdict (Refusal) before the bytes. All little-endian.
 #include <sanitizer/common_interface_defs.h>
 
 #include <algorithm>
@@ -61,9 +62,9 @@ void reseal(Bytes& file) {
     for (size_t i = 0; i < 4; ++i) file[file.size() - 4 + i] = uint8_t(crc >> 8 * i);
 }
 
-// ---- inputs -------------------------------------------------------------------------------------------------------------
-constexpr uint64_t kEdges[] = {0, 1, 2, 3, 4, 5, 15, 16, 127, 128, 255, 256, 65535, 65536, 0xFFFFFF, 0x7FFFFFFF, 0xFFFFFFFC,
-                               0xFFFFFFFF};
+// ---- inputs ---------------------------------------------------------------------------------------------------------
+constexpr uint64_t kEdges[] = {0,   1,   2,   3,     4,     5,        15,         16,         127,
+                               128, 255, 256, 65535, 65536, 0xFFFFFF, 0x7FFFFFFF, 0xFFFFFFFC, 0xFFFFFFFF};
 
 uint64_t edge(Random& random) { return random.one_in(3) ? random.next() : kEdges[random.below(std::size(kEdges))]; }
 
@@ -71,7 +72,8 @@ void mutate(Bytes& file, const std::vector<Input>& corpus, Random& random) {
     const size_t place = file.empty() ? 0 : random.below(file.size());
     const size_t length = 1 + random.below(random.one_in(4) ? 64 : 4);
     switch (random.below(8)) {
-        case 0: case 1:
+        case 0:
+        case 1:
             if (!file.empty()) file[place] ^= uint8_t(1 << random.below(8));
             break;
         case 2:
@@ -79,7 +81,9 @@ void mutate(Bytes& file, const std::vector<Input>& corpus, Random& random) {
             break;
         case 3: file.resize(place); break;
         case 4: put(file, random.next(), int(random.below(9))); break;
-        case 5: file.erase(file.begin() + long(place), file.begin() + long(std::min(file.size(), place + length))); break;
+        case 5:
+            file.erase(file.begin() + long(place), file.begin() + long(std::min(file.size(), place + length)));
+            break;
         case 6: file.insert(file.begin() + long(place), length, uint8_t(edge(random))); break;
         default: {  // the tail of another file
             const Bytes& other = corpus[random.below(corpus.size())].bytes;
@@ -99,7 +103,7 @@ std::vector<Run> hostile_runs(Random& random) {
     return runs;
 }
 
-// Bits one by one, as docs/format.md says it; `wrong` sets one group to a value that no tokens have, where there is room.
+// Bits one by one, as docs/format.md says it. `wrong` sets a group to a value that no tokens have, where there is room.
 Bytes written(const std::vector<Run>& runs, const std::vector<int64_t>& tokens, Random* wrong) {
     Bytes out;
     size_t bits = 0, at = 0;
@@ -176,7 +180,7 @@ Input make(const std::vector<Input>& corpus, Random& random, Kind& kind) {
     return input;
 }
 
-// ---- what is tried ------------------------------------------------------------------------------------------------------
+// ---- what is tried --------------------------------------------------------------------------------------------------
 Bytes rewritten(const Bytes& file, const Fields& f, const Bytes& payload) {
     Bytes out{0xB7, 0x4E, uint8_t(kVersion << 4 | f.flags), f.preset};
     out.insert(out.end(), file.begin() + 4, file.begin() + 12);
@@ -213,11 +217,13 @@ Refusal tried(const Input& input) {
     size_t bad = 0;
     if (pack(tokens.data(), input.runs.data(), input.runs.size(), again.data(), bad) != Refusal::none)
         fail("a token that was read is refused");
-    if (again != payload || written(input.runs, tokens, nullptr) != payload) fail("the payload is written in another way");
+    if (again != payload || written(input.runs, tokens, nullptr) != payload)
+        fail("the payload is written in another way");
     if (count) {  // pack refuses what is outside, at its place
         const size_t place = size_t(current % count);
         tokens[place] = current % 2 ? -1 : int64_t(kMaxVocabulary);
-        if (pack(tokens.data(), input.runs.data(), input.runs.size(), again.data(), bad) != Refusal::vocabulary || bad != place)
+        if (pack(tokens.data(), input.runs.data(), input.runs.size(), again.data(), bad) != Refusal::vocabulary ||
+            bad != place)
             fail("a token outside its vocabulary was packed");
     }
     return Refusal::none;
@@ -282,12 +288,14 @@ int main(int argc, char** argv) {
     }
     if (out && std::fclose(out)) fail("the dump cannot be written");
     const auto number = [](uint64_t x) { return std::to_string(x); };
-    std::string text = "{\"bytes\": " + number(bytes) + ", \"slowest\": {\"ns\": " + number(slowest) + ", \"input\": " +
-                       number(slowest_input) + ", \"bytes\": " + number(slowest_bytes) + "}, \"verdicts\": {";
+    std::string text = "{\"bytes\": " + number(bytes) + ", \"slowest\": {\"ns\": " + number(slowest) +
+                       ", \"input\": " + number(slowest_input) + ", \"bytes\": " + number(slowest_bytes) +
+                       "}, \"verdicts\": {";
     for (int kind = 0; kind < kinds; ++kind) {
         text += std::string(kind ? ", " : "") + "\"" + kKinds[kind] + "\": {";
         for (int r = 0; r < kRefusals; ++r)
-            text += std::string(r ? ", " : "") + "\"" + (r ? name(Refusal(r)) : "accepted") + "\": " + number(counts[kind][r]);
+            text += std::string(r ? ", " : "") + "\"" + (r ? name(Refusal(r)) : "accepted") +
+                    "\": " + number(counts[kind][r]);
         text += "}";
     }
     std::printf("%s}}\n", text.c_str());
