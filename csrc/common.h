@@ -13,12 +13,12 @@ enum Purpose : uint32_t { kRotation = 1, kBasis = 2, kIndependent = 3 };
 
 inline size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
-inline Stream stream_of(const Call& call, size_t unit, Purpose purpose) {
-    return {call.seed, call.step, uint32_t(purpose + 256 * (call.unit + unit))};
+inline Stream stream_of(const Call& call, size_t block, Purpose purpose) {
+    return {call.seed, call.step_index, uint32_t(purpose + 256 * (call.first_block + block))};
 }
 
 // Philox calls for the p signs of one index: a power of two, because p is one.
-inline size_t blocks_of(size_t p) { return std::max<size_t>(1, p / kBlockSigns); }
+inline size_t draws_of(size_t p) { return std::max<size_t>(1, p / kDrawSigns); }
 
 inline int log2_of(size_t power) {
     int log = 0;
@@ -26,10 +26,10 @@ inline int log2_of(size_t power) {
     return log;
 }
 
-// Room for the words of so many blocks: sign_words writes whole vectors.
-inline size_t words_room(size_t blocks) { return kBlockWords * divide_up(blocks, kMaxLanes) * kMaxLanes; }
+// Room for the words of that many draws: sign_words writes whole vectors.
+inline size_t words_room(size_t draws) { return kDrawWords * divide_up(draws, kMaxLanes) * kMaxLanes; }
 
-// A thread costs as much as some 2^19 simple operations to start; it should do more than that.
+// To start a thread costs as much as about 2^19 simple operations; it should do more than that.
 inline size_t workers_for(const Call& call, size_t tasks, double operations) {
     const double worth = std::min(operations / (1 << 20) + 1, 1e6);
     return std::max<size_t>(1, std::min({call.threads, tasks, size_t(worth)}));
@@ -41,8 +41,8 @@ struct Team {
     size_t size() const { return std::max(outer, inner); }
 };
 
-// Large tasks are shared where there are few of them. That is dearer: threads then start four times a task, for the
-// three parts of a transform and for what is done with its result.
+// Large tasks are shared where there are few of them. That costs more: threads then start four times per
+// task, for the three parts of a transform and for what is done with its result.
 inline Team team_for(const Call& call, size_t tasks, double operations) {
     const size_t shared = workers_for(call, kParts, operations / 4 / tasks);
     if (call.padded() >= (size_t(1) << 18) && 2 * tasks <= shared) return {1, shared};

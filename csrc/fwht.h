@@ -1,7 +1,7 @@
 // The Walsh-Hadamard transform over one vector type. Include inside an unnamed namespace.
 //
 // The stages always run in the order h = 1, 2, 4, ...: every output is then the same tree of float additions whatever
-// the vector width, so all instruction sets give the same bits. Depth first, so that a block is finished while it is in
+// the vector width, so all instruction sets give the same bits. Depth first, so that a part is finished while it is in
 // cache: 2^21 floats cross the last-level cache three times, not twenty-one.
 
 template <int N, class V>
@@ -46,12 +46,12 @@ void combine(typename V::T* data, size_t n, size_t first, size_t last) {
     }
 }
 
-// How many blocks the last pass over n entries joins. Within the first-level cache as many as there are registers;
+// How many parts the last pass over n entries joins. Within the first-level cache as many as there are registers;
 // above it at most 8, because its lines a power of two apart share one 8-way set.
 template <class V>
 int last_radix(size_t n) {
-    constexpr size_t kBlock = V::radix * V::width, kLeaf = kBlock * V::radix;
-    if (n <= kLeaf) return int(n / kBlock);
+    constexpr size_t kRegisters = V::radix * V::width, kLeaf = kRegisters * V::radix;
+    if (n <= kLeaf) return int(n / kRegisters);
     const int levels = __builtin_ctzll(n / kLeaf);
     return levels == 1 ? 2 : levels % 3 == 0 ? 8 : 4;
 }

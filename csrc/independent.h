@@ -1,10 +1,9 @@
-// Sums of int8 rows over the set bits of codewords, the inner loop of law `independent`. Include inside an unnamed
+// Sums of int8 rows over the set bits of codewords, the inner loop of kind `independent`. Include inside an unnamed
 // namespace; V (64 or 32 bytes) comes from the including file.
 //
 // V::bits expands sign bits to bytes 0/1, shared by all images of a tile; add_products adds their pairwise products to
-// 16-bit sums. A pair is at most 2 * 127, and a lane gets at most kDimsBlock / 32 = 64 of them: |sum| < 2^15.
+// 16-bit sums. A pair is at most 2 * 127, and a lane gets at most kDimsPanel / 32 = 64 of them: |sum| < 2^15.
 
-//
 // The rows of a tile are interleaved, so that one pointer and constant offsets reach all of them.
 template <class V, int kImages>
 void sign_tile(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t row_step,
@@ -41,18 +40,18 @@ void sign_tile(const uint32_t* words, size_t words_stride, size_t codewords, con
 template <class V>
 void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images,
                size_t lanes, size_t dims, int32_t* sums) {
-    const size_t step = lanes * kDimsStep;
+    const size_t row_step = lanes * kDimsStep;
     for (size_t b = 0; b < images;) {
         const int8_t* first = rows + b / lanes * lanes * dims + b % lanes * kDimsStep;
         const size_t left = images - b;
         if (left >= 8) {
-            sign_tile<V, 8>(words, words_stride, codewords, first, step, dims, sums + b, images), b += 8;
+            sign_tile<V, 8>(words, words_stride, codewords, first, row_step, dims, sums + b, images), b += 8;
         } else if (left >= 4) {
-            sign_tile<V, 4>(words, words_stride, codewords, first, step, dims, sums + b, images), b += 4;
+            sign_tile<V, 4>(words, words_stride, codewords, first, row_step, dims, sums + b, images), b += 4;
         } else if (left >= 2) {
-            sign_tile<V, 2>(words, words_stride, codewords, first, step, dims, sums + b, images), b += 2;
+            sign_tile<V, 2>(words, words_stride, codewords, first, row_step, dims, sums + b, images), b += 2;
         } else {
-            sign_tile<V, 1>(words, words_stride, codewords, first, step, dims, sums + b, images), b += 1;
+            sign_tile<V, 1>(words, words_stride, codewords, first, row_step, dims, sums + b, images), b += 1;
         }
     }
 }

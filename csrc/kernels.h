@@ -1,4 +1,4 @@
-// The inner loops of both codebook laws, once per instruction set. Declarations and plain data only: this header is
+// The inner loops of both kinds of codebook, once per instruction set. Declarations and plain data only: this header is
 // seen by files compiled for different targets, so it must not define a function that the linker could merge.
 #pragma once
 
@@ -7,28 +7,27 @@
 
 namespace noisebook {
 
-// One random stream of docs/codebook.md; the counter's first two words (block, index) are arguments of the calls.
+// One random stream of docs/codebook.md; the counter's first two words (draw, index) are arguments of the calls.
 struct Stream {
     uint64_t seed;
-    uint32_t step;
-    uint32_t purpose;  // stream + 256 * unit
+    uint32_t step_index;
+    uint32_t purpose;  // stream + 256 * block
 };
 
-constexpr size_t kBlockWords = 4;    // 32-bit words of one Philox call
-constexpr size_t kBlockSigns = 128;  // and its signs
-constexpr size_t kMaxLanes = 16;     // sign_words writes whole vectors: up to this many blocks
-constexpr size_t kDimsBlock = 2048;  // dimensions of one call of sign_sums, at most: 16-bit sums cannot overflow
+constexpr size_t kDrawWords = 4;     // 32-bit words of one Philox call
+constexpr size_t kDrawSigns = 128;   // and its signs
+constexpr size_t kMaxLanes = 16;     // sign_words writes whole vectors: up to this many draws
+constexpr size_t kDimsPanel = 2048;  // dimensions of one call of sign_sums, at most: 16-bit sums cannot overflow
 constexpr size_t kDimsStep = 64;     // and they are a multiple of this many
 constexpr size_t kMaxRows = 8;       // rows that share the signs in registers
-constexpr size_t kParts = 64;        // what several threads do to one row is done in so many parts
+constexpr size_t kParts = 64;        // several threads that work on one row cut it into this many parts
 
 struct Kernels {
     const char* name;
 
-    // Words of `blocks` Philox calls. Block n has counter (block0 + n % 2^log_per_index, index0 + n / 2^log_per_index).
-    // `out` has room for `blocks` rounded up to kMaxLanes.
-    void (*sign_words)(uint32_t* out, size_t blocks, Stream stream, uint32_t index0, uint32_t block0,
-                       int log_per_index);
+    // Words of `draws` Philox calls. Draw n has counter (draw0 + n % 2^log_per_index, index0 + n / 2^log_per_index).
+    // `out` has room for `draws` rounded up to kMaxLanes.
+    void (*sign_words)(uint32_t* out, size_t draws, Stream stream, uint32_t index0, uint32_t draw0, int log_per_index);
 
     // out = H(flipped in), n a power of two; in == out is allowed. Entry d is negated first where bit d of `flips` is
     // set; flips may be null. The additions of a float transform happen in one order (h = 1, 2, 4, ...) everywhere.
@@ -61,7 +60,7 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 
-// For a last transform beyond int32 (M P >= 2^31), one a view: the same code for all instruction sets.
+// For a last transform beyond int32 (M P >= 2^31), one per view: the same code for all instruction sets.
 void transform_i64(const int64_t* in, const uint32_t* flips, int64_t* out, size_t n);
 
 }  // namespace noisebook

@@ -47,7 +47,7 @@ float max_abs(const float* x, size_t n) {
 // The bits become a byte mask once per codeword, so that the loop over a row has no branch and compilers vectorise it.
 void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, const int8_t* rows, size_t images,
                size_t lanes, size_t dims, int32_t* sums) {
-    int8_t mask[kDimsBlock];
+    int8_t mask[kDimsPanel];
     for (size_t k = 0; k < codewords; ++k) {
         for (size_t d = 0; d < dims; ++d) mask[d] = int8_t(-int(words[k * words_stride + d / 32] >> (d % 32) & 1));
         for (size_t b = 0; b < images; ++b) {

@@ -20,23 +20,10 @@ namespace py = pybind11;
 namespace noisebook {
 namespace {
 
-constexpr uint64_t kMaxIndex = uint64_t(1) << 32, kMaxUnit = uint64_t(1) << 24, kMaxD = uint64_t(1) << 24;
+constexpr uint64_t kMaxIndex = uint64_t(1) << 32, kMaxBlock = uint64_t(1) << 24, kMaxD = uint64_t(1) << 24;
 
 std::atomic<const Kernels*> kernels_in_use{nullptr};
 std::atomic<size_t> default_threads{1};
-
-std::vector<const Kernels*> available() {  // the fastest first
-    std::vector<const Kernels*> found;
-#ifdef NOISEBOOK_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-        found.push_back(&avx512_kernels);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
-#endif
-    found.push_back(&portable_kernels);
-    return found;
-}
 
 size_t processors() {  // those this process may use, not those of the machine
 #ifdef __linux__
@@ -77,22 +64,23 @@ py::array_t<T> checked_array(const py::object& value, py::ssize_t dimensions, co
 }
 
 struct Arguments {
-    py::object bins, atoms, bases, step, seed, unit, threads;
+    py::object bins, atoms, bases, step_index, seed, block, threads;
 };
 
-// `array` is the residual or the tokens: [B, U, ...].
+// `array` is the residual or the tokens: [B, U, ...], of B images and U blocks.
 Call checked(const py::array& array, uint64_t d, bool hadamard, const Arguments& args) {
     Call call{};
-    call.batch = size_t(array.shape(0)), call.units = size_t(array.shape(1)), call.d = d;
+    call.batch = size_t(array.shape(0)), call.blocks = size_t(array.shape(1)), call.d = d;
     const uint64_t p = call.padded();
     call.bins = integer(args.bins, "bins", 1, p);
     if (call.bins & (call.bins - 1)) refuse("bins must be a power of two");
     call.atoms = integer(args.atoms, "atoms", 1, (hadamard ? p : kMaxIndex) / call.bins);
     call.bases = integer(args.bases, "bases", 1, kMaxIndex);
-    call.step = uint32_t(integer(args.step, "step", 0, kMaxIndex - 1));
+    call.step_index = uint32_t(integer(args.step_index, "step_index", 0, kMaxIndex - 1));
     call.seed = integer(args.seed, "seed", 0, UINT64_MAX);
-    call.unit = uint32_t(integer(args.unit, "unit", 0, kMaxUnit));
-    if (call.unit + uint64_t(call.units) > kMaxUnit) refuse("unit plus the number of units must not exceed 2^24");
+    call.first_block = uint32_t(integer(args.block, "block", 0, kMaxBlock));
+    if (call.first_block + uint64_t(call.blocks) > kMaxBlock)
+        refuse("block plus the number of blocks must not exceed 2^24");
     call.threads = size_t(integer(args.threads, "threads", 0, 1 << 16));
     if (!call.threads) call.threads = default_threads;
     call.kernels = kernels_in_use;
@@ -112,7 +100,7 @@ py::array_t<float> checked_residual(const py::object& residual) {
 // Runs rule(residual, tokens) without the GIL.
 template <class Rule>
 py::array_t<int64_t> chosen(const Call& call, const py::array_t<float>& residual, const Rule& rule) {
-    py::array_t<int64_t> tokens({call.batch, call.units, call.count});
+    py::array_t<int64_t> tokens({call.batch, call.blocks, call.count});
     const float* from = residual.data();
     int64_t* to = tokens.mutable_data();
     py::gil_scoped_release release;
@@ -120,38 +108,38 @@ py::array_t<int64_t> chosen(const Call& call, const py::array_t<float>& residual
     return tokens;
 }
 
-py::array_t<int64_t> select(const py::object& residual, bool hadamard, Choose law, const Arguments& args) {
+py::array_t<int64_t> select(const py::object& residual, bool hadamard, Choose rule, const Arguments& args) {
     const auto array = checked_residual(residual);
     Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
     call.count = size_t(call.bins);
-    return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, to); });
+    return chosen(call, array, [&](const float* from, int64_t* to) { rule(call, from, to); });
 }
 
-py::array_t<int64_t> top(const py::object& residual, const py::object& count, bool hadamard, Choose law,
+py::array_t<int64_t> top(const py::object& residual, const py::object& count, bool hadamard, Choose rule,
                          const Arguments& args) {
     const auto array = checked_residual(residual);
     Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
     call.count = size_t(integer(count, "count", 1, std::min(call.atoms * call.bases, kMaxD)));
-    return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, to); });
+    return chosen(call, array, [&](const float* from, int64_t* to) { rule(call, from, to); });
 }
 
-py::array_t<int64_t> biased(const py::object& residual, const py::object& bias, bool hadamard, Biased law,
+py::array_t<int64_t> biased(const py::object& residual, const py::object& bias, bool hadamard, Biased rule,
                             Arguments args) {
     const auto array = checked_residual(residual);
     const auto biases = checked_array<float>(bias, 2, "the bias must be a float32 [U, K]");
     if (!hadamard) args.atoms = py::int_(biases.shape(1));
     Call call = checked(array, uint64_t(array.shape(2)), hadamard, args);
     call.count = 1;
-    if (uint64_t(biases.shape(0)) != call.units || uint64_t(biases.shape(1)) != call.atoms * call.bases)
-        refuse("the bias must have a row per unit and a column per atom");
+    if (uint64_t(biases.shape(0)) != call.blocks || uint64_t(biases.shape(1)) != call.atoms * call.bases)
+        refuse("the bias must have a row per block and a column per atom");
     const float* added = biases.data();
-    bool sound = true;  // without an early end compilers vectorise it
+    bool sound = true;  // no early exit, so that compilers vectorise the loop
     for (size_t i = 0, size = size_t(biases.size()); i < size; ++i) sound &= added[i] < HUGE_VALF;
     if (!sound) refuse("the bias must be finite or -inf");
-    return chosen(call, array, [&](const float* from, int64_t* to) { law(call, from, added, to); });
+    return chosen(call, array, [&](const float* from, int64_t* to) { rule(call, from, added, to); });
 }
 
-py::array_t<float> noise(const py::object& tokens, const py::object& d, bool hadamard, Noise law,
+py::array_t<float> noise(const py::object& tokens, const py::object& d, bool hadamard, Noise rule,
                          const Arguments& args) {
     const auto array = checked_array<int64_t>(tokens, 3, "the tokens must be an int64 [B, U, M]");
     Call call = checked(array, integer(d, "d", 1, kMaxD), hadamard, args);
@@ -160,18 +148,18 @@ py::array_t<float> noise(const py::object& tokens, const py::object& d, bool had
         refuse("the tokens must have one column per bin, or any number of columns above 0 where there is one bin");
     if (call.count >> 31) refuse("a view must have fewer than 2^31 tokens");
     const int64_t* from = array.data();
-    for (py::ssize_t i = 0, size = array.size(); i < size; ++i)  // the vocabulary 2 J A itself may not fit 64 bits
+    for (py::ssize_t i = 0, size = array.size(); i < size; ++i)  // the vocab_size 2 J A itself may not fit 64 bits
         if (from[i] < 0 || uint64_t(from[i] >> 1) / call.atoms >= call.bases)
             refuse("a token is not in [0, 2 * bases * atoms)");
-    py::array_t<float> out({call.batch, call.units, call.d});
+    py::array_t<float> out({call.batch, call.blocks, call.d});
     float* to = out.mutable_data();
     py::gil_scoped_release release;
-    law(call, from, to);
+    rule(call, from, to);
     return out;
 }
 
 void set_isa(const std::string& name) {
-    for (const Kernels* kernels : available()) {
+    for (const Kernels* kernels : available_kernels()) {
         if (name != kernels->name) continue;
         kernels_in_use = kernels;
         return;
@@ -180,7 +168,7 @@ void set_isa(const std::string& name) {
 }
 
 // ---- the `.nbk` file ------------------------------------------------------------------------------------------------
-class Bytes {  // of any object with a contiguous buffer, for as long as this lives
+class Bytes {  // those of any object with a contiguous buffer; they stay valid while this object lives
   public:
     Bytes(const py::object& value, const char* name) {
         if (PyObject_GetBuffer(value.ptr(), &view_, PyBUF_SIMPLE) == 0) return;
@@ -206,8 +194,8 @@ std::vector<nbk::Run> checked_runs(const py::object& value) {
         // a negative number becomes one above the limits
         runs[i] = {uint64_t(array.data()[2 * i]), uint64_t(array.data()[2 * i + 1])};
         if (runs[i].count > nbk::kMaxCount) refuse("a run must have 0 to 2^40 tokens");
-        if (runs[i].vocabulary < 2 || runs[i].vocabulary > nbk::kMaxVocabulary)
-            refuse("a vocabulary must be from 2 to 2^62");
+        if (runs[i].vocab_size < 2 || runs[i].vocab_size > nbk::kMaxVocabSize)
+            refuse("a vocab_size must be from 2 to 2^62");
     }
     return runs;
 }
@@ -273,80 +261,83 @@ py::object nbk_pack(const py::object& tokens, const py::object& runs) {
 PYBIND11_MODULE(_C, m) {
     using namespace noisebook;
     using Any = const py::object&;
-    m.doc() = "Both codebook laws on the CPU, docs/codebook.md defines them; the .nbk file, docs/format.md does.";
-    kernels_in_use = available().front();
+    m.doc() =
+        "Both kinds of codebook on the CPU, as docs/codebook.md defines them, and the .nbk file, as docs/format.md "
+        "does.";
+    kernels_in_use = available_kernels().front();
     default_threads = processors();
 
-    const auto unit = py::arg("unit") = 0;
-    const auto threads = py::arg("threads") = 0;
+    const py::arg residual("residual"), tokens("tokens"), bias("bias"), count("count"), d("d"), bins("bins");
+    const py::arg atoms("atoms"), bases("bases"), step_index("step_index"), seed("seed");
+    const auto block = py::arg("block") = 0, threads = py::arg("threads") = 0;
     m.def(
         "hadamard_select",
-        [](Any residual, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-            return select(residual, true, hadamard_select, {bins, atoms, bases, step, seed, unit, threads});
+        [](Any residual, Any bins, Any atoms, Any bases, Any step_index, Any seed, Any block, Any threads) {
+            return select(residual, true, hadamard_select, {bins, atoms, bases, step_index, seed, block, threads});
         },
-        py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"),
-        unit, threads,
-        "float32 [B, U, D] -> int64 [B, U, M]: one signed atom per bin; view u has the streams of unit + u.");
+        residual, bins, atoms, bases, step_index, seed, block, threads,
+        "float32 [B, U, D] -> int64 [B, U, M]: one signed atom per bin; view u has the streams of block + u.");
     m.def(
         "hadamard_top",
-        [](Any residual, Any count, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-            return top(residual, count, true, hadamard_top, {py::int_(1), atoms, bases, step, seed, unit, threads});
+        [](Any residual, Any count, Any atoms, Any bases, Any step_index, Any seed, Any block, Any threads) {
+            return top(residual, count, true, hadamard_top,
+                       {py::int_(1), atoms, bases, step_index, seed, block, threads});
         },
-        py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"),
-        unit, threads, "float32 [B, U, D] -> int64 [B, U, count]: the signed atoms of largest |score|, best first.");
+        residual, count, atoms, bases, step_index, seed, block, threads,
+        "float32 [B, U, D] -> int64 [B, U, count]: the signed atoms of largest |score|, best first.");
     m.def(
         "hadamard_biased",
-        [](Any residual, Any bias, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
+        [](Any residual, Any bias, Any atoms, Any bases, Any step_index, Any seed, Any block, Any threads) {
             return biased(residual, bias, true, hadamard_biased,
-                          {py::int_(1), atoms, bases, step, seed, unit, threads});
+                          {py::int_(1), atoms, bases, step_index, seed, block, threads});
         },
-        py::arg("residual"), py::arg("bias"), py::arg("atoms"), py::arg("bases"), py::arg("step"), py::arg("seed"),
-        unit, threads,
+        residual, bias, atoms, bases, step_index, seed, block, threads,
         "float32 [B, U, D], float32 [U, bases * atoms] -> int64 [B, U, 1]: twice the atom of largest score + bias.");
     m.def(
         "hadamard_noise",
-        [](Any tokens, Any d, Any bins, Any atoms, Any bases, Any step, Any seed, Any unit, Any threads) {
-            return noise(tokens, d, true, hadamard_noise, {bins, atoms, bases, step, seed, unit, threads});
+        [](Any tokens, Any d, Any bins, Any atoms, Any bases, Any step_index, Any seed, Any block, Any threads) {
+            return noise(tokens, d, true, hadamard_noise, {bins, atoms, bases, step_index, seed, block, threads});
         },
-        py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("bases"), py::arg("step"),
-        py::arg("seed"), unit, threads,
+        tokens, d, bins, atoms, bases, step_index, seed, block, threads,
         "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
     m.def(
         "independent_select",
-        [](Any residual, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
-            return select(residual, false, independent_select, {bins, atoms, py::int_(1), step, seed, unit, threads});
+        [](Any residual, Any bins, Any atoms, Any step_index, Any seed, Any block, Any threads) {
+            return select(residual, false, independent_select,
+                          {bins, atoms, py::int_(1), step_index, seed, block, threads});
         },
-        py::arg("residual"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+        residual, bins, atoms, step_index, seed, block, threads,
         "float32 [B, U, D] -> int64 [B, U, M]: one signed codeword per bin, by exact int8 scores.");
     m.def(
         "independent_top",
-        [](Any residual, Any count, Any atoms, Any step, Any seed, Any unit, Any threads) {
+        [](Any residual, Any count, Any atoms, Any step_index, Any seed, Any block, Any threads) {
             return top(residual, count, false, independent_top,
-                       {py::int_(1), atoms, py::int_(1), step, seed, unit, threads});
+                       {py::int_(1), atoms, py::int_(1), step_index, seed, block, threads});
         },
-        py::arg("residual"), py::arg("count"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit, threads,
+        residual, count, atoms, step_index, seed, block, threads,
         "float32 [B, U, D] -> int64 [B, U, count]: the signed codewords of largest |int8 score|, best first.");
     m.def(
         "independent_biased",
-        [](Any residual, Any bias, Any step, Any seed, Any unit, Any threads) {
+        [](Any residual, Any bias, Any step_index, Any seed, Any block, Any threads) {
             return biased(residual, bias, false, independent_biased,
-                          {py::int_(1), py::none(), py::int_(1), step, seed, unit, threads});
+                          {py::int_(1), py::none(), py::int_(1), step_index, seed, block, threads});
         },
-        py::arg("residual"), py::arg("bias"), py::arg("step"), py::arg("seed"), unit, threads,
+        residual, bias, step_index, seed, block, threads,
         "float32 [B, U, D], float32 [U, K] -> int64 [B, U, 1]: twice the codeword of largest score + bias.");
     m.def(
         "independent_noise",
-        [](Any tokens, Any d, Any bins, Any atoms, Any step, Any seed, Any unit, Any threads) {
-            return noise(tokens, d, false, independent_noise, {bins, atoms, py::int_(1), step, seed, unit, threads});
+        [](Any tokens, Any d, Any bins, Any atoms, Any step_index, Any seed, Any block, Any threads) {
+            return noise(tokens, d, false, independent_noise,
+                         {bins, atoms, py::int_(1), step_index, seed, block, threads});
         },
-        py::arg("tokens"), py::arg("d"), py::arg("bins"), py::arg("atoms"), py::arg("step"), py::arg("seed"), unit,
-        threads, "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
+        tokens, d, bins, atoms, step_index, seed, block, threads,
+        "int64 [B, U, M] -> float32 [B, U, D] of root mean square 1; any M where bins is 1.");
 
     m.def("nbk_crc32c", &nbk_crc32c, py::arg("data"), "CRC-32C of bytes.");
     m.def("nbk_parse", &nbk_parse, py::arg("data"),
           "Bytes of a file -> what container.Frame holds, or the name of a refusal.");
     m.def("nbk_unpack", &nbk_unpack, py::arg("payload"), py::arg("runs"),
-          "Bytes, int64 [R, 2] of (count, vocabulary) -> int64 [L], or the name of a refusal.");
+          "Bytes, int64 [R, 2] of (count, vocab_size) -> int64 [L], or the name of a refusal.");
     m.def("nbk_pack", &nbk_pack, py::arg("tokens"), py::arg("runs"),
           "int64 [L], int64 [R, 2] -> bytes, or the place of the first token outside its vocabulary.");
 
@@ -356,7 +347,7 @@ PYBIND11_MODULE(_C, m) {
         "available_isas",
         [] {
             py::list names;
-            for (const Kernels* kernels : available()) names.append(kernels->name);
+            for (const Kernels* kernels : available_kernels()) names.append(kernels->name);
             return names;
         },
         "Instruction sets of this processor, the fastest first.");

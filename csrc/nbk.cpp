@@ -57,15 +57,15 @@ int bit_length(uint64_t x) {
 // One run cut in groups of `digits` tokens, of `width` bits; the last group may be shorter.
 struct Groups {
     uint64_t whole;                  // how many of `digits`
-    uint64_t digits, values, width;  // values = vocabulary ^ digits
+    uint64_t digits, values, width;  // values = vocab_size ^ digits
     uint64_t rest, rest_values, rest_width;
 
-    explicit Groups(const Run& run) : digits(1), values(run.vocabulary), rest_values(1) {
-        const bool power = (run.vocabulary & (run.vocabulary - 1)) == 0;
+    explicit Groups(const Run& run) : digits(1), values(run.vocab_size), rest_values(1) {
+        const bool power = (run.vocab_size & (run.vocab_size - 1)) == 0;
         constexpr uint64_t kLimit = (uint64_t(1) << 63) - 1;
-        while (!power && values <= kLimit / run.vocabulary) values *= run.vocabulary, ++digits;
+        while (!power && values <= kLimit / run.vocab_size) values *= run.vocab_size, ++digits;
         whole = run.count / digits, rest = run.count % digits;
-        for (uint64_t i = 0; i < rest; ++i) rest_values *= run.vocabulary;
+        for (uint64_t i = 0; i < rest; ++i) rest_values *= run.vocab_size;
         width = uint64_t(bit_length(values - 1)), rest_width = rest ? uint64_t(bit_length(rest_values - 1)) : 0;
     }
     uint64_t bits() const { return whole * width + rest_width; }  // below 2^46
@@ -113,9 +113,9 @@ class Writer {
     uint64_t byte_ = 0, held_ = 0;
 };
 
-bool split(uint64_t number, uint64_t values, uint64_t vocabulary, uint64_t digits, int64_t* tokens) {
+bool split(uint64_t number, uint64_t values, uint64_t vocab_size, uint64_t digits, int64_t* tokens) {
     if (number >= values) return false;
-    for (uint64_t i = digits; i-- > 1; number /= vocabulary) tokens[i] = int64_t(number % vocabulary);
+    for (uint64_t i = digits; i-- > 1; number /= vocab_size) tokens[i] = int64_t(number % vocab_size);
     tokens[0] = int64_t(number);
     return true;
 }
@@ -197,7 +197,7 @@ Refusal unpack(const uint8_t* payload, const Run* runs, size_t count, int64_t* t
     Reader reader(payload);
     for (size_t i = 0; i < count; ++i) {
         const Groups groups(runs[i]);
-        const uint64_t v = runs[i].vocabulary;
+        const uint64_t v = runs[i].vocab_size;
         for (uint64_t n = 0; n < groups.whole; ++n, tokens += groups.digits)
             if (!split(reader.take(groups.width), groups.values, v, groups.digits, tokens)) return Refusal::vocabulary;
         if (groups.rest && !split(reader.take(groups.rest_width), groups.rest_values, v, groups.rest, tokens))
@@ -218,8 +218,8 @@ Refusal pack(const int64_t* tokens, const Run* runs, size_t count, uint8_t* payl
             uint64_t number = 0;
             for (uint64_t d = 0; d < digits; ++d, ++next) {
                 bad = size_t(next - tokens);
-                if (uint64_t(*next) >= runs[i].vocabulary) return Refusal::vocabulary;  // also where negative
-                number = number * runs[i].vocabulary + uint64_t(*next);
+                if (uint64_t(*next) >= runs[i].vocab_size) return Refusal::vocabulary;  // also where negative
+                number = number * runs[i].vocab_size + uint64_t(*next);
             }
             writer.put(number, whole ? groups.width : groups.rest_width);
             left -= digits;

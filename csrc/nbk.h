@@ -11,7 +11,7 @@ namespace noisebook::nbk {
 constexpr size_t kHeader = 16, kOverhead = 20;            // bytes of the header; with the checksum
 constexpr size_t kMaxFile = size_t(1) << 28;              // bytes
 constexpr uint8_t kVersion = 1, kSpec = 1, kDerived = 2;  // the format's version; flags
-constexpr uint64_t kMaxVocabulary = uint64_t(1) << 62, kMaxCount = uint64_t(1) << 40, kMaxRuns = uint64_t(1) << 20;
+constexpr uint64_t kMaxVocabSize = uint64_t(1) << 62, kMaxCount = uint64_t(1) << 40, kMaxRuns = uint64_t(1) << 20;
 
 // Why a file, payload or token is refused, in the order of the checks.
 enum class Refusal {
@@ -43,25 +43,25 @@ struct Fields {  // places and sizes are bytes of the file
     size_t payload_at, payload_size;
 };
 
-// Checks the frame and fills `fields`; these are whole only where nothing is refused.
+// Checks the frame and fills `fields`, which are complete only where nothing is refused.
 Refusal parse(const uint8_t* data, size_t size, Fields& fields);
 
 struct Run {
-    uint64_t count, vocabulary;  // 0 ... kMaxCount tokens, of 2 ... kMaxVocabulary values each
+    uint64_t count, vocab_size;  // 0 ... kMaxCount tokens, each one of 2 ... kMaxVocabSize values
 };
 
-// Bits of the packed runs (at most kMaxRuns), 2^63 - 1 where there are more. At least one a token.
+// Bits of the packed runs (at most kMaxRuns), 2^63 - 1 where there are more. At least one bit per token.
 uint64_t packed_bits(const Run* runs, size_t count);
 
-// Whether a payload is one of these runs: its length, then its padding. What `unpack` needs memory for may be allocated
-// then: there are at most 8 * size tokens.
+// Whether a payload is one of these runs: its length, then its padding. After this check the tokens may be
+// allocated: there are at most 8 * size of them.
 Refusal check(const uint8_t* payload, size_t size, const Run* runs, size_t count);
 
 // A payload that `check` let pass -> tokens, as many as the runs have.
 Refusal unpack(const uint8_t* payload, const Run* runs, size_t count, int64_t* tokens);
 
 // The inverse: ceil(packed_bits / 8) bytes. Where it refuses, `bad` is the place of the first token outside its
-// vocabulary and the bytes are not whole.
+// vocabulary and the bytes are incomplete.
 Refusal pack(const int64_t* tokens, const Run* runs, size_t count, uint8_t* payload, size_t& bad);
 
 }  // namespace noisebook::nbk

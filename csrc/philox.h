@@ -1,15 +1,15 @@
 // Philox4x32-10 (Salmon et al., 2011) over the lanes of one vector type. Include inside an unnamed namespace.
 //
-// Lane l computes block transposed_iota(l), an order chosen so that store_transposed writes the four words of each
-// block next to each other with unpack instructions alone.
+// Lane l computes draw transposed_iota(l), an order chosen so that store_transposed needs only unpack instructions to
+// write the four words of each draw next to each other.
 
 template <class U>
-void philox_words(uint32_t* out, size_t blocks, Stream stream, uint32_t index0, uint32_t block0, int log_per_index) {
+void philox_words(uint32_t* out, size_t draws, Stream stream, uint32_t index0, uint32_t draw0, int log_per_index) {
     const U within = U::set((uint32_t(1) << log_per_index) - 1);
-    for (size_t n = 0; n < blocks; n += U::width) {
+    for (size_t n = 0; n < draws; n += U::width) {
         const U linear = U::transposed_iota() + U::set(uint32_t(n));
-        U c0 = U::set(block0) + (linear & within), c1 = U::set(index0) + linear.shifted_right(log_per_index);
-        U c2 = U::set(stream.step), c3 = U::set(stream.purpose);
+        U c0 = U::set(draw0) + (linear & within), c1 = U::set(index0) + linear.shifted_right(log_per_index);
+        U c2 = U::set(stream.step_index), c3 = U::set(stream.purpose);
         uint32_t k0 = uint32_t(stream.seed), k1 = uint32_t(stream.seed >> 32);
 #pragma GCC unroll 10
         for (int round = 0; round < 10; ++round) {
@@ -20,6 +20,6 @@ void philox_words(uint32_t* out, size_t blocks, Stream stream, uint32_t index0, 
             c2 = xor3(high0, c3, U::set(k1)), c3 = low0;
             k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
         }
-        U::store_transposed(out + kBlockWords * n, c0, c1, c2, c3);
+        U::store_transposed(out + kDrawWords * n, c0, c1, c2, c3);
     }
 }

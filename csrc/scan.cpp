@@ -1,4 +1,4 @@
-// Residuals rotated, and quantised for law `independent`.
+// Residuals rotated, and quantised for kind `independent`.
 #include "scan.h"
 
 #include <cmath>
@@ -22,12 +22,12 @@ uint32_t max_pattern(const float* x, size_t n) {
 }  // namespace
 
 Rotated rotate(const Call& call, const float* residual) {
-    const size_t p = call.padded(), views = call.batch * call.units, room = words_room(blocks_of(p));
+    const size_t p = call.padded(), views = call.batch * call.blocks, room = words_room(draws_of(p));
     Rotated rotated{Buffer<float>(views * p), Buffer<double>(views)};
-    Buffer<uint32_t> flips(call.units * room);
-    for (size_t u = 0; u < call.units; ++u)
-        call.kernels->sign_words(flips.get() + u * room, blocks_of(p), stream_of(call, u, kRotation), 0, 0,
-                                 log2_of(blocks_of(p)));
+    Buffer<uint32_t> flips(call.blocks * room);
+    for (size_t u = 0; u < call.blocks; ++u)
+        call.kernels->sign_words(flips.get() + u * room, draws_of(p), stream_of(call, u, kRotation), 0, 0,
+                                 log2_of(draws_of(p)));
 
     std::atomic<bool> finite{true};
     const Team team = team_for(call, views, 16.0 * views * p);
@@ -53,33 +53,33 @@ Rotated rotate(const Call& call, const float* residual) {
             for (size_t d = first; d < end; ++d) row[d] = from[d] * scale;
             std::fill(row + end, row + last, 0.0f);
         });
-        transform(*call.kernels, row, flips.get() + view % call.units * room, row, p, team.inner);
+        transform(*call.kernels, row, flips.get() + view % call.blocks * room, row, p, team.inner);
     });
     if (!finite) throw std::invalid_argument("the residual is not finite");
     return rotated;
 }
 
 Layout::Layout(size_t p, size_t batch) {
-    dims = std::min(divide_up(p, kDimsStep) * kDimsStep, kDimsBlock);
+    dims = std::min(divide_up(p, kDimsStep) * kDimsStep, kDimsPanel);
     for (lanes = 1; lanes < kMaxRows && lanes < batch;) lanes *= 2;
     images = divide_up(batch, lanes) * lanes;
     size = std::max(p, dims) * images;
 }
 
-// In float32, ties to even, zero beyond p; a zero row stays zero.
+// Rounds in float32, ties to even. Entries beyond p are zero, and a zero row stays zero.
 Quantised quantise(const Call& call, const Rotated& rotated) {
-    const size_t p = call.padded(), views = call.batch * call.units;
+    const size_t p = call.padded(), views = call.batch * call.blocks;
     const Layout layout(p, call.batch);
-    Quantised quantised{layout, Buffer<int8_t>(call.units * layout.size), Buffer<int32_t>(views),
+    Quantised quantised{layout, Buffer<int8_t>(call.blocks * layout.size), Buffer<int32_t>(views),
                         Buffer<double>(views)};
     parallel_for(views, workers_for(call, views, 4.0 * views * p), [&](size_t, size_t view) {
         const float* v = rotated.rows.get() + view * p;
-        int8_t* unit = quantised.rows.get() + view % call.units * layout.size;
-        const float most = call.kernels->max_abs(v, p),
-                    even = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+        int8_t* rows = quantised.rows.get() + view % call.blocks * layout.size;
+        const float most = call.kernels->max_abs(v, p);
+        const float even = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
         int32_t total = 0;
         for (size_t first = 0; first < p; first += kDimsStep) {
-            int8_t* out = unit + layout.at(view / call.units, first);
+            int8_t* out = rows + layout.at(view / call.blocks, first);
             const size_t count = std::min(p, kDimsStep);
             for (size_t d = 0; d < count; ++d) {
                 const float x = most > 0 ? (127.0f * v[first + d]) / most : 0.0f;

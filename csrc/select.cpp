@@ -13,7 +13,7 @@ class Winners {
   public:
     Winners(const Call& call, size_t workers)
         : bins_(call.bins),
-          cells_(call.batch * call.units * call.bins),
+          cells_(call.batch * call.blocks * call.bins),
           workers_(workers),
           score_(workers * cells_),
           token_(workers * cells_) {
@@ -42,7 +42,7 @@ class Winners {
 }  // namespace
 
 void hadamard_select(const Call& call, const float* residual, int64_t* tokens) {
-    if (call.batch == 0 || call.units == 0) return;
+    if (call.batch == 0 || call.blocks == 0) return;
     const Rotated rotated = rotate(call, residual);
     const Team team = hadamard_team(call);
     const Winners<float> winners(call, team.size());
@@ -66,7 +66,7 @@ void hadamard_select(const Call& call, const float* residual, int64_t* tokens) {
 }
 
 void independent_select(const Call& call, const float* residual, int64_t* tokens) {
-    if (call.batch == 0 || call.units == 0) return;
+    if (call.batch == 0 || call.blocks == 0) return;
     const Quantised quantised = quantise(call, rotate(call, residual));
     const size_t workers = independent_workers(call);
     const Winners<int32_t> winners(call, workers);

@@ -8,8 +8,9 @@
 namespace noisebook {
 namespace {
 
-constexpr size_t kFar = 512, kNear = 64;  // scores looked at together: seldom is a far look followed by near ones
-constexpr size_t kCandidates = 8;         // of `independent_biased`, by int8 scores
+constexpr size_t kFar = 512;       // scores compared with the limit at once
+constexpr size_t kNear = 64;       // and where one of them passes, by these smaller parts
+constexpr size_t kCandidates = 8;  // of `independent_biased`, by int8 scores
 
 template <class Key>
 struct Entry {
@@ -55,7 +56,7 @@ class Best {
     }
 
     void tokens(const Call& call, int64_t* out) {
-        const size_t views = call.batch * call.units;
+        const size_t views = call.batch * call.blocks;
         parallel_for(views, workers_for(call, views, 64.0 * views * count_), [&](size_t, size_t view) {
             const Entry<Key>* const best = sorted(view);
             for (size_t i = 0; i < count_; ++i) out[view * count_ + i] = best[i].token;
@@ -99,7 +100,7 @@ class Best {
 }  // namespace
 
 void hadamard_top(const Call& call, const float* residual, int64_t* tokens) {
-    const size_t views = call.batch * call.units;
+    const size_t views = call.batch * call.blocks;
     if (!views) return;
     const Rotated rotated = rotate(call, residual);
     Best<float> best(views, call.count);
@@ -115,7 +116,7 @@ void hadamard_top(const Call& call, const float* residual, int64_t* tokens) {
 }
 
 void independent_top(const Call& call, const float* residual, int64_t* tokens) {
-    const size_t views = call.batch * call.units;
+    const size_t views = call.batch * call.blocks;
     if (!views) return;
     const Quantised quantised = quantise(call, rotate(call, residual));
     Best<int32_t> best(views, call.count);
@@ -133,14 +134,14 @@ void independent_top(const Call& call, const float* residual, int64_t* tokens) {
 }
 
 void hadamard_biased(const Call& call, const float* residual, const float* bias, int64_t* tokens) {
-    const size_t views = call.batch * call.units;
+    const size_t views = call.batch * call.blocks;
     if (!views) return;
     const Rotated rotated = rotate(call, residual);
     Best<double> best(views, 1);
     const auto visit = [&](size_t, size_t view, uint64_t base, const float* s, size_t first, size_t last) {
         const double factor = rotated.factors[view];
         const uint64_t atom = base * call.atoms;
-        const float* b = bias + view % call.units * call.bases * call.atoms + atom;
+        const float* b = bias + view % call.blocks * call.bases * call.atoms + atom;
         best.offer(
             view, first, std::min<size_t>(last, call.atoms),
             [&](size_t i, size_t n) { return call.kernels->max_biased(s + i, b + i, factor, n); },
@@ -153,14 +154,14 @@ void hadamard_biased(const Call& call, const float* residual, const float* bias,
 // int8 scores miss by about 1 % of |r|, as much as the winner may be worse than the best. So a few candidates are
 // scored again without quantisation.
 void independent_biased(const Call& call, const float* residual, const float* bias, int64_t* tokens) {
-    const size_t p = call.padded(), views = call.batch * call.units;
+    const size_t p = call.padded(), views = call.batch * call.blocks;
     const size_t candidates = std::min<uint64_t>(call.atoms, kCandidates);
     if (!views) return;
     const Rotated rotated = rotate(call, residual);
     const Quantised quantised = quantise(call, rotated);
     Best<double> best(views, candidates);
     const auto visit = [&](size_t, size_t view, uint64_t first, size_t count, const int32_t* s) {
-        const float* b = bias + view % call.units * call.atoms + first;
+        const float* b = bias + view % call.blocks * call.atoms + first;
         double keys[kChunk];
         for (size_t k = 0; k < count; ++k) keys[k] = quantised.factors[view] * s[k] + double(b[k]);
         best.offer(
@@ -169,20 +170,20 @@ void independent_biased(const Call& call, const float* residual, const float* bi
     };
     scan_independent(call, quantised, independent_workers(call), visit);
 
-    const size_t workers = workers_for(call, views, 4.0 * views * p * candidates), room = words_room(blocks_of(p));
+    const size_t workers = workers_for(call, views, 4.0 * views * p * candidates), room = words_room(draws_of(p));
     const Buffer<uint32_t> words(workers * room);
     parallel_for(views, workers, [&](size_t worker, size_t view) {
-        const size_t unit = view % call.units;
+        const size_t block = view % call.blocks;
         const float* v = rotated.rows.get() + view * p;
         uint32_t* sign = words.get() + worker * room;
         Entry<double>* const found = best.sorted(view);
         for (size_t i = 0; i < candidates; ++i) {
             const uint64_t k = uint64_t(found[i].token) / 2;
-            call.kernels->sign_words(sign, blocks_of(p), stream_of(call, unit, kIndependent), uint32_t(k), 0,
-                                     log2_of(blocks_of(p)));
+            call.kernels->sign_words(sign, draws_of(p), stream_of(call, block, kIndependent), uint32_t(k), 0,
+                                     log2_of(draws_of(p)));
             double sum = 0;
             for (size_t d = 0; d < p; ++d) sum += sign[d / 32] >> (d % 32) & 1 ? -double(v[d]) : double(v[d]);
-            found[i].key = rotated.factors[view] * sum + double(bias[unit * call.atoms + k]);
+            found[i].key = rotated.factors[view] * sum + double(bias[block * call.atoms + k]);
         }
         tokens[view] = std::min_element(found, found + candidates)->token;
     });

@@ -6,7 +6,7 @@
 // counts as JSON. With DUMP the inputs, their runs and the verdicts are written there, for a comparison with the Python
 // definition.
 //
-// CORPUS and DUMP are records: u32 bytes, u32 runs, then (u64 count, u64 vocabulary) each, then the bytes; in DUMP with
+// CORPUS and DUMP are records: u32 bytes, u32 runs, then (u64 count, u64 vocab_size) each, then the bytes; in DUMP with
 // one byte of verdict (Refusal) before the bytes. All little-endian.
 #include <sanitizer/common_interface_defs.h>
 
@@ -97,8 +97,8 @@ std::vector<Run> hostile_runs(Random& random) {
     std::vector<Run> runs(random.below(6));
     for (Run& run : runs) {
         run.count = random.one_in(12) ? random.next() >> 24 : random.below(random.one_in(8) ? 2000 : 40);
-        run.vocabulary = 2 + (random.next() >> (2 + random.below(62))) % (kMaxVocabulary - 1);
-        if (random.one_in(3)) run.vocabulary = uint64_t(1) << (1 + random.below(62));
+        run.vocab_size = 2 + (random.next() >> (2 + random.below(62))) % (kMaxVocabSize - 1);
+        if (random.one_in(3)) run.vocab_size = uint64_t(1) << (1 + random.below(62));
     }
     return runs;
 }
@@ -109,13 +109,13 @@ Bytes written(const std::vector<Run>& runs, const std::vector<int64_t>& tokens, 
     size_t bits = 0, at = 0;
     for (const Run& run : runs) {
         uint64_t size = 1;
-        if (run.vocabulary & (run.vocabulary - 1))
-            for (unsigned __int128 v = run.vocabulary; (v *= run.vocabulary) < (unsigned __int128)(1) << 63;) ++size;
+        if (run.vocab_size & (run.vocab_size - 1))
+            for (unsigned __int128 v = run.vocab_size; (v *= run.vocab_size) < (unsigned __int128)(1) << 63;) ++size;
         for (uint64_t done = 0; done < run.count;) {
             const uint64_t digits = std::min(size, run.count - done);
             unsigned __int128 number = 0, values = 1;
             for (uint64_t i = 0; i < digits; ++i, ++at)
-                number = number * run.vocabulary + uint64_t(tokens[at]), values *= run.vocabulary;
+                number = number * run.vocab_size + uint64_t(tokens[at]), values *= run.vocab_size;
             int width = 0;
             while ((unsigned __int128)(1) << width < values) ++width;
             if (wrong && wrong->one_in(20)) number = ((unsigned __int128)(1) << width) - 1;
@@ -150,7 +150,7 @@ Input grammar(Random& random) {  // every field what it may be, at its edge, or 
         std::vector<int64_t> tokens;
         for (const Run& run : input.runs)
             for (uint64_t i = 0; i < run.count; ++i)
-                tokens.push_back(int64_t(random.one_in(8) ? run.vocabulary - 1 : random.below(run.vocabulary)));
+                tokens.push_back(int64_t(random.one_in(8) ? run.vocab_size - 1 : random.below(run.vocab_size)));
         payload = written(input.runs, tokens, random.one_in(4) ? &random : nullptr);
     }
     if (!payload.empty() && random.one_in(8)) payload.back() |= 1;
@@ -221,7 +221,7 @@ Refusal tried(const Input& input) {
         fail("the payload is written in another way");
     if (count) {  // pack refuses what is outside, at its place
         const size_t place = size_t(current % count);
-        tokens[place] = current % 2 ? -1 : int64_t(kMaxVocabulary);
+        tokens[place] = current % 2 ? -1 : int64_t(kMaxVocabSize);
         if (pack(tokens.data(), input.runs.data(), input.runs.size(), again.data(), bad) != Refusal::vocabulary ||
             bad != place)
             fail("a token outside its vocabulary was packed");
@@ -244,7 +244,7 @@ std::vector<Input> read(const char* path) {
         Input input;
         input.bytes.resize(little(file, 4));
         input.runs.resize(little(file, 4));
-        for (Run& run : input.runs) run.count = little(file, 8), run.vocabulary = little(file, 8);
+        for (Run& run : input.runs) run.count = little(file, 8), run.vocab_size = little(file, 8);
         if (std::fread(input.bytes.data(), 1, input.bytes.size(), file) != input.bytes.size()) fail("a corpus cut off");
         out.push_back(input);
     }
@@ -256,7 +256,7 @@ std::vector<Input> read(const char* path) {
 void dump(std::FILE* file, const Input& input, Refusal verdict) {
     Bytes out;
     put(out, input.bytes.size(), 4), put(out, input.runs.size(), 4);
-    for (const Run& run : input.runs) put(out, run.count, 8), put(out, run.vocabulary, 8);
+    for (const Run& run : input.runs) put(out, run.count, 8), put(out, run.vocab_size, 8);
     out.push_back(uint8_t(verdict));
     out.insert(out.end(), input.bytes.begin(), input.bytes.end());
     if (std::fwrite(out.data(), 1, out.size(), file) != out.size()) fail("the dump cannot be written");

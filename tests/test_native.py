@@ -96,7 +96,7 @@ def shape_of(law, bins, atoms, bases):
 
 @pytest.mark.parametrize("case", KNOWN["cases"], ids=lambda c: f"{c['law']}-{c['d']}-{c['bins']}x{c['atoms']}x{c['bases']}")
 def test_known_answers(isa, case):
-    law, stream = case["law"], {"step": case["step"], "seed": int(case["seed"]), "unit": case["unit"]}
+    law, stream = case["law"], {"step_index": case["step"], "seed": int(case["seed"]), "block": case["unit"]}
     shape = shape_of(law, case["bins"], case["atoms"], case["bases"])
     z = NOISE[law](np.array(case["tokens"])[None, None], case["d"], *shape, **stream)
     assert z.dtype == np.float32
@@ -340,7 +340,7 @@ def test_not_finite(isa, value):
 
 R = np.zeros((1, 1, 48), np.float32)
 T = np.zeros((1, 1, 4), np.int64)
-GOOD = {"bins": 4, "atoms": 16, "bases": 2, "step": 3, "seed": 1}
+GOOD = {"bins": 4, "atoms": 16, "bases": 2, "step_index": 3, "seed": 1}
 BAD = [
     ({"bins": 3}, "power of two"),
     ({"bins": 0}, "bins"),
@@ -351,13 +351,13 @@ BAD = [
     ({"bins": None}, "bins"),
     ({"atoms": 0}, "atoms"),
     ({"atoms": -1}, "atoms"),
-    ({"step": -1}, "step"),
-    ({"step": 2**32}, "step"),
+    ({"step_index": -1}, "step_index"),
+    ({"step_index": 2**32}, "step_index"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**64}, "seed"),
-    ({"unit": -1}, "unit"),
-    ({"unit": 2**24}, "unit"),
-    ({"unit": 2**64}, "unit"),
+    ({"block": -1}, "block"),
+    ({"block": 2**24}, "block"),
+    ({"block": 2**64}, "block"),
     ({"threads": -1}, "threads"),
     ({"threads": 2**40}, "threads"),
     ({"atoms": 2**62}, "atoms"),
@@ -388,7 +388,7 @@ def test_bad_numbers_of_hadamard(change):
 
 def test_limits_are_allowed():
     """The largest value of every argument."""
-    last = {"step": 2**32 - 1, "seed": 2**64 - 1, "unit": 2**24 - 1}
+    last = {"step_index": 2**32 - 1, "seed": 2**64 - 1, "block": 2**24 - 1}
     assert native.hadamard_noise(np.zeros((1, 1, 1), np.int64), 1, 1, 1, 2**32, **last).shape == (1, 1, 1)
     assert native.independent_noise(np.zeros((1, 1, 4), np.int64), 3, 4, 2**30, **last).shape == (1, 1, 3)
     with pytest.raises(ValueError, match="atoms"):

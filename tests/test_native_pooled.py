@@ -254,11 +254,11 @@ def test_bad_arguments(law):
             TOP[law](residual, 1, *shape, 0, 0)
         with pytest.raises(ValueError, match=message):
             BIASED[law](residual, good, *shape_biased, 0, 0)
-    for change in ({"step": -1}, {"seed": 2**64}, {"unit": 2**24 - 1}, {"threads": -1}):
+    for change in ({"step_index": -1}, {"seed": 2**64}, {"block": 2**24 - 1}, {"threads": -1}):
         with pytest.raises(ValueError, match=next(iter(change))):
-            TOP[law](r, 1, *shape, **{"step": 0, "seed": 0} | change)
+            TOP[law](r, 1, *shape, **{"step_index": 0, "seed": 0} | change)
         with pytest.raises(ValueError, match=next(iter(change))):
-            BIASED[law](r, good, *shape_biased, **{"step": 0, "seed": 0} | change)
+            BIASED[law](r, good, *shape_biased, **{"step_index": 0, "seed": 0} | change)
 
 
 def test_count_1_and_select_agree(fresh):

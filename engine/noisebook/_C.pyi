@@ -3,28 +3,28 @@
 from numpy import ndarray
 
 def hadamard_select(
-    residual: ndarray, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    residual: ndarray, bins: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def hadamard_top(
-    residual: ndarray, count: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    residual: ndarray, count: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def hadamard_biased(
-    residual: ndarray, bias: ndarray, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    residual: ndarray, bias: ndarray, atoms: int, bases: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def hadamard_noise(
-    tokens: ndarray, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    tokens: ndarray, d: int, bins: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def independent_select(
-    residual: ndarray, bins: int, atoms: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    residual: ndarray, bins: int, atoms: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def independent_top(
-    residual: ndarray, count: int, atoms: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    residual: ndarray, count: int, atoms: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def independent_biased(
-    residual: ndarray, bias: ndarray, step: int, seed: int, unit: int = 0, threads: int = 0
+    residual: ndarray, bias: ndarray, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def independent_noise(
-    tokens: ndarray, d: int, bins: int, atoms: int, step: int, seed: int, unit: int = 0, threads: int = 0
+    tokens: ndarray, d: int, bins: int, atoms: int, step_index: int, seed: int, block: int = 0, threads: int = 0
 ) -> ndarray: ...
 def nbk_crc32c(data: bytes | bytearray | memoryview) -> int: ...
 def nbk_parse(data: bytes | bytearray | memoryview) -> tuple[int, int, bytes, int, int, int, int, int, int, int] | str: ...
