@@ -1,9 +1,10 @@
 """The codecs of the comparison as specifications of one engine: so many bits, so many network calls, one backbone.
 
-Every published rule gets its own schedule and, where its bits would leave a choice, the better one. `ours` and `diffc`
-follow the calibrated curve (a divergence-matched schedule is DiffC's own idea); `ddcm` and `turbo` have the published grids
-on Stable Diffusion's noise, on which both were published; `turbo_on_ours` has our levels, start and bits, which only leaves
-the rule to compare. All have law `hadamard`, which matches independent codewords and takes no hours.
+`turbo_on_ours` has our levels, start and bits of each step: only the rule differs, and only this comparison is like with
+like. `ddcm` and `turbo` have the published grids on Stable Diffusion's noise, made for its latents; K is 2^14 on photographs
+too, where Turbo-DDCM's authors advise a larger one. `diffc` follows the calibrated curve (a divergence-matched schedule is
+DiffC's own idea): its budgets were measured on other pictures, where DiffC as published takes each picture's own. All have
+law `hadamard`, which matches independent codewords and takes no hours.
 """
 
 import math

@@ -130,3 +130,15 @@ def test_a_row_has_the_distances_of_networks_that_are_given(tmp_path, fresh, mon
     assert out["distances"]["dists"]["mean"] == pytest.approx(sum(each) / 4, rel=1e-5)
     assert out["distances"]["dists"]["network"].startswith("dists.pt sha256:")
     assert out["decode_calls"] == 5
+
+
+def test_the_page_leads_with_the_comparison_that_is_like_with_like():
+    """Where it is not, the page names it; of Turbo-DDCM with too small a K on photographs it draws no figure."""
+    rate_report = pytest.importorskip("rate_report")
+    results = rate_report.Results()
+    assert rate_report.ahead(results).startswith("**Rule against rule**, CIFAR-10")
+    for line in rate_report.bd(results).splitlines()[2:]:
+        rule, _, grid, _ = line.split(" | ")[1:]
+        assert (rule == grid == "no fair figure yet") == ("Kodak" in line), line
+    assert "Kodak" not in rate_report.calls(results)
+    assert rate_report.label("Kodak", ("Turbo-DDCM", 25)) == "Turbo-DDCM, published grid, K = 2^14, 25 calls"
