@@ -62,7 +62,7 @@ class Bench:
         self.logs = {name: json.loads((path / "log.json").read_text()) for name, path in runs.items()}
         if "alone" in runs:
             self.models[SHIPPED] = backbones.load(SHIPPED)
-        self.curves: dict[tuple[str, bool], calibration.Curve] = {(SHIPPED, False): calibration.shipped()[SHIPPED]}
+        self.curves: dict[tuple[str, bool], calibration.Curve] = {(SHIPPED, False): calibration.shipped_curves()[SHIPPED]}
         self.result: dict[str, Any] = {
             "images": images,
             "cifar_fd_of_other_images": metrics.frechet(self.real, self.features(test[images:])),
@@ -92,7 +92,7 @@ class Bench:
             assert isinstance(model, CoD)
             codec = noisebook.load(backbone=model, condition="only")
             tokens = codec.encode(self.images)
-            bits = container.packed_bits(codec.plan(SIDE, SIDE).runs)
+            bits = container.packed_bits(codec.stream(SIDE, SIDE).runs)
             for steps, guidance in STEPS:
                 model.guidance = guidance
                 shown = torch.cat([codec.decode(t, (SIDE, SIDE), steps) for t in tokens.split(125)])
@@ -120,14 +120,14 @@ class Bench:
                 place = rivals.Place(self.models[name], self.curve(name, told), SIDE, SIDE)
                 about = {"model": name, "told": told, "bpp": bpp}
                 spec = default(place, bpp * SIDE * SIDE)
-                yield {**about, "rule": "default", "finish": "mean", **self._walk(place, spec)}
+                yield {**about, "rule": "default", "solver": "mean", **self._walk(place, spec)}
                 if bpp <= RATES[1]:
-                    levels = schedule.even_levels(spec.lam_last, CALLS - len(spec.schedule))
-                    drawn = replace(spec, finish="ab2", finish_levels=levels)
-                    yield {**about, "rule": "default", "finish": "ab2", **self._walk(place, drawn)}
+                    levels = schedule.even_levels(spec.sigma_last, CALLS - len(spec.schedule))
+                    drawn = replace(spec, solver="ab2", solver_levels=levels)
+                    yield {**about, "rule": "default", "solver": "ab2", **self._walk(place, drawn)}
                 found = list(self._diffc(place, bpp)) if name in ("unified", "alone") and bpp in DIFFC else []
                 if found:
-                    yield {**about, "rule": "DiffC", "finish": "mean", **max(found, key=lambda row: row["psnr"][0])}
+                    yield {**about, "rule": "DiffC", "solver": "mean", **max(found, key=lambda row: row["psnr"][0])}
 
     def _diffc(self, place: rivals.Place, bpp: float) -> Iterator[dict[str, Any]]:
         """With a few numbers of calls, for a step of a bit of divergence costs it three."""
@@ -153,14 +153,14 @@ class Bench:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             both = [codec.reconstruct(x) for x in self.images.split(125)]
-        runs, tokens = codec.plan(SIDE, SIDE).runs, torch.cat([t for t, _ in both])
+        runs, tokens = codec.stream(SIDE, SIDE).runs, torch.cat([t for t, _ in both])
         some = tokens[:: max(1, len(tokens) // 64)].numpy()
         bits = (
             float(np.mean([8 * len(container.pack(row, runs)) for row in some]))
             if spec.rule == "poisson"
             else container.packed_bits(runs)
         )
-        return {"bits": bits, "calls": codec.calls, **self.figures(torch.cat([shown for _, shown in both]))}
+        return {"bits": bits, "nfe": codec.nfe, **self.figures(torch.cat([shown for _, shown in both]))}
 
     # ---- sizes ----------------------------------------------------------------------------------------------------------
     def sizes(self) -> Iterator[dict[str, Any]]:
@@ -288,7 +288,7 @@ def sizes_table() -> str:
         "minutes",
         "PSNR of one step, dB",
         "bits a token",
-        "error at lam = 1, told nothing",
+        "error at sigma = 1, told nothing",
     ]
     return report.table(head, lines)
 

@@ -63,7 +63,7 @@ def rows(name: str, folder: Path, autoencoder: str | None, sets: dict[str, Tenso
         "weights": count,
         "iterations": log[-1]["iteration"],
         "minutes": round(log[-1]["minutes"], 1),
-        "bits": container.packed_bits(codec.plan(SIDE, SIDE).runs),
+        "bits": container.packed_bits(codec.stream(SIDE, SIDE).runs),
         "psnr": {},
     }
     for which, images in sets.items():

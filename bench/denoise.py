@@ -17,9 +17,9 @@ from record import DATA, write
 LEVELS = (0.1, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0)
 
 
-def white(y: torch.Tensor, x: torch.Tensor, lam: float) -> torch.Tensor:
+def white(y: torch.Tensor, x: torch.Tensor, sigma: float) -> torch.Tensor:
     mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True)
-    return mean + (y - mean) * (variance / (variance + lam * lam))
+    return mean + (y - mean) * (variance / (variance + sigma * sigma))
 
 
 @torch.no_grad()
@@ -32,12 +32,12 @@ def main() -> None:
     for path in files:
         x = torch.from_numpy(images.read_image(path).copy()).permute(2, 0, 1)[None].float() * (2 / 255) - 1
         noise = torch.randn(x.shape, generator=noise_of)
-        for i, lam in enumerate(LEVELS):
-            y = x + lam * noise
-            errors["white"][i] += float((white(y, x, lam) - x).square().mean()) / len(files)
+        for i, sigma in enumerate(LEVELS):
+            y = x + sigma * noise
+            errors["white"][i] += float((white(y, x, sigma) - x).square().mean()) / len(files)
             for name, model in models.items():
                 begin = time.perf_counter()
-                x0_hat = model(y, lam)
+                x0_hat = model(y, sigma)
                 seconds[name] += (time.perf_counter() - begin) / (len(files) * len(LEVELS))
                 errors[name][i] += float((x0_hat - x).square().mean()) / len(files)
     rows = [{"backbone": name, "mse": values, "seconds_a_call": seconds.get(name)} for name, values in errors.items()]

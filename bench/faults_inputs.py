@@ -327,8 +327,8 @@ def refusals(ground: Ground) -> dict[str, Any]:
         for option, value in (
             ("--shard-size", "7"),
             ("--batch-size", "3"),
-            ("--vocabulary", "128"),
-            ("--start-bins", "1"),
+            ("--vocab-size", "128"),
+            ("--start-budget", "1"),
             ("--steps", "3"),
             ("--resize", "8"),
             ("--dtype", "bfloat16"),

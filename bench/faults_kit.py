@@ -42,11 +42,11 @@ KNOBS = [
     word
     for option in (
         "--steps 4",
-        "--bins 8",
-        "--bins-last 8",
-        "--vocabulary 256",
+        "--budget 8",
+        "--budget-last 8",
+        "--vocab-size 256",
         "--scale-pixels 0",
-        "--start-bins 0",
+        "--start-budget 0",
         "--shard-size 8",
         "--batch-size 4",
     )

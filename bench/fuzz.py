@@ -81,12 +81,12 @@ def corpus(rng: np.random.Generator) -> list[Sample]:
         found = Container.from_bytes(data)
         spec = spec_of(found)
         runs = token_runs(spec, found.height, found.width) if spec else []
-        plain = [(run.count, run.vocabulary) for run in runs]
+        plain = [(run.count, run.vocab_size) for run in runs]
         if any(run.subset or run.zipf for run in runs):  # their bits as tokens of one bit
             plain = [(8 * len(found.payload), 2)]
         out.append((data, plain))
-    for i, vocabulary in enumerate((2, 6, 10, 256, 1000, 65536, 65538, 1 << 20, 1 << 33, (1 << 33) - 2)):
-        runs = [(int(rng.integers(1, 40)), vocabulary), (int(rng.integers(0, 9)), 4)]
+    for i, vocab_size in enumerate((2, 6, 10, 256, 1000, 65536, 65538, 1 << 20, 1 << 33, (1 << 33) - 2)):
+        runs = [(int(rng.integers(1, 40)), vocab_size), (int(rng.integers(0, 9)), 4)]
         runs = [] if i == 0 else [(40_000, 1000)] if i == 1 else runs
         tokens = np.concatenate([np.empty(0, np.int64), *(rng.integers(0, v, n) for n, v in runs)])
         derived = (i + 1, 1000 + i) if i % 2 else None
@@ -305,12 +305,12 @@ def speeds(rng: np.random.Generator, repeats: int) -> list[dict[str, Any]]:
         (f"frame of a file of {len(preset)} bytes", lambda: container.frame_of(preset)),
         (f"frame of a file of {len(file):,} bytes", lambda: container.frame_of(file)),
     ]
-    for vocabulary in (65536, 1000):
+    for vocab_size in (65536, 1000):
         for count in (64, 100_000):
-            runs = [(count, vocabulary)]
-            tokens = rng.integers(0, vocabulary, count)
+            runs = [(count, vocab_size)]
+            tokens = rng.integers(0, vocab_size, count)
             payload = pack(tokens, runs)
-            what = f"{count:,} tokens of {vocabulary:,} values"
+            what = f"{count:,} tokens of {vocab_size:,} values"
             cases.append((f"pack {what}", lambda tokens=tokens, runs=runs: pack(tokens, runs)))
             cases.append((f"unpack {what}", lambda payload=payload, runs=runs: unpack(payload, runs)))
     rows = []

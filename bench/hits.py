@@ -35,7 +35,7 @@ def measure(kind: str, wanted: float, calls: int) -> list[dict[str, Any]]:
     targets.encode_and_show, rows = counted, []
     for path in sorted((DATA / "kodak").iterdir()):
         pixels, begin, tries = read_image(path), time.perf_counter(), 0
-        target = targets.Target(max_calls=calls, **{kind: wanted})
+        target = targets.Target(max_nfe=calls, **{kind: wanted})
         data, codec = targets.Aim(target, backbone, curve).file(pixels)
         seconds = time.perf_counter() - begin
         got = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])

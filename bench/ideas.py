@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from noisebook.backbones import Backbone
-from noisebook.codebook import START_STEP, Codebook
+from noisebook.codebook import Codebook
 from noisebook.codec.codec import Codec
-from noisebook.codec.stream import Tokens
-from noisebook.rules.rules import refined
-from noisebook.spec.spec import Step
+from noisebook.codec.stream import Segment
+from noisebook.rules.bins import refined
+from noisebook.spec.step import Step, StepIndex
 from record import RESULTS, ROOT, write
 
 NAME, PAGE = "ideas", ROOT / "docs/findings/coding-ideas.md"
@@ -66,7 +66,7 @@ def turns() -> list[dict]:
         tokens = [in_turn(book, residual, bins, groups) for groups in (1, 4, 16)]
         tokens.append(refined(book, residual, tokens[0], STEP))
         found = [share(book.noise(t, D, STEP), residual, bits) for t in tokens]
-        rows.append({"bins": bins, "log_vocabulary": log, "share": found})
+        rows.append({"budget": bins, "log_vocabulary": log, "share": found})
     return rows
 
 
@@ -84,7 +84,7 @@ def coefficients() -> list[dict]:
         z = torch.stack(best)[:, None, :, 0]
         equal = book.noise(tokens, D, STEP)
         found = [share(equal, residual, bits), share(z, residual, bits), share(z, residual, bits + 2 * bins)]
-        rows.append({"bins": bins, "share": found})
+        rows.append({"budget": bins, "share": found})
     return rows
 
 
@@ -107,7 +107,7 @@ def orders() -> list[dict]:
     """Codebooks of order 3072 = 12 * 256, which holds D without a rest, against 4096, of which D rows are cut."""
     residual, rows = residuals()[:, 0], []
     for bins in (16, 64, 256):
-        row: dict[str, Any] = {"bins": bins, "share": []}
+        row: dict[str, Any] = {"budget": bins, "share": []}
         for order in (4096, 3072):
             h, width = hadamard(order), order // bins
             draw = torch.Generator().manual_seed(1)
@@ -133,7 +133,7 @@ def orders() -> list[dict]:
 
 
 # ---- images -------------------------------------------------------------------------------------------------------------
-Chooser = Callable[[Tokens, Tensor], Tensor]
+Chooser = Callable[[Segment, Tensor], Tensor]
 
 
 class Bench:
@@ -144,21 +144,22 @@ class Bench:
         place = rivals.Place(rate_distortion.backbone_of(BACKBONE, "cpu"), rate_distortion.curve_of(BACKBONE), 32, 32)
         self.spec = rivals.ours(place, 1024 * bpp, calls)
         self.codec = Codec(self.spec, backbone or place.backbone, effort=1, candidates=candidates)
-        self.plan = self.codec.plan(32, 32)
-        self.x0 = self.plan.views(self.images.float() / 127.5 - 1)
+        self.stream = self.codec.stream(32, 32)
+        self.x0 = self.stream.views(self.images.float() / 127.5 - 1)
 
-    def select(self, which: Tokens, residual: Tensor) -> Tensor:
-        rule = self.codec.start_rule if which.step == START_STEP else self.codec.rule
-        return rule.select(residual, which.bins, which.step, self.step_of(which))
+    def select(self, which: Segment, residual: Tensor) -> Tensor:
+        rule = self.codec.start_rule if which.step_index == StepIndex.START else self.codec.rule
+        step = self.step_of(which)
+        return rule.select(residual, which.budget, which.step_index, step.kept, step.sigma_up)
 
-    def step_of(self, which: Tokens) -> Step:
-        return self.spec.schedule[0 if which.step == START_STEP else which.step]
+    def step_of(self, which: Segment) -> Step:
+        return self.spec.schedule[0 if which.step_index == StepIndex.START else which.step_index]
 
-    def plain(self, which: Tokens, x0_hat: Tensor) -> Tensor:
+    def plain(self, which: Segment, x0_hat: Tensor) -> Tensor:
         return self.select(which, self.x0 - x0_hat)
 
     def psnr(self, choose: Chooser | None = None) -> float:
-        decoded = self.codec.walk(self.plan, len(self.images), choose or self.plain)
+        decoded = self.codec.walk(self.stream, len(self.images), choose or self.plain)
         return float(metrics.psnr(self.images, metrics.to_uint8(decoded)).mean())
 
 
@@ -170,9 +171,9 @@ class Every(Backbone):
         self.inner, self.calls, self.last = inner, 0, torch.empty(0)
         self.name, self.fingerprint, self.channels, self.size = inner.name, inner.fingerprint, inner.channels, inner.size
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         if self.calls % 2 == 0:
-            self.last = self.inner(y, lam, cond)
+            self.last = self.inner(y, sigma, cond)
         self.calls += 1
         return self.last
 
@@ -199,12 +200,12 @@ def ahead() -> list[dict]:
                 bench = Bench(bpp, calls, candidates=candidates)
                 _, decoded = bench.codec.reconstruct(bench.images)
                 found.append(float(metrics.psnr(bench.images, metrics.to_uint8(decoded)).mean()))
-            rows.append({"bpp": bpp, "calls": calls, "psnr": found})
+            rows.append({"bpp": bpp, "nfe": calls, "psnr": found})
     return rows
 
 
 def frequencies() -> list[dict]:
-    """The residual weighted by (s / (s + lam^2))^a before tokens are chosen, s the power spectrum of training images."""
+    """The residual weighted by (s / (s + sigma^2))^a before tokens are chosen, s the power spectrum of training images."""
     train = rate_distortion.DATA / "cifar10_train.npz"
     import numpy as np
 
@@ -216,11 +217,11 @@ def frequencies() -> list[dict]:
         bench, found = Bench(bpp), []
         for power in (0.0, 0.25, 0.5, 1.0):
 
-            def weighted(which: Tokens, x0_hat: Tensor, bench: Bench = bench, power: float = power) -> Tensor:
-                lam = bench.step_of(which).lam
-                r = torch.fft.fft2(bench.plan.join(bench.x0 - x0_hat), norm="ortho")
-                r = torch.fft.ifft2(r * (spectrum / (spectrum + lam**2)) ** power, norm="ortho").real
-                return bench.select(which, bench.plan.views(r.contiguous()))
+            def weighted(which: Segment, x0_hat: Tensor, bench: Bench = bench, power: float = power) -> Tensor:
+                sigma = bench.step_of(which).sigma
+                r = torch.fft.fft2(bench.stream.join(bench.x0 - x0_hat), norm="ortho")
+                r = torch.fft.ifft2(r * (spectrum / (spectrum + sigma**2)) ** power, norm="ortho").real
+                return bench.select(which, bench.stream.views(r.contiguous()))
 
             found.append(bench.psnr(weighted))
         rows.append({"bpp": bpp, "psnr": found})

@@ -29,7 +29,7 @@ OUT, PAGE = RESULTS / "latent.json", ROOT / "docs/findings/latent-photo.md"
 FITTED, SIDE = 256, 256
 NETWORKS = ("gaussian-prior", "latent-gaussian", "photo")
 BPP = (0.0625, 0.125, 0.25, 0.5)
-CHOICES = [{"lam_max": 10.0, "lam_min": 0.4}, *({"lam_max": 3.0, "lam_min": lam} for lam in (0.2, 0.4, 0.8))]
+CHOICES = [{"sigma_max": 10.0, "sigma_min": 0.4}, *({"sigma_max": 3.0, "sigma_min": sigma} for sigma in (0.2, 0.4, 0.8))]
 
 
 def rows() -> list[Row]:
@@ -37,7 +37,7 @@ def rows() -> list[Row]:
     out = []
     for bpp in BPP:
         tokens = round(bpp * SIDE**2 / 256)
-        recipe = {**LOG, "steps": 15, "bins": tokens, "start_bins": tokens}
+        recipe = {**LOG, "steps": 15, "budget": tokens, "start_budget": tokens}
         out += [Row("latent", f"{name}, {bpp:g} bpp", name, recipe, CHOICES, data="photos") for name in NETWORKS]
     return out
 

@@ -12,10 +12,10 @@ from noisebook.spec.presets import Preset, Recipe
 # 12 steps, so 25 network calls for both ways; start, levels and bins as the backbone's curve says. A backbone without a
 # curve gets the levels and bins of the presets of before, which a person chose: a high first level lets the image's mean
 # and broad shapes in (their variance is large), the last one falls as bits grow, and tokens grow towards it.
-PHOTO = {"steps": 12, "lam_max": 10.0, "vocabulary": 65536, "start_bins": 1, "scale_pixels": 512 * 768}
-LOW = {**PHOTO, "lam_min": 0.55, "bins": 43, "bins_last": 516}
-MIDDLE = {**PHOTO, "lam_min": 0.4, "bins": 54.7, "bins_last": 1641}
-HIGH = {**PHOTO, "lam_min": 0.25, "bins": 109.4, "bins_last": 3282}
+PHOTO = {"steps": 12, "sigma_max": 10.0, "vocab_size": 65536, "start_budget": 1, "scale_pixels": 512 * 768}
+LOW = {**PHOTO, "sigma_min": 0.55, "budget": 43, "budget_last": 516}
+MIDDLE = {**PHOTO, "sigma_min": 0.4, "budget": 54.7, "budget_last": 1641}
+HIGH = {**PHOTO, "sigma_min": 0.25, "budget": 109.4, "budget_last": 3282}
 BEFORE = "of version 0.1.0, for its files; not calibrated"
 RECIPES = [
     (4, "photo", "about 0.25 bits per pixel (the default)", Recipe(**MIDDLE, tokens=6150)),
@@ -32,7 +32,7 @@ def main() -> None:
     for number, name, about, recipe in RECIPES:
         backbone = backbones.load(recipe.backbone)
         spec = recipe.build(backbone)
-        bins, start = spec.bins_for(512, 768)
+        bins, start = spec.budgets_for(512, 768)
         bits = 16 * (sum(bins) + start)
         print(
             f"{name:12s} {spec.hash.hex()} {len(bins)} steps, {bits / (512 * 768):.4f} payload bits per pixel at 512 x 768"

@@ -206,7 +206,7 @@ class Bench:
             "tokens": len(layout),
             "bits": layout.bits,
             "bpp": layout.bits / (size[0] * size[1]),
-            "calls": codec.calls,
+            "nfe": codec.nfe,
             "psnr": metrics.interval(psnr),
             "ssim": metrics.interval(ssim),
             "cifar_fd": None,
@@ -218,7 +218,7 @@ class Bench:
             value["cifar_fd"] = metrics.frechet(self.real_features, self.features(pictures))
         if self.given:
             value["given"] = self.given(originals, pictures)
-        if codec.spec.units > 1:
+        if codec.spec.blocks > 1:
             some = tokens[:256]
             value["neighbours"] = metrics.neighbours(
                 paper_walks.block_means(codec, some, size), codec.spec.rows, codec.spec.columns
@@ -294,16 +294,16 @@ def pca() -> PCAPrior:
 
 class EndPoint(PCAPrior):
     """The consistency model of a PCA prior, in closed form: where the probability-flow ODE of its Gaussian leads from y at
-    level lam, every eigendirection scaled by sqrt(s / (s + lam^2)) (method.md, section 2)."""
+    level sigma, every eigendirection scaled by sqrt(s / (s + sigma^2)) (method.md, section 2)."""
 
     def __init__(self, prior: PCAPrior):
         assert prior.size is not None
         super().__init__(prior.size, prior.channels, prior.mean, prior.variances, prior.vectors)
         self.name, self.fingerprint = paper_rows.PCA_END, fingerprint_of({"end point of": prior.fingerprint}, {})
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, C, H, W] float32 of the fitted size -> the end point, same shape."""
-        scale = (self.variances / (self.variances + lam * lam)).sqrt()
+        scale = (self.variances / (self.variances + sigma * sigma)).sqrt()
         return (self.mean + ((y.flatten(1) - self.mean) @ self.vectors * scale) @ self.vectors.T).view_as(y)
 
 
@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry and args.out == parser.get_default("out"):
         parser.error("a dry run is no result: give another --out")
     cuda = args.device.startswith("cuda")
-    rows = [r for r in paper_rows.plan(args.dry) if not args.only or r.section in args.only]
+    rows = [r for r in paper_rows.stream(args.dry) if not args.only or r.section in args.only]
     rows = [r for r in rows if args.long or cuda or not r.long]
     if args.list:
         print(listing(rows))

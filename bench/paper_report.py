@@ -43,7 +43,7 @@ class Results:
     def __init__(self, result: dict[str, Any]):
         self.raw, self.by_label, self.sections = result, {}, {}
         trials = {name: trial["psnr"] for name, trial in result["trials"].items()}
-        for row in paper_rows.plan(result["dry"]):
+        for row in paper_rows.stream(result["dry"]):
             wanted = paper_rows.resolved(row, trials)
             found = result["rows"].get(paper_rows.key(wanted)) if wanted else None
             if found:
@@ -86,7 +86,7 @@ def verdict(pair: tuple[float, float] | None, least: float = 0.0) -> str:
 def chosen(row: dict[str, Any]) -> str:
     """The levels of a row, as they were found."""
     r = row["settings"]["recipe"]
-    return f"{r['lam_max']:g}, rho {r['rho']:.3f}" if r.get("p") == 0 else f"{r['lam_max']:g} to {r['lam_min']:g}"
+    return f"{r['sigma_max']:g}, rho {r['rho']:.3f}" if r.get("p") == 0 else f"{r['sigma_max']:g} to {r['sigma_min']:g}"
 
 
 def section(name: str) -> Callable[[Results], str]:
@@ -97,7 +97,7 @@ def section(name: str) -> Callable[[Results], str]:
         if not rows:
             return MISSING.capitalize() + "."
         reference = rows.get(REFERENCES[name] or "")
-        head = ["", "levels lam", "tokens", "bits", "bpp", "calls", "PSNR", "SSIM", "CIFAR-FD"]
+        head = ["", "levels sigma", "tokens", "bits", "bpp", "calls", "PSNR", "SSIM", "CIFAR-FD"]
         lines = []
         for label, r in rows.items():
             fd = "" if r["cifar_fd"] is None else f"{r['cifar_fd']:.2f}"
@@ -108,7 +108,7 @@ def section(name: str) -> Callable[[Results], str]:
                     f"{r['tokens']:,}",
                     f"{r['bits']:,.0f}",
                     f"{r['bpp']:.3g}",
-                    str(r["calls"]),
+                    str(r["nfe"]),
                     within(r["psnr"]),
                     f"{r['ssim'][0]:.3f} ± {r['ssim'][1]:.3f}",
                     fd,

@@ -20,28 +20,28 @@ STEPS = 31
 
 def token(v: int, **more: Any) -> Options:
     """One token of vocabulary v for the start and for every step."""
-    return {"start_bins": 1, "vocabulary": v, "start_vocabulary": v, **more}
+    return {"start_budget": 1, "vocab_size": v, "start_vocab_size": v, **more}
 
 
-def fixed(lam: float, c: float, steps: int = STEPS) -> Options:
-    """The fixed level lam, at which a step keeps rho = 1 - c / steps of the noise (method.md: best for c near 2)."""
-    return {"p": 0.0, "lam_max": lam, "rho": max(0.0, 1 - c / steps)}
+def fixed(sigma: float, c: float, steps: int = STEPS) -> Options:
+    """The fixed level sigma, at which a step keeps rho = 1 - c / steps of the noise (method.md: best for c near 2)."""
+    return {"p": 0.0, "sigma_max": sigma, "rho": max(0.0, 1 - c / steps)}
 
 
 def ends(*levels: float) -> list[Options]:
     """Choices of the last level."""
-    return [{"lam_min": lam} for lam in levels]
+    return [{"sigma_min": sigma} for sigma in levels]
 
 
 BASE = {"steps": STEPS, **token(1 << 16)}
-LOG = {**BASE, "spacing": "log", "lam_max": 3.0, "p": 0.5}
-KARRAS = {**BASE, "spacing": "karras", "lam_max": 3.0, "p": 0.5}
-GRID = {**BASE, "spacing": "ddpm", "lam_max": 200.0, "lam_min": 0.005, "p": 0.5}  # DDPM's whole grid, as DDCM uses it
+LOG = {**BASE, "spacing": "log", "sigma_max": 3.0, "p": 0.5}
+KARRAS = {**BASE, "spacing": "karras", "sigma_max": 3.0, "p": 0.5}
+GRID = {**BASE, "spacing": "ddpm", "sigma_max": 200.0, "sigma_min": 0.005, "p": 0.5}  # DDPM's whole grid, as DDCM uses it
 ENDS = ends(0.1, 0.2, 0.4, 0.8)
 LEVELS = (0.4, 0.8, 1.2, 1.8)
 SHARES = (1.3, 2.5, 4.0)
-FIXED = [fixed(lam, c) for lam in LEVELS for c in SHARES]
-STARTS = [{"lam_max": lam, "lam_min": 0.2} for lam in (0.5, 1.0, 2.0)]  # of p = 1, which has all its tokens there
+FIXED = [fixed(sigma, c) for sigma in LEVELS for c in SHARES]
+STARTS = [{"sigma_max": sigma, "sigma_min": 0.2} for sigma in (0.5, 1.0, 2.0)]  # of p = 1, which has all its tokens there
 BITS = {
     256: ends(0.3, 0.5, 0.8, 1.2),
     512: ends(0.2, 0.35, 0.6),
@@ -101,7 +101,7 @@ def rates() -> Iterator[Row]:
 
 def at_rate(tokens: int, **more: Any) -> Options:
     """16 network calls with `tokens` bytes each."""
-    recipe = {**LOG, "steps": 15, "bins": tokens, "start_bins": tokens, "vocabulary": 256, "start_vocabulary": 256}
+    recipe = {**LOG, "steps": 15, "budget": tokens, "start_budget": tokens, "vocab_size": 256, "start_vocab_size": 256}
     return {**recipe, **more}
 
 
@@ -109,14 +109,14 @@ def p() -> Iterator[Row]:
     """p on three falling schedules and at fixed levels, EDM. p = 1 injects no noise: all its tokens are in the start."""
     yield Row("p", "fixed level, p = 0", EDM, BASE, FIXED)
     for value in (0.25, 0.5, 0.75, 1.0):
-        change = {"p": value, "start_bins": 32 if value == 1 else 1}
+        change = {"p": value, "start_budget": 32 if value == 1 else 1}
         yield Row("p", f"DDPM's grid, p = {value:g}", EDM, {**GRID, **change})
         yield Row("p", f"log-uniform, p = {value:g}", EDM, {**LOG, **change}, STARTS if value == 1 else ENDS)
         if value < 1:
             yield Row("p", f"Karras, p = {value:g}", EDM, {**KARRAS, **change}, ENDS)
-    yield Row("p", "Karras as EDM samples (80 to .002), p = 0.5", EDM, {**KARRAS, "lam_max": 80.0, "lam_min": 0.002})
-    for lam in LEVELS:
-        yield Row("p", f"fixed level {lam:g}, p = 0", EDM, BASE, [fixed(lam, c) for c in SHARES])
+    yield Row("p", "Karras as EDM samples (80 to .002), p = 0.5", EDM, {**KARRAS, "sigma_max": 80.0, "sigma_min": 0.002})
+    for sigma in LEVELS:
+        yield Row("p", f"fixed level {sigma:g}, p = 0", EDM, BASE, [fixed(sigma, c) for c in SHARES])
 
 
 def families() -> Iterator[Row]:
@@ -151,17 +151,17 @@ def n() -> Iterator[Row]:
         yield Row("n", f"p = 0.5, N = {count}", EDM, {**LOG, "steps": count - 1}, choices, long=count > 100)
     levels = {10: (0.8, 1.2, 1.8), 32: (), 100: (0.3, 0.5, 0.8), 320: (0.3,), 1000: (0.3,)}
     for count, lams in levels.items():
-        choices = [fixed(lam, 2.5, count - 1) for lam in lams] or FIXED
+        choices = [fixed(sigma, 2.5, count - 1) for sigma in lams] or FIXED
         yield Row("n", f"p = 0, N = {count}", EDM, {**BASE, "steps": count - 1}, choices, long=count > 100)
     found = {4: ends(0.1, 0.2), 16: ends(0.05, 0.1), 32: ends(0.02, 0.05)}
     for bins, choices in {1: ENDS, **found}.items():
-        recipe = {**LOG, "bins": bins, "start_bins": bins} if bins > 1 else LOG
+        recipe = {**LOG, "budget": bins, "start_budget": bins} if bins > 1 else LOG
         yield Row("n", f"32 calls, N = {32 * bins}", EDM, recipe, choices)
 
 
 def start() -> Iterator[Row]:
     """A codebook start against a random one, which gets one more step for its token: equal bits."""
-    random = {"start_bins": 0, "steps": STEPS + 1}
+    random = {"start_budget": 0, "steps": STEPS + 1}
     for name, recipe, choices in (
         ("log-uniform, p = 0.5", LOG, ENDS),
         ("DDPM's grid, p = 0.5", GRID, ()),
@@ -183,7 +183,7 @@ def blocks() -> Iterator[Row]:
     yield Row("blocks", "512 bits, 1-D, 64 calls", EDM, at_rate(1, steps=63), BITS[512])
     yield Row("blocks", "512 bits, 2 x 2 blocks, 16 calls", EDM, at_rate(1, rows=2, columns=2), BITS[512])
     yield Row("blocks", "512 bits, 4 x 4 blocks, 4 calls", EDM, at_rate(1, rows=4, columns=4, steps=3), BITS[512])
-    sixteen = {"vocabulary": 16, "start_vocabulary": 16}
+    sixteen = {"vocab_size": 16, "start_vocab_size": 16}
     yield Row(
         "blocks",
         "512 bits, 8 x 8 blocks of V = 16, 2 calls",
@@ -198,7 +198,7 @@ def finish() -> Iterator[Row]:
     for name, recipe, choices in (("log-uniform, p = 0.5", LOG, ENDS), ("fixed level, p = 0", BASE, FIXED)):
         yield Row("finish", f"{name}: mean", EDM, recipe, choices)
         for solver, count in (("euler", 5), ("heun", 3)):
-            changed = {**recipe, "finish": solver, "finish_steps": count}
+            changed = {**recipe, "solver": solver, "solver_steps": count}
             yield Row("finish", f"{name}: {solver}", EDM, changed, choices, tuned_as=recipe)
 
 
@@ -207,25 +207,25 @@ def failure() -> Iterator[Row]:
     yield Row("failure", "fixed level as found", EDM, BASE, FIXED)
     yield Row("failure", "fixed level 3", EDM, {**BASE, **fixed(3.0, 2.5)})
     yield Row("failure", "log-uniform as found", EDM, LOG, ENDS)
-    yield Row("failure", "log-uniform down to 1.5", EDM, {**LOG, "lam_min": 1.5})
+    yield Row("failure", "log-uniform down to 1.5", EDM, {**LOG, "sigma_min": 1.5})
     yield Row("failure", "V = 256, 16 calls", EDM, at_rate(1), ends(0.5, 0.8, 1.2))
     yield Row("failure", "V = 16, 32 calls", EDM, {**LOG, **token(16)}, ENDS, tuned_as=LOG)
     yield Row("failure", "V = 64, 32 calls", EDM, {**LOG, **token(64)}, ENDS, tuned_as=LOG)
-    random = {"start_bins": 0, "steps": STEPS + 1}
+    random = {"start_budget": 0, "steps": STEPS + 1}
     yield Row("failure", "random start, fixed level", EDM, {**BASE, **random}, FIXED, tuned_as=BASE)
 
 
 def photo() -> Iterator[Row]:
     """p and V on photographs of 256 x 256: 16 calls with 64 tokens each, .25 bits a pixel at V = 2^16."""
-    base = {**LOG, "steps": 15, "bins": 64, "start_bins": 64}
+    base = {**LOG, "steps": 15, "budget": 64, "start_budget": 64}
     choices = ends(0.05, 0.1, 0.2)
-    levels = [fixed(lam, 2.5, 15) for lam in (0.4, 0.8, 1.6, 3.0)]
+    levels = [fixed(sigma, 2.5, 15) for sigma in (0.4, 0.8, 1.6, 3.0)]
     yield Row("photo", "fixed level, p = 0", "photo", base, levels, data="photos")
     for value in (0.25, 0.5, 0.75, 1.0):
-        recipe = {**base, "p": value, "start_bins": 1024 if value == 1 else 64}
+        recipe = {**base, "p": value, "start_budget": 1024 if value == 1 else 64}
         yield Row("photo", f"log-uniform, p = {value:g}", "photo", recipe, STARTS if value == 1 else choices, data="photos")
     for log_v in (8, 12, 16, 20):
-        recipe = {**base, "vocabulary": 1 << log_v, "start_vocabulary": 1 << log_v}
+        recipe = {**base, "vocab_size": 1 << log_v, "start_vocab_size": 1 << log_v}
         yield Row("photo", f"p = 0.5, V = 2^{log_v}", "photo", recipe, choices, tuned_as=base, data="photos")
 
 
@@ -244,7 +244,7 @@ def shortened(row: Row) -> Row:
     """The row with a tenth of its steps, at most 32 tokens in the start and its first two choices."""
 
     def cut(recipe: Options) -> Options:
-        return {**recipe, "steps": -(-recipe["steps"] // 10), "start_bins": min(32, recipe["start_bins"])}
+        return {**recipe, "steps": -(-recipe["steps"] // 10), "start_budget": min(32, recipe["start_budget"])}
 
     tuned_as = None if row.tuned_as is None else cut(row.tuned_as)
     return Row(

@@ -1,14 +1,16 @@
 """The walks that `paper.py` compares: the codec's own, and plain DDCM forced on a family that it was not made for.
 
 `forced` is the failure that gDDCM starts from. DDCM replaces the noise of DDPM's ancestral step by codewords. The samplers
-of EDM and flow matching have no such noise: their step is deterministic and goes all the way to lam_next. Putting DDPM's
+of EDM and flow matching have no such noise: their step is deterministic and goes all the way to sigma_next. Putting DDPM's
 noise on top of it gives, in this project's coordinates,
 
-    y_next = x0_hat + (lam_next / lam) (y - x0_hat) + sqrt(lam_next^2 - lam_down^2) z(token),    lam_down = lam_next^2 / lam
+    y_next = x0_hat + (sigma_next / sigma) (y - x0_hat) + sqrt(sigma_next^2 - sigma_down^2) z(token),    sigma_down =
+    sigma_next^2 / sigma
 
-where gDDCM has lam_down / lam in place of lam_next / lam (the back-trace: first below lam_next, then up by the noise). With
-x0_hat = x0 the variance of y - x0 is lam_next^2 at every step of gDDCM, but here it is too large by the factor
-1 + sum over steps of (1 - (lam_next / lam)^2), so the network is told a level that is not the state's. Levels, codebook,
+where gDDCM has sigma_down / sigma in place of sigma_next / sigma (the back-trace: first below sigma_next,
+then up by the noise). With x0_hat = x0 the variance of y - x0 is sigma_next^2 at every step of gDDCM, but here it is too
+large by the factor
+1 + sum over steps of (1 - (sigma_next / sigma)^2), so the network is told a level that is not the state's. Levels, codebook,
 start, tokens and finish are those of the codec that it is held against, so bits and network calls are equal too.
 """
 
@@ -16,14 +18,13 @@ import metrics
 import torch
 from torch import Tensor
 
-from noisebook.codebook import START_STEP
 from noisebook.codec.codec import Codec
-from noisebook.spec.spec import Step
+from noisebook.spec.step import Step, StepIndex
 
 
 def excess(schedule: tuple[Step, ...]) -> float:
     """Variance of y - x0 at the end of `forced`, in units of what the network is told, for a perfect x0_hat at p = 1/2."""
-    return 1 + sum(1 - (step.lam_next / step.lam) ** 2 for step in schedule)
+    return 1 + sum(1 - (step.sigma_next / step.sigma) ** 2 for step in schedule)
 
 
 @torch.no_grad()
@@ -32,26 +33,26 @@ def forced(codec: Codec, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     `codec` has a codebook start, p = 1/2, one token run at every step and the finish `mean`; images need no padding.
     """
-    plan, book = codec.plan(*images.shape[2:]), codec.start_rule.book
+    plan, book = codec.stream(*images.shape[2:]), codec.start_rule.book
     x0 = plan.views(codec.backbone.encode(metrics.signed(images.to(codec.device))))
-    bins = {some.step: some.bins for some in plan.tokens}
-    tokens = [book.select(x0, bins[START_STEP], START_STEP)]
-    y = codec.spec.schedule[0].lam * book.noise(tokens[0], plan.dims, START_STEP)
+    bins = {some.step_index: some.budget for some in plan.segments}
+    tokens = [book.select(x0, bins[StepIndex.START], StepIndex.START)]
+    y = codec.spec.schedule[0].sigma * book.noise(tokens[0], plan.dims, StepIndex.START)
     for i, step in enumerate(codec.spec.schedule):
-        x0_hat = plan.views(codec.backbone(plan.join(y), step.lam))
+        x0_hat = plan.views(codec.backbone(plan.join(y), step.sigma))
         tokens.append(codec.rule.book.select(x0 - x0_hat, bins[i], i))
-        y = codec.rule.book.backtrace(y, x0_hat, tokens[-1], step.lam_next / step.lam, step.gain, i)
+        y = codec.rule.book.backtrace(y, x0_hat, tokens[-1], step.sigma_next / step.sigma, step.sigma_up, i)
     y = plan.join(y)
-    decoded = codec.backbone.decode(codec.backbone(y, codec.spec.schedule[-1].lam_next))
+    decoded = codec.backbone.decode(codec.backbone(y, codec.spec.schedule[-1].sigma_next))
     return torch.cat([t.flatten(1) for t in tokens], 1), decoded, y
 
 
 def block_means(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean over each block of the noise that its tokens stand for: tokens [B, L] -> float32 [B * runs, U]."""
-    plan = codec.plan(*size)
+    plan = codec.stream(*size)
     out = []
-    for some in plan.tokens:
-        rule = codec.start_rule if some.step == START_STEP else codec.rule
+    for some in plan.segments:
+        rule = codec.start_rule if some.step_index == StepIndex.START else codec.rule
         part = tokens[:, some.offset : some.offset + some.count]
-        out.append(rule.noise(part, (plan.units, plan.dims), some.bins, some.step).mean(2))
-    return torch.stack(out, 1).reshape(-1, plan.units)
+        out.append(rule.noise(part, (plan.blocks, plan.dims), some.budget, some.step_index).mean(2))
+    return torch.stack(out, 1).reshape(-1, plan.blocks)

@@ -32,7 +32,7 @@ def decoded(name: str, pixels: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 
 def main() -> None:
-    names = sorted(PRESETS, key=lambda n: sum(presets.get(n).spec.bins_for(512, 768)[0]))
+    names = sorted(PRESETS, key=lambda n: sum(presets.get(n).spec.budgets_for(512, 768)[0]))
     width = (SIDE + GAP) * (len(names) + 1) - GAP
     sheet = Image.new("RGB", (width, (SIDE + BAR + GAP) * len(CROPS)), "white")
     draw, rows = ImageDraw.Draw(sheet), []

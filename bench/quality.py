@@ -3,7 +3,7 @@
     python bench/quality.py                 # needs the data folder ($NOISEBOOK_DATA or ../shared/data)
 
 The PCA prior is fitted on the first 20,000 training images; the first 32 test images are coded. 50 steps log-uniform
-lam 5 -> .1 at p = 1/2 with one token each, then one more call for the `mean` finish; then 20 steps 3 -> .05 with 64 bins.
+sigma 5 -> .1 at p = 1/2 with one token each, then one more call for the `mean` finish; then 20 steps 3 -> .05 with 64 bins.
 PSNR is the mean over images, of the picture rounded to 8 bits.
 """
 
@@ -20,7 +20,7 @@ from noisebook.codec.codec import Codec
 from noisebook.spec.presets import Recipe
 from record import DATA, write
 
-ROWS = [  # (steps, lam_max, lam_min, bins, vocabulary, law, PSNR that method.md and the issue name)
+ROWS = [  # (steps, sigma_max, sigma_min, bins, vocabulary, law, PSNR that method.md and the issue name)
     (50, 5.0, 0.1, 1, 256, "hadamard", 21.2),
     (50, 5.0, 0.1, 1, 256, "independent", 21.2),
     (50, 5.0, 0.1, 1, 4096, "hadamard", 23.2),
@@ -56,9 +56,15 @@ def main() -> None:
     with np.load(DATA / "cifar10_test5k.npz") as data:
         images = torch.from_numpy(data["images"][: args.images]).permute(0, 3, 1, 2)
     rows = []
-    for steps, lam_max, lam_min, bins, vocabulary, law, expected in ROWS:
+    for steps, sigma_max, sigma_min, bins, vocab_size, law, expected in ROWS:
         recipe = Recipe(
-            steps=steps, lam_max=lam_max, lam_min=lam_min, bins=bins, vocabulary=vocabulary, law=law, seed=args.seed
+            steps=steps,
+            sigma_max=sigma_max,
+            sigma_min=sigma_min,
+            budget=bins,
+            vocab_size=vocab_size,
+            codebook=law,
+            seed=args.seed,
         )
         codec = Codec(recipe.build(prior), prior)
         begin = time.perf_counter()
@@ -70,17 +76,17 @@ def main() -> None:
                 "law": law,
                 "steps": steps,
                 "bins": bins,
-                "vocabulary": vocabulary,
-                "lam": [lam_max, lam_min],
+                "vocabulary": vocab_size,
+                "sigma": [sigma_max, sigma_min],
                 "bits": codec.layout.bits,
                 "psnr": psnr,
                 "expected": expected,
-                "calls": codec.calls,
+                "nfe": codec.nfe,
                 "encode_seconds": seconds,
             }
         )
         print(
-            f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocabulary:6d}, {codec.layout.bits:6.0f} bits: "
+            f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocab_size:6d}, {codec.layout.bits:6.0f} bits: "
             f"{psnr:.2f} dB (expected {expected})",
             flush=True,
         )

@@ -109,8 +109,8 @@ def backbone_of(name: str, device: str) -> backbones.Backbone:
 @cache
 def curve_of(name: str) -> calibration.Curve:
     """The shipped curve; the closed form's is measured, or was and lies in the data folder."""
-    if name in calibration.shipped():
-        return calibration.shipped()[name]
+    if name in calibration.shipped_curves():
+        return calibration.shipped_curves()[name]
     carried = DATA / f"{name}.curve.json"
     if carried.exists():
         curve = calibration.Curve.from_json(carried.read_text())
@@ -150,7 +150,7 @@ class Measured:
 
 def payload_bits(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> list[int]:
     """Bits of the payload of each image, whole bytes, as a file has them."""
-    runs = codec.plan(*size).runs
+    runs = codec.stream(*size).runs
     if codec.spec.rule == "poisson":
         return [8 * len(container.pack(row, runs)) for row in tokens.cpu().numpy()]
     return [8 * math.ceil(container.packed_bits(runs) / 8)] * len(tokens)
@@ -212,18 +212,18 @@ def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batc
         **({"distances": distances} if given else {}),
         "psnr_of_images": paper.packed(psnr),
         "bits_of_images": sorted(set(bits))[0] if len(set(bits)) == 1 else bits,
-        "decode_calls": found[0].codec.calls,
-        "encode_calls": found[0].codec.encode_calls,
+        "decode_nfe": found[0].codec.nfe,
+        "encode_nfe": found[0].codec.encode_nfe,
         "seconds": sum(out.seconds for out in found) / len(psnr),
         "spec": {
             "hash": spec.hash.hex(),
             "rule": spec.rule,
-            "law": spec.law,
-            "vocabulary": spec.vocabulary,
+            "law": spec.codebook,
+            "vocabulary": spec.vocab_size,
             "rows": spec.rows,
             "columns": spec.columns,
-            "bins": [spec.start_bins, *(s.bins for s in spec.schedule)],
-            "levels": [float(f"{s.lam:.5g}") for s in spec.schedule],
+            "bins": [spec.start_budget, *(s.budget for s in spec.schedule)],
+            "levels": [float(f"{s.sigma:.5g}") for s in spec.schedule],
         },
     }
 
@@ -264,7 +264,7 @@ def measure_all(args: argparse.Namespace) -> None:
         result["rows"][row.key] = {**found, "run": name}
         save(args.out, result)
         print(
-            f"{row.key}: {found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB, {found['decode_calls']} calls, "
+            f"{row.key}: {found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB, {found['decode_nfe']} calls, "
             f"{found['seconds']:.3f} s an image, {time.monotonic() - started:.1f} s",
             flush=True,
         )

@@ -284,7 +284,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "similarity": similarity,
     "bd": bd,
     "ahead": ahead,
-    "calls": calls,
+    "nfe": calls,
     "steps": steps,
     "classical": classical,
     "seconds": seconds,

@@ -58,7 +58,7 @@ def table() -> str:
                 f"`{name}`",
                 f"{last['minutes']:.0f}",
                 f"{last['iteration']:,}",
-                *(f"{last[f'mse@{lam}']:.5f}" for lam in LEVELS),
+                *(f"{last[f'mse@{sigma}']:.5f}" for sigma in LEVELS),
                 *(paper_report.within(paper_report.paired(a, b), "+") for a, b in differences),
             ]
         )
@@ -66,7 +66,7 @@ def table() -> str:
         "recipe",
         "minutes",
         "steps of 64 images",
-        *(f"error at lam {lam}" for lam in LEVELS),
+        *(f"error at sigma {sigma}" for sigma in LEVELS),
         *(f"above `{PCA}`, {bits / 1024:g} bpp" for bits in BITS),
     ]
     runs = [
@@ -85,11 +85,11 @@ def draw() -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(LEVELS), figsize=(11, 3))
-    for axis, lam in zip(axes, LEVELS, strict=True):
+    for axis, sigma in zip(axes, LEVELS, strict=True):
         for name in names(report.load("recipes")):
             log = training(name)["log"]
-            axis.plot([e["minutes"] for e in log], [e[f"mse@{lam}"] for e in log], "o-", ms=3, lw=1, label=name)
-        axis.set_title(f"lam = {lam}", fontsize=9)
+            axis.plot([e["minutes"] for e in log], [e[f"mse@{sigma}"] for e in log], "o-", ms=3, lw=1, label=name)
+        axis.set_title(f"sigma = {sigma}", fontsize=9)
         axis.set_xlabel("minutes")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean squared error, held out")

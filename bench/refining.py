@@ -16,7 +16,7 @@ import torch
 
 from noisebook.codebook import Codebook
 from noisebook.codec.codec import Codec
-from noisebook.rules.rules import refined
+from noisebook.rules.bins import refined
 from record import RESULTS, ROOT, write
 
 NAME, PAGE = "refining", ROOT / "docs/findings/refining-tokens.md"
@@ -28,11 +28,11 @@ BACKBONE, IMAGES = "cifar10-flow", 64
 def shares() -> list[dict]:
     rows = []
     draw = torch.Generator().manual_seed(0)
-    for bins, vocabulary in STEPS:
-        book, row = Codebook("hadamard", vocabulary, 1), {"bins": bins, "vocabulary": vocabulary, "share": []}
+    for bins, vocab_size in STEPS:
+        book, row = Codebook("hadamard", vocab_size, 1), {"budget": bins, "vocab_size": vocab_size, "share": []}
         residual = torch.randn(DRAWS, 1, D, generator=draw)
         tokens = book.select(residual, bins, 3)
-        limit = 2 * bins * math.log2(vocabulary) * math.log(2) / D
+        limit = 2 * bins * math.log2(vocab_size) * math.log(2) / D
         for _ in PASSES:
             z = book.noise(tokens, D, 3)
             cosine = torch.nn.functional.cosine_similarity(z, residual, dim=-1).flatten().double()
@@ -46,9 +46,9 @@ def images() -> list[dict]:
     _, (x,) = rate_distortion.cifar(IMAGES)
     place = rivals.Place(rate_distortion.backbone_of(BACKBONE, "cpu"), rate_distortion.curve_of(BACKBONE), 32, 32)
     rows = []
-    for vocabulary in (1 << 10, 1 << 16, 1 << 20):
+    for vocab_size in (1 << 10, 1 << 16, 1 << 20):
         for bpp in (1, 2, 4):
-            spec, row = rivals.ours(place, 1024 * bpp, 25, vocabulary), {"vocabulary": vocabulary, "bpp": bpp, "psnr": []}
+            spec, row = rivals.ours(place, 1024 * bpp, 25, vocab_size), {"vocab_size": vocab_size, "bpp": bpp, "psnr": []}
             for effort in PASSES[:3]:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RuntimeWarning)

@@ -52,7 +52,7 @@ def kodak() -> str:
     result = load("kodak")
     rows: list[list[str]] = []
     for run in sorted(result["runs"], key=lambda r: (r["mean"]["bpp"], r["mean"]["psnr"])):
-        m, calls = run["mean"], run["images"][0]["calls"]
+        m, calls = run["mean"], run["images"][0]["nfe"]
         rows.append(
             [
                 f"`{run['preset']}`",
@@ -248,7 +248,7 @@ def against(kernels: Result) -> str:
             kernel, bins = SAME_WORK[other["kind"].split()[0]]
             slow, cells = other["times"]["plain"]["median_ms"], []
             for law in floors.LAWS:
-                row = pick(kernels, law, batch, kernel=kernel, bins=bins)
+                row = pick(kernels, law, batch, kernel=kernel, budget=bins)
                 if row is None:
                     cells += ["", ""]
                     continue

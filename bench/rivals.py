@@ -17,7 +17,8 @@ from noisebook.format.entropy import subset_bits
 from noisebook.spec import curve as calibration
 from noisebook.spec import schedule
 from noisebook.spec.curve import Curve
-from noisebook.spec.spec import CodecSpec, Step
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import Step
 
 ATOMS = 16384  # K of DDCM and of Turbo-DDCM
 CHUNK = 16  # index bits of DiffC's chunks
@@ -40,20 +41,20 @@ class Place:
 
     def spec(self, steps: tuple[Step, ...], **more) -> CodecSpec:
         spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, steps, condition=self.curve.condition, **more)
-        return calibration.snapped(spec, self.backbone)
+        return calibration.with_known_levels(spec, self.backbone)
 
 
 Maker = Callable[[Place, float, int], CodecSpec]  # (place, bits of the payload, network calls of a decode)
 
 
-def ours(place: Place, bits: float, calls: int, vocabulary: int = 65536) -> CodecSpec:
+def ours(place: Place, bits: float, calls: int, vocab_size: int = 65536) -> CodecSpec:
     """The default: at most so many bits. Under a condition its first tokens take a call of their own."""
-    each = vocabulary.bit_length() - 1
+    each = vocab_size.bit_length() - 1
     wanted = int(bits // each)
     for tokens in range(wanted, 1, -1):
-        spec = calibration.spec_for(place.curve, place.dims, tokens, calls - 1 - bool(place.curve.condition), vocabulary)
-        if spec.start_bins + sum(s.bins for s in spec.schedule) <= wanted:
-            return calibration.snapped(spec, place.backbone)
+        spec = calibration.spec_for(place.curve, place.dims, tokens, calls - 1 - bool(place.curve.condition), vocab_size)
+        if spec.start_budget + sum(s.budget for s in spec.schedule) <= wanted:
+            return calibration.with_known_levels(spec, place.backbone)
     raise ValueError(f"{bits} bits are fewer than two tokens")
 
 
@@ -80,14 +81,14 @@ def ddcm(place: Place, bits: float, calls: int) -> CodecSpec:
         rows, columns = (n, 3 * n // 2) if long else (3 * n // 2, n)
         rows, columns = (n, n) if place.width == place.height else (rows, columns)
     units = rows * columns
-    vocabulary = min(ATOMS, 1 << max(2, math.ceil(bits / steps / units)))
-    each = vocabulary.bit_length() - 1
+    vocab_size = min(ATOMS, 1 << max(2, math.ceil(bits / steps / units)))
+    each = vocab_size.bit_length() - 1
     counts = shares(lambda m: units * (each * m + COEFFICIENT * (m - 1)), bits, steps)
     return place.spec(
         schedule.falling(levels, 0.5, counts),
         rule="pursuit",
         coefficient_bits=COEFFICIENT,
-        vocabulary=vocabulary,
+        vocab_size=vocab_size,
         rows=rows,
         columns=columns,
     )
@@ -110,25 +111,29 @@ def turbo(place: Place, bits: float, calls: int) -> CodecSpec:
     counts = shares(cost, bits, steps - free)
     coded = schedule.falling(levels[: steps - free + 1], 0.5, counts)
     rest = schedule.falling(levels[steps - free :], 1, 0) if free else ()
-    return place.spec(coded + rest, rule="top", vocabulary=2 * atoms)
+    return place.spec(coded + rest, rule="top", vocab_size=2 * atoms)
 
 
 def turbo_on_ours(place: Place, bits: float, calls: int) -> CodecSpec:
     """Turbo-DDCM's rule with the levels, the start and the bits of each step of ours."""
     spec = ours(place, bits, calls)
-    each = spec.vocabulary.bit_length() - 1
+    each = spec.vocab_size.bit_length() - 1
     owed, steps = 0.0, []
     for step in spec.schedule:
-        owed += each * step.bins
+        owed += each * step.budget
         m = 1
         while subset_bits(ATOMS, m + 1) <= owed:
             m += max(1, min(ATOMS, int((owed - subset_bits(ATOMS, m + 1)) / 12)))
         while m > 1 and subset_bits(ATOMS, m) > owed:
             m -= 1
         owed -= subset_bits(ATOMS, m)
-        steps.append(Step(step.lam, step.lam_down, step.lam_next, m))
+        steps.append(Step(step.sigma, step.sigma_down, step.sigma_next, m))
     return place.spec(
-        tuple(steps), rule="top", vocabulary=2 * ATOMS, start_bins=spec.start_bins, start_vocabulary=spec.start_vocabulary
+        tuple(steps),
+        rule="top",
+        vocab_size=2 * ATOMS,
+        start_budget=spec.start_budget,
+        start_vocab_size=spec.start_vocab_size,
     )
 
 
@@ -147,7 +152,7 @@ def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
     for a, b in zip(levels, levels[1:], strict=False):
         divergence = place.dims * (1 / b**2 - 1 / a**2) * place.curve.at(a) / (2 * math.log(2))
         steps.append(Step(a, b / a * b, b, max(1, round(divergence))))
-    return place.spec(tuple(steps), rule="poisson", vocabulary=1 << (CHUNK + 1))
+    return place.spec(tuple(steps), rule="poisson", vocab_size=1 << (CHUNK + 1))
 
 
 CANDIDATES = {"default, 4 candidates": 4}  # of the encoder's look-ahead; the others have 1
@@ -155,7 +160,7 @@ CANDIDATES = {"default, 4 candidates": 4}  # of the encoder's look-ahead; the ot
 MAKERS: dict[str, Maker] = {
     "default": ours,
     "default, 4 candidates": ours,
-    "default, 2^20": partial(ours, vocabulary=1 << 20),
+    "default, 2^20": partial(ours, vocab_size=1 << 20),
     "DDCM": ddcm,
     "Turbo-DDCM": turbo,
     "Turbo-DDCM on ours": turbo_on_ours,

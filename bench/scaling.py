@@ -155,7 +155,7 @@ def decoding() -> list[Result]:
     return rows
 
 
-PLAN = "import sys; sys.path.insert(0, {bench!r}); import scaling; scaling.plan({count}, {folder!r})"
+PLAN = "import sys; sys.path.insert(0, {bench!r}); import scaling; scaling.stream({count}, {folder!r})"
 
 
 def resident() -> int:

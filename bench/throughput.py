@@ -46,10 +46,10 @@ def backbone_for(way: dict[str, Any], device: torch.device, dry: bool) -> UNetBa
     return backbone
 
 
-def spec_for(backbone: UNetBackbone, law: Any, steps: int, vocabulary: int) -> CodecSpec:
+def spec_for(backbone: UNetBackbone, law: Any, steps: int, vocab_size: int) -> CodecSpec:
     levels = schedule.log_uniform(*LEVELS, steps)
     return CodecSpec(
-        backbone.name, backbone.fingerprint, schedule.falling(levels, P, 1), law=law, vocabulary=vocabulary, seed=7
+        backbone.name, backbone.fingerprint, schedule.falling(levels, P, 1), codebook=law, vocab_size=vocab_size, seed=7
     )
 
 
@@ -59,8 +59,8 @@ def network_alone(clock: Clock, backbone: UNetBackbone, lams: list[float], batch
     y = torch.randn(batch, 3, SIDE, SIDE, device=clock.device)
 
     def calls(_: int) -> Tensor:
-        for lam in lams:
-            out = backbone(y, lam)
+        for sigma in lams:
+            out = backbone(y, sigma)
         return out
 
     way = Graphed(calls, 1) if graph else None
@@ -71,13 +71,13 @@ def end_to_end(clock: Clock, call: Callable[[Tensor], Any], batches: list[Tensor
     return clock.time(lambda i: call(batches[i]), len(batches), seconds=1.5)
 
 
-def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int, vocabulary: int, dry: bool) -> list[dict]:
+def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int, vocab_size: int, dry: bool) -> list[dict]:
     """The rows encode and decode of one way, with and without graphs, every one beside the network alone."""
     backbone = backbone_for(way, clock.device, dry)
-    spec = spec_for(backbone, law, steps, vocabulary)
+    spec = spec_for(backbone, law, steps, vocab_size)
     images = [torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device=clock.device) for _ in range(4)]
     parameters = sum(p.numel() for p in backbone.parameters())
-    decode_lams = [s.lam for s in spec.schedule] + [spec.schedule[-1].lam_next]
+    decode_lams = [s.sigma for s in spec.schedule] + [spec.schedule[-1].sigma_next]
     rows, tokens, alone = [], {}, {}
     for name, lams in (("encode", decode_lams[:-1]), ("decode", decode_lams)):
         alone[name] = network_alone(clock, backbone, lams, batch, clock.cuda)
@@ -86,7 +86,7 @@ def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int,
                 "name": f"network {name} {way_name(way)} B={batch}",
                 "times": {"network": alone[name]},
                 "images_per_s": 1e3 * batch / alone[name]["median_ms"],
-                "calls": len(lams),
+                "nfe": len(lams),
             }
         )
     for graphs in (True, False) if clock.cuda else (False,):
@@ -107,7 +107,7 @@ def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int,
                     "graphs": graphs,
                     "batch": batch,
                     "steps": steps,
-                    "vocabulary": vocabulary,
+                    "vocabulary": vocab_size,
                     "parameters": parameters,
                     "times": {"total": times},
                     "network_ms": network,
@@ -135,7 +135,7 @@ def main() -> int:
     device = torch.device("cuda" if cuda else "cpu")
     clock = Clock(device, (5, 50)) if cuda else Clock(device, (2 if options.dry else 3, 5))
     batch = options.batch or (256 if cuda else 2 if options.dry else 4)
-    steps, vocabulary = (2, 1 << 8) if options.dry else (10, 1 << 21)
+    steps, vocab_size = (2, 1 << 8) if options.dry else (10, 1 << 21)
     result: dict[str, Any] = {
         **provenance(0, device.type),
         "dry": options.dry,
@@ -157,7 +157,7 @@ def main() -> int:
         started = time.monotonic()
         try:
             known = {row["name"] for row in result["rows"]}  # the network alone is timed once more beside each law
-            rows = rows_of(way, clock, law, batch, steps, vocabulary, options.dry)
+            rows = rows_of(way, clock, law, batch, steps, vocab_size, options.dry)
             result["rows"] += [row for row in rows if row["name"] not in known]
         except Exception as error:
             traceback.print_exc()

@@ -40,10 +40,10 @@ FLOW = {
     "backbone": "cifar10-flow",
     "steps": 8,
     "bins": 4,
-    "bins_last": 4,
+    "budget_last": 4,
     "vocabulary": 4096,
     "scale_pixels": 0,
-    "start_bins": 0,
+    "start_budget": 0,
 }
 COD = {"backbone": "cifar10-cod", "condition": "only"}
 CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a GPU, batch there, threads and workers

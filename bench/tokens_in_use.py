@@ -35,14 +35,15 @@ import autoregressive as ar
 
 NAME, PAGE, PICTURE = "tokens_in_use", ROOT / "docs/findings/tokens-in-use.md", ROOT / "docs/images/tokens-in-use.webp"
 TRAIN, HELD_OUT, SAMPLES, SEED, SIZE = 5000, 1000, 300, 0, (32, 32)
-LEVELS = "--backbone cifar10-flow --scale-pixels 0 --start-bins 0 --lam-max 4 --lam-min .5"
+LEVELS = "--backbone cifar10-flow --scale-pixels 0 --start-budget 0 --sigma-max 4 --sigma-min .5"
 KINDS = {  # 384 bits an image, four tokens a step; then 64, as CoD has, which a longer finish must make a picture of
-    "8-bit-1d": f"{LEVELS} --steps 12 --vocabulary 256 --bins 4 --bins-last 4",
-    "8-bit-2d": f"{LEVELS} --steps 12 --vocabulary 256 --bins 1 --bins-last 1 --rows 2 --columns 2",
-    "12-bit-1d": f"{LEVELS} --steps 8 --vocabulary 4096 --bins 4 --bins-last 4",
-    "12-bit-2d": f"{LEVELS} --steps 8 --vocabulary 4096 --bins 1 --bins-last 1 --rows 2 --columns 2",
-    "4-bit-1d": "--backbone cifar10-flow --scale-pixels 0 --steps 1 --vocabulary 16 --bins 8 --bins-last 8 --start-bins 8 "
-    "--start-vocabulary 16 --lam-max 6 --lam-min 2.2 --finish ab2 --finish-steps 5",
+    "8-bit-1d": f"{LEVELS} --steps 12 --vocab-size 256 --budget 4 --budget-last 4",
+    "8-bit-2d": f"{LEVELS} --steps 12 --vocab-size 256 --budget 1 --budget-last 1 --rows 2 --columns 2",
+    "12-bit-1d": f"{LEVELS} --steps 8 --vocab-size 4096 --budget 4 --budget-last 4",
+    "12-bit-2d": f"{LEVELS} --steps 8 --vocab-size 4096 --budget 1 --budget-last 1 --rows 2 --columns 2",
+    "4-bit-1d": "--backbone cifar10-flow --scale-pixels 0 --steps 1 --vocab-size 16 --budget 8 --budget-last 8 "
+    "--start-budget 8 "
+    "--start-vocab-size 16 --sigma-max 6 --sigma-min 2.2 --solver ab2 --solver-steps 5",
     "cod": "--backbone cifar10-cod --condition only",
 }
 WORDS = {
@@ -104,7 +105,7 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
     train, held_out = ar.tokens_of(str(work / f"{kind}-train")), ar.tokens_of(str(work / f"{kind}-held-out"))
     codec = noisebook.load(data.spec)
     layout = codec.layout_for(*SIZE)
-    values = int(layout.vocabulary.max())
+    values = int(layout.vocab_size.max())
     uniform = math.log2(values)
     frequency = ar.frequency_bits(train, held_out, values)
     out: dict[str, Any] = {
@@ -112,7 +113,7 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
         "options": KINDS[kind],
         "length": len(layout),
         "uniform": uniform,
-        "frequencies": by_step(frequency, layout.step),
+        "frequencies": by_step(frequency, layout.step_index),
         "models": [],
     }
     tables: dict[str, Tensor | None] = {"index": None}
@@ -125,7 +126,7 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
         out["models"].append(
             {
                 "embedding": name,
-                "bits": by_step(found.bits, layout.step),
+                "bits": by_step(found.bits, layout.step_index),
                 "epochs": found.epochs,
                 "minutes": round(found.minutes, 2),
                 "weights": sum(p.numel() for p in found.model.parameters()),
@@ -138,9 +139,9 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
         mixed = [torch.stack([column[torch.randperm(len(column))] for column in some.T], 1) for some in (train, held_out)]
         found = ar.learn(mixed[0], mixed[1], values, tables["codeword"], epochs, SEED)
         out["shuffled"] = {
-            "bits": by_step(found.bits, layout.step),
+            "bits": by_step(found.bits, layout.step_index),
             "epochs": found.epochs,
-            "frequencies": by_step(ar.frequency_bits(*mixed, values), layout.step),
+            "frequencies": by_step(ar.frequency_bits(*mixed, values), layout.step_index),
         }
     again = pictures(codec, held_out[:SAMPLES])
     psnr = float(metrics.psnr(again, judge.held_out[:SAMPLES]).mean())

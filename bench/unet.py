@@ -108,11 +108,11 @@ class UNetBackbone(Backbone):
         self.net, self.layout = net, torch.preserve_format
         self.fingerprint = fingerprint_of({"kind": self.name}, {})
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        total = lam * lam + 0.25
-        level = torch.full((len(y),), 250 * math.log(lam), device=y.device)
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        total = sigma * sigma + 0.25
+        level = torch.full((len(y),), 250 * math.log(sigma), device=y.device)
         x = (y / math.sqrt(total)).contiguous(memory_format=self.layout)
-        return torch.add(y * (0.25 / total), self.net(x, level), alpha=0.5 * lam / math.sqrt(total)).contiguous()
+        return torch.add(y * (0.25 / total), self.net(x, level), alpha=0.5 * sigma / math.sqrt(total)).contiguous()
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         frequencies = self.net.frequencies

@@ -31,7 +31,7 @@ from noisebook.images.io import png_bytes
 from record import DATA, ROOT, write
 
 NAME, PAGE = "whole_dataset", ROOT / "docs/datasets.md"
-CODEC = ["--backbone", "cifar10-flow", "--bpp", ".5", "--max-calls", "8"]
+CODEC = ["--backbone", "cifar10-flow", "--bpp", ".5", "--max-nfe", "8"]
 FORMATS = ("npy", "webdataset", "megatron")
 Rows = Iterator[tuple[str, Any]]
 

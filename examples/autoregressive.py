@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import noisebook
-from noisebook.codebook import START_STEP
 from noisebook.codec.codec import Codec
 from noisebook.datasets import TokenDataset
+from noisebook.spec.step import StepIndex
 
 AXES = 64  # main axes of the images on which codewords are seen
 LEARNED = 32  # numbers of an embedding that is learned
@@ -85,16 +85,16 @@ def codewords(codec: Codec, size: tuple[int, int], values: int, images: Tensor) 
     """float32 [L, V, 2 AXES]: for every value at every position the noise that it adds, on the main axes of uint8 `images`
     [N, C, H, W], and its squares, which tell how a spread along an axis favours it; each of variance 1 / AXES over the
     values. The other tokens of the step are held, which all but fixes their part."""
-    plan, x = codec.plan(*size), images.flatten(1).float()
+    stream, x = codec.stream(*size), images.flatten(1).float()
     axes = torch.pca_lowrank(x - x.mean(0), AXES, center=False)[2]  # [C H W, AXES]
     out = []
-    for some in plan.tokens:
-        rule = codec.start_rule if some.step == START_STEP else codec.rule
+    for some in stream.segments:
+        rule = codec.start_rule if some.step_index == StepIndex.START else codec.rule
         for slot in range(some.count):
             tokens = torch.zeros(values, some.count, dtype=torch.int64)
             tokens[:, slot] = torch.arange(values)
-            noise = rule.noise(tokens, (plan.units, plan.dims), some.bins, some.step)
-            seen = plan.join(noise).flatten(1) @ axes
+            noise = rule.noise(tokens, (stream.blocks, stream.dims), some.budget, some.step_index)
+            seen = stream.join(noise).flatten(1) @ axes
             both = torch.cat([seen - seen.mean(0), seen.square() - seen.square().mean(0)], 1)
             out.append(both / both.std(0).clamp(min=1e-6))
     return torch.stack(out) / math.sqrt(AXES)
@@ -177,7 +177,7 @@ def main() -> None:
     args = parser.parse_args()
     data, train, held_out = TokenDataset(args.tokens), tokens_of(args.tokens), tokens_of(args.held_out)
     codec, size = noisebook.load(data.spec, backbone=args.backbone), (data[0]["height"], data[0]["width"])
-    values, table = int(codec.layout_for(*size).vocabulary.max()), None
+    values, table = int(codec.layout_for(*size).vocab_size.max()), None
     if args.embedding == "codeword":
         images = torch.from_numpy(np.stack([data.original(i) for i in range(min(1000, len(data)))])).permute(0, 3, 1, 2)
         table = codewords(codec, size, values, images)

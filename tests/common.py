@@ -21,18 +21,31 @@ ROOT = Path(__file__).resolve().parents[1]
 # Changes to a recipe that lead through every part of the loop
 RECIPES = {
     "plain": {},
-    "independent": {"law": "independent"},
-    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
-    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
-    "p=0 euler": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
-    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
+    "independent": {"codebook": "independent"},
+    "codebook start": {"start_budget": 8, "start_vocab_size": 1024},
+    "2-D": {"rows": 2, "columns": 3, "start_budget": 2},
+    "p=0 euler": {"p": 0, "sigma_max": 0.5, "solver": "euler", "solver_steps": 4},
+    "p=.3 heun": {"p": 0.3, "solver": "heun", "solver_steps": 3},
     "no tokens": {"p": 1},
-    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
+    "growing": {"budget": 3, "budget_last": 60, "scale_pixels": 40 * 40},
 }
 
 
 #: options of a codec that is quick with any backbone: 32 tokens of 8 bits in 4 steps
-TINY = ["--steps", "4", "--bins", "8", "--bins-last", "8", "--vocabulary", "256", "--scale-pixels", "0", "--start-bins", "0"]
+TINY = [
+    "--steps",
+    "4",
+    "--budget",
+    "8",
+    "--budget-last",
+    "8",
+    "--vocab-size",
+    "256",
+    "--scale-pixels",
+    "0",
+    "--start-budget",
+    "0",
+]
 
 
 def tiny_backbone(path: Path, seed: int = 0) -> str:
@@ -49,8 +62,8 @@ class Shrink(Backbone):
     name = "shrink"
     fingerprint = fingerprint_of({"kind": "shrink"}, {})
 
-    def denoise(self, y: Tensor, lam: float, cond=None) -> Tensor:
-        return y * (0.25 / (0.25 + lam * lam))
+    def denoise(self, y: Tensor, sigma: float, cond=None) -> Tensor:
+        return y * (0.25 / (0.25 + sigma * sigma))
 
 
 def random_images(rng: np.random.Generator, count: int, height: int, width: int, channels: int = 3) -> Tensor:

@@ -144,7 +144,7 @@ def plain_codebook(monkeypatch) -> None:
     def select(self, residual, bins, step):
         parts = residual[..., : residual.shape[-1] // bins * bins].unflatten(-1, (bins, -1))
         size, index = parts.abs().max(-1)
-        return (2 * index + (size > 0.5).long() + step) % self.vocabulary
+        return (2 * index + (size > 0.5).long() + step) % self.vocab_size
 
     def noise(self, tokens, d, step, pooled=False):
         waves = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device) * (tokens + 1 + step % 101)

@@ -26,32 +26,32 @@ STEPS = (Step(2, 0.5, 1, 4), Step(1, 0.25, 0.5, 2))
 
 def variants() -> dict[str, tuple[CodecSpec, tuple[int, int], tuple[int, int] | None]]:
     """Name -> (specification, height and width, steps and tokens if they are derived from a shipped curve)."""
-    curve = calibration.shipped()["photo"]
+    curve = calibration.shipped_curves()["photo"]
     one, odd = {"backbone": "golden", "fingerprint": HASH}, (Step(2, 0.5, 1, 3), Step(1, 0.25, 0.5, 5))
     return {
         "preset": (presets.get("photo").spec, (32, 48), None),
         "preset_v1": (presets.get("photo-high-v1").spec, (40, 33), None),
         "derived": (calibration.spec_for(curve, curve.dims(64, 65), 20, 8), (64, 65), (8, 20)),
-        "start": (CodecSpec(**one, schedule=STEPS, start_bins=2, start_vocabulary=1024, rows=2, columns=3), (6, 7), None),
+        "start": (CodecSpec(**one, schedule=STEPS, start_budget=2, start_vocab_size=1024, rows=2, columns=3), (6, 7), None),
         "from_noise": (CodecSpec(**one, schedule=(Step(INF, 1, 2, 4), *STEPS), seed=2**64 - 1), (65535, 1), None),
         "not_a_power_of_two": (
-            CodecSpec(**one, schedule=(Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 1)), law="independent", vocabulary=1000),
+            CodecSpec(**one, schedule=(Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 1)), codebook="independent", vocab_size=1000),
             (5, 5),
             None,
         ),
-        "largest_vocabulary": (CodecSpec(**one, schedule=STEPS, vocabulary=1 << 33), (8, 8), None),
+        "largest_vocabulary": (CodecSpec(**one, schedule=STEPS, vocab_size=1 << 33), (8, 8), None),
         "scaled": (CodecSpec(**one, schedule=odd, scale_pixels=100), (24, 31), None),
-        "finish": (CodecSpec(**one, schedule=STEPS, finish="heun", finish_levels=(0.25, 0)), (8, 8), None),
-        "top": (CodecSpec(**one, schedule=odd, rule="top", vocabulary=512, rows=1, columns=2), (8, 9), None),
-        "pursuit": (CodecSpec(**one, schedule=odd, rule="pursuit", coefficient_bits=3, vocabulary=256), (8, 9), None),
+        "finish": (CodecSpec(**one, schedule=STEPS, solver="heun", solver_levels=(0.25, 0)), (8, 8), None),
+        "top": (CodecSpec(**one, schedule=odd, rule="top", vocab_size=512, rows=1, columns=2), (8, 9), None),
+        "pursuit": (CodecSpec(**one, schedule=odd, rule="pursuit", coefficient_bits=3, vocab_size=256), (8, 9), None),
         "poisson": (
-            CodecSpec(**one, schedule=(Step(2, 0.5, 1, 40), Step(1, 0.25, 0.5, 7)), rule="poisson", vocabulary=1 << 11),
+            CodecSpec(**one, schedule=(Step(2, 0.5, 1, 40), Step(1, 0.25, 0.5, 7)), rule="poisson", vocab_size=1 << 11),
             (9, 8),
             None,
         ),
         "condition": (CodecSpec(**one, schedule=STEPS, condition=(8, 64, 16)), (17, 20), None),
         "condition_only": (
-            CodecSpec(**one, schedule=(), finish="ab2", finish_levels=(1, 0), condition=(16, 4, 16)),
+            CodecSpec(**one, schedule=(), solver="ab2", solver_levels=(1, 0), condition=(16, 4, 16)),
             (40, 16),
             None,
         ),
@@ -63,11 +63,11 @@ def drawn(runs: list[Run], rng: np.random.Generator) -> np.ndarray:
     out = [np.empty(0, np.int64)]
     for run in runs:
         if run.subset:
-            sets = [np.sort(rng.choice(run.vocabulary // 2, run.subset, False)) for _ in range(run.count // run.subset)]
+            sets = [np.sort(rng.choice(run.vocab_size // 2, run.subset, False)) for _ in range(run.count // run.subset)]
             out += [2 * atoms + rng.integers(0, 2, run.subset) for atoms in sets]
         else:
-            some = rng.integers(0, run.vocabulary, run.count)
-            some[-1:], some[:1] = 0, run.vocabulary - 1
+            some = rng.integers(0, run.vocab_size, run.count)
+            some[-1:], some[:1] = 0, run.vocab_size - 1
             out.append(some)
     return np.concatenate(out).astype(np.int64)
 

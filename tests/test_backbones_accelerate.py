@@ -102,8 +102,8 @@ def test_compiled_networks_give_the_same(make, monkeypatch, fresh):
     plain, fast = build(), build().accelerate(compile=True)
     y = torch.from_numpy(fresh.normal(size=(2, 3, 32, 32))).float()
     with torch.no_grad():
-        for lam in (1.0, 0.5, 0.25):
-            assert torch.allclose(fast(y, lam), plain(y, lam), atol=1e-4)
+        for sigma in (1.0, 0.5, 0.25):
+            assert torch.allclose(fast(y, sigma), plain(y, sigma), atol=1e-4)
     assert len(called) == 1  # one graph for all levels
     assert set(fast.state_dict()) == set(plain.state_dict())
     torch._dynamo.reset()

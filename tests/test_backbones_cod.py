@@ -22,7 +22,7 @@ from noisebook.cli import main as cli
 from noisebook.codebook import start_noise
 from noisebook.codec import modes
 from noisebook.codec.codec import Codec
-from noisebook.codec.solvers import ode
+from noisebook.codec.solvers import solve_ode
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
 from noisebook.format import container
 from noisebook.images.files import decode_picture, describe, encode_picture, spec_of
@@ -121,7 +121,7 @@ def test_a_published_file_loads_and_converts(case, top, tmp_path, fresh):
         backbones.load(path, autoencoder=str(tmp_path))
     assert again.name == "a"
     images = random_images(fresh, 1, 128, 128)
-    assert torch.equal(again.ask(images), made.ask(images))
+    assert torch.equal(again.encode_condition(images), made.encode_condition(images))
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):
@@ -169,13 +169,13 @@ def test_no_code_in_a_file_is_run(tmp_path, monkeypatch):
 def test_tokens_are_the_nearest_code_vectors(case, fresh):
     cod = small(SMALLS[case])
     images = random_images(fresh, 2, 128, 256)
-    tokens = cod.ask(images)
+    tokens = cod.encode_condition(images)
     stride = cod.stride
     assert (tokens.dtype, tuple(tokens.shape)) == (torch.int64, (2, 128 // stride, 256 // stride))
     z = cod.net.y_embedder.encoder(images.float() / 255).permute(0, 2, 3, 1)
     codes = cod.net.y_embedder.bottleneck.embedding.weight
     assert torch.equal(tokens, (z[..., None, :] - codes).double().square().sum(-1).argmin(-1))
-    assert torch.equal(tokens, cod.ask(images.float() / 127.5 - 1))
+    assert torch.equal(tokens, cod.encode_condition(images.float() / 127.5 - 1))
     assert cod.condition(tokens.flatten(1), 128, 256).shape == (2, 64, 8, 16)
 
 
@@ -189,16 +189,16 @@ SIZES = [
 
 def tokenizer(cod: CoD, kind: str = "ab2", steps: int = 25, seed: int = 0) -> Codec:
     """The codec of the condition alone; a latent model's latents are the images here."""
-    return Codec(Recipe(condition="only", finish=kind, steps=steps, seed=seed).build(cod), cod)
+    return Codec(Recipe(condition="only", solver=kind, steps=steps, seed=seed).build(cod), cod)
 
 
 @pytest.mark.parametrize(("case", "size", "bits"), SIZES)
 def test_tokens_cost_what_the_paper_says(case, size, bits):
     """16 x 16 tokens of 4 bits for 512 x 512 are .0039 bits a pixel; 4 x 4 are .00024."""
     codec = tokenizer(small(SMALLS[case]))
-    assert container.packed_bits(codec.plan(*size).runs) == bits
+    assert container.packed_bits(codec.stream(*size).runs) == bits
     assert codec.layout_for(*size).bits == bits
-    assert codec.encode_calls == 0
+    assert codec.encode_nfe == 0
 
 
 def test_non_square_images_are_not_transposed(fresh):
@@ -213,7 +213,7 @@ def test_non_square_images_are_not_transposed(fresh):
         padded = torch.nn.functional.pad(
             torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), (0, -width % 32, 0, -height % 32), mode="replicate"
         )
-        asked = codec.backbone.ask(padded / 127.5 - 1)
+        asked = codec.backbone.encode_condition(padded / 127.5 - 1)
         assert asked.shape == (1, *grid)
         assert torch.equal(codec.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None]), asked.flatten(1))
 
@@ -257,7 +257,7 @@ def test_a_latent_model_has_a_condition_for_none(tmp_path, fresh):
     decoded = codec.decode(tokens, (64, 96))
     assert decoded.shape == images.shape
     assert decoded.isfinite().all()
-    first = Codec(Recipe(condition="first", steps=3, bins=4, vocabulary=256).build(latent), latent)
+    first = Codec(Recipe(condition="first", steps=3, budget=4, vocab_size=256).build(latent), latent)
     tokens, shown = first.reconstruct(images)
     assert torch.equal(first.decode(tokens, (64, 96)), shown)
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_a_latent_model_has_a_condition_for_none(tmp_path, fresh):
 def test_sizes_tokens_and_options_that_do_not_fit_are_refused(fresh, tmp_path):
     cod = small()
     with pytest.raises(ImageError, match="multiples of 32 pixels, not 500 x 512"):
-        cod.ask(random_images(fresh, 1, 500, 512))
+        cod.encode_condition(random_images(fresh, 1, 500, 512))
     for bad in (torch.zeros(2, 2), torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64)):
         with pytest.raises(SpecError):
             cod.condition(bad, 64, 64)
@@ -293,7 +293,7 @@ def test_sizes_tokens_and_options_that_do_not_fit_are_refused(fresh, tmp_path):
     with pytest.raises(SpecError, match="no condition tokens of"):
         Codec(replace(codec.spec, condition=(16, 16, 32)), cod)
     with pytest.raises(SpecError, match="other condition tokens"):
-        Codec(replace(Recipe(condition="first").build(cod), rows=3), cod).plan(64, 64)
+        Codec(replace(Recipe(condition="first").build(cod), rows=3), cod).stream(64, 64)
 
 
 # ---- the flow -----------------------------------------------------------------------------------------------------------
@@ -318,8 +318,8 @@ def known() -> Known:
 
 def test_the_backbone_is_the_posterior_mean(fresh):
     y = torch.from_numpy(fresh.standard_normal((2, 3, 32, 32))).float()
-    for lam in (0.01, 0.3, 1.0, 7.0, 900.0):
-        assert torch.allclose(known().denoise(y, lam), y * 0.25 / (0.25 + lam * lam), atol=1e-5)
+    for sigma in (0.01, 0.3, 1.0, 7.0, 900.0):
+        assert torch.allclose(known().denoise(y, sigma), y * 0.25 / (0.25 + sigma * sigma), atol=1e-5)
     assert known().denoise(y, math.inf).abs().max() < 1e-6  # of pure noise: the mean image
 
 
@@ -363,7 +363,7 @@ def test_ab2_is_the_papers_sampler(fresh):
 def test_guidance_costs_a_second_pass_inside_its_interval_alone():
     cod, tokens = known(), torch.zeros(2, 1, dtype=torch.int64)
     codec = tokenizer(cod, steps=25)
-    assert codec.calls == 25
+    assert codec.nfe == 25
     cod.guidance = 3.0
     codec.decode(tokens, (32, 32))
     assert cod.rows == 2 * (25 + 22)  # t = 0, .04 and .08 are outside
@@ -430,12 +430,12 @@ def test_the_head_sees_each_patch_where_it_is(case, fresh):
 
 RULES = {
     "bins": {},
-    "independent": {"law": "independent", "vocabulary": 64, "bins": 2},
-    "top": {"rule": "top", "bins": 8},
-    "pursuit": {"rule": "pursuit", "bins": 3, "coefficient_bits": 2},
-    "poisson": {"rule": "poisson", "bins": 40, "vocabulary": 512},
+    "independent": {"codebook": "independent", "vocab_size": 64, "budget": 2},
+    "top": {"rule": "top", "budget": 8},
+    "pursuit": {"rule": "pursuit", "budget": 3, "coefficient_bits": 2},
+    "poisson": {"rule": "poisson", "budget": 40, "vocab_size": 512},
     "blocks": {"rows": 2, "columns": 2},
-    "ab2": {"finish": "ab2", "finish_steps": 3},
+    "ab2": {"solver": "ab2", "solver_steps": 3},
     "candidates": {},
 }
 
@@ -445,7 +445,7 @@ RULES = {
 def test_every_rule_walks_on_it_with_a_condition_and_without(case, condition, fresh, tmp_path):
     """Both streams in one file: tokens, decode and file agree, and a decoder told another condition shows another image."""
     cod = small()
-    recipe = Recipe(steps=4, lam_max=3, lam_min=0.3, bins=4, vocabulary=256, condition=condition)
+    recipe = Recipe(steps=4, sigma_max=3, sigma_min=0.3, budget=4, vocab_size=256, condition=condition)
     spec = replace(recipe, **RULES[case]).build(cod)
     codec, images = Codec(spec, cod, candidates=3 if case == "candidates" else 1), random_images(fresh, 2, 60, 70)
     assert CodecSpec.from_json(spec.to_json()) == spec
@@ -456,9 +456,9 @@ def test_every_rule_walks_on_it_with_a_condition_and_without(case, condition, fr
     assert predicted.shape == images.shape
     layout = codec.layout_for(60, 70)
     count = 6 if condition == "first" else 0
-    assert (layout.step == -2).sum() == count
-    assert (layout.step[:count] == -2).all()
-    assert layout.unit[:count].tolist() == list(range(count))
+    assert (layout.step_index == -2).sum() == count
+    assert (layout.step_index[:count] == -2).all()
+    assert layout.block[:count].tolist() == list(range(count))
     pixels = images[0].permute(1, 2, 0).numpy()
     (tmp_path / "a.nbk").write_bytes(encode_picture(codec, pixels))
     file = container.Container.read(tmp_path / "a.nbk")
@@ -467,11 +467,11 @@ def test_every_rule_walks_on_it_with_a_condition_and_without(case, condition, fr
     assert abs(shown - expected).max() <= 1.01  # one image alone may round another way than two
     assert describe(tmp_path / "a.nbk")["tokens"] == tokens.shape[1]
     if condition == "first":
-        assert torch.equal(tokens[:, :6], cod.ask(pad(images)).flatten(1))
+        assert torch.equal(tokens[:, :6], cod.encode_condition(pad(images)).flatten(1))
         other = tokens.clone()
         other[:, :6] = (other[:, :6] + 1) % 16
         assert not torch.equal(codec.decode(other, (60, 70)), predicted)
-        assert spec.schedule[0].lam == math.inf
+        assert spec.schedule[0].sigma == math.inf
 
 
 def pad(images):
@@ -482,9 +482,9 @@ def test_diffc_walks_at_the_times_of_its_grid(fresh):
     """Two faults of the published code: the network was told 1 - t / 1000 at sigma = (t - 1) / 1000, and in bfloat16, where
     t = 5 and t = 2 are one time."""
     cod = small()
-    recipe = Recipe(spacing="diffc", lam_max=999, lam_min=0.001, steps=160, rule="poisson", bins=6, vocabulary=512)
+    recipe = Recipe(spacing="diffc", sigma_max=999, sigma_min=0.001, steps=160, rule="poisson", budget=6, vocab_size=512)
     codec, seen = Codec(replace(recipe, condition="first").build(cod), cod), []
-    assert codec.spec.schedule[0].lam == 999
+    assert codec.spec.schedule[0].sigma == 999
     cod.net.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
     tokens = codec.encode(random_images(fresh, 1, 32, 32))
     seen.clear()
@@ -516,7 +516,7 @@ def test_the_command_line_tokenises_and_draws(work, capsys):
     capsys.readouterr()
     for extra, calls in (([], 25), (["--steps", "1"], 1), (["--steps", "4", "--guidance", "2"], 4)):
         assert cli.main(["decode", "full", "--backbone", "cod.pt", *extra, "-o", f"out{calls}", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["images"][0]["calls"] == calls
+        assert json.loads(capsys.readouterr().out)["images"][0]["nfe"] == calls
     shown = [read_image(work / f"out{calls}" / "a.png") for calls in (25, 1, 4)]
     assert (shown[0] != shown[1]).any()
     assert cli.main(["verify", "full", "bare"]) == 0
@@ -533,12 +533,12 @@ def test_the_command_line_codes_under_a_condition(work, capsys):
     told, untold = (calibration.Curve.from_json((work / f"{n}.json").read_text()) for n in ("told", "untold"))
     assert (told.condition, untold.condition) == ((32, 16, 32), ())
     assert told.power != untold.power
-    call = ["roundtrip", *pictures, "--backbone", "cod.pt", "--max-calls", "6", "--bpp", "4", "--json"]
+    call = ["roundtrip", *pictures, "--backbone", "cod.pt", "--max-nfe", "6", "--bpp", "4", "--json"]
     for name, runs in (("told", 6), ("untold", 0)):
         assert cli.main([*call, "--curve", f"{name}.json", "-o", name]) == 0
         for row in json.loads(capsys.readouterr().out.splitlines()[-1])["images"]:
             assert row["bpp"] == pytest.approx(4, rel=0.02)
-            assert row["calls"] == 5 + 6
+            assert row["nfe"] == 5 + 6
         assert cli.main(["decode", name, "--backbone", "cod.pt", "-o", f"{name}-again"]) == 0
         for picture in pictures:
             pair, again = read_image(work / name / picture), read_image(work / f"{name}-again" / picture)
@@ -547,10 +547,10 @@ def test_the_command_line_codes_under_a_condition(work, capsys):
             assert sum(r.count for _, r in spec.runs_for(*again.shape[:2])[:1]) == runs or not runs
         capsys.readouterr()
     for options, word in (
-        (["--curve", "told.json", "--bpp", "4", "--max-calls", "2"], "3 at least"),
+        (["--curve", "told.json", "--bpp", "4", "--max-nfe", "2"], "3 at least"),
         (["--curve", "told.json", "--bpp", "4", "--no-embed-spec"], "leave out --no-embed-spec"),
         (["--curve", "told.json", "--bpp", "4", "--condition", "first"], "not with --condition"),
-        (["--condition", "first", "--start-bins", "4"], "start_bins must be 0"),
+        (["--condition", "first", "--start-budget", "4"], "start_budget must be 0"),
         (["--condition", "only", "--steps", "0"], "at least 1 step"),
         (["--label", "3"], "takes guidance and autoencoder, not label"),
     ):
@@ -581,7 +581,7 @@ def test_the_shipped_tokenizer_shows_what_it_was_given():
 
 def test_the_modes_know_a_condition(fresh):
     cod = small()
-    codec = Codec(Recipe(steps=3, bins=2, vocabulary=64, condition="first").build(cod), cod)
+    codec = Codec(Recipe(steps=3, budget=2, vocab_size=64, condition="first").build(cod), cod)
     tokens, drawn = modes.generate(codec, 2, (64, 64), seed=1)
     assert torch.equal(codec.decode(tokens, (64, 64)), drawn)
     tokens, drawn = modes.guide(codec, cod, 2, (64, 64), seed=1)  # away from the same network, told nothing
@@ -603,13 +603,15 @@ def test_a_network_of_full_size_codes_an_image(config, tmp_path, fresh):
     cod = CoD(network(*cod_files.read_published(tmp_path / "cod.pt")))
     cod.name, cod.fingerprint = "cod", "0" * 64
     assert next(cod.net.parameters()).dtype == torch.bfloat16
-    tokens = cod.ask(random_images(fresh, 1, 64, 64))
+    tokens = cod.encode_condition(random_images(fresh, 1, 64, 64))
     assert tokens.shape == (1, 2, 2)
     shape = (1, 4, 8, 8) if config.latent else (1, 3, 64, 64)
     cod.guidance, told = 3.0, cod.condition(tokens.flatten(1), 64, 64)
     for steps in (1, 4):  # of a latent model the latents: its autoencoder is not under test
         eps = torch.from_numpy(fresh.standard_normal(shape)).float()
-        x = ode("ab2", lambda y, lam: cod.denoise(y, lam, cod.guided(told)), eps, math.inf, even_levels(math.inf, steps))
+        x = solve_ode(
+            "ab2", lambda y, sigma: cod.denoise(y, sigma, cod.guided(told)), eps, math.inf, even_levels(math.inf, steps)
+        )
         assert x.shape == shape
         assert x.isfinite().all()
     y = torch.from_numpy(fresh.standard_normal(shape)).float()

@@ -90,9 +90,9 @@ def test_shipped_backbones_denoise_real_photographs(name, fresh):
     h, w = model.padded(100, 150)
     x = torch.from_numpy(sample("cat")[:h, :w].copy()).permute(2, 0, 1)[None].float() * (2 / 255) - 1
     noise = torch.from_numpy(fresh.standard_normal(tuple(x.shape), "float32"))
-    for lam in (0.1, 0.3, 1.0, 3.0):
-        error = (model(x + lam * noise, lam) - x).square().mean()
-        assert error < 0.6 * lam**2 / (1 + 4 * lam**2), lam
+    for sigma in (0.1, 0.3, 1.0, 3.0):
+        error = (model(x + sigma * noise, sigma) - x).square().mean()
+        assert error < 0.6 * sigma**2 / (1 + 4 * sigma**2), sigma
 
 
 @pytest.mark.parametrize("name", [name for name in backbones.shipped() if name != "gaussian-prior"])
@@ -105,10 +105,10 @@ def test_shipped_networks_do_no_worse_beyond_the_levels_they_were_trained_on(nam
     x = torch.from_numpy(sample("cat")[100 : 100 + h, 100 : 100 + w].copy()).permute(2, 0, 1)[None].float() * (2 / 255) - 1
     noise = torch.from_numpy(fresh.standard_normal(tuple(x.shape), "float32"))
 
-    def error(lam: float) -> float:
-        return float((model(x + lam * noise, lam) - x).square().mean())
+    def error(sigma: float) -> float:
+        return float((model(x + sigma * noise, sigma) - x).square().mean())
 
-    low, high, beyond = model.snap(0.001), model.snap(80.0), model.snap(400.0)
+    low, high, beyond = model.round_sigma(0.001), model.round_sigma(80.0), model.round_sigma(400.0)
     assert error(low) < 1.2 * low**2
     assert error(beyond) < 1.5 * error(high)
 
@@ -119,6 +119,6 @@ def test_the_default_network_beats_the_gaussian_prior_on_photographs():
     net, prior = backbones.load("photo"), backbones.load("gaussian-prior")
     for picture in ("astronaut", "cat", "coffee"):
         x = torch.from_numpy(sample(picture)[:256, :256].copy()).permute(2, 0, 1)[None].float() * (2 / 255) - 1
-        for lam in (0.1, 0.2, 0.5):
-            y = x + lam * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-            assert (net(y, lam) - x).square().mean() < 0.95 * (prior(y, lam) - x).square().mean(), (picture, lam)
+        for sigma in (0.1, 0.2, 0.5):
+            y = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            assert (net(y, sigma) - x).square().mean() < 0.95 * (prior(y, sigma) - x).square().mean(), (picture, sigma)

@@ -75,10 +75,10 @@ def test_x0_hat_is_the_schedulers(tmp_path, schedule, prediction):
     assert (backbone.name, backbone.native_size, backbone.channels) == ("tiny", (16, 16), 3)
     for t in (1, 50, 500, 900):
         abar = scheduler.alphas_cumprod[t].item()
-        lam = math.sqrt((1 - abar) / abar)
+        sigma = math.sqrt((1 - abar) / abar)
         x = noise(2, 3, 16, 16) * (1 if t > 1 else 0.5)
         want = scheduler.step(unet(x, t).sample, t, x).pred_original_sample
-        got = backbone.denoise(x / math.sqrt(abar), lam)
+        got = backbone.denoise(x / math.sqrt(abar), sigma)
         assert got.dtype == torch.float32
         assert (got - want).norm() < 1e-4 * want.norm()
 
@@ -111,8 +111,8 @@ def test_consistent_predictions_give_back_x0(prediction):
 
     backbone = DDPM(UNet2D(Stub(), {}), abars, prediction)
     for t in (0, 10, 400, 800):
-        lam = backbone.snap(math.sqrt(1 / abars[t] - 1) * 1.0001)  # a little off the grid: the nearest level serves
-        torch.testing.assert_close(backbone.denoise(x0 + lam * eps, lam * 0.9999), x0, rtol=0, atol=2e-5)
+        sigma = backbone.round_sigma(math.sqrt(1 / abars[t] - 1) * 1.0001)  # a little off the grid: the nearest level serves
+        torch.testing.assert_close(backbone.denoise(x0 + sigma * eps, sigma * 0.9999), x0, rtol=0, atol=2e-5)
         assert seen[-1] == [t, t]
 
 
@@ -121,10 +121,10 @@ def test_snap_is_the_nearest_level_in_log_distance():
     backbone = DDPM(torch.nn.Identity(), abars, "epsilon")
     levels = [math.sqrt(1 / a - 1) for a in abars]
     assert backbone.levels == pytest.approx(levels, rel=1e-12)
-    for lam in [1e-9, 1e9, *(math.exp(i / 50) for i in range(-100, 100))]:
-        nearest = min(backbone.levels, key=lambda level: abs(math.log(level / lam)))
-        assert backbone.snap(lam) == nearest
-        assert backbone.snap(nearest) == nearest
+    for sigma in [1e-9, 1e9, *(math.exp(i / 50) for i in range(-100, 100))]:
+        nearest = min(backbone.levels, key=lambda level: abs(math.log(level / sigma)))
+        assert backbone.round_sigma(sigma) == nearest
+        assert backbone.round_sigma(nearest) == nearest
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -134,8 +134,8 @@ def test_zero_terminal_snr(tmp_path, prediction):
     backbone = from_folder(write_folder(tmp_path / "m", scheduler=scheduler))
     assert isinstance(backbone, DDPM)
     assert len(backbone.levels) == (999 if prediction == "epsilon" else 1000)  # eps says nothing where all is noise
-    assert math.isfinite(backbone.snap(1e30))
-    assert math.isfinite(backbone.snap(math.inf)) == (prediction == "epsilon")
+    assert math.isfinite(backbone.round_sigma(1e30))
+    assert math.isfinite(backbone.round_sigma(math.inf)) == (prediction == "epsilon")
 
 
 @torch.no_grad()

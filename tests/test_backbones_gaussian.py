@@ -16,13 +16,13 @@ from noisebook.cli import main as cli
 from noisebook.errors import BackboneError, ImageError
 from noisebook.images.archive import load_npz_images
 
-MEASURED = {0.1: 0.00266, 0.3: 0.01034, 1.0: 0.02627}  # lam: mean squared error on the crops of the last test
+MEASURED = {0.1: 0.00266, 0.3: 0.01034, 1.0: 0.02627}  # sigma: mean squared error on the crops of the last test
 DATA = Path(os.environ.get("NOISEBOOK_DATA", Path(__file__).parents[1] / "../shared/data"))
 
 
-def dense_posterior(mean, covariance, y, lam):
-    """E[x0 | y = x0 + lam eps], float64 [D], by a linear solve."""
-    return mean + covariance @ torch.linalg.solve(covariance + lam**2 * torch.eye(len(mean)).double(), y - mean)
+def dense_posterior(mean, covariance, y, sigma):
+    """E[x0 | y = x0 + sigma eps], float64 [D], by a linear solve."""
+    return mean + covariance @ torch.linalg.solve(covariance + sigma**2 * torch.eye(len(mean)).double(), y - mean)
 
 
 def smooth_images(count, size, channels, seed=0):
@@ -40,23 +40,23 @@ def shipped_prior():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("lam", [0.03, 0.5, 4.0])
-def test_pca_is_the_posterior_mean_of_the_sample_covariance(channels, lam):
+@pytest.mark.parametrize("sigma", [0.03, 0.5, 4.0])
+def test_pca_is_the_posterior_mean_of_the_sample_covariance(channels, sigma):
     images = smooth_images(40, 5, channels)  # fewer images than the 75 dimensions of colour: a singular covariance
     x = torch.from_numpy(images).permute(0, 3, 1, 2).flatten(1).double() / 127.5 - 1
     prior = gaussian.pca_from_checkpoint(*gaussian.fit_pca(images))
     assert (prior.size, prior.channels) == ((5, 5), channels)
     assert (prior.variances >= 0).all()
-    y = x[:3] + lam * torch.randn(x[:3].shape, generator=torch.Generator().manual_seed(1)).double()
-    want = torch.stack([dense_posterior(x.mean(0), torch.cov(x.T, correction=0), row, lam) for row in y])
-    got = prior.denoise(y.float().view(3, channels, 5, 5), lam)
+    y = x[:3] + sigma * torch.randn(x[:3].shape, generator=torch.Generator().manual_seed(1)).double()
+    want = torch.stack([dense_posterior(x.mean(0), torch.cov(x.T, correction=0), row, sigma) for row in y])
+    got = prior.denoise(y.float().view(3, channels, 5, 5), sigma)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.flatten(1).double(), want, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 6)])
-@pytest.mark.parametrize("lam", [0.1, 1.0])
-def test_spectrum_is_the_posterior_mean_of_its_dense_covariance(size, lam):
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+def test_spectrum_is_the_posterior_mean_of_its_dense_covariance(size, sigma):
     prior, dim = shipped_prior(), 3 * size[0] * size[1]
     assert torch.allclose(prior.colour @ prior.colour.T, torch.eye(3), atol=1e-6)
     k, n = (torch.arange(max(size)).double()[i] for i in ((slice(None), None), (None, slice(None))))
@@ -69,8 +69,8 @@ def test_spectrum_is_the_posterior_mean_of_its_dense_covariance(size, lam):
     covariance = basis.T @ torch.diag(prior.spectrum(*size).double().flatten()) @ basis
     mean = prior.mean.double().repeat_interleave(size[0] * size[1])
     y = torch.randn(dim, generator=torch.Generator().manual_seed(2)).double()
-    got = prior.denoise(y.float().view(1, 3, *size), lam).flatten().double()
-    torch.testing.assert_close(got, dense_posterior(mean, covariance, y, lam), rtol=0, atol=2e-5)
+    got = prior.denoise(y.float().view(1, 3, *size), sigma).flatten().double()
+    torch.testing.assert_close(got, dense_posterior(mean, covariance, y, sigma), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (17, 31), (64, 64), (300, 33)])
@@ -203,8 +203,8 @@ def test_the_shipped_spectrum_on_photographs():
     crops = np.stack([np.asarray(Image.open(p).convert("RGB"))[100:356, 200:456] for p in paths])
     x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
     variance = (x - x.mean((2, 3), keepdim=True)).var().item()
-    for lam, most in MEASURED.items():
-        y = x + lam * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
-        errors[lam] = (prior.denoise(y, lam) - x).square().mean().item()
-        assert errors[lam] < 1.2 * most
-        assert errors[lam] < 0.5 * variance * lam**2 / (variance + lam**2)
+    for sigma, most in MEASURED.items():
+        y = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+        errors[sigma] = (prior.denoise(y, sigma) - x).square().mean().item()
+        assert errors[sigma] < 1.2 * most
+        assert errors[sigma] < 0.5 * variance * sigma**2 / (variance + sigma**2)

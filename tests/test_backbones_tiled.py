@@ -18,16 +18,16 @@ class Fixed(Backbone):
         self.size, self.kind, self.channels, self.batches = size, kind, channels, []
         self.name, self.fingerprint = "fixed", "f" * 64
 
-    def denoise(self, y, lam, cond=None):
+    def denoise(self, y, sigma, cond=None):
         assert self.size is not None
         assert y.shape[1:] == (self.channels, *self.size)
         self.batches.append(len(y))
         if self.kind == "pixel":
-            return y / (1 + lam * lam)
-        return y.mean((2, 3), keepdim=True).expand_as(y) + y.flip(-1) * lam
+            return y / (1 + sigma * sigma)
+        return y.mean((2, 3), keepdim=True).expand_as(y) + y.flip(-1) * sigma
 
-    def snap(self, lam):
-        return round(lam, 1)
+    def round_sigma(self, sigma):
+        return round(sigma, 1)
 
 
 def noise(*shape):
@@ -97,7 +97,7 @@ def test_attributes_and_refusals():
     tiled = Tiled(inner)
     assert (tiled.name, tiled.channels, tiled.size, tiled.multiple, tiled.min_size) == ("fixed", 3, None, 1, (8, 12))
     assert tiled.overlap == 2
-    assert tiled.snap(0.33) == 0.3
+    assert tiled.round_sigma(0.33) == 0.3
     assert tiled.padded(5, 40) == (8, 40)
     assert tiled.padded(9, 3) == (9, 12)
     assert len({inner.fingerprint, tiled.fingerprint, Tiled(inner, 3).fingerprint}) == 3

@@ -31,15 +31,15 @@ def white(fresh, count=8, side=24, deviation=0.25):
 
 
 def random_curve(fresh) -> Curve:
-    """mse = s lam^2 / (s + lam^2) summed over a few random variances: the curve of some Gaussian."""
+    """mse = s sigma^2 / (s + sigma^2) summed over a few random variances: the curve of some Gaussian."""
     variances = 10 ** fresh.uniform(-3, 0, 6)
-    lam = np.geomspace(64, 0.01, 49)
-    mse = (variances * lam[:, None] ** 2 / (variances + lam[:, None] ** 2)).mean(1)
-    return Curve("some", "0" * 64, tuple(lam.tolist()), tuple(mse.tolist()), float(variances.mean()))
+    sigma = np.geomspace(64, 0.01, 49)
+    mse = (variances * sigma[:, None] ** 2 / (variances + sigma[:, None] ** 2)).mean(1)
+    return Curve("some", "0" * 64, tuple(sigma.tolist()), tuple(mse.tolist()), float(variances.mean()))
 
 
-def final(curve, dims, bins, vocabulary=65536) -> float:
-    return calibration.levels_of(curve, dims, bins, vocabulary)[-1]
+def final(curve, dims, bins, vocab_size=65536) -> float:
+    return calibration.levels_of(curve, dims, bins, vocab_size)[-1]
 
 
 def test_a_measured_curve_is_the_error_that_theory_gives(shrink, fresh):
@@ -47,9 +47,9 @@ def test_a_measured_curve_is_the_error_that_theory_gives(shrink, fresh):
     curve = measure(shrink, [images[:3], images[3:]], seed=int(fresh.integers(1000)), nodes=13)
     power = float((images.double() / 127.5 - 1).square().mean())
     assert curve.power == pytest.approx(power, rel=1e-5)
-    for lam, mse in zip(curve.lam, curve.mse, strict=True):
-        keep = 0.25 / (0.25 + lam * lam)
-        assert mse == pytest.approx((1 - keep) ** 2 * power + keep**2 * lam**2, rel=0.1)
+    for sigma, mse in zip(curve.sigma, curve.mse, strict=True):
+        keep = 0.25 / (0.25 + sigma * sigma)
+        assert mse == pytest.approx((1 - keep) ** 2 * power + keep**2 * sigma**2, rel=0.1)
     assert (curve.backbone, curve.fingerprint, curve.number) == (shrink.name, shrink.fingerprint, 0)
     assert Curve.from_json(curve.to_json()) == curve
 
@@ -60,15 +60,15 @@ def test_between_and_beyond_the_levels_that_were_measured():
     assert curve.at(0.1) == pytest.approx(0.2 * 0.01)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"noisebook_curve": 2}', '{"noisebook_curve": 1, "lam": [1]}', "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"noisebook_curve": 2}', '{"noisebook_curve": 1, "sigma": [1]}', "\x00"])
 def test_what_is_no_curve_is_refused(text):
     with pytest.raises(SpecError):
         Curve.from_json(text)
 
 
 def test_curves_that_cannot_be_are_refused():
-    good = {"backbone": "x", "fingerprint": "", "lam": (2.0, 1.0), "mse": (0.2, 0.1), "power": 1.0}
-    for changes in ({"lam": (1.0, 2.0)}, {"lam": (1.0,), "mse": (1.0,)}, {"mse": (0.1, -1.0)}, {"power": math.inf}):
+    good = {"backbone": "x", "fingerprint": "", "sigma": (2.0, 1.0), "mse": (0.2, 0.1), "power": 1.0}
+    for changes in ({"sigma": (1.0, 2.0)}, {"sigma": (1.0,), "mse": (1.0,)}, {"mse": (0.1, -1.0)}, {"power": math.inf}):
         with pytest.raises(SpecError, match="falling levels"):
             Curve(**{**good, **changes})
 
@@ -79,14 +79,14 @@ def test_a_schedule_is_one_that_a_codec_can_walk(steps, fresh):
         curve, dims = random_curve(fresh), int(fresh.integers(300, 100_000))
         tokens = int(fresh.integers(steps + 1, max(steps + 2, dims // 8)))
         spec = calibration.spec_for(curve, dims, tokens, steps)  # raises where steps do not join
-        spent = spec.start_bins + sum(s.bins for s in spec.schedule)
+        spent = spec.start_budget + sum(s.budget for s in spec.schedule)
         assert len(spec.schedule) == min(steps, tokens - 1)
         assert spent <= tokens
         least = {1: 0.5, 3: 0.7, 8: 0.85}.get(steps, 0.95)  # sums of few powers of two
-        assert spent >= least * tokens - 1 or max(s.bins for s in spec.schedule) * 32 > dims
+        assert spent >= least * tokens - 1 or max(s.budget for s in spec.schedule) * 32 > dims
         for step in spec.schedule:
-            assert step.lam_down == pytest.approx(step.lam_next**2 / step.lam, rel=1e-12)
-            assert step.bins * 16 <= dims
+            assert step.sigma_down == pytest.approx(step.sigma_next**2 / step.sigma, rel=1e-12)
+            assert step.budget * 16 <= dims
 
 
 def test_the_shortest_path_beats_even_tokens_and_even_levels(fresh):
@@ -121,7 +121,7 @@ def test_a_codec_ends_where_its_curve_predicts(shrink, fresh):
         spec = calibration.spec_for(curve, 3 * 32 * 32, tokens, 16)
         _, decoded = Codec(spec, shrink, effort=1).reconstruct(images)
         error = float((decoded - (images.float() / 127.5 - 1)).square().mean())
-        assert error == pytest.approx(curve.at(spec.schedule[-1].lam_next), rel=0.15)
+        assert error == pytest.approx(curve.at(spec.schedule[-1].sigma_next), rel=0.15)
 
 
 def test_too_few_tokens_are_refused(fresh):
@@ -131,19 +131,19 @@ def test_too_few_tokens_are_refused(fresh):
 
 def test_levels_are_those_that_a_discrete_model_knows(shrink, fresh):
     spec = calibration.spec_for(random_curve(fresh), 3072, 60, 12)
-    assert calibration.snapped(spec, shrink) is spec
-    shrink.snap = lambda lam: math.exp(round(200 * math.log(lam)) / 200)
-    known = calibration.snapped(spec, shrink)
-    assert all(shrink.snap(s.lam_next) == s.lam_next for s in known.schedule)
-    assert [s.bins for s in known.schedule] == [s.bins for s in spec.schedule]
-    shrink.snap = lambda lam: 1.0
+    assert calibration.with_known_levels(spec, shrink) is spec
+    shrink.round_sigma = lambda sigma: math.exp(round(200 * math.log(sigma)) / 200)
+    known = calibration.with_known_levels(spec, shrink)
+    assert all(shrink.round_sigma(s.sigma_next) == s.sigma_next for s in known.schedule)
+    assert [s.budget for s in known.schedule] == [s.budget for s in spec.schedule]
+    shrink.round_sigma = lambda sigma: 1.0
     with pytest.raises(SpecError, match="knows too few levels"):
-        calibration.snapped(spec, shrink)
+        calibration.with_known_levels(spec, shrink)
 
 
 # ---- what comes with the package ----------------------------------------------------------------------------------------
 def test_shipped_curves_are_of_the_shipped_networks():
-    shipped = calibration.shipped()
+    shipped = calibration.shipped_curves()
     assert {curve.number: name for name, curve in shipped.items()} == NUMBERS
     for name, curve in shipped.items():
         backbone = backbones.load(name)
@@ -158,7 +158,7 @@ def test_shipped_curves_are_of_the_shipped_networks():
 @pytest.mark.parametrize("case", RELEASED, ids=lambda c: c[0])
 def test_a_released_number_means_the_same_codec_for_ever(case):
     name, height, width, tokens, steps = case
-    curve = calibration.shipped()[name]
+    curve = calibration.shipped_curves()[name]
     spec = calibration.spec_for(curve, curve.dims(height, width), tokens, steps)
     assert spec.hash.hex() == RELEASED[case]
 

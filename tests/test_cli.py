@@ -55,7 +55,7 @@ def test_roundtrip_writes_what_it_reports(capsys, tmp_path, pictures, codec):
         data = (out / f"{stem}.nbk").read_bytes()
         assert row["bytes"] == len(data)
         assert row["bpp"] == 8 * len(data) / (row["height"] * row["width"])
-        assert row["calls"] == 4 + 5
+        assert row["nfe"] == 4 + 5
         assert row["seconds"] > 0
         assert row["error"] is None
     assert sorted(p.name for p in out.iterdir()) == sorted(
@@ -70,7 +70,7 @@ def test_encode_then_decode_gives_the_roundtrip_picture(capsys, tmp_path, pictur
     assert [f.read_bytes() for f in files] == [f.read_bytes() for f in sorted((tmp_path / "a").glob("*.nbk"))]
     code, stdout, _ = run(capsys, "decode", tmp_path / "b", "-o", tmp_path / "c", "--json", "--backbone", codec[1])
     assert code == 0
-    assert json.loads(stdout)["images"][0]["calls"] == 5
+    assert json.loads(stdout)["images"][0]["nfe"] == 5
     for file in files:
         both = np.asarray(Image.open(tmp_path / "a" / f"{file.stem}.png"))
         decoded = np.asarray(Image.open(tmp_path / "c" / f"{file.stem}.png"))
@@ -112,7 +112,7 @@ def test_inspect_and_verify_need_no_backbone(capsys, tmp_path, pictures, codec):
     code, stdout, _ = run(capsys, "inspect", *files, "--json")
     assert code == 0
     row = json.loads(stdout)["files"][0]
-    assert (row["height"], row["width"], row["tokens"], row["vocabulary"], row["embedded_spec"]) == (17, 33, 32, 256, True)
+    assert (row["height"], row["width"], row["tokens"], row["vocab_size"], row["embedded_spec"]) == (17, 33, 32, 256, True)
     assert all(0 <= t < 256 for t in row["first_tokens"])
     assert run(capsys, "verify", *files)[0] == 0
     data = bytearray(files[1].read_bytes())
@@ -186,8 +186,8 @@ def test_the_spec_alone_is_enough_to_decode(capsys, tmp_path, pictures, codec):
     [
         (["roundtrip"], 3, "no images"),
         (["encode", "x.png", "--preset", "best"], 2, "photo"),
-        (["encode", "x.png", "--bins", "3", "--scale-pixels", "0"], 2, "power of two"),
-        (["encode", "x.png", "--vocabulary", "100"], 2, "power of two"),
+        (["encode", "x.png", "--budget", "3", "--scale-pixels", "0"], 2, "power of two"),
+        (["encode", "x.png", "--vocab-size", "100"], 2, "power of two"),
         (["encode", "x.png", "--p", "2"], 2, "p must be"),
         (["encode", "x.png", "--device", "tpu"], 2, "device"),
         (["encode", "x.png", "--backbone", "nothing"], 6, "no backbone 'nothing'"),

@@ -44,11 +44,11 @@ def test_definition_gives_the_known_answers(case):
 
 
 @pytest.mark.parametrize("extension", [True, False], ids=["_C", "definition"])
-@pytest.mark.parametrize(("law", "vocabulary"), [("hadamard", 256), ("independent", 66)])
-def test_codebook_is_the_definition(law, vocabulary, extension, fresh, monkeypatch):
+@pytest.mark.parametrize(("law", "vocab_size"), [("hadamard", 256), ("independent", 66)])
+def test_codebook_is_the_definition(law, vocab_size, extension, fresh, monkeypatch):
     if not extension:
         monkeypatch.setattr(codebook, "native", lambda: None)
-    book = Codebook(law, vocabulary, int(fresh.integers(2**63)))
+    book = Codebook(law, vocab_size, int(fresh.integers(2**63)))
     residual = torch.from_numpy(fresh.standard_normal((3, 2, 90), "float32"))
     step, bins = int(fresh.integers(2**32)), 4
     tokens = book.select(residual, bins, step)
@@ -66,14 +66,14 @@ def test_codebook_is_the_definition(law, vocabulary, extension, fresh, monkeypat
 
 
 @pytest.mark.parametrize("extension", [True, False], ids=["_C", "definition"])
-@pytest.mark.parametrize(("law", "vocabulary"), [("hadamard", 2048), ("independent", 666)])
-def test_rules_over_one_bin_are_the_definition(law, vocabulary, extension, fresh, monkeypatch):
+@pytest.mark.parametrize(("law", "vocab_size"), [("hadamard", 2048), ("independent", 666)])
+def test_rules_over_one_bin_are_the_definition(law, vocab_size, extension, fresh, monkeypatch):
     """`top` and `biased` and the noise of their tokens: as good as the definition's, of each unit's own codebook."""
     if not extension:
         monkeypatch.setattr(codebook, "native", lambda: None)
-    book, d, step = Codebook(law, vocabulary, int(fresh.integers(2**63))), 90, int(fresh.integers(2**32))
+    book, d, step = Codebook(law, vocab_size, int(fresh.integers(2**63))), 90, int(fresh.integers(2**32))
     residual = torch.from_numpy(fresh.standard_normal((3, 2, d), "float32"))
-    bias = torch.from_numpy(fresh.standard_normal((2, vocabulary // 2), "float32")) * 5
+    bias = torch.from_numpy(fresh.standard_normal((2, vocab_size // 2), "float32")) * 5
     top, biased = book.top(residual, 7, step), book.biased(residual, bias, step)
     assert (top.shape, top.dtype) == ((3, 2, 7), torch.int64)
     assert (biased.shape, biased.dtype) == ((3, 2, 1), torch.int64)
@@ -84,7 +84,7 @@ def test_rules_over_one_bin_are_the_definition(law, vocabulary, extension, fresh
         if law == "hadamard":
             scores = reference.hadamard_scores(r, book.shape(1, d)[2], step, book.seed, unit).flatten(1)
         else:
-            scores = reference.independent_scores(r, vocabulary // 2, step, book.seed, unit)
+            scores = reference.independent_scores(r, vocab_size // 2, step, book.seed, unit)
         chosen = scores.gather(-1, top[:, unit] >> 1) * (1 - 2 * (top[:, unit] & 1))
         assert all(len(set(row)) == 7 for row in (top[:, unit] >> 1).tolist())
         assert ((scores.abs().topk(7)[0] - chosen).abs() <= tolerance * size).all()

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import torch
 from common import Shrink, random_images
 from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError
 from noisebook.backbones.wrappers.tiled import Tiled
-from noisebook.codebook import START_STEP, reference
+from noisebook.codebook import reference
 from noisebook.codec.codec import Codec
+from noisebook.codec.walk import walk
 from noisebook.format import container
 from noisebook.spec import schedule
 from noisebook.spec.presets import Recipe
@@ -21,21 +23,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 
 
 def build(backbone, **changes) -> Codec:
-    base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
+    base = {"steps": 6, "sigma_max": 3, "sigma_min": 0.2, "budget": 4, "vocab_size": 256}
     return Codec(Recipe(**{**base, **changes}).build(backbone), backbone)
 
 
 CASES = {
     "plain": {},
-    "independent": {"law": "independent", "vocabulary": 66},
-    "codebook start": {"start_bins": 8, "start_vocabulary": 1024},
-    "2-D": {"rows": 2, "columns": 3, "start_bins": 2},
-    "p=0": {"p": 0, "lam_max": 0.5, "finish": "euler", "finish_steps": 4},
-    "p=0 rho": {"p": 0, "lam_max": 0.5, "rho": 0.9},
-    "p=.3 heun": {"p": 0.3, "finish": "heun", "finish_steps": 3},
+    "independent": {"codebook": "independent", "vocab_size": 66},
+    "codebook start": {"start_budget": 8, "start_vocab_size": 1024},
+    "2-D": {"rows": 2, "columns": 3, "start_budget": 2},
+    "p=0": {"p": 0, "sigma_max": 0.5, "solver": "euler", "solver_steps": 4},
+    "p=0 rho": {"p": 0, "sigma_max": 0.5, "rho": 0.9},
+    "p=.3 heun": {"p": 0.3, "solver": "heun", "solver_steps": 3},
     "p=1": {"p": 1},
-    "growing": {"bins": 3, "bins_last": 60, "scale_pixels": 40 * 40},
-    "one dimension of noise": {"bins": 1, "vocabulary": 2},
+    "growing": {"budget": 3, "budget_last": 60, "scale_pixels": 40 * 40},
+    "one dimension of noise": {"budget": 1, "vocab_size": 2},
 }
 
 
@@ -52,7 +54,7 @@ def test_decoder_makes_what_the_encoder_predicts_bit_for_bit(case, batch, height
     layout = codec.layout_for(height, width)
     assert tokens.dtype == torch.int64
     assert tokens.shape == (batch, len(layout))
-    assert ((tokens >= 0) & (tokens < layout.vocabulary)).all()
+    assert ((tokens >= 0) & (tokens < layout.vocab_size)).all()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -60,14 +62,14 @@ def test_packed_tokens_are_the_payload_of_a_file(case, shrink, fresh):
     codec = build(shrink, **CASES[case])
     images = random_images(fresh, 3, 17, 40)
     tokens, payload = codec.encode(images), codec.encode_packed(images)
-    runs = codec.plan(17, 40).runs
+    runs = codec.stream(17, 40).runs
     assert [row.numpy().tobytes() for row in payload] == [container.pack(row.numpy(), runs) for row in tokens]
     assert torch.equal(codec.decode_packed(payload, (17, 40)), codec.decode(tokens, (17, 40)))
 
 
-@pytest.mark.parametrize("vocabulary", [66, 128])
-def test_bad_payloads_are_refused(vocabulary, shrink, fresh):
-    codec = build(shrink, law="independent", vocabulary=vocabulary, steps=3, bins=1)  # 3 tokens: 19 or 21 bits
+@pytest.mark.parametrize("vocab_size", [66, 128])
+def test_bad_payloads_are_refused(vocab_size, shrink, fresh):
+    codec = build(shrink, codebook="independent", vocab_size=vocab_size, steps=3, budget=1)  # 3 tokens: 19 or 21 bits
     payload = codec.encode_packed(random_images(fresh, 2, 8, 8))
     padded = payload.clone()
     padded[1, -1] |= 1 << int(fresh.integers(3))
@@ -78,23 +80,23 @@ def test_bad_payloads_are_refused(vocabulary, shrink, fresh):
 
 def test_update_is_the_formula_of_the_method(shrink, fresh):
     """One hand-written walk in float64 with the reference codebook, against the codec's decode."""
-    codec = build(shrink, start_bins=2, start_vocabulary=64)
+    codec = build(shrink, start_budget=2, start_vocab_size=64)
     images = random_images(fresh, 2, 12, 20)
     tokens = codec.encode(images)
     d = 3 * 12 * 20
 
-    def z(some, vocabulary, step):
+    def z(some, vocab_size, step):
         bins = some.shape[1]
-        atoms = min(vocabulary // 2, 1024 // bins)
-        return reference.unit_rms(reference.hadamard_total(some, d, bins, atoms, vocabulary // 2 // atoms, step, 0)).double()
+        atoms = min(vocab_size // 2, 1024 // bins)
+        return reference.unit_rms(reference.hadamard_total(some, d, bins, atoms, vocab_size // 2 // atoms, step, 0)).double()
 
-    y = 3 * z(tokens[:, :2], 64, START_STEP)
+    y = 3 * z(tokens[:, :2], 64, reference.START_STEP)
     levels = schedule.log_uniform(3, 0.2, 6)
-    for i, (lam, lam_next) in enumerate(itertools.pairwise(levels)):
-        x0_hat = y * 0.25 / (0.25 + lam**2)
-        lam_down = lam_next**2 / lam  # p = 1/2
-        y = x0_hat + lam_down / lam * (y - x0_hat)
-        y += (lam_next**2 - lam_down**2) ** 0.5 * z(tokens[:, 2 + 4 * i : 6 + 4 * i], 256, i)
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+        x0_hat = y * 0.25 / (0.25 + sigma**2)
+        sigma_down = sigma_next**2 / sigma  # p = 1/2
+        y = x0_hat + sigma_down / sigma * (y - x0_hat)
+        y += (sigma_next**2 - sigma_down**2) ** 0.5 * z(tokens[:, 2 + 4 * i : 6 + 4 * i], 256, i)
     y = y * 0.25 / (0.25 + levels[-1] ** 2)
     decoded = codec.decode(tokens, (12, 20)).flatten(1).double()
     assert (decoded - y).abs().max() < 1e-5
@@ -105,7 +107,7 @@ def test_tokens_carry_the_image_and_more_tokens_carry_more(shrink, fresh):
     x = images.float() * (2 / 255) - 1
     errors = []
     for bins in (1, 8, 64):
-        codec = build(shrink, steps=16, bins=bins)
+        codec = build(shrink, steps=16, budget=bins)
         errors.append((codec.decode(codec.encode(images), (32, 32)) - x).square().mean().item())
     assert errors[0] > 1.2 * errors[1] > 1.44 * errors[2]
     shuffled = codec.decode(codec.encode(images).flip(0), (32, 32))
@@ -113,13 +115,13 @@ def test_tokens_carry_the_image_and_more_tokens_carry_more(shrink, fresh):
 
 
 def test_ode_finish_follows_the_exact_flow(shrink):
-    """For white Gaussian images the flow is y(0) = y(lam) * .5 / sqrt(.25 + lam^2): Heun comes nearer than Euler."""
+    """For white Gaussian images the flow is y(0) = y(sigma) * .5 / sqrt(.25 + sigma^2): Heun comes nearer than Euler."""
     tokens = torch.zeros(1, 24, dtype=torch.int64)
-    last = {}
+    last, zeros = {}, partial(torch.zeros, dtype=torch.int64)
     for finish, steps in (("euler", 12), ("heun", 12), ("mean", 1)):
-        codec = build(shrink, finish=finish, finish_steps=steps)
-        plan = codec.plan(8, 8)
-        y = codec.walk(plan, 1, lambda some, _: torch.zeros(1, some.count, dtype=torch.int64), finish=False)
+        codec = build(shrink, solver=finish, solver_steps=steps)
+        stream = codec.stream(8, 8)
+        y, _ = walk(codec.parts, stream, 1, lambda segment, _: zeros(1, segment.count), len(codec.spec.schedule))
         exact = y * 0.5 / (0.25 + 0.2**2) ** 0.5 if finish != "mean" else y * 0.25 / (0.25 + 0.2**2)
         last[finish] = (codec.decode(tokens, (8, 8)) - exact).abs().max() / exact.abs().max()
     assert last["heun"] < 1e-3 < last["euler"] < 0.05
@@ -127,17 +129,17 @@ def test_ode_finish_follows_the_exact_flow(shrink):
 
 
 def test_layout_is_ordered_by_start_step_unit_bin(shrink):
-    layout = build(shrink, rows=2, columns=2, start_bins=2, start_vocabulary=32).layout_for(16, 16)
-    keys = torch.stack([layout.step, layout.unit, layout.bin], 1).tolist()
+    layout = build(shrink, rows=2, columns=2, start_budget=2, start_vocab_size=32).layout_for(16, 16)
+    keys = torch.stack([layout.step_index, layout.block, layout.bin], 1).tolist()
     assert keys == sorted(keys)
     assert keys[:4] == [[-1, 0, 0], [-1, 0, 1], [-1, 1, 0], [-1, 1, 1]]
     assert len(keys) == 2 * 4 + 6 * 4 * 4
-    assert layout.vocabulary.tolist() == [32] * 8 + [256] * 96
+    assert layout.vocab_size.tolist() == [32] * 8 + [256] * 96
     assert layout.bits == 8 * 5 + 96 * 8
 
 
 def test_views_are_blocks_in_raster_order_and_join_inverts(shrink, fresh):
-    plan = build(shrink, rows=2, columns=3).plan(5, 7)
+    plan = build(shrink, rows=2, columns=3).stream(5, 7)
     assert plan.state == (3, 6, 9)
     x = torch.from_numpy(fresh.random((2, 3, 6, 9)))
     views = plan.views(x)
@@ -155,7 +157,7 @@ def test_blocks_have_codebooks_of_their_own(shrink):
 def test_other_seeds_and_laws_give_other_noise(shrink):
     outs = [
         build(shrink, **c).decode(torch.zeros(1, 24, dtype=torch.int64), (8, 8))
-        for c in ({}, {"seed": 1}, {"law": "independent"})
+        for c in ({}, {"seed": 1}, {"codebook": "independent"})
     ]
     for a, b in itertools.combinations(outs, 2):
         assert not torch.allclose(a, b, atol=0.1)
@@ -208,18 +210,18 @@ def test_another_backbone_is_refused_naming_both(shrink):
 
 def test_what_cannot_be_walked_is_refused(shrink):
     with pytest.raises(SpecError, match="bins"):
-        build(shrink, bins=1024).plan(8, 8)
+        build(shrink, budget=1024).stream(8, 8)
     with pytest.raises(SpecError, match="bins"):
-        build(shrink, start_bins=1024).plan(8, 8)
+        build(shrink, start_budget=1024).stream(8, 8)
     codec = build(shrink)
-    shrink.snap = lambda lam: 0.7
+    shrink.round_sigma = lambda sigma: 0.7
     with pytest.raises(SpecError, match="has no level"):
         Codec(codec.spec, shrink)
 
 
 def test_a_backbone_that_breaks_is_reported(shrink, fresh):
     codec = build(shrink)
-    shrink.denoise = lambda y, lam, cond=None: y * (float("nan") if lam < 1 else 0.1)
+    shrink.denoise = lambda y, sigma, cond=None: y * (float("nan") if sigma < 1 else 0.1)
     with pytest.raises(ImageError, match="not finite"):
         codec.encode(random_images(fresh, 1, 8, 8))
 
@@ -228,33 +230,33 @@ def test_a_backbone_that_breaks_is_reported(shrink, fresh):
 def test_a_stalling_codebook_is_warned_of(shrink, fresh):
     images = random_images(fresh, 1, 32, 32)
     with pytest.warns(RuntimeWarning, match="quality stalls"):
-        build(shrink, steps=16, bins=1, vocabulary=2).encode(images)
+        build(shrink, steps=16, budget=1, vocab_size=2).encode(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build(shrink, steps=16, bins=64, vocabulary=2048).encode(images)
+        build(shrink, steps=16, budget=64, vocab_size=2048).encode(images)
 
 
 def test_network_calls_are_counted(shrink):
     class Counting(type(shrink)):
         count = 0
 
-        def denoise(self, y, lam, cond=None):
+        def denoise(self, y, sigma, cond=None):
             self.count += 1
-            return super().denoise(y, lam)
+            return super().denoise(y, sigma)
 
-    for changes in ({}, {"finish": "euler", "finish_steps": 5}, {"finish": "heun", "finish_steps": 5}):
+    for changes in ({}, {"solver": "euler", "solver_steps": 5}, {"solver": "heun", "solver_steps": 5}):
         backbone = Counting()
         codec = build(backbone, **changes)
         codec.decode(torch.zeros(1, 24, dtype=torch.int64), (8, 8))
-        assert backbone.count == codec.calls
+        assert backbone.count == codec.nfe
 
 
 def test_a_last_level_of_zero_needs_no_finish(shrink, fresh):
     steps = schedule.falling([2, 1, 0.5, 0], 0.5, 4)
-    codec = Codec(CodecSpec("shrink", shrink.fingerprint, steps, vocabulary=64), shrink)
+    codec = Codec(CodecSpec("shrink", shrink.fingerprint, steps, vocab_size=64), shrink)
     tokens, predicted = codec.reconstruct(random_images(fresh, 1, 8, 8))
     assert tokens.shape == (1, 8)
-    assert codec.calls == 3
+    assert codec.nfe == 3
     assert torch.equal(codec.decode(tokens, (8, 8)), predicted)
 
 
@@ -277,23 +279,23 @@ def test_a_backbone_of_one_size_pads_small_images_and_is_tiled_for_large_ones(sh
 
 
 class PureNoise(Shrink):
-    """`Shrink` that also knows lam = inf, where it can only guess the mean."""
+    """`Shrink` that also knows sigma = inf, where it can only guess the mean."""
 
     pure_noise = True
 
-    def denoise(self, y, lam, cond=None):
-        return torch.zeros_like(y) if lam == math.inf else super().denoise(y, lam)
+    def denoise(self, y, sigma, cond=None):
+        return torch.zeros_like(y) if sigma == math.inf else super().denoise(y, sigma)
 
 
-@pytest.mark.parametrize("case", [{}, {"p": 1}, {"start_bins": 8}, {"finish": "heun", "finish_steps": 3}])
+@pytest.mark.parametrize("case", [{}, {"p": 1}, {"start_budget": 8}, {"solver": "heun", "solver_steps": 3}])
 def test_pure_noise_is_the_limit_of_a_very_large_level(case, fresh):
     backbone = PureNoise()
     images = random_images(fresh, 2, 16, 24)
-    start = build(backbone, lam_max=math.inf, spacing="flow", **case)
-    assert start.spec.schedule[0].lam == math.inf
+    start = build(backbone, sigma_max=math.inf, spacing="flow", **case)
+    assert start.spec.schedule[0].sigma == math.inf
     steps = list(start.spec.schedule)
-    far = 1e5  # y keeps x0 up to float32's rounding of lam_0: 1e5 * 6e-8
-    steps[0] = dataclasses.replace(steps[0], lam=far, lam_down=steps[0].lam_down or 1e-3)
+    far = 1e5  # y keeps x0 up to float32's rounding of sigma_0: 1e5 * 6e-8
+    steps[0] = dataclasses.replace(steps[0], sigma=far, sigma_down=steps[0].sigma_down or 1e-3)
     near = Codec(dataclasses.replace(start.spec, schedule=tuple(steps)), backbone)
     tokens, predicted = start.reconstruct(images)
     assert torch.equal(start.decode(tokens, (16, 24)), predicted)
@@ -302,4 +304,4 @@ def test_pure_noise_is_the_limit_of_a_very_large_level(case, fresh):
 
 def test_pure_noise_is_refused_where_the_model_does_not_know_it(shrink):
     with pytest.raises(SpecError, match="no pure noise"):
-        build(shrink, lam_max=math.inf, spacing="flow")
+        build(shrink, sigma_max=math.inf, spacing="flow")

@@ -17,10 +17,11 @@ from noisebook.format.entropy import (
     subset_bits,
     subset_rank,
     subset_tokens,
-    zipf_exponent,
     zipf_table,
 )
-from noisebook.format.runs import Run, chunk_runs
+from noisebook.format.runs import Run
+from noisebook.rules.poisson import EXPONENT as RULE_EXPONENT
+from noisebook.rules.poisson import Poisson, zipf_exponent
 
 
 # ---- sets of signed atoms --------------------------------------------------------------------------------------------
@@ -68,6 +69,7 @@ def test_what_is_no_set_is_refused():
 def test_exponents_are_those_of_li_and_el_gamal():
     for divergence in (0.5, 1, 6, 12.3, 14, 18):
         exact = 1 + 1 / (divergence + math.log2(math.e) / math.e + 1)
+        assert RULE_EXPONENT == EXPONENT  # one unit in the rule and in the coder
         assert zipf_exponent(divergence) == pytest.approx(EXPONENT * exact, abs=0.5)
     assert [zipf_exponent(v) for v in (1, 6, 8, 14, 18)] == [5715, 4640, 4526, 4360, 4306]
 
@@ -243,6 +245,11 @@ def test_symbols_outside_their_vocabulary_are_refused():
 
 
 # ---- runs of all kinds in one payload --------------------------------------------------------------------------------
+def chunk_runs(divergence: int, most: int) -> tuple[Run, ...]:
+    """The runs of rule `poisson` where no chunk has more than `most` index bits."""
+    return tuple(Run(*run) for run in Poisson.runs(divergence, 1, 2 << most, 0))
+
+
 MIXED = [Run(5, 6), Run(8, 64, subset=4), *chunk_runs(40, 10), Run(3, 32), Run(6, 12, subset=3), *chunk_runs(3, 8)]
 
 
@@ -251,17 +258,17 @@ def mixed_tokens(fresh) -> np.ndarray:
     for run in MIXED:
         if run.subset:
             for _ in range(run.count // run.subset):
-                atoms = np.sort(fresh.choice(run.vocabulary // 2, run.subset, replace=False))
+                atoms = np.sort(fresh.choice(run.vocab_size // 2, run.subset, replace=False))
                 parts.append(2 * atoms + fresh.integers(0, 2, run.subset))
         else:
-            parts.append(fresh.integers(0, run.vocabulary, run.count))
+            parts.append(fresh.integers(0, run.vocab_size, run.count))
     return np.concatenate(parts)
 
 
 def test_payloads_of_mixed_runs(fresh):
     plain = 13 + 2 * subset_bits(32, 4) + 15 + 2 * subset_bits(6, 3)
     assert packed_bits(MIXED) == plain
-    models = [(run.vocabulary, run.zipf) for run in MIXED if run.zipf for _ in range(run.count)]
+    models = [(run.vocab_size, run.zipf) for run in MIXED if run.zipf for _ in range(run.count)]
     for _ in range(20):
         tokens = mixed_tokens(fresh)
         data = pack(tokens, MIXED)
@@ -285,8 +292,8 @@ def test_chunks_are_those_of_diffc():
             for i in range(chunks):
                 sizes.append(math.ceil((total - sum(sizes)) / (chunks - i)))
             runs = chunk_runs(divergence, most)
-            assert [run.vocabulary for run in runs for _ in range(run.count)] == [1 << c for c in sizes]
+            assert [run.vocab_size for run in runs for _ in range(run.count)] == [1 << c for c in sizes]
             assert max(sizes) <= most
             for run in runs:
-                assert run.zipf == zipf_exponent((run.vocabulary.bit_length() - 1) * divergence / total)
+                assert run.zipf == zipf_exponent((run.vocab_size.bit_length() - 1) * divergence / total)
                 assert run.subset == 0

@@ -21,19 +21,19 @@ def test_crc32c_known_answers():
     assert crc32c(b"\xff" * 32) == 0x62A8AB43
 
 
-@pytest.mark.parametrize("vocabulary", [2, 4, 6, 10, 256, 1000, 4094, 65536, 65538, 2**20 + 2, 2**31, 2**33])
-def test_pack_is_exact_and_tight(vocabulary, fresh):
+@pytest.mark.parametrize("vocab_size", [2, 4, 6, 10, 256, 1000, 4094, 65536, 65538, 2**20 + 2, 2**31, 2**33])
+def test_pack_is_exact_and_tight(vocab_size, fresh):
     for count in [0, 1, 2, 7, 63, 200]:
-        runs = [(count, vocabulary), (3, 2)]
-        tokens = np.concatenate([fresh.integers(0, vocabulary, count), fresh.integers(0, 2, 3)])
+        runs = [(count, vocab_size), (3, 2)]
+        tokens = np.concatenate([fresh.integers(0, vocab_size, count), fresh.integers(0, 2, 3)])
         if count > 2:
-            tokens[:2] = [vocabulary - 1, 0]
+            tokens[:2] = [vocab_size - 1, 0]
         data = pack(tokens, runs)
         assert (unpack(data, runs) == tokens).all()
-        entropy = count * math.log2(vocabulary) + 3
+        entropy = count * math.log2(vocab_size) + 3
         assert packed_bits(runs) < entropy * 1.03 + 2
         assert len(data) == -(-packed_bits(runs) // 8)
-        if vocabulary & (vocabulary - 1) == 0:
+        if vocab_size & (vocab_size - 1) == 0:
             assert packed_bits(runs) == round(entropy)
 
 
@@ -51,7 +51,7 @@ def test_unpack_refuses_what_pack_does_not_write():
 
 
 def small_file(embed: bool, fresh) -> bytes:
-    spec = CodecSpec("b", "f", schedule.falling([2, 1, 0.5], 0.5, 4), vocabulary=512)
+    spec = CodecSpec("b", "f", schedule.falling([2, 1, 0.5], 0.5, 4), vocab_size=512)
     tokens = fresh.integers(0, 512, 8)
     return Container(
         spec.hash, 48, 33, pack(tokens, [(4, 512), (4, 512)]), 0 if embed else 7, spec.to_json().encode() if embed else None
@@ -122,11 +122,11 @@ GOLDEN_SPEC = CodecSpec(
     "golden",
     "f" * 64,
     (Step(2, 0.5, 1, 64), Step(1, 0.25, 0.5, 32)),
-    law="independent",
-    vocabulary=10,
+    codebook="independent",
+    vocab_size=10,
     seed=7,
-    start_bins=2,
-    start_vocabulary=256,
+    start_budget=2,
+    start_vocab_size=256,
     rows=1,
     columns=2,
 )
@@ -155,9 +155,9 @@ def test_a_reader_written_from_the_page_alone():
     spec = zlib.decompress(data[20 : 20 + size])
     assert hashlib.sha256(spec).digest()[:8] == data[4:12]
     value = json.loads(spec)
-    units = value["rows"] * value["columns"]
-    runs = [(value["start_bins"] * units, value["start_vocabulary"])]
-    runs += [(step[3] * units, value["vocabulary"]) for step in value["schedule"]]
+    blocks = value["rows"] * value["columns"]
+    runs = [(value["start_bins"] * blocks, value["start_vocabulary"])]
+    runs += [(step[3] * blocks, value["vocabulary"]) for step in value["schedule"]]
     payload = data[20 + size : -4]
     bits, at, tokens = int.from_bytes(payload, "big"), 8 * len(payload), []
     for count, v in runs:

@@ -81,7 +81,7 @@ def shards(out):
 
 
 def codec_of(net, **changes):
-    plain = {"steps": 4, "bins": 8, "bins_last": 8, "vocabulary": 256, "scale_pixels": 0, "start_bins": 0}
+    plain = {"steps": 4, "budget": 8, "budget_last": 8, "vocab_size": 256, "scale_pixels": 0, "start_budget": 0}
     return noisebook.load(backbone=net, **{**plain, **changes})
 
 
@@ -178,22 +178,22 @@ def test_shard_bytes_depend_on_inputs_specification_and_versions_alone(tmp_path,
     assert table.schema.field("tokens").type == pa.list_(pa.uint8(), 32)
 
 
-@pytest.mark.parametrize(("vocabulary", "kind"), [(256, "uint8"), (512, "uint16"), (1 << 17, "uint32")])
-def test_tokens_are_of_the_smallest_unsigned_type(tmp_path, pictures, net, vocabulary, kind):
-    out = tokenize(pictures, tmp_path / "out", net, "--vocabulary", str(vocabulary), "--bins", "1", "--bins-last", "1")
+@pytest.mark.parametrize(("vocab_size", "kind"), [(256, "uint8"), (512, "uint16"), (1 << 17, "uint32")])
+def test_tokens_are_of_the_smallest_unsigned_type(tmp_path, pictures, net, vocab_size, kind):
+    out = tokenize(pictures, tmp_path / "out", net, "--vocab-size", str(vocab_size), "--budget", "1", "--budget-last", "1")
     (column,) = {pq.read_table(p)["tokens"].type for p in (out / "shards").iterdir()}
     assert column == pa.list_(getattr(pa, kind)(), 4)
     assert {row["tokens"].dtype for row in TokenDataset(out)} == {np.dtype(kind)}
 
 
 def test_codes_of_variable_length_are_binary(tmp_path, pictures, pixels, net):
-    options = ["--rule", "poisson", "--vocabulary", "4096", "--bins", "9", "--bins-last", "9"]
+    options = ["--rule", "poisson", "--vocab-size", "4096", "--budget", "9", "--budget-last", "9"]
     out = tokenize(pictures, tmp_path / "out", net, *options)
     rows = [row for p in sorted((out / "shards").iterdir()) for row in pq.read_table(p).to_pylist()]
     assert len({len(row["payload"]) for row in rows}) > 1
-    codec = codec_of(net, rule="poisson", bins=9, bins_last=9, vocabulary=4096)
+    codec = codec_of(net, rule="poisson", budget=9, budget_last=9, vocab_size=4096)
     expected = in_batches(codec, [pixels[i] for i in order(pixels)])
-    runs = codec.plan(SIDE, SIDE).runs
+    runs = codec.stream(SIDE, SIDE).runs
     assert all((unpack(row["payload"], runs) == tokens).all() for row, tokens in zip(rows, expected, strict=True))
     assert all((row["tokens"] == tokens).all() for row, tokens in zip(TokenDataset(out), expected, strict=True))
     assert main(["verify", str(out)]) == 0
@@ -548,7 +548,7 @@ def test_object_stores(pictures, net, tmp_path):
 
 
 def test_a_rate_in_place_of_a_preset(tmp_path, pictures, capsys):
-    command = ["tokenize", str(pictures), "--backbone", "gaussian-prior", "--workers", "0", "--max-calls", "4"]
+    command = ["tokenize", str(pictures), "--backbone", "gaussian-prior", "--workers", "0", "--max-nfe", "4"]
     assert main([*command, "-o", str(tmp_path / "out"), "--bpp", "1"]) == 0
     bits = 8 * 2 * len(TokenDataset(tmp_path / "out")[0]["tokens"])
     assert bits == pytest.approx(SIDE * SIDE, rel=0.1)
@@ -662,7 +662,7 @@ def test_what_a_thread_ahead_raises_is_raised_here():
 
 
 def test_a_batch_of_somebody_elses_pipeline(pixels, net):
-    work = TokenizeBatch(backbone=net, steps=4, bins=8, bins_last=8, vocabulary=256, scale_pixels=0, start_bins=0)
+    work = TokenizeBatch(backbone=net, steps=4, budget=8, budget_last=8, vocab_size=256, scale_pixels=0, start_budget=0)
     work = pickle.loads(pickle.dumps(work))
     expected = codec_of(net).encode(torch.from_numpy(pixels[:4]).permute(0, 3, 1, 2)).numpy()
     kinds = (
@@ -687,7 +687,7 @@ def test_a_map_of_hugging_face(pixels, net, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     rows = {"image": [{"bytes": png(x), "path": None} for x in pixels], "label": list(range(COUNT))}
     data = datasets.Dataset.from_dict(rows, features=features)
-    options = {"steps": 4, "bins": 8, "bins_last": 8, "vocabulary": 256, "scale_pixels": 0, "start_bins": 0}
+    options = {"steps": 4, "budget": 8, "budget_last": 8, "vocab_size": 256, "scale_pixels": 0, "start_budget": 0}
     work = TokenizeBatch(backbone=net, **options)
     made = data.map(work, batched=True, batch_size=5, remove_columns="image", cache_file_name=str(tmp_path / "cache.arrow"))
     expected = codec_of(net).encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))

@@ -98,7 +98,15 @@ def test_a_cluster_that_is_not_there_is_an_error(monkeypatch):
 def test_a_batch_of_ray_data(cluster, fresh, tmp_path):
     pixels = random_images(fresh, 10, 16, 16)
     net = tiny_backbone(tmp_path / "tiny.safetensors")
-    options = {"backbone": net, "steps": 4, "bins": 8, "bins_last": 8, "vocabulary": 256, "scale_pixels": 0, "start_bins": 0}
+    options = {
+        "backbone": net,
+        "steps": 4,
+        "budget": 8,
+        "budget_last": 8,
+        "vocab_size": 256,
+        "scale_pixels": 0,
+        "start_budget": 0,
+    }
     rows = [{"image": x.permute(1, 2, 0).numpy(), "number": i} for i, x in enumerate(pixels)]
     made = cluster.data.from_items(rows).map_batches(
         TokenizeBatch, fn_constructor_kwargs=options, batch_size=4, concurrency=1

@@ -37,8 +37,8 @@ def copied(saved, tmp_path):
 
 
 # ---- one call against diffusers ------------------------------------------------------------------------------------------
-def check(backbone, y, lam, want):
-    got = backbone.denoise(y, backbone.snap(lam))
+def check(backbone, y, sigma, want):
+    got = backbone.denoise(y, backbone.round_sigma(sigma))
     assert got.shape == y.shape
     assert got.dtype == torch.float32
     assert (got - want).norm() < 2e-5 * want.norm()
@@ -77,21 +77,21 @@ def test_sdxl(saved, negative):
     backbone = from_folder(path, prompt="a cat", negative_prompt=negative, guidance=guidance)
     towards, away, pooled, pooled_away = pipe.encode_prompt("a cat", negative_prompt=negative)
     assert (away == 0).all() == (negative is None)
-    y, lam, height, width = noise(2, 4, 8, 12), 2.0, 16, 24
-    lam = backbone.snap(lam)
+    y, sigma, height, width = noise(2, 4, 8, 12), 2.0, 16, 24
+    sigma = backbone.round_sigma(sigma)
     ids = pipe._get_add_time_ids((height, width), (0, 0), (height, width), torch.float32, 12).repeat(4, 1)
     added = {"text_embeds": torch.cat([pooled_away, pooled]).repeat_interleave(2, 0), "time_ids": ids}
     levels = ((1 - pipe.scheduler.alphas_cumprod) / pipe.scheduler.alphas_cumprod).sqrt()
-    t = (levels - lam).abs().argmin()
+    t = (levels - sigma).abs().argmin()
     out = pipe.unet(
-        torch.cat([y] * 2) / math.hypot(1, lam),
+        torch.cat([y] * 2) / math.hypot(1, sigma),
         t,
         torch.cat([away, towards]).repeat_interleave(2, 0),
         added_cond_kwargs=added,
     ).sample
-    pipe.scheduler.set_timesteps(timesteps=[t.item()])  # Euler works in y and lam: one step to 0 gives x0_hat
+    pipe.scheduler.set_timesteps(timesteps=[t.item()])  # Euler works in y and sigma: one step to 0 gives x0_hat
     want = pipe.scheduler.step(guided(out, guidance), pipe.scheduler.timesteps[0], y).pred_original_sample
-    check(backbone, y, lam, want)
+    check(backbone, y, sigma, want)
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def test_dit(saved, label, guidance):
 
 
 def flow_step(scheduler, sigma, x, predict):
-    """x0_hat of a flow scheduler: one step from sigma to 0, as the pipelines take it; also its lam."""
+    """x0_hat of a flow scheduler: one step from sigma to 0, as the pipelines take it; also its sigma."""
     scheduler.set_timesteps(sigmas=[sigma])
     t, sigma = scheduler.timesteps[0], scheduler.sigmas[0].item()
     return scheduler.step(predict(t), t, x).prev_sample, sigma / (1 - sigma)
@@ -142,8 +142,8 @@ def test_sd3(saved, copied, with_t5):
         )[0]
         return guided(out, guidance)
 
-    want, lam = flow_step(pipe.scheduler, 0.4, x, predict)
-    check(backbone, x * (1 + lam), lam, want)
+    want, sigma = flow_step(pipe.scheduler, 0.4, x, predict)
+    check(backbone, x * (1 + sigma), sigma, want)
     with pytest.raises(ImageError, match="at most 48 x 48"):  # 12 patches of 2 x 2, of 2 x 2 pixels each
         backbone.padded(49, 16)
     assert backbone.padded(45, 16) == (48, 16)
@@ -180,8 +180,8 @@ def test_flux(saved, distilled):
             out = away + guidance * (out - away)
         return pipe._unpack_latents(out, 2 * h, 2 * w, 2)
 
-    want, lam = flow_step(pipe.scheduler, 0.7, x, predict)
-    check(backbone, x * (1 + lam), lam, want)
+    want, sigma = flow_step(pipe.scheduler, 0.7, x, predict)
+    check(backbone, x * (1 + sigma), sigma, want)
 
 
 @torch.no_grad()
@@ -190,10 +190,10 @@ def test_consistency(saved):
     backbone = from_folder(path, label=3)
     for index in (4, 30):
         pipe.scheduler.set_timesteps(timesteps=[index])
-        t, lam = pipe.scheduler.timesteps[0], pipe.scheduler.sigmas[0].item()
-        y = noise(2, 3, 16, 16) * lam
+        t, sigma = pipe.scheduler.timesteps[0], pipe.scheduler.sigmas[0].item()
+        y = noise(2, 3, 16, 16) * sigma
         out = pipe.unet(pipe.scheduler.scale_model_input(y, t), t, class_labels=torch.tensor([3, 3])).sample
-        check(backbone, y, lam, pipe.scheduler.step(out, t, y).prev_sample)
+        check(backbone, y, sigma, pipe.scheduler.step(out, t, y).prev_sample)
     with pytest.raises(BackboneError, match=r"label=0 \.\.\. 9"):
         from_folder(path)
     with pytest.raises(BackboneError, match="no such class"):
@@ -248,8 +248,8 @@ def test_edm_and_flow_schedulers_of_pixel_models(tmp_path):
     check(backbone, y, 1.7, scheduler.precondition_outputs(y, out, sigma))
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
     backbone = from_folder(write_bare(tmp_path / "flow", unet, scheduler))
-    want, lam = flow_step(scheduler, 0.5, y, lambda t: unet(y, t).sample)
-    check(backbone, y * (1 + lam), lam, want)
+    want, sigma = flow_step(scheduler, 0.5, y, lambda t: unet(y, t).sample)
+    check(backbone, y * (1 + sigma), sigma, want)
 
 
 @torch.no_grad()
@@ -277,7 +277,7 @@ def test_images_to_tokens_and_back(loaded, fresh, name):
     backbone = loaded(name)
     assert (backbone.name, len(backbone.fingerprint), backbone.training) == (name, 64, False)
     height, width = (13, 15) if backbone.size else (19, 21)  # no multiples of anything
-    spec = Recipe(steps=3, bins=4, vocabulary=256, lam_max=2.0, lam_min=0.3, start_bins=4).build(backbone)
+    spec = Recipe(steps=3, budget=4, vocab_size=256, sigma_max=2.0, sigma_min=0.3, start_budget=4).build(backbone)
     codec = Codec(spec, backbone)
     images = random_images(fresh, 2, height, width)
     tokens, seen = codec.reconstruct(images)
@@ -295,8 +295,8 @@ def test_in_bfloat16(loaded, name):
     """Networks, their conditions and their times in mixed types; what float32 gives is bfloat16's up to its rounding."""
     backbone = deepcopy(loaded(name))
     y = noise(2, *backbone.state_shape(*(backbone.size or (16, 24))))
-    wanted = backbone.denoise(y, backbone.snap(0.5))
-    got = backbone.accelerate("bfloat16", channels_last=True).denoise(y, backbone.snap(0.5))
+    wanted = backbone.denoise(y, backbone.round_sigma(0.5))
+    got = backbone.accelerate("bfloat16", channels_last=True).denoise(y, backbone.round_sigma(0.5))
     assert got.dtype == torch.float32
     assert 1e-6 * wanted.norm() < (got - wanted).norm() < 0.05 * wanted.norm()
 

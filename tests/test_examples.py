@@ -59,17 +59,17 @@ def test_codewords_are_the_noise_that_tokens_add(example, shrink, fresh):
     from noisebook.spec.presets import Recipe
 
     recipe = Recipe(
-        steps=2, lam_max=3.0, lam_min=0.5, vocabulary=64, bins=2, scale_pixels=0, start_bins=0, rows=2, columns=1
+        steps=2, sigma_max=3.0, sigma_min=0.5, vocab_size=64, budget=2, scale_pixels=0, start_budget=0, rows=2, columns=1
     )
     codec, images = Codec(recipe.build(shrink), shrink, graphs=False), random_images(fresh, 100, 8, 8)
     table = example.codewords(codec, (8, 8), 64, images)
     layout = codec.layout_for(8, 8)
     assert table.shape == (len(layout), 64, 2 * example.AXES)
-    plan = codec.plan(8, 8)
-    some = plan.tokens[0]
+    plan = codec.stream(8, 8)
+    some = plan.segments[0]
     tokens = torch.zeros(64, some.count, dtype=torch.int64)
     tokens[:, 0] = torch.arange(64)
-    noise = plan.join(codec.rule.noise(tokens, (plan.units, plan.dims), some.bins, some.step)).flatten(1)
+    noise = plan.join(codec.rule.noise(tokens, (plan.blocks, plan.dims), some.budget, some.step_index)).flatten(1)
     axes = table[0, :, : example.AXES]
     turned = torch.cdist(axes, -axes, compute_mode="donot_use_mm_for_euclid_dist")
     assert torch.equal(turned.argmin(1), torch.arange(64) ^ 1)  # the same codeword, turned round

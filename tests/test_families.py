@@ -26,7 +26,7 @@ SHAPE = (3, 4, 4)
 D = math.prod(SHAPE)
 ABARS = linear_alphas_cumprod()
 LEVELS = [math.sqrt((1 - abar) / abar) for abar in ABARS]
-TIMES = [950, 800, 700, 620, 540, 460, 380, 300, 220, 140, 60, 10]  # lam from 113 to .02
+TIMES = [950, 800, 700, 620, 540, 460, 380, 300, 220, 140, 60, 10]  # sigma from 113 to .02
 BETA = (0.1, 20.0)  # of the score model, variance preserving
 
 
@@ -49,17 +49,17 @@ class Gaussian(Backbone):
         x0, eps = self.mean + (s * v * z) @ self.vectors.T, (sigma * z) @ self.vectors.T
         return x0.view_as(x).to(x.dtype), eps.view_as(x).to(x.dtype)
 
-    def end_point(self, y: Tensor, lam: float, end: float) -> Tensor:
-        """Where the probability-flow ODE leads y at level lam by the level `end`: every eigendirection is scaled."""
-        scale = ((self.variances + end**2) / (self.variances + lam**2)).sqrt()
+    def end_point(self, y: Tensor, sigma: float, end: float) -> Tensor:
+        """Where the probability-flow ODE leads y at level sigma by the level `end`: every eigendirection is scaled."""
+        scale = ((self.variances + end**2) / (self.variances + sigma**2)).sqrt()
         z = (y.double().flatten(1) - self.mean) @ self.vectors
         return (self.mean + (scale * z) @ self.vectors.T).view_as(y).to(y.dtype)
 
-    def denoise_each(self, y: Tensor, lam: Tensor) -> Tensor:
-        return self.moments(y, torch.ones_like(lam), lam)[0]
+    def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
+        return self.moments(y, torch.ones_like(sigma), sigma)[0]
 
-    def denoise(self, y: Tensor, lam: float, cond=None) -> Tensor:
-        return self.denoise_each(y, torch.full((len(y),), lam, dtype=y.dtype))
+    def denoise(self, y: Tensor, sigma: float, cond=None) -> Tensor:
+        return self.denoise_each(y, torch.full((len(y),), sigma, dtype=y.dtype))
 
 
 def wide(t: Tensor) -> Tensor:
@@ -111,10 +111,10 @@ def score_vp(g: Gaussian) -> ScoreVP:
 
 def edm(g: Gaussian, sigma_data: float = 0.7) -> EDM:
     def net(x, c_noise):
-        lam = (4 * c_noise).exp()
-        total = wide((lam**2 + sigma_data**2).sqrt())
+        sigma = (4 * c_noise).exp()
+        total = wide((sigma**2 + sigma_data**2).sqrt())
         y = x * total
-        return (g.denoise_each(y, lam) - sigma_data**2 / total**2 * y) * total / (wide(lam) * sigma_data)
+        return (g.denoise_each(y, sigma) - sigma_data**2 / total**2 * y) * total / (wide(sigma) * sigma_data)
 
     return EDM(Net(net), sigma_data, size=(4, 4))
 
@@ -146,7 +146,7 @@ FAMILIES = {
 
 def grid(backbone: Backbone) -> list[float]:
     """Levels of DDPM's grid, which the model itself knows."""
-    levels = [backbone.snap(LEVELS[t]) for t in TIMES]
+    levels = [backbone.round_sigma(LEVELS[t]) for t in TIMES]
     assert levels == pytest.approx([LEVELS[t] for t in TIMES], rel=1e-12)
     return levels
 
@@ -154,8 +154,8 @@ def grid(backbone: Backbone) -> list[float]:
 def walk(backbone: Backbone, z: list[Tensor], levels: list[float], p: float, y: Tensor) -> Tensor:
     """The codec's loop in float64, from y at levels[0], with the noise z[i] at step i and one x0_hat at the end."""
     for step, noise in zip(falling(levels, p, 1), z, strict=True):
-        x0_hat = backbone.denoise(y, step.lam)
-        y = x0_hat + step.keep * (y - x0_hat) + step.gain * noise
+        x0_hat = backbone.denoise(y, step.sigma)
+        y = x0_hat + step.keep * (y - x0_hat) + step.sigma_up * noise
     return backbone.decode(backbone.denoise(y, levels[-1]))
 
 
@@ -185,7 +185,9 @@ def test_the_codec_decodes_the_same_image_in_float32(family, fresh):
     g = Gaussian(fresh)
     backbone = FAMILIES[family](g)
     backbone.name, backbone.fingerprint = g.name, g.fingerprint
-    recipe = Recipe(steps=12, lam_max=20, lam_min=0.02, vocabulary=256, start_bins=1, start_vocabulary=256, spacing="ddpm")
+    recipe = Recipe(
+        steps=12, sigma_max=20, sigma_min=0.02, vocab_size=256, start_budget=1, start_vocab_size=256, spacing="ddpm"
+    )
     spec = recipe.build(ddpm(g, "epsilon"))
     spec = type(spec)(**{**vars(spec), "backbone": g.name, "fingerprint": g.fingerprint})
     tokens = torch.from_numpy(fresh.integers(0, 256, (2, 13)))
@@ -198,8 +200,8 @@ def test_one_level_an_image(fresh):
     g = Gaussian(fresh)
     y, levels = torch.from_numpy(fresh.normal(size=(3, *SHAPE))), [0.1, 1.0, 10.0]
     each = edm(g).denoise_each(y, torch.tensor(levels, dtype=torch.float64))
-    for i, lam in enumerate(levels):
-        torch.testing.assert_close(each[i : i + 1], edm(g).denoise(y[i : i + 1], lam), rtol=0, atol=1e-12)
+    for i, sigma in enumerate(levels):
+        torch.testing.assert_close(each[i : i + 1], edm(g).denoise(y[i : i + 1], sigma), rtol=0, atol=1e-12)
 
 
 # ---- pure noise -------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def test_in_pure_noise_the_prediction_is_the_mean(family, fresh):
     g = Gaussian(fresh)
     backbone = PURE[family](g)
     assert backbone.pure_noise
-    assert backbone.snap(math.inf) == math.inf
+    assert backbone.round_sigma(math.inf) == math.inf
     eps, seen = torch.from_numpy(fresh.normal(size=(2, *SHAPE))), []
     backbone.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     found = backbone.denoise(eps, math.inf)
@@ -230,7 +232,7 @@ def test_a_walk_that_begins_in_pure_noise_is_the_same_in_every_family_that_knows
     g = Gaussian(fresh)
     grid = zero_snr("v_prediction")(g)
     grid.name, grid.fingerprint = g.name, g.fingerprint
-    spec = Recipe(steps=10, lam_max=math.inf, lam_min=0.02, vocabulary=256, spacing="flow").build(grid)
+    spec = Recipe(steps=10, sigma_max=math.inf, sigma_min=0.02, vocab_size=256, spacing="flow").build(grid)
     tokens, images = torch.from_numpy(fresh.integers(0, 256, (2, 10))), {}
     for family, make in PURE.items():
         backbone = make(g)
@@ -248,27 +250,27 @@ def test_eps_says_nothing_in_pure_noise_so_that_level_is_left_out(fresh):
     model = zero_snr("epsilon")(Gaussian(fresh))
     assert not model.pure_noise
     assert len(model.levels) == 999
-    assert math.isfinite(model.snap(math.inf))
+    assert math.isfinite(model.round_sigma(math.inf))
 
 
 # ---- grids and refusals -----------------------------------------------------------------------------------------------
 def test_nearest_in_log_distance(fresh):
     levels = sorted(fresh.lognormal(size=5).tolist())
-    for lam in [1e-9, 1e9, *levels, *fresh.lognormal(size=100).tolist()]:
-        best = min(range(5), key=lambda i: abs(math.log(levels[i] / lam)))
-        assert nearest(levels, lam) == best
-        assert nearest([*levels, math.inf], lam) == best  # however large, lam is infinitely far from pure noise
+    for sigma in [1e-9, 1e9, *levels, *fresh.lognormal(size=100).tolist()]:
+        best = min(range(5), key=lambda i: abs(math.log(levels[i] / sigma)))
+        assert nearest(levels, sigma) == best
+        assert nearest([*levels, math.inf], sigma) == best  # however large, sigma is infinitely far from pure noise
     assert nearest([*levels, math.inf], math.inf) == 5
     assert nearest(levels, math.inf) == 4
 
 
 def test_score_vp_knows_no_level_beyond_the_end_of_time(fresh):
     backbone = score_vp(Gaussian(fresh))
-    assert backbone.time(backbone.lam_max) == pytest.approx(1, abs=1e-12)
-    assert backbone.snap(1e9) == backbone.lam_max
+    assert backbone.time(backbone.sigma_max) == pytest.approx(1, abs=1e-12)
+    assert backbone.round_sigma(1e9) == backbone.sigma_max
     for t in (1e-9, 1e-3, 0.5):
-        lam = math.sqrt(math.expm1(BETA[0] * t + (BETA[1] - BETA[0]) * t * t / 2))
-        assert backbone.time(lam) == pytest.approx(t, rel=1e-9)
+        sigma = math.sqrt(math.expm1(BETA[0] * t + (BETA[1] - BETA[0]) * t * t / 2))
+        assert backbone.time(sigma) == pytest.approx(t, rel=1e-9)
 
 
 @pytest.mark.parametrize("abars", [[], [1.0, 0.5], [0.5, 0.6], [0.5, 0.5], [0.5, -0.1], [0.0], [0.9, 0.0, 0.1]])
@@ -292,8 +294,8 @@ def test_a_view_is_another_codec_of_the_same_network(view, fresh):
     others = [ddpm_view(inner), flow_view(inner), view(edm(Gaussian(fresh))), inner]
     assert [other.fingerprint == seen.fingerprint for other in others].count(True) == 1  # its own
     seen.accelerate(torch.bfloat16)
-    assert inner.inside["dtype"] == inner.net.device.dtype == torch.bfloat16
-    assert seen(torch.zeros(1, *SHAPE), seen.snap(1.0)).dtype == torch.float32
+    assert inner.net_input["dtype"] == inner.net.device.dtype == torch.bfloat16
+    assert seen(torch.zeros(1, *SHAPE), seen.round_sigma(1.0)).dtype == torch.float32
     with pytest.raises(BackboneError, match="denoise_each"):
         view(score_ve(Gaussian(fresh)))
 
@@ -316,19 +318,19 @@ def test_nothing_is_copied_from_or_to_the_device(family, fresh):
     backbone, steps = CAPTURED[family](Net(lambda x, t: x * wide(t).to(x))), []
     y = torch.from_numpy(fresh.normal(size=(2, *SHAPE))).float()
     with Recorder(steps), torch.no_grad():
-        found = backbone.denoise(y, backbone.snap(1.0))
+        found = backbone.denoise(y, backbone.round_sigma(1.0))
     assert len(steps) > 2
-    assert torch.equal(found, backbone.denoise(y, backbone.snap(1.0)))
+    assert torch.equal(found, backbone.denoise(y, backbone.round_sigma(1.0)))
 
 
 # ---- consistency ------------------------------------------------------------------------------------------------------
 def consistency(g: Gaussian, sigma_data=0.7, sigma_min=0.01, levels=None) -> Consistency:
     def net(x, t):
-        lam = float(torch.exp(t[0] / 250))
-        y = x * math.hypot(lam, sigma_data)
-        c_skip = sigma_data**2 / ((lam - sigma_min) ** 2 + sigma_data**2)
-        c_out = sigma_data * (lam - sigma_min) / math.hypot(lam, sigma_data)
-        return (g.end_point(y, lam, sigma_min) - c_skip * y) / (c_out or 1)
+        sigma = float(torch.exp(t[0] / 250))
+        y = x * math.hypot(sigma, sigma_data)
+        c_skip = sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
+        c_out = sigma_data * (sigma - sigma_min) / math.hypot(sigma, sigma_data)
+        return (g.end_point(y, sigma, sigma_min) - c_skip * y) / (c_out or 1)
 
     return Consistency(Net(net), sigma_data, sigma_min, levels=levels, size=(4, 4))
 
@@ -336,12 +338,12 @@ def consistency(g: Gaussian, sigma_data=0.7, sigma_min=0.01, levels=None) -> Con
 def test_a_consistency_model_is_the_end_point_of_the_closed_form_ode(fresh):
     g = Gaussian(fresh)
     backbone = consistency(g)
-    for lam in (0.02, 0.3, 5.0, 80.0):
-        y = g.mean.view(1, *SHAPE) + math.hypot(lam, 0.5) * torch.from_numpy(fresh.normal(size=(2, *SHAPE)))
-        end = backbone.denoise(y, lam)
-        torch.testing.assert_close(end, g.end_point(y, lam, 0.01), rtol=0, atol=1e-10)
-        steps = [lam * (0.01 / lam) ** (i / 400) for i in range(401)]
-        for a, b in zip(steps, steps[1:], strict=False):  # dy / dlam = (y - D(y, lam)) / lam, by the midpoint rule
+    for sigma in (0.02, 0.3, 5.0, 80.0):
+        y = g.mean.view(1, *SHAPE) + math.hypot(sigma, 0.5) * torch.from_numpy(fresh.normal(size=(2, *SHAPE)))
+        end = backbone.denoise(y, sigma)
+        torch.testing.assert_close(end, g.end_point(y, sigma, 0.01), rtol=0, atol=1e-10)
+        steps = [sigma * (0.01 / sigma) ** (i / 400) for i in range(401)]
+        for a, b in zip(steps, steps[1:], strict=False):  # dy / dlam = (y - D(y, sigma)) / sigma, by the midpoint rule
             middle = math.sqrt(a * b)
             half = y + (middle - a) / a * (y - g.denoise(y, a))
             y = y + (b - a) / middle * (half - g.denoise(half, middle))
@@ -350,7 +352,7 @@ def test_a_consistency_model_is_the_end_point_of_the_closed_form_ode(fresh):
 
 def test_a_consistency_model_walks_like_the_closed_form(noise, fresh):
     g = Gaussian(fresh)
-    ends = SimpleNamespace(denoise=lambda y, lam: g.end_point(y, lam, 0.01), decode=g.decode)
+    ends = SimpleNamespace(denoise=lambda y, sigma: g.end_point(y, sigma, 0.01), decode=g.decode)
     levels = [LEVELS[t] for t in TIMES]
     wanted, found = (walk(b, noise[:-1], levels, 0.5, levels[0] * noise[-1]) for b in (ends, consistency(g)))
     assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
@@ -359,9 +361,9 @@ def test_a_consistency_model_walks_like_the_closed_form(noise, fresh):
 def test_a_consistency_model_leaves_its_lowest_level_as_it_is_and_snaps_to_levels(fresh):
     g = Gaussian(fresh)
     y = torch.from_numpy(fresh.normal(size=(2, *SHAPE)))
-    for lam in (0.01, 0.001):
-        assert torch.equal(consistency(g).denoise(y, lam), y)
-        assert consistency(g).snap(lam) == 0.01
+    for sigma in (0.01, 0.001):
+        assert torch.equal(consistency(g).denoise(y, sigma), y)
+        assert consistency(g).round_sigma(sigma) == 0.01
     backbone = consistency(g, levels=[2.0, 0.5])
-    assert [backbone.snap(lam) for lam in (0.1, 0.9, 1.1, 9.0)] == [0.5, 0.5, 2.0, 2.0]
+    assert [backbone.round_sigma(sigma) for sigma in (0.1, 0.9, 1.1, 9.0)] == [0.5, 0.5, 2.0, 2.0]
     assert torch.equal(backbone.denoise(y, 1.1), consistency(g).denoise(y, 2.0))

@@ -87,8 +87,8 @@ def test_score_ve(unit_range, tmp_path, fresh):
         after = scheduler.step_pred(net(x, sigma.expand(2)), t, x).prev_sample_mean
         adjacent = scheduler.discrete_sigmas.flip(0)[i + 1]
         wanted = x + (after - x) * (sigma**2 / (sigma**2 - adjacent**2))
-        lam = 2 * sigma.item() if unit_range else sigma.item()
-        found = backbone.denoise(x0 + lam * eps, lam)
+        sigma = 2 * sigma.item() if unit_range else sigma.item()
+        found = backbone.denoise(x0 + sigma * eps, sigma)
         assert (found - (2 * wanted - 1 if unit_range else wanted)).abs().max() < 1e-4 * sigma
 
 
@@ -96,11 +96,11 @@ def test_edm(unet, fresh):
     x0, eps = images(fresh)
     scheduler = diffusers.EDMEulerScheduler(sigma_data=0.6)
     backbone = EDM(unet, 0.6)
-    for lam in (0.002, 0.5, 80.0):
-        y = x0 + lam * eps
-        sigma = torch.tensor([lam, lam])
-        out = unet(scheduler.precondition_inputs(y, lam), scheduler.precondition_noise(sigma))
-        assert_same(backbone.denoise(y, lam), scheduler.precondition_outputs(y, out, lam))
+    for sigma in (0.002, 0.5, 80.0):
+        y = x0 + sigma * eps
+        sigmas = torch.tensor([sigma, sigma])
+        out = unet(scheduler.precondition_inputs(y, sigma), scheduler.precondition_noise(sigmas))
+        assert_same(backbone.denoise(y, sigma), scheduler.precondition_outputs(y, out, sigma))
 
 
 def test_flow(unet, fresh):
@@ -112,8 +112,8 @@ def test_flow(unet, fresh):
         scheduler.set_timesteps(sigmas=[t])
         x = scheduler.scale_noise(x0, scheduler.timesteps[:1], eps)
         wanted = scheduler.step(unet(x, scheduler.timesteps.expand(2)), scheduler.timesteps[0], x).prev_sample
-        y, lam = (x0 + t / (1 - t) * eps, t / (1 - t)) if t < 1 else (eps, float("inf"))
-        assert_same(backbone.denoise(y, lam), wanted)
+        y, sigma = (x0 + t / (1 - t) * eps, t / (1 - t)) if t < 1 else (eps, float("inf"))
+        assert_same(backbone.denoise(y, sigma), wanted)
 
 
 def test_consistency(unet, fresh):

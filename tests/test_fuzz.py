@@ -92,9 +92,9 @@ def test_packing_is_the_same(fresh):
     for _ in range(300):
         runs = []
         for _ in range(fresh.integers(0, 5)):
-            vocabulary = int(fresh.integers(2, 1 << int(fresh.integers(2, 62))))
+            vocab_size = int(fresh.integers(2, 1 << int(fresh.integers(2, 62))))
             runs.append(
-                (int(fresh.integers(0, 70)), 1 << int(fresh.integers(1, 63)) if fresh.random() < 0.3 else vocabulary)
+                (int(fresh.integers(0, 70)), 1 << int(fresh.integers(1, 63)) if fresh.random() < 0.3 else vocab_size)
             )
         tokens = np.concatenate([np.empty(0, np.int64), *(fresh.integers(0, v, n) for n, v in runs)])
         payload = pack(tokens, runs)

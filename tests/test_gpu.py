@@ -24,10 +24,10 @@ pytestmark = [
 
 CASES = {
     **RECIPES,
-    "independent": {"law": "independent", "vocabulary": 128},
-    "a vocabulary that is no power of two": {"law": "independent", "vocabulary": 66},
-    "many codewords": {"bins": 1, "vocabulary": 1 << 21},
-    "look-ahead": {"candidates": 3, "start_bins": 2},
+    "independent": {"codebook": "independent", "vocab_size": 128},
+    "a vocabulary that is no power of two": {"codebook": "independent", "vocab_size": 66},
+    "many codewords": {"budget": 1, "vocab_size": 1 << 21},
+    "look-ahead": {"candidates": 3, "start_budget": 2},
 }
 BACKBONES = ("shrink", "photo", "gaussian-prior")
 
@@ -41,7 +41,7 @@ def network(name="shrink"):
 
 
 def build(backbone, graphs=True, candidates=1, **changes) -> Codec:
-    base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
+    base = {"steps": 6, "sigma_max": 3, "sigma_min": 0.2, "budget": 4, "vocab_size": 256}
     return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs, candidates=candidates)
 
 
@@ -57,7 +57,7 @@ def assert_same(codec: Codec, plain: Codec, x: torch.Tensor) -> None:
     tokens, payload, (again, predicted) = codec.encode(x), codec.encode_packed(x), codec.reconstruct(x)
     assert torch.equal(tokens, plain.encode(x))
     assert torch.equal(tokens, again)
-    runs = plain.plan(*size).runs
+    runs = plain.stream(*size).runs
     assert [row.cpu().numpy().tobytes() for row in payload] == [container.pack(row.cpu().numpy(), runs) for row in tokens]
     decoded = codec.decode(tokens, size)
     assert torch.equal(decoded, predicted)
@@ -83,7 +83,7 @@ def test_replay_of_every_shipped_backbone(name, fresh):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"condition": "first"}, {"condition": "first", "finish": "ab2"}, {"condition": "only"}],
+    [{"condition": "first"}, {"condition": "first", "solver": "ab2"}, {"condition": "only"}],
     ids=["mean", "ab2", "only"],
 )
 def test_replay_under_a_condition(changes, fresh):
@@ -145,8 +145,8 @@ def test_weights_that_move_make_new_graphs(fresh):
 @pytest.mark.parametrize("law", ["hadamard", "independent"])
 def test_cores_do_not_wait_for_the_host(law, name, fresh):
     """torch raises at every operation that synchronises; run plainly, after a first call that fills the caches."""
-    codec = build(network(name), graphs=False, law=law, start_bins=2, start_vocabulary=256)
-    plan = codec.plan(32, 48)
+    codec = build(network(name), graphs=False, codebook=law, start_budget=2, start_vocab_size=256)
+    plan = codec.stream(32, 48)
     x = random_images(fresh, 2, 32, 48).cuda()
     tokens, payload = codec.encode(x), codec.encode_packed(x)
     codec.decode(tokens, (32, 48))
@@ -217,9 +217,9 @@ def test_tokens_of_a_gpu_decode_on_a_cpu(dtype, capsys):
 @pytest.mark.parametrize(
     "rule",
     [
-        {"rule": "top", "bins": 5},
-        {"rule": "pursuit", "coefficient_bits": 2, "bins": 3},
-        {"rule": "poisson", "bins": 40, "vocabulary": 512},
+        {"rule": "top", "budget": 5},
+        {"rule": "pursuit", "coefficient_bits": 2, "budget": 3},
+        {"rule": "poisson", "budget": 40, "vocab_size": 512},
     ],
     ids=lambda r: r["rule"],
 )
@@ -254,8 +254,8 @@ def test_work_that_cannot_be_recorded_falls_back(fresh):
     """Last in this file: what torch leaves behind after a recording that failed should disturb nothing."""
 
     class Reads(Shrink):
-        def denoise(self, y, lam, cond=None):
-            return super().denoise(y, lam) if y.sum().item() else y
+        def denoise(self, y, sigma, cond=None):
+            return super().denoise(y, sigma) if y.sum().item() else y
 
     backbone = Reads()
     backbone.register_buffer("anchor", torch.zeros(1))

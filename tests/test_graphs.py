@@ -15,21 +15,22 @@ from noisebook.backbones.cod.nets import CodConfig, CodNet
 from noisebook.backbones.nets.convnet import ConvDenoiser, PriorBackbone
 from noisebook.backbones.nets.gaussian import PCAPrior
 from noisebook.backbones.wrappers.tiled import Tiled
-from noisebook.codec.codec import Codec
+from noisebook.codec.codec import Codec, decode
+from noisebook.codec.encoder import encode
 from noisebook.errors import CodecMismatchError, FormatError, ImageError
 from noisebook.runtime import profiler as stages
-from noisebook.runtime.cuda_graphs import Graphs, constants, holding
+from noisebook.runtime.cuda_graphs import Graphs, graph_cached, holding
 from noisebook.spec.presets import Recipe
-from noisebook.spec.spec import CONDITION
+from noisebook.spec.step import StepIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 
 
-CASES = {**RECIPES, "look-ahead": {"candidates": 3, "start_bins": 2}}
+CASES = {**RECIPES, "look-ahead": {"candidates": 3, "start_budget": 2}}
 
 
 def build(backbone, graphs=True, candidates=1, **changes) -> Codec:
-    base = {"steps": 6, "lam_max": 3, "lam_min": 0.2, "bins": 4, "vocabulary": 256}
+    base = {"steps": 6, "sigma_max": 3, "sigma_min": 0.2, "budget": 4, "vocab_size": 256}
     return Codec(Recipe(**{**base, **changes}).build(backbone), backbone, graphs, candidates=candidates)
 
 
@@ -41,9 +42,9 @@ class Counting(Shrink):
         self.register_buffer("variance", torch.tensor(0.25))
         self.count = 0
 
-    def denoise(self, y, lam, cond=None):
+    def denoise(self, y, sigma, cond=None):
         self.count += 1
-        return y * (self.variance / (self.variance + lam * lam))
+        return y * (self.variance / (self.variance + sigma * sigma))
 
 
 def named(backbone):
@@ -97,34 +98,34 @@ BACKBONES = {
 def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     """Runs the cores on tensors without values, twice as a recording is: the first call may fill caches."""
     codec = build(backbone.to("meta"), **changes)
-    plan = codec.plan(height, width)
-    payload = -(-sum(n * (v.bit_length() - 1) for n, v, *_ in plan.runs) // 8)
+    stream = codec.stream(height, width)
+    payload = -(-sum(n * (v.bit_length() - 1) for n, v, *_ in stream.runs) // 8)
     inputs = {
         "uint8": torch.empty(2, 3, height, width, dtype=torch.uint8, device="meta"),
         "float": torch.empty(2, 3, height, width, device="meta"),
-        "tokens": torch.empty(2, plan.length, dtype=torch.int64, device="meta"),
+        "tokens": torch.empty(2, stream.length, dtype=torch.int64, device="meta"),
         "payload": torch.empty(2, payload, dtype=torch.uint8, device="meta"),
     }
 
     @torch.no_grad()
     def run():
-        encoded = codec._encode_core(plan, True, False, inputs["uint8"])
-        codec._encode_core(plan, False, True, inputs["float"])
-        decoded = codec._decode_core(plan, inputs["tokens"])
-        codec._decode_core(plan, inputs["payload"])
+        encoded = encode(codec.parts, codec.candidates, stream, True, False, inputs["uint8"])
+        encode(codec.parts, codec.candidates, stream, False, True, inputs["float"])
+        decoded = decode(codec.parts, stream, inputs["tokens"])
+        decode(codec.parts, stream, inputs["payload"])
         return encoded, decoded
 
     run()
     with fake_cuda.no_host():
         (status, tokens, images), (valid, decoded) = run()
-    assert status.shape == (2 + sum(some.step != CONDITION for some in plan.tokens),)
-    assert tokens.shape == (2, plan.length)
+    assert status.shape == (2 + sum(some.step_index != StepIndex.CONDITION for some in stream.segments),)
+    assert tokens.shape == (2, stream.length)
     assert images.shape == decoded.shape == (2, 3, height, width)
     assert images.dtype == torch.float32
     assert valid.shape == ()
 
 
-@pytest.mark.parametrize("changes", [{"condition": "first", "finish": "ab2"}, {"condition": "only"}], ids=["first", "only"])
+@pytest.mark.parametrize("changes", [{"condition": "first", "solver": "ab2"}, {"condition": "only"}], ids=["first", "only"])
 def test_a_condition_never_meets_the_host(changes, monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
     backbone = tiny_cod()
@@ -260,7 +261,7 @@ def test_the_graphs_used_last_are_kept(cuda):
     graphs = Graphs(size=2)
     for length in (1, 2, 1, 3, 1, 3, 2):
         x = torch.full((length,), float(length))
-        assert torch.equal(graphs(double, (x,), "double")[0], 2 * x)
+        assert torch.equal(graphs(double, (), (x,))[0], 2 * x)
         assert len(graphs) <= 2
     assert calls == [1] * 3 + [2] * 3 + [3] * 3 + [2] * 3  # twice to warm up, once to record; 2 was dropped for 3
 
@@ -268,8 +269,8 @@ def test_the_graphs_used_last_are_kept(cuda):
 def test_other_keys_are_other_functions(cuda):
     graphs, x = Graphs(), torch.ones(3)
     for _ in range(2):
-        assert torch.equal(graphs(lambda t: (t + 1,), (x,), "plus")[0], x + 1)
-        assert torch.equal(graphs(lambda t: (t - 1,), (x,), "minus")[0], x - 1)
+        assert torch.equal(graphs(lambda t: (t + 1,), (), (x,))[0], x + 1)
+        assert torch.equal(graphs(lambda t: (t - 1,), (), (x,))[0], x - 1)
 
 
 def test_calls_inside_and_outside_of_inference_mode_share_a_graph(cuda, fresh):
@@ -314,8 +315,8 @@ def test_cpu_tensors_are_called_plainly(fresh):
 
 def test_work_that_cannot_be_recorded_falls_back_with_one_warning(cuda, fresh):
     class Reads(Counting):
-        def denoise(self, y, lam, cond=None):
-            return super().denoise(y, lam) if y.sum().item() else y
+        def denoise(self, y, sigma, cond=None):
+            return super().denoise(y, sigma) if y.sum().item() else y
 
     images = random_images(fresh, 2, 16, 16)
     codec = build(Reads())
@@ -332,7 +333,7 @@ def test_work_that_cannot_be_recorded_falls_back_with_one_warning(cuda, fresh):
 
 def test_errors_of_the_work_itself_go_to_the_caller(cuda, fresh):
     class Broken(Counting):
-        def denoise(self, y, lam, cond=None):
+        def denoise(self, y, sigma, cond=None):
             raise ZeroDivisionError
 
     codec = build(Broken())
@@ -366,7 +367,7 @@ def test_bad_values_are_refused_after_a_replay_as_well(cuda, fresh):
 
 
 def test_constants_that_a_graph_was_recorded_with_outlive_the_cache():
-    @constants(1)
+    @graph_cached(1)
     def ramp(n):
         return torch.arange(n)
 
@@ -384,7 +385,7 @@ def test_constants_that_a_graph_was_recorded_with_outlive_the_cache():
 
 
 def test_constants_first_made_in_inference_mode_are_normal_tensors():
-    @constants()
+    @graph_cached()
     def ones(n):
         return torch.ones(n)
 
@@ -418,14 +419,14 @@ def test_every_stage_is_a_range(monkeypatch, shrink, fresh):
             assert depth.pop() == self.name
 
     monkeypatch.setattr(stages, "_annotate", Annotate)
-    codec = build(shrink, steps=2, start_bins=1, start_vocabulary=256)
+    codec = build(shrink, steps=2, start_budget=1, start_vocab_size=256)
     payload = codec.encode_packed(random_images(fresh, 1, 16, 16))
     step = [(1, "network"), (1, "select"), (1, "backtrace")]
-    assert seen == [(0, "encode"), (1, "start"), (2, "select"), *step, *step, (1, "finish"), (1, "pack")]
+    assert seen == [(0, "encode"), (1, "start"), (2, "select"), *step, *step, (1, "pack")]
     seen.clear()
     codec.decode_packed(payload, (16, 16))
     step = [(1, "network"), (1, "backtrace")]
-    assert seen == [(0, "decode"), (1, "pack"), (1, "start"), *step, *step, (1, "finish"), (2, "network")]
+    assert seen == [(0, "decode"), (1, "pack"), (1, "start"), *step, *step, (1, "solve"), (2, "network")]
 
 
 def test_a_replay_is_a_range(monkeypatch, cuda, fresh):

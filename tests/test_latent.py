@@ -26,13 +26,13 @@ class Linear(nn.Module):
 
     def __init__(self, factor: int = 1, gain: float = 1.0, offset: float = 0.0):
         super().__init__()
-        self.factor, self.gain, self.offset = factor, gain, offset
+        self.factor, self.sigma_up, self.offset = factor, gain, offset
 
     def encode(self, images):
-        return self.gain * nn.functional.pixel_unshuffle(images, self.factor) + self.offset
+        return self.sigma_up * nn.functional.pixel_unshuffle(images, self.factor) + self.offset
 
     def decode(self, z):
-        return nn.functional.pixel_shuffle((z - self.offset) / self.gain, self.factor)
+        return nn.functional.pixel_shuffle((z - self.offset) / self.sigma_up, self.factor)
 
 
 def named(backbone):
@@ -41,7 +41,7 @@ def named(backbone):
 
 
 def codec(backbone, **changes) -> Codec:
-    recipe = Recipe(**{"steps": 6, "lam_max": 4, "lam_min": 0.1, "vocabulary": 256, "start_bins": 1, **changes})
+    recipe = Recipe(**{"steps": 6, "sigma_max": 4, "sigma_min": 0.1, "vocab_size": 256, "start_budget": 1, **changes})
     return Codec(recipe.build(backbone), backbone)
 
 
@@ -69,7 +69,7 @@ def test_scale_and_shift_are_a_change_of_units(noise, fresh):  # noqa: F811
     levels, start = [LEVELS[t] for t in TIMES], LEVELS[TIMES[0]] * noise[-1]
     wanted = walk(g, noise[:-1], levels, 0.5, start)
     units = gain * scale
-    found = walk(latent, noise[:-1], [units * lam for lam in levels], 0.5, latent.encode(start))
+    found = walk(latent, noise[:-1], [units * sigma for sigma in levels], 0.5, latent.encode(start))
     assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
     torch.testing.assert_close(latent.decode(latent.encode(start)), start, rtol=0, atol=1e-9)
 
@@ -86,9 +86,9 @@ def test_sizes_are_those_of_the_images(fresh):
     assert latent.padded(17, 20) == (20, 20)
     assert latent.state_shape(20, 24) == (12, 10, 12)
     images = random_images(fresh, 2, 17, 22)
-    tokens, predicted = codec(latent, bins=64, steps=10).reconstruct(images)
+    tokens, predicted = codec(latent, budget=64, steps=10).reconstruct(images)
     assert predicted.shape == (2, 3, 17, 22)
-    assert torch.equal(codec(latent, bins=64, steps=10).decode(tokens, (17, 22)), predicted)
+    assert torch.equal(codec(latent, budget=64, steps=10).decode(tokens, (17, 22)), predicted)
     truth = images.float() / 127.5 - 1
     assert (predicted - truth).square().mean() < 0.2 * truth.square().mean()
     inner = Wide()
@@ -101,7 +101,7 @@ def test_sizes_are_those_of_the_images(fresh):
 
 def test_levels_and_precision_are_the_inner_backbones(fresh):
     model = Latent(ddpm(Gaussian(fresh), "epsilon"), Linear(), factor=1)
-    assert model.snap(1.0) == model.inner.snap(1.0) != 1.0
+    assert model.round_sigma(1.0) == model.inner.round_sigma(1.0) != 1.0
     assert not model.pure_noise
     assert Latent(flow(Gaussian(fresh), False, 1.0), Linear()).pure_noise
     version = model.version
@@ -221,7 +221,7 @@ def test_autoencoder_kl_gives_the_posterior_mean(kl, fresh):
     torch.testing.assert_close(state, (posterior.mean - 0.1) * 0.18215, rtol=0, atol=1e-6)
     assert (posterior.std > 1e-3).all()  # a sample would be another
     torch.testing.assert_close(latent.decode(state), kl.decode(posterior.mean).sample, rtol=0, atol=1e-5)
-    made = codec(latent, bins=16)
+    made = codec(latent, budget=16)
     tokens, predicted = made.reconstruct(images[..., :15, :23])
     assert predicted.shape == (2, 3, 15, 23)
     assert torch.equal(made.decode(tokens, (15, 23)), predicted)

@@ -12,23 +12,23 @@ from common import ROOT, Shrink, random_images
 from noisebook import BackboneError, CodecMismatchError, CodecSpec, ImageError, SpecError, backbones
 from noisebook.backbones import fingerprint_of
 from noisebook.backbones.wrappers.latent import Latent
-from noisebook.codebook import START_STEP
 from noisebook.codec import modes
 from noisebook.codec.codec import Codec
 from noisebook.format import container
 from noisebook.spec.schedule import falling, log_uniform
+from noisebook.spec.step import StepIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 
 RULES = {
-    "bins": {"bins": 8, "start_bins": 2},
-    "bins 2-D": {"bins": 4, "rows": 2, "columns": 3},
-    "independent": {"bins": 4, "law": "independent", "vocabulary": 66},
-    "top": {"rule": "top", "bins": 21},
-    "top 2-D": {"rule": "top", "bins": 5, "rows": 2, "columns": 3, "start_bins": 2},
-    "pursuit": {"rule": "pursuit", "bins": 3, "coefficient_bits": 2, "vocabulary": 64, "rows": 2},
-    "poisson": {"rule": "poisson", "bins": [1, 7, 9, 20, 33, 50], "start_bins": 2},
-    "no tokens": {"p": 1.0, "bins": 0},
+    "bins": {"budget": 8, "start_budget": 2},
+    "bins 2-D": {"budget": 4, "rows": 2, "columns": 3},
+    "independent": {"budget": 4, "codebook": "independent", "vocab_size": 66},
+    "top": {"rule": "top", "budget": 21},
+    "top 2-D": {"rule": "top", "budget": 5, "rows": 2, "columns": 3, "start_budget": 2},
+    "pursuit": {"rule": "pursuit", "budget": 3, "coefficient_bits": 2, "vocab_size": 64, "rows": 2},
+    "poisson": {"rule": "poisson", "budget": [1, 7, 9, 20, 33, 50], "start_budget": 2},
+    "no tokens": {"p": 1.0, "budget": 0},
 }
 
 
@@ -50,13 +50,13 @@ class Tinted(Shrink):
         self.multiple, self.channels = multiple, channels
         self.mean = torch.tensor(mean).view(1, len(mean), 1, 1)
 
-    def denoise(self, y, lam, cond=None):
-        return self.mean + super().denoise(y - self.mean, lam)
+    def denoise(self, y, sigma, cond=None):
+        return self.mean + super().denoise(y - self.mean, sigma)
 
 
-def build(backbone, bins=1, steps=6, p=0.5, **changes) -> Codec:
-    changes = {"vocabulary": 256, "start_vocabulary": 64, **changes}
-    schedule = falling(log_uniform(3, 0.2, steps), p, bins)
+def build(backbone, budget=1, steps=6, p=0.5, **changes) -> Codec:
+    changes = {"vocab_size": 256, "start_vocab_size": 64, **changes}
+    schedule = falling(log_uniform(3, 0.2, steps), p, budget)
     return Codec(CodecSpec(backbone.name, backbone.fingerprint, schedule, **changes), backbone)
 
 
@@ -72,10 +72,10 @@ def test_generated_tokens_are_valid_and_decode_bit_for_bit(case, shrink, fresh):
     layout = codec.layout_for(12, 18)
     assert tokens.shape == (3, len(layout))
     assert tokens.dtype == torch.int64
-    assert ((tokens >= 0) & (tokens < layout.vocabulary)).all()
+    assert ((tokens >= 0) & (tokens < layout.vocab_size)).all()
     assert torch.equal(images, codec.decode(tokens, (12, 18)))
     assert torch.equal(tokens, modes.generate(codec, 3, (12, 18), seed)[0])
-    runs = codec.plan(12, 18).runs
+    runs = codec.stream(12, 18).runs
     for row in tokens.numpy():  # a file takes them: sets of rule `top` are distinct and ascending
         assert np.array_equal(container.unpack(container.pack(row, runs), runs), row)
     if len(layout):
@@ -85,7 +85,7 @@ def test_generated_tokens_are_valid_and_decode_bit_for_bit(case, shrink, fresh):
 
 @pytest.mark.parametrize("rule", ["bins", "top"])
 def test_draws_are_uniform(rule, shrink):
-    codec = build(shrink, bins=4, vocabulary=16, rule=rule, law="independent")
+    codec = build(shrink, budget=4, vocab_size=16, rule=rule, codebook="independent")
     tokens, _ = modes.generate(codec, 400, (8, 8), seed=7)
     counts = torch.bincount(tokens.flatten(), minlength=16).double()
     wanted = tokens.numel() / 16
@@ -109,17 +109,17 @@ def test_guidance_leads_to_the_condition_and_away_from_the_other(case, fresh):
 def test_guidance_takes_the_draw_along_the_difference_of_the_noise_predictions(fresh):
     """One step by hand: argmax <z, eps_uncond - eps_cond>, each view for itself, in float64."""
     warm, cold = Tinted(0.4, -0.1, 0.2), Shrink()
-    codec, size = build(warm, bins=2, rows=2, steps=1, start_bins=1), (8, 8)
+    codec, size = build(warm, budget=2, rows=2, steps=1, start_budget=1), (8, 8)
     tokens, _ = modes.guide(codec, cold, 2, size, candidates=3, seed=5)
-    plan, generator = codec.plan(*size), torch.Generator().manual_seed(5)
-    start, step = plan.tokens
+    plan, generator = codec.stream(*size), torch.Generator().manual_seed(5)
+    start, step = plan.segments
     y = torch.randint(64, (2, start.count), generator=generator)
     assert torch.equal(tokens[:, : start.count], y)
-    y = plan.join(3 * codec.start_rule.noise(y, (plan.units, plan.dims), 1, START_STEP)).double()
+    y = plan.join(3 * codec.start_rule.noise(y, (plan.blocks, plan.dims), 1, StepIndex.START)).double()
     eps = [(y - net(y, 3.0)) / 3.0 for net in (cold, warm)]
     towards = plan.views(eps[0] - eps[1])
     draws = torch.stack([torch.randint(256, (2, step.count), generator=generator) for _ in range(3)])
-    z = torch.stack([codec.rule.noise(t, (plan.units, plan.dims), 2, 0).double() for t in draws])
+    z = torch.stack([codec.rule.noise(t, (plan.blocks, plan.dims), 2, 0).double() for t in draws])
     best = (z * towards).sum(-1).argmax(0)  # [B, U]
     wanted = draws.unflatten(2, (2, 2)).gather(0, best[None, :, :, None].expand(1, 2, 2, 2))[0].flatten(1)
     assert torch.equal(tokens[:, start.count :], wanted)
@@ -130,7 +130,7 @@ def test_guidance_refuses(shrink):
     with pytest.raises(SpecError, match="candidate"):
         modes.guide(codec, Tinted(0.1, 0, 0), 1, (8, 8), candidates=0)
     coarse = Tinted(0.1, 0, 0)
-    coarse.snap = lambda lam: round(lam, 1)
+    coarse.round_sigma = lambda sigma: round(sigma, 1)
     fixed = Tinted(0.1, 0, 0)
     fixed.size = (16, 16)
     for other in (Tinted(0.1, channels=1), Tinted(0, 0, 0, multiple=3), coarse, fixed):
@@ -147,18 +147,18 @@ OPERATORS = {
 }
 SINGLE = {
     "bins": {},
-    "codebook start": {"start_bins": 1},
-    "independent": {"law": "independent", "vocabulary": 130},
+    "codebook start": {"start_budget": 1},
+    "independent": {"codebook": "independent", "vocab_size": 130},
     "top": {"rule": "top"},
     "pursuit": {"rule": "pursuit"},
-    "poisson": {"rule": "poisson", "bins": 5},
+    "poisson": {"rule": "poisson", "budget": 5},
 }
 
 
 @pytest.mark.parametrize(("operator", "case"), [*((a, "bins") for a in OPERATORS), *(("grey", case) for case in SINGLE)])
 def test_restoring_explains_what_was_observed(operator, case, fresh):
     backbone, a, size = Tinted(0, 0, 0, multiple=8), OPERATORS[operator], (12, 14)  # padded to 16 x 16
-    codec = build(backbone, **{"steps": 24, "bins": 1, **SINGLE[case]})
+    codec = build(backbone, **{"steps": 24, "budget": 1, **SINGLE[case]})
     observed = a(random_images(fresh, 2, *size).float() * (2 / 255) - 1)
     tokens, images = modes.restore(codec, observed, a, size)
     assert torch.equal(images, codec.decode(tokens, size))
@@ -175,16 +175,16 @@ def test_restoring_takes_the_minimum_of_the_papers_formula(case, monkeypatch, fr
     codec, a, size = build(Tinted(0.1, 0, 0), **SINGLE[case]), modes.downsample(2), (8, 8)
     observed = a(random_images(fresh, 2, *size).float() * (2 / 255) - 1)
     tokens, _ = modes.restore(codec, observed, a, size)
-    plan = codec.plan(*size)
+    plan = codec.stream(*size)
 
     def choose(which, x0_hat):
-        every = torch.arange(which.runs[0].vocabulary)[:, None]
+        every = torch.arange(which.runs[0].vocab_size)[:, None]
         rule, sigma = codec.start_rule, math.sqrt(1 - 1 / (1 + 3**2))  # of the first x_t
-        if which.step != START_STEP:
-            step, rule = codec.spec.schedule[which.step], codec.rule
-            now, then = (1 / (1 + lam**2) for lam in (step.lam, step.lam_next))  # alpha-bar
+        if which.step_index != StepIndex.START:
+            step, rule = codec.spec.schedule[which.step_index], codec.rule
+            now, then = (1 / (1 + sigma**2) for sigma in (step.sigma, step.sigma_next))  # alpha-bar
             sigma = math.sqrt((1 - then) / (1 - now) * (1 - now / then))
-        z = sigma * rule.noise(every, (1, plan.dims), which.bins, which.step).double()
+        z = sigma * rule.noise(every, (1, plan.dims), which.budget, which.step_index).double()
         predicted = a(plan.join((x0_hat.double()[:, None] + z).flatten(0, 1))).unflatten(0, (2, -1))
         cost = (observed.double()[:, None] - predicted).square().flatten(2).sum(2)
         chosen = tokens[:, which.offset, None]
@@ -196,7 +196,7 @@ def test_restoring_takes_the_minimum_of_the_papers_formula(case, monkeypatch, fr
 
 def test_restoring_refuses(shrink):
     observed, a = torch.zeros(1, 1, 8, 8), modes.grey()
-    for changes in ({"bins": 2}, {"rows": 2}, {"vocabulary": 8192}, {"start_bins": 1, "start_vocabulary": 65536}):
+    for changes in ({"budget": 2}, {"rows": 2}, {"vocab_size": 8192}, {"start_budget": 1, "start_vocab_size": 65536}):
         with pytest.raises(SpecError, match="one token"):
             modes.restore(build(shrink, **changes), observed, a, (8, 8))
     for bad in (observed[..., 1:], observed.byte(), observed[:0], observed[0], observed * math.nan):
@@ -251,7 +251,15 @@ def test_super_resolution_of_real_images(data):
     the same codec draws do not. (No test for the small image's own pixels, which explain it exactly.)"""
     with np.load(data / "cifar10_test5k.npz") as archive:
         images = torch.from_numpy(archive["images"][:2]).permute(0, 3, 1, 2) * (2 / 255) - 1
-    changes = {"steps": 40, "bins": 1, "bins_last": 1, "scale_pixels": 0, "start_bins": 0, "vocabulary": 512, "lam_min": 0.1}
+    changes = {
+        "steps": 40,
+        "budget": 1,
+        "budget_last": 1,
+        "scale_pixels": 0,
+        "start_budget": 0,
+        "vocab_size": 512,
+        "sigma_min": 0.1,
+    }
     codec, a = noisebook.load("photo", backbone="cifar10-edm", **changes), modes.downsample(2)
     tokens, restored = modes.restore(codec, a(images), a, (32, 32))
     assert torch.equal(restored, codec.decode(tokens, (32, 32)))
@@ -275,7 +283,7 @@ def test_editing_replays_tokens_under_another_condition(case, fresh):
 
 def test_editing_refuses(shrink, fresh):
     codec, images = build(shrink), random_images(fresh, 1, 8, 8)
-    for changes in ({"steps": 5}, {"seed": 1}, {"vocabulary": 128}, {"bins": 2}, {"rule": "top"}, {"start_bins": 1}):
+    for changes in ({"steps": 5}, {"seed": 1}, {"vocab_size": 128}, {"budget": 2}, {"rule": "top"}, {"start_budget": 1}):
         with pytest.raises(CodecMismatchError, match="two codecs of the same schedule"):
             modes.edit(codec, build(Tinted(0.1, 0, 0), **changes), images)
     with pytest.raises(CodecMismatchError, match="other states"):

@@ -166,15 +166,17 @@ def test_the_command_converts_without_running_the_file(precond, kind, classes, t
     label = int(fresh.integers(classes)) if classes else None
     backbone = nvidia_edm.from_checkpoint(config, tensors, label=label).requires_grad_(False)
     net.label, levels = label, torch.tensor([80.0, 20, 6, 2, 0.7, 0.2, 0.05, 0.01])
-    y, lam = torch.from_numpy(fresh.standard_normal((2, 3, 8, 8), np.float32)), float(levels[int(fresh.integers(1, 7))])
+    y, sigma = torch.from_numpy(fresh.standard_normal((2, 3, 8, 8), np.float32)), float(levels[int(fresh.integers(1, 7))])
     with torch.no_grad():
-        assert torch.allclose(backbone(y, backbone.snap(lam)), table_1(precond, net, y, lam, levels), atol=1e-4 * lam)
+        assert torch.allclose(
+            backbone(y, backbone.round_sigma(sigma)), table_1(precond, net, y, sigma, levels), atol=1e-4 * sigma
+        )
     check_round_trip(backbone, config, tensors, fresh)
 
 
-def table_1(precond, net, y, lam, levels):
-    """D(y; lam) as table 1 of Karras et al. 2022 has it."""
-    sigma = torch.full((2, 1, 1, 1), lam)
+def table_1(precond, net, y, sigma, levels):
+    """D(y; sigma) as table 1 of Karras et al. 2022 has it."""
+    sigma = torch.full((2, 1, 1, 1), sigma)
     if precond == "VPPrecond":
         skip, out, scale = 1, -sigma, 1 / (sigma**2 + 1).sqrt()
         noise = 999 * ((0.1**2 + 2 * 19.9 * (1 + sigma**2).log()).sqrt() - 0.1) / 19.9
@@ -193,7 +195,7 @@ def check_round_trip(backbone, config, tensors, fresh):
     """Images of 13 x 10 pixels through a codec: a decode gives what the encoder reconstructed, in tiles of 8 x 8."""
     backbone.name, backbone.fingerprint = "tiny", fingerprint_of(config, tensors)
     whole = tiled.Tiled(backbone)
-    codec = Codec(Recipe(backbone="tiny", steps=3, lam_max=2.0, bins=2, vocabulary=64).build(whole), whole)
+    codec = Codec(Recipe(backbone="tiny", steps=3, sigma_max=2.0, budget=2, vocab_size=64).build(whole), whole)
     tokens, images = codec.reconstruct(random_images(fresh, 2, 13, 10))
     assert torch.equal(codec.decode(tokens, (13, 10)), images)
     assert images.isfinite().all()
@@ -432,10 +434,10 @@ def test_bfloat16_is_near_float32(kind, fresh):
     exact, fast = (nvidia_edm.from_checkpoint(config, tensors).requires_grad_(False) for _ in range(2))
     fast.accelerate("bfloat16", channels_last=True)
     y = torch.from_numpy(fresh.standard_normal((2, 3, 8, 8), np.float32))
-    for lam in (20.0, 1.0, 0.02):
-        scale = lam * 0.5 / math.hypot(lam, 0.5)  # of what the network adds
-        x, rough = exact(lam * y, lam), fast(lam * y, lam)
+    for sigma in (20.0, 1.0, 0.02):
+        scale = sigma * 0.5 / math.hypot(sigma, 0.5)  # of what the network adds
+        x, rough = exact(sigma * y, sigma), fast(sigma * y, sigma)
         assert rough.dtype == torch.float32
         assert 1e-5 < (x - rough).abs().max() / scale < 0.1
-        noise = torch.tensor([math.log(lam)])
+        noise = torch.tensor([math.log(sigma)])
         assert torch.equal(*(backbone.net.map_noise(noise) for backbone in (exact, fast)))

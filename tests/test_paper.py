@@ -139,7 +139,7 @@ class Oracle(Backbone):
         super().__init__()
         self.x0 = x0
 
-    def denoise(self, y, lam, cond=None):
+    def denoise(self, y, sigma, cond=None):
         return self.x0.expand_as(y)
 
 
@@ -149,11 +149,11 @@ def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     x0 = metrics.signed(image)
     recipe = Recipe(
         steps=12,
-        lam_max=3.0,
-        lam_min=0.2,
-        vocabulary=256,
-        start_bins=1,
-        start_vocabulary=256,
+        sigma_max=3.0,
+        sigma_min=0.2,
+        vocab_size=256,
+        start_budget=1,
+        start_vocab_size=256,
         seed=int(fresh.integers(1 << 32)),
     )
     oracle = Oracle(x0 + 1e-3 * torch.from_numpy(fresh.normal(size=x0.shape).astype(np.float32)))  # no residual is zero
@@ -163,21 +163,21 @@ def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     r = (0.2 / 3.0) ** (1 / 12)
     assert claimed == pytest.approx(1 + 12 * (1 - r * r))
     assert float((y - x0).square().mean()) / 0.2**2 == pytest.approx(claimed, rel=0.25)
-    plan = codec.plan(32, 32)
+    plan = codec.stream(32, 32)
     own = codec.walk(
         plan,
         1,
-        lambda some, x: codec.start_rule.book.select(plan.views(x0) - x, some.bins, some.step).flatten(1),
+        lambda some, x: codec.start_rule.book.select(plan.views(x0) - x, some.budget, some.step_index).flatten(1),
         finish=False,
     )
     assert float((own - x0).square().mean()) / 0.2**2 == pytest.approx(1, rel=0.25)
 
 
 def test_forced_and_own_walk_differ_in_the_back_trace_only(fresh):
-    """Told to keep lam_down / lam, the forced walk is the codec's own: same tokens, same pictures."""
+    """Told to keep sigma_down / sigma, the forced walk is the codec's own: same tokens, same pictures."""
     images = random_images(fresh, 2, 16, 16)
     shrink = Shrink()
-    recipe = Recipe(steps=5, lam_max=3.0, lam_min=0.2, vocabulary=256, start_bins=1, start_vocabulary=256)
+    recipe = Recipe(steps=5, sigma_max=3.0, sigma_min=0.2, vocab_size=256, start_budget=1, start_vocab_size=256)
     codec = Codec(recipe.build(shrink), shrink, graphs=False)
     tokens, decoded = codec.reconstruct(images)
     book = codec.rule.book
@@ -186,11 +186,11 @@ def test_forced_and_own_walk_differ_in_the_back_trace_only(fresh):
     class Traced(type(book)):
         def backtrace(self, y, x0_hat, tokens, keep, gain, step, pooled=False):
             s = codec.spec.schedule[step]
-            assert keep == s.lam_next / s.lam > s.keep
+            assert keep == s.sigma_next / s.sigma > s.keep
             return backtrace(self, y, x0_hat, tokens, s.keep, gain, step, pooled)
 
     assert not torch.equal(paper_walks.forced(codec, images)[1], decoded)
-    codec.rule = dataclasses.replace(codec.rule, book=Traced(book.law, book.vocabulary, book.seed))
+    codec.rule = dataclasses.replace(codec.rule, book=Traced(book.codebook, book.vocab_size, book.seed))
     forced_tokens, forced_decoded, _ = paper_walks.forced(codec, images)
     assert torch.equal(forced_tokens, tokens)
     assert torch.allclose(forced_decoded, decoded, atol=1e-6)
@@ -238,7 +238,7 @@ def test_the_best_choice_is_taken_once_all_are_tried():
     assert paper_rows.resolved(row, dict(zip(names[:2], (20.0, 21.0), strict=True))) is None
     found = paper_rows.resolved(row, dict(zip(names, (20.0, 21.0, 20.5), strict=True)))
     assert found is not None
-    assert found["recipe"] == {**paper_rows.LOG, "lam_min": 0.2}
+    assert found["recipe"] == {**paper_rows.LOG, "sigma_min": 0.2}
 
 
 # ---- the script ---------------------------------------------------------------------------------------------------------
@@ -281,13 +281,13 @@ def test_sections_measured_apart_come_together(dry, tmp_path, monkeypatch):
 
 
 def test_the_end_point_of_a_gaussian_is_where_small_steps_of_its_ode_lead(fresh):
-    """dy / dlam = (y - x0_hat) / lam, by Euler in ln lam; and unlike the mean it has the images' own variance."""
+    """dy / dlam = (y - x0_hat) / sigma, by Euler in ln sigma; and unlike the mean it has the images' own variance."""
     prior = paper.small_gaussian()
     y = torch.from_numpy(fresh.normal(size=(400, 3, 16, 16))).float() * 2 + prior.mean.view(3, 16, 16)
     end, x = paper.EndPoint(prior)(y, 2.0), y.double()
     levels = np.geomspace(2.0, 1e-3, 2000)
-    for lam, lower in zip(levels, levels[1:], strict=False):
-        x = x + (lower - lam) / lam * (x - prior(x.float(), lam).double())
+    for sigma, lower in zip(levels, levels[1:], strict=False):
+        x = x + (lower - sigma) / sigma * (x - prior(x.float(), sigma).double())
     assert float((end - x).abs().mean()) < 0.01
     signal = (
         prior.mean

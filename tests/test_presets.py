@@ -46,7 +46,7 @@ def test_files_have_the_rate_that_the_preset_names(name):
     """Of the whole file, at any size and orientation: within 8 %, and within 3 % at Kodak's size."""
     spec = presets.get(name).spec
     for height, width in [(512, 768), (768, 512), (300, 451), (400, 600), (512, 512), (1080, 1920), (1333, 1000)]:
-        bits = 8 * OVERHEAD + sum(run.count * (run.vocabulary.bit_length() - 1) for _, run in spec.runs_for(height, width))
+        bits = 8 * OVERHEAD + sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
         tolerance = 0.03 if height * width == 512 * 768 else 0.08
         assert bits / (height * width) == pytest.approx(RATES[name], rel=tolerance), (height, width)
 
@@ -70,21 +70,21 @@ def test_presets_are_calibrated_until_levels_or_bins_are_asked_for(monkeypatch):
 
     def levels(**changes) -> list[float]:
         spec = presets.changed(recipe, **changes).build(backbone)
-        return [spec.schedule[0].lam, spec.schedule[-1].lam_next, spec.start_bins]
+        return [spec.schedule[0].sigma, spec.schedule[-1].sigma_next, spec.start_budget]
 
-    curve = calibration.shipped()["gaussian-prior"]
+    curve = calibration.shipped_curves()["gaussian-prior"]
     start, steps = calibration.schedule_for(curve, 3 * 512 * 768, recipe.tokens, 7, 65536)
-    assert levels(steps=7) == [steps[0].lam, steps[-1].lam_next, start]
-    assert levels(steps=7, seed=5, finish="heun", law="independent") == levels(steps=7)
-    assert presets.changed(recipe, finish="heun", finish_steps=3).build(backbone).finish_levels[-1] == 0
+    assert levels(steps=7) == [steps[0].sigma, steps[-1].sigma_next, start]
+    assert levels(steps=7, seed=5, solver="heun", codebook="independent") == levels(steps=7)
+    assert presets.changed(recipe, solver="heun", solver_steps=3).build(backbone).solver_levels[-1] == 0
     assert levels(tokens=900)[1] > levels()[1] > levels(tokens=20_000)[1]
-    assert levels(bins=9)[:2] == levels(tokens=0)[:2] == [recipe.lam_max, recipe.lam_min]
-    assert levels(lam_max=5, lam_min=0.5) == [5, 0.5, recipe.start_bins]
-    for wrong in ({"tokens": 900, "lam_max": 5}, {"tokens": -1}, {"tokens": 5, "scale_pixels": 0}):
+    assert levels(budget=9)[:2] == levels(tokens=0)[:2] == [recipe.sigma_max, recipe.sigma_min]
+    assert levels(sigma_max=5, sigma_min=0.5) == [5, 0.5, recipe.start_budget]
+    for wrong in ({"tokens": 900, "sigma_max": 5}, {"tokens": -1}, {"tokens": 5, "scale_pixels": 0}):
         with pytest.raises(SpecError):
             presets.changed(recipe, **wrong).build(backbone)
-    monkeypatch.setattr(calibration, "shipped", dict)  # a backbone without a curve
-    assert levels() == levels(tokens=0) == [recipe.lam_max, recipe.lam_min, recipe.start_bins]
+    monkeypatch.setattr(calibration, "shipped_curves", dict)  # a backbone without a curve
+    assert levels() == levels(tokens=0) == [recipe.sigma_max, recipe.sigma_min, recipe.start_budget]
 
 
 def test_load_takes_presets_specifications_and_changes():
@@ -94,7 +94,7 @@ def test_load_takes_presets_specifications_and_changes():
     changed = noisebook.load("photo", backbone="gaussian-prior", steps=3, seed=9)
     assert (len(changed.spec.schedule), changed.spec.seed, changed.spec.backbone) == (3, 9, "gaussian-prior")
     assert codec.default_size == (512, 768)
-    assert len(codec.layout) == codec.plan(512, 768).length > 6000
+    assert len(codec.layout) == codec.stream(512, 768).length > 6000
     small = codec.encode(torch.zeros(1, 3, 64, 80, dtype=torch.uint8))
     assert small.shape == (1, len(codec.layout_for(64, 80)))
     for call in (

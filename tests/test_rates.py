@@ -74,21 +74,21 @@ def test_rivals_spend_what_they_were_given_and_no_less(bits, calls):
     """In as many network calls; the default no more bits, the others no fewer (but a step's atom), so that they are not held
     down."""
     backbone = Shrink()
-    lam = np.geomspace(64, 0.01, 25)
-    mse = 0.25 * lam**2 / (0.25 + lam**2)
-    some = calibration.Curve("shrink", backbone.fingerprint, tuple(lam.tolist()), tuple(mse.tolist()), 0.25)
+    sigma = np.geomspace(64, 0.01, 25)
+    mse = 0.25 * sigma**2 / (0.25 + sigma**2)
+    some = calibration.Curve("shrink", backbone.fingerprint, tuple(sigma.tolist()), tuple(mse.tolist()), 0.25)
     place = rivals.Place(backbone, some, 32, 32)
     x = random_images(np.random.default_rng(bits), 1, 32, 32)
     for name in ("default", "DDCM", "Turbo-DDCM"):
         codec = Codec(rivals.MAKERS[name](place, bits, calls), backbone)
         spent = 8 * codec.encode_packed(x).shape[1]
-        assert codec.calls <= calls
+        assert codec.nfe <= calls
         if name == "default":
             assert 0.9 * bits <= spent <= bits
         else:
             assert bits <= spent <= 1.1 * bits + 16, name
     spec = rivals.turbo_on_ours(place, bits, calls)
-    assert sum(coding.subset_bits(rivals.ATOMS, s.bins) for s in spec.schedule) <= bits + 15 * len(spec.schedule)
+    assert sum(coding.subset_bits(rivals.ATOMS, s.budget) for s in spec.schedule) <= bits + 15 * len(spec.schedule)
     assert Codec(rivals.diffc(place, bits, calls), backbone).calls <= calls
 
 
@@ -129,7 +129,7 @@ def test_a_row_has_the_distances_of_networks_that_are_given(tmp_path, fresh, mon
     each = [float((a.float() - b.float()).abs().mean() / 127.5) * len(a) for a, b in zip(originals, shown, strict=True)]
     assert out["distances"]["dists"]["mean"] == pytest.approx(sum(each) / 4, rel=1e-5)
     assert out["distances"]["dists"]["network"].startswith("dists.pt sha256:")
-    assert out["decode_calls"] == 5
+    assert out["decode_nfe"] == 5
 
 
 def test_the_page_leads_with_the_comparison_that_is_like_with_like():

@@ -113,14 +113,14 @@ def test_what_the_page_says_is_so(tmp_path, net, made):
         found.append(psnr(pixels, original))
         assert f"{found[-1]:.2f} dB" in page.text
     assert f"{np.mean(found):.2f} dB" in page.text
-    bpp = packed_bits(codec.plan(SIDE, SIDE).runs) / SIDE**2
+    bpp = packed_bits(codec.stream(SIDE, SIDE).runs) / SIDE**2
     assert f"{bpp:.4f}" in page.text
     total = sum(entropy(column) for column in np.stack([row["tokens"] for row in data]).T)
     assert f"{total:,.1f} bits as counted" in page.text
 
 
 def test_several_are_compared_on_the_same_pictures(tmp_path, net, made):
-    page = report(tmp_path, net, made("low"), made("high", "--vocabulary", "4096"), options=("--images", "3"))
+    page = report(tmp_path, net, made("low"), made("high", "--vocab-size", "4096"), options=("--images", "3"))
     assert "Rate and distortion" in page.text
     assert "The same images in each." in page.text
     assert len([alt for alt in page.images if alt.startswith("original")]) == 3
@@ -139,7 +139,7 @@ def test_originals_that_are_gone(tmp_path, net, made):
 
 
 def test_a_part_and_codes_of_many_lengths(tmp_path, net, made):
-    out = made("poisson", "--rule", "poisson", "--bins", "1", "--bins-last", "1", "--vocabulary", "65536")
+    out = made("poisson", "--rule", "poisson", "--budget", "1", "--budget-last", "1", "--vocab-size", "65536")
     (out / "ledger/000001.json").unlink()
     page = report(tmp_path, net, out)
     assert "Not complete" in page.text

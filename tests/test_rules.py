@@ -17,14 +17,16 @@ from common import ROOT, Shrink, random_images
 from noisebook import CodecMismatchError, CodecSpec, FormatError, SpecError, Step, codebook
 from noisebook.backbones import fingerprint_of
 from noisebook.codebook import Codebook, reference
-from noisebook.codec.codec import Codec
+from noisebook.codebook import chunks as chunking
+from noisebook.codec.codec import Codec, rule_of
 from noisebook.format import container
 from noisebook.format.container import OVERHEAD, Container
 from noisebook.format.entropy import encode_symbols, ideal_bits, zipf_table
+from noisebook.format.runs import Run
 from noisebook.images.files import decode_picture, encode_picture, spec_of, token_runs
 from noisebook.images.io import read_image
-from noisebook.rules import rules
-from noisebook.rules.rules import refined, rule_of
+from noisebook.rules import Rule
+from noisebook.rules.bins import refined
 from noisebook.spec import presets
 from noisebook.spec.schedule import falling, log_uniform
 
@@ -34,27 +36,27 @@ KNOWN = json.loads((ROOT / "tests/golden/codebook_known_answers.json").read_text
 
 # Changes to the specification of `build` that lead through every rule; poisson: steps of 1, 2 and several chunks
 CASES = {
-    "bins": {"bins": 16, "start_bins": 2},
-    "bins 2-D": {"bins": 8, "rows": 2, "columns": 3},
-    "top": {"rule": "top", "bins": 21},
-    "top 2-D": {"rule": "top", "bins": 5, "rows": 2, "columns": 3, "start_bins": 2},
-    "pursuit": {"rule": "pursuit", "bins": 2, "coefficient_bits": 3, "vocabulary": 128},
-    "pursuit 2-D": {"rule": "pursuit", "bins": 3, "coefficient_bits": 2, "vocabulary": 64, "rows": 2, "columns": 3},
-    "pursuit of one atom": {"rule": "pursuit", "bins": 1},
-    "poisson": {"rule": "poisson", "bins": [1, 7, 9, 20, 33, 50], "start_bins": 2},
-    "top independent": {"rule": "top", "bins": 7, "law": "independent", "vocabulary": 130},
-    "poisson independent": {"rule": "poisson", "bins": [1, 7, 9, 20, 33, 50], "law": "independent"},
+    "bins": {"budget": 16, "start_budget": 2},
+    "bins 2-D": {"budget": 8, "rows": 2, "columns": 3},
+    "top": {"rule": "top", "budget": 21},
+    "top 2-D": {"rule": "top", "budget": 5, "rows": 2, "columns": 3, "start_budget": 2},
+    "pursuit": {"rule": "pursuit", "budget": 2, "coefficient_bits": 3, "vocab_size": 128},
+    "pursuit 2-D": {"rule": "pursuit", "budget": 3, "coefficient_bits": 2, "vocab_size": 64, "rows": 2, "columns": 3},
+    "pursuit of one atom": {"rule": "pursuit", "budget": 1},
+    "poisson": {"rule": "poisson", "budget": [1, 7, 9, 20, 33, 50], "start_budget": 2},
+    "top independent": {"rule": "top", "budget": 7, "codebook": "independent", "vocab_size": 130},
+    "poisson independent": {"rule": "poisson", "budget": [1, 7, 9, 20, 33, 50], "codebook": "independent"},
 }
 
 
-def build(backbone, bins=4, steps=6, effort=0, **changes) -> Codec:
-    schedule = falling(log_uniform(3, 0.2, steps), 0.5, bins)
-    changes = {"vocabulary": 512, "start_vocabulary": 256, **changes}
+def build(backbone, budget=4, steps=6, effort=0, **changes) -> Codec:
+    schedule = falling(log_uniform(3, 0.2, steps), 0.5, budget)
+    changes = {"vocab_size": 512, "start_vocab_size": 256, **changes}
     return Codec(CodecSpec(backbone.name, backbone.fingerprint, schedule, **changes), backbone, effort=effort)
 
 
-def rule_for(rule: str, step: Step, law: str, vocabulary: int, seed: int, **changes) -> rules.Rule:
-    return rule_of(CodecSpec("b", "f", (step,), law=law, vocabulary=vocabulary, seed=seed, rule=rule, **changes))
+def rule_for(rule: str, step: Step, law: str, vocab_size: int, seed: int, **changes) -> Rule:
+    return rule_of(CodecSpec("b", "f", (step,), codebook=law, vocab_size=vocab_size, seed=seed, rule=rule, **changes))
 
 
 def pixels_of(images: torch.Tensor) -> np.ndarray:
@@ -96,7 +98,7 @@ def test_top_is_turbo_ddcm(d, law, extension, fresh, monkeypatch):
     step = Step(1, 0.25, 0.5, m)
     rule = rule_for("top", step, law, 512, seed, rows=1, columns=2)
     residual = torch.from_numpy(fresh.standard_normal((3, 2, d), "float32"))
-    tokens = rule.select(residual, m, number, step)
+    tokens = rule.select(residual, m, number, step.kept, step.sigma_up)
     z = rule.noise(tokens, (2, d), m, number).numpy()
     for unit in range(2):
         words = codewords(law, 256, d, number, seed, unit)
@@ -122,7 +124,7 @@ def test_pursuit_is_ddcms_matching_pursuit(m, c, law, fresh, monkeypatch):
     step, largest = Step(1, 0.25, 0.5, m), 2**c - 1
     rule = rule_for("pursuit", step, law, 256, seed, rows=1, columns=2, coefficient_bits=c)
     residual = torch.from_numpy(fresh.standard_normal((3, 2, d), "float32"))
-    tokens = rule.select(residual, m, number, step)
+    tokens = rule.select(residual, m, number, step.kept, step.sigma_up)
     z = rule.noise(tokens, (2, d), m, number).numpy()
     assert tokens.shape == (3, 2 * (2 * m - 1))
     for unit in range(2):
@@ -159,7 +161,7 @@ def test_pursuit_of_padded_views_is_nearly_as_good(law, fresh):
     step = Step(1, 0.25, 0.5, 5)
     rule = rule_for("pursuit", step, law, 256, 0, coefficient_bits=c)
     residual = torch.from_numpy(fresh.standard_normal((20, 1, d), "float32"))
-    tokens = rule.select(residual, 5, number, step)
+    tokens = rule.select(residual, 5, number, step.kept, step.sigma_up)
     every = codewords(law, 128, d, number, 0, 0)
     every = unit_rms(np.concatenate([every, -every]))
     found, naive = [], []
@@ -181,16 +183,16 @@ def test_pursuit_of_padded_views_is_nearly_as_good(law, fresh):
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("bits", [1, 9, 40])
-@pytest.mark.parametrize("lam", [0.8, math.inf])
-def test_poisson_is_diffcs_reverse_channel_coding(lam, bits, law, fresh):
+@pytest.mark.parametrize("sigma", [0.8, math.inf])
+def test_poisson_is_diffcs_reverse_channel_coding(sigma, bits, law, fresh):
     """argmin log T_k - <z_k, mu> in each chunk, mu = sqrt(SNR_next - SNR) (x0 - x0_hat) at p = 1/2."""
     number, seed, d = int(fresh.integers(2**31)), int(fresh.integers(2**63)), 150
-    step = falling([lam, 0.5], 0.5, bits)[0]
+    step = falling([sigma, 0.5], 0.5, bits)[0]
     rule = rule_for("poisson", step, law, 512, seed)  # chunks of up to 8 index bits
     residual = torch.from_numpy(fresh.standard_normal((4, 1, d), "float32")) * 0.5
-    tokens = rule.select(residual, bits, number, step)
+    tokens = rule.select(residual, bits, number, step.kept, step.sigma_up)
     z = rule.noise(tokens, (1, d), bits, number)
-    mu = math.sqrt(1 / 0.5**2 - (0 if lam == math.inf else 1 / lam**2)) * residual[:, 0].double().numpy()
+    mu = math.sqrt(1 / 0.5**2 - (0 if sigma == math.inf else 1 / sigma**2)) * residual[:, 0].double().numpy()
     chunks = math.ceil(bits / 6)
     sizes = [(bits + 2 * chunks) // chunks + (i < (bits + 2 * chunks) % chunks) for i in range(chunks)]
     width = -(-d // chunks)
@@ -212,7 +214,7 @@ def test_poisson_is_diffcs_reverse_channel_coding(lam, bits, law, fresh):
         assert np.abs(keys[np.arange(4), mine] - keys.min(1)).max() < 1e-3 * np.linalg.norm(mu, axis=1).max()
         right = unit_rms(words[mine])[:, : len(dims)]
         assert np.abs(z[:, 0, dims].numpy() - right).max() < 1e-5
-    places, back = rules.chunk_places(d, chunks, number, seed, torch.device("cpu"))
+    places, back = chunking.chunk_places(d, chunks, number, seed, torch.device("cpu"))
     assert sorted(places[places >= 0].tolist()) == list(range(d))  # every dimension in one chunk, once
     assert (places.flatten()[back] == torch.arange(d)).all()
 
@@ -228,20 +230,20 @@ def test_poisson_has_the_statistics_of_a_truncated_poisson_functional_representa
     step = Step(1, 0.25, 0.5, 8 * chunks)
     for law in LAWS:
         rule = rule_for("poisson", step, law, 2 << c, int(fresh.integers(2**63)))
-        (run,) = rule.spec.step_runs(step.bins)
-        assert (run.count, run.vocabulary) == (chunks, 1 << c)
+        (run,) = (Run(*run) for run in rule.runs(step.budget, 1, rule.book.vocab_size, 0))
+        assert (run.count, run.vocab_size) == (chunks, 1 << c)
         along, indices = [], []
         for number in range(steps):
-            places, _ = rules.chunk_places(chunks * width, chunks, number, rule.book.seed, torch.device("cpu"))
+            places, _ = chunking.chunk_places(chunks * width, chunks, number, rule.book.seed, torch.device("cpu"))
             mu = torch.from_numpy(fresh.standard_normal((chunks, width), "float32"))
             mu *= size / mu.norm(dim=1, keepdim=True)
             residual = torch.empty(chunks * width)
-            residual[places] = mu * (step.gain / (1 - step.keep))
-            tokens = rule.select(residual[None, None], step.bins, number, step)
-            z = rule.noise(tokens, (1, chunks * width), step.bins, number)[0, 0]
+            residual[places] = mu * (step.sigma_up / (1 - step.keep))
+            tokens = rule.select(residual[None, None], step.budget, number, step.kept, step.sigma_up)
+            z = rule.noise(tokens, (1, chunks * width), step.budget, number)[0, 0]
             along += ((z[places] * mu).sum(1) / size).tolist()
             indices += tokens[0].tolist()
-        count, model = len(along), (run.vocabulary, run.zipf)
+        count, model = len(along), (run.vocab_size, run.zipf)
         error = np.sqrt(np.var(along) / count + simulated.var() / simulations)
         assert abs(np.mean(along) - simulated.mean()) < 5 * error, law
         assert abs(np.var(along) / simulated.var() - 1) < 5 * math.sqrt(2 / count + 2 / simulations), law
@@ -261,14 +263,14 @@ def test_round_trips_through_files_are_exact(height, width, case, shrink, fresh)
     file = Container.from_bytes(data)
     assert spec_of(file) == codec.spec
     runs = token_runs(codec.spec, height, width)
-    assert tuple(runs) == codec.plan(height, width).runs
+    assert tuple(runs) == codec.stream(height, width).runs
     assert container.unpack(file.payload, runs).tolist() == tokens[0].tolist()
     right = np.clip(np.rint((pixels_of(predicted).astype(np.float32) + 1) * np.float32(127.5)), 0, 255)
     assert (decode_picture(codec, file) == right).all()
     # the file's size, to the bit
-    units, v, plain, coded = codec.spec.units, codec.spec.vocabulary, codec.spec.start_bins * codec.spec.units * 8, b""
+    units, v, plain, coded = codec.spec.blocks, codec.spec.vocab_size, codec.spec.start_budget * codec.spec.blocks * 8, b""
     for step in codec.spec.schedule:
-        m = step.bins
+        m = step.budget
         if codec.spec.rule == "bins":
             plain += units * m * int(math.log2(v))
         elif codec.spec.rule == "top":
@@ -276,8 +278,8 @@ def test_round_trips_through_files_are_exact(height, width, case, shrink, fresh)
         elif codec.spec.rule == "pursuit":
             plain += units * (m * int(math.log2(v)) + (m - 1) * codec.spec.coefficient_bits)
     if codec.spec.rule == "poisson":
-        models = [(run.vocabulary, run.zipf) for run in runs if run.zipf for _ in range(run.count)]
-        symbols = tokens[0, codec.spec.start_bins :].tolist()
+        models = [(run.vocab_size, run.zipf) for run in runs if run.zipf for _ in range(run.count)]
+        symbols = tokens[0, codec.spec.start_budget :].tolist()
         coded = encode_symbols(symbols, models)
         assert 8 * len(coded) <= ideal_bits(symbols, models) + 16
     assert container.packed_bits(runs) == plain
@@ -296,7 +298,7 @@ def test_batches_and_payloads(case, shrink, fresh):
         with pytest.raises(SpecError, match="differ in length"):
             codec.encode_packed(images)
         images, tokens = images[:1], tokens[:1]
-    payload, runs = codec.encode_packed(images), codec.plan(12, 18).runs
+    payload, runs = codec.encode_packed(images), codec.stream(12, 18).runs
     assert [row.numpy().tobytes() for row in payload] == [container.pack(row.numpy(), runs) for row in tokens]
     assert torch.equal(codec.decode_packed(payload, (12, 18)), codec.decode(tokens, (12, 18)))
 
@@ -304,27 +306,27 @@ def test_batches_and_payloads(case, shrink, fresh):
 @pytest.mark.parametrize("case", CASES)
 def test_layouts_say_what_every_position_is(case, shrink):
     codec = build(shrink, **CASES[case])
-    layout, units = codec.layout_for(12, 18), codec.spec.units
-    right = [(-1, u, b, 256) for u in range(units) for b in range(codec.spec.start_bins)]
+    layout, units = codec.layout_for(12, 18), codec.spec.blocks
+    right = [(-1, u, b, 256) for u in range(units) for b in range(codec.spec.start_budget)]
     for i, step in enumerate(codec.spec.schedule):
         if codec.spec.rule == "poisson":
-            sizes = [run.vocabulary for run in codec.spec.step_runs(step.bins) for _ in range(run.count)]
+            sizes = [run.vocab_size for run in codec.spec.step_runs(step.budget) for _ in range(run.count)]
             right += [(i, chunk, 0, size) for chunk, size in enumerate(sizes)]
             continue
-        right += [(i, u, b, codec.spec.vocabulary) for u in range(units) for b in range(step.bins)]
+        right += [(i, u, b, codec.spec.vocab_size) for u in range(units) for b in range(step.budget)]
         if codec.spec.rule == "pursuit":
-            later = range(step.bins, 2 * step.bins - 1)
+            later = range(step.budget, 2 * step.budget - 1)
             right += [(i, u, b, 1 << codec.spec.coefficient_bits) for u in range(units) for b in later]
-    found = torch.stack([layout.step, layout.unit, layout.bin, layout.vocabulary], 1)
+    found = torch.stack([layout.step_index, layout.block, layout.bin, layout.vocab_size], 1)
     assert [tuple(row) for row in found.tolist()] == right
-    assert len(layout) == codec.plan(12, 18).length == sum(run.count for run in token_runs(codec.spec, 12, 18))
+    assert len(layout) == codec.stream(12, 18).length == sum(run.count for run in token_runs(codec.spec, 12, 18))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_any_tokens_decode(case, shrink, fresh):
     codec = build(shrink, **CASES[case])
     layout = codec.layout_for(12, 18)
-    largest = layout.vocabulary.numpy() - 1
+    largest = layout.vocab_size.numpy() - 1
     for tokens in (fresh.integers(0, largest + 1), fresh.integers(0, largest + 1), 0 * largest, largest):
         decoded = codec.decode(torch.from_numpy(tokens)[None], (12, 18))
         assert torch.isfinite(decoded).all()
@@ -355,8 +357,8 @@ def test_damaged_payloads_raise_format_errors_or_decode(case, shrink, fresh):
 
 # ---- the specification -----------------------------------------------------------------------------------------------
 def spec(**changes) -> CodecSpec:
-    bins = changes.pop("bins", 4)
-    return CodecSpec("b", "f", falling([2, 1, 0.5], 0.5, bins), **changes)
+    budget = changes.pop("budget", 4)
+    return CodecSpec("b", "f", falling([2, 1, 0.5], 0.5, budget), **changes)
 
 
 def test_specifications_without_a_rule_are_what_they_were():
@@ -379,8 +381,8 @@ def test_rules_go_through_json_and_change_the_hash():
         spec(),
         spec(rule="top"),
         spec(rule="poisson"),
-        spec(rule="top", bins=45),
-        spec(rule="pursuit", bins=1),
+        spec(rule="top", budget=45),
+        spec(rule="pursuit", budget=1),
         spec(rule="pursuit", coefficient_bits=2),
         spec(rule="pursuit", coefficient_bits=3),
     ]
@@ -402,18 +404,18 @@ def test_rules_go_through_json_and_change_the_hash():
         ({"rule": "pursuit", "coefficient_bits": 0}, "2 to 16"),
         ({"rule": "pursuit", "coefficient_bits": 17}, "2 to 16"),
         # one atom in the schedule, but more in larger images: their coefficients would have no bits
-        ({"rule": "pursuit", "bins": 1, "scale_pixels": 64}, "2 to 16"),
+        ({"rule": "pursuit", "budget": 1, "scale_pixels": 64}, "2 to 16"),
         ({"coefficient_bits": 2}, "for rule pursuit"),
         ({"rule": "top", "coefficient_bits": 2}, "for rule pursuit"),
-        ({"rule": "top", "vocabulary": 64, "bins": 33}, "33 of 32 atoms"),
+        ({"rule": "top", "vocab_size": 64, "budget": 33}, "33 of 32 atoms"),
         ({"rule": "poisson", "rows": 2}, "rows and columns must be 1"),
         ({"rule": "poisson", "columns": 2}, "rows and columns must be 1"),
-        ({"rule": "poisson", "vocabulary": 8}, "power of two from 16 to 2.25"),
-        ({"rule": "poisson", "vocabulary": 1 << 26}, "power of two from 16 to 2.25"),
-        ({"rule": "poisson", "vocabulary": 100, "law": "independent"}, "power of two from 16 to 2.25"),
-        ({"bins": 3}, "power of two"),
-        ({"rule": "top", "bins": 3, "start_bins": 3}, "power of two"),
-        ({"rule": "top", "bins": 300, "start_bins": 300}, "power of two"),
+        ({"rule": "poisson", "vocab_size": 8}, "power of two from 16 to 2.25"),
+        ({"rule": "poisson", "vocab_size": 1 << 26}, "power of two from 16 to 2.25"),
+        ({"rule": "poisson", "vocab_size": 100, "codebook": "independent"}, "power of two from 16 to 2.25"),
+        ({"budget": 3}, "power of two"),
+        ({"rule": "top", "budget": 3, "start_budget": 3}, "power of two"),
+        ({"rule": "top", "budget": 300, "start_budget": 300}, "power of two"),
     ],
     ids=str,
 )
@@ -424,26 +426,26 @@ def test_what_cannot_be_is_refused_with_the_reason(changes, reason):
 
 def test_what_does_not_fit_the_image_is_refused(shrink):
     """Also the second of DiffC's faults of 2026: chunks without dimensions (diffc_cod.md 1.3)."""
-    build(shrink, rule="poisson", bins=6 * 47, vocabulary=512).plan(4, 4)  # 48 dimensions: one chunk of 2, 46 of 1
+    build(shrink, rule="poisson", budget=6 * 47, vocab_size=512).stream(4, 4)  # 48 dimensions: one chunk of 2, 46 of 1
     for bits, fits in ((6 * 48, True), (6 * 49, False), (1000, False)):
-        codec = build(shrink, rule="poisson", bins=bits, vocabulary=512)
+        codec = build(shrink, rule="poisson", budget=bits, vocab_size=512)
         if fits:
-            codec.plan(4, 4)
+            codec.stream(4, 4)
         else:
             with pytest.raises(SpecError, match="some of them empty"):
-                codec.plan(4, 4)
-    codec = build(shrink, rule="top", bins=30, vocabulary=64, scale_pixels=64)
-    codec.plan(8, 8)
+                codec.stream(4, 4)
+    codec = build(shrink, rule="top", budget=30, vocab_size=64, scale_pixels=64)
+    codec.stream(8, 8)
     with pytest.raises(SpecError, match="of 32 atoms"):
-        codec.plan(16, 8)
+        codec.stream(16, 8)
 
 
 def test_budgets_of_other_rules_scale_in_whole_numbers(fresh):
     bins = [int(b) for b in fresh.integers(1, 40, 2)]
     for rule in ("top", "poisson"):
-        some = spec(rule=rule, bins=bins, scale_pixels=1000)
+        some = spec(rule=rule, budget=bins, scale_pixels=1000)
         for height, width in ((10, 100), (31, 47), (5, 11), (90, 80)):
-            found, _ = some.bins_for(height, width)
+            found, _ = some.budgets_for(height, width)
             target = np.cumsum(bins) * height * width / 1000
             if np.diff(target, prepend=0).min() >= 1:  # else a step gets its one token or bit before it is due
                 assert (np.abs(np.cumsum(found) - target) <= 0.5).all()
@@ -492,7 +494,7 @@ def test_refining_never_hurts_on_average(bins, law, fresh):
 
 def test_effort_is_the_encoders_alone(shrink, fresh):
     images = random_images(fresh, 2, 32, 48)
-    plain, careful = build(shrink, bins=64), build(shrink, bins=64, effort=2)
+    plain, careful = build(shrink, budget=64), build(shrink, budget=64, effort=2)
     assert plain.spec == careful.spec
     tokens, predicted = careful.reconstruct(images)
     assert not torch.equal(tokens, plain.encode(images))
@@ -565,7 +567,7 @@ def test_fault_2_the_order_of_chunks_is_written_down(fresh):
 @pytest.mark.parametrize("case", CASES)
 def test_fault_3_decoding_knows_no_generator_and_no_default_dtype(case, shrink, fresh):
     codec = build(shrink, **CASES[case])
-    tokens = torch.from_numpy(fresh.integers(0, codec.layout_for(12, 18).vocabulary.numpy()))[None]
+    tokens = torch.from_numpy(fresh.integers(0, codec.layout_for(12, 18).vocab_size.numpy()))[None]
     right = codec.decode(tokens, (12, 18))
     try:
         for dtype in (torch.float64, torch.bfloat16):
@@ -597,8 +599,8 @@ class Guided(Shrink):
         self.guidance = guidance
         self.fingerprint = fingerprint_of({"kind": "guided", "guidance": guidance}, {})
 
-    def denoise(self, y, lam, cond=None):
-        return super().denoise(y, lam) * self.guidance
+    def denoise(self, y, sigma, cond=None):
+        return super().denoise(y, sigma) * self.guidance
 
 
 def test_fault_4_guidance_is_part_of_the_fingerprint(fresh):
@@ -618,7 +620,7 @@ def test_fault_5_6_a_file_is_counted_whole_and_holds_its_divergences(shrink, fre
     (tmp_path / "x.nbk").write_bytes(encode_picture(codec, pixels))
     file = Container.read(tmp_path / "x.nbk")
     assert file.spec_json is not None
-    assert [step[3] for step in json.loads(file.spec_json)["schedule"]] == CASES["poisson"]["bins"]
+    assert [step[3] for step in json.loads(file.spec_json)["schedule"]] == CASES["poisson"]["budget"]
     assert (tmp_path / "x.nbk").stat().st_size == len(file.to_bytes())
     decoded = decode_picture(Codec(CodecSpec.from_json(file.spec_json), Shrink()), file)
     assert (decoded == decode_picture(codec, file)).all()
@@ -636,12 +638,12 @@ def test_fault_7_pictures_are_rounded_not_cut(shrink, fresh):
 
 def test_fault_8_chunks_of_20_index_bits(shrink, fresh):
     """A denominator of 2^24 leaves symbols without a code there; every one of ours has one, the last included."""
-    codec = build(shrink, rule="poisson", steps=1, bins=18, vocabulary=1 << 21)
+    codec = build(shrink, rule="poisson", steps=1, budget=18, vocab_size=1 << 21)
     images = random_images(fresh, 1, 8, 8)
     _, predicted = codec.reconstruct(images)
-    (run,) = codec.plan(8, 8).runs
-    assert run.vocabulary == 1 << 20
-    assert int(np.diff(zipf_table(run.vocabulary, run.zipf).astype(np.int64)).min()) >= 1
+    (run,) = codec.stream(8, 8).runs
+    assert run.vocab_size == 1 << 20
+    assert int(np.diff(zipf_table(run.vocab_size, run.zipf).astype(np.int64)).min()) >= 1
     assert torch.equal(codec.decode_packed(codec.encode_packed(images), (8, 8)), predicted)
     last = torch.tensor([[(1 << 20) - 1]])
     data = torch.from_numpy(np.frombuffer(container.pack(last[0].numpy(), [run]), np.uint8).copy())
@@ -650,11 +652,11 @@ def test_fault_8_chunks_of_20_index_bits(shrink, fresh):
 
 def test_fault_9_steps_of_one_bit_and_of_none(shrink, fresh):
     steps = (Step(3, 0.75, 1.5, 1), Step(1.5, 1, 1, 0), Step(1, 0.25, 0.5, 1), Step(0.5, 0, 0, 0))
-    codec = Codec(CodecSpec("shrink", shrink.fingerprint, steps, rule="poisson", vocabulary=512), shrink)
+    codec = Codec(CodecSpec("shrink", shrink.fingerprint, steps, rule="poisson", vocab_size=512), shrink)
     images = random_images(fresh, 1, 5, 5)
     tokens, predicted = codec.reconstruct(images)
     layout = codec.layout_for(5, 5)
-    assert (layout.step.tolist(), layout.vocabulary.tolist()) == ([0, 2], [8, 8])  # 1 bit and 2 of padding
+    assert (layout.step_index.tolist(), layout.vocab_size.tolist()) == ([0, 2], [8, 8])  # 1 bit and 2 of padding
     data = encode_picture(codec, pixels_of(images))
     assert torch.equal(codec.decode(tokens, (5, 5)), predicted)
     assert decode_picture(codec, Container.from_bytes(data)).shape == (5, 5, 3)
@@ -679,7 +681,7 @@ def test_fault_10_grey_transparent_and_odd_pictures(shrink, fresh, tmp_path):
     grey = Shrink()
     grey.channels = 1
     pixels = read_image(tmp_path / "x.png", 1)
-    codec = build(grey, **CASES["poisson"] | {"bins": 3})
+    codec = build(grey, **CASES["poisson"] | {"budget": 3})
     assert decode_picture(codec, Container.from_bytes(encode_picture(codec, pixels))).shape == (5, 6, 1)
 
 
@@ -688,16 +690,16 @@ def test_int32_fault_the_atom_that_is_scored_is_the_one_that_is_made(law, fresh)
     """K dims >= 2^31, where DiffC's index wrapped: the last atoms, as a residual, find themselves."""
     d, number, seed = 1 << 15, int(fresh.integers(2**31)), int(fresh.integers(2**63))
     book = Codebook(law, 2 << 16 if law == "hadamard" else (2 << 16) + 6, seed)
-    for k in (book.vocabulary // 2 - 1, book.vocabulary // 2 - 1 - int(fresh.integers(1, 1000))):
+    for k in (book.vocab_size // 2 - 1, book.vocab_size // 2 - 1 - int(fresh.integers(1, 1000))):
         z = book.noise(torch.tensor([[[2 * k]]]), d, number, pooled=True)
-        bias = torch.zeros(1, book.vocabulary // 2)
+        bias = torch.zeros(1, book.vocab_size // 2)
         assert book.biased(z, bias, number).item() == 2 * k
         assert book.top(z, 1, number).item() == 2 * k
 
 
 def test_constants_of_a_step_are_made_once(shrink, fresh, monkeypatch):
     """What a CUDA graph takes from the host must be there before it is recorded: a second walk makes nothing anew."""
-    codec = build(shrink, rule="poisson", steps=24, bins=20)
+    codec = build(shrink, rule="poisson", steps=24, budget=20)
     images = random_images(fresh, 1, 16, 16)
     codec.decode(codec.encode(images), (16, 16))
     made = []

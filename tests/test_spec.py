@@ -20,7 +20,7 @@ def make(**changes) -> CodecSpec:
 
 def test_json_round_trip_keeps_every_bit_and_the_hash(fresh):
     levels = sorted(fresh.uniform(0.01, 5, 7), reverse=True)
-    spec = make(schedule=schedule.falling(levels, 0.37, 8), seed=2**64 - 1, finish="heun", finish_levels=(levels[-1] / 3, 0))
+    spec = make(schedule=schedule.falling(levels, 0.37, 8), seed=2**64 - 1, solver="heun", solver_levels=(levels[-1] / 3, 0))
     again = CodecSpec.from_json(spec.to_json())
     assert again == spec
     assert again.hash == spec.hash
@@ -33,28 +33,28 @@ def test_every_field_changes_the_hash(field):
         "backbone": "c",
         "fingerprint": "g",
         "schedule": STEPS[:-1],
-        "law": "independent",
-        "vocabulary": 128,
+        "codebook": "independent",
+        "vocab_size": 128,
         "seed": 1,
-        "start_bins": 1,
-        "start_vocabulary": 16,
+        "start_budget": 1,
+        "start_vocab_size": 16,
         "rows": 2,
         "columns": 2,
-        "finish": "euler",
-        "finish_levels": (0.05, 0.0),
+        "solver": "euler",
+        "solver_levels": (0.05, 0.0),
         "scale_pixels": 99,
         "rule": "top",
         "coefficient_bits": 4,
         "condition": (8, 16, 16),
     }
     needed = {
-        "finish_levels": {"finish": "euler", "finish_levels": (0.0,)},
+        "solver_levels": {"solver": "euler", "solver_levels": (0.0,)},
         "coefficient_bits": {"rule": "pursuit", "coefficient_bits": 3},
     }
     base = make(**needed.get(field, {}))
     changes = {field: other[field]}
-    if field == "finish":
-        changes["finish_levels"] = (0.0,)
+    if field == "solver":
+        changes["solver_levels"] = (0.0,)
     assert dataclasses.replace(base, **changes).hash != base.hash
 
 
@@ -62,24 +62,24 @@ def test_every_field_changes_the_hash(field):
     "changes",
     [
         {"schedule": ()},
-        {"law": "gauss"},
-        {"vocabulary": 3},
-        {"vocabulary": 96},
-        {"vocabulary": 0},
+        {"codebook": "gauss"},
+        {"vocab_size": 3},
+        {"vocab_size": 96},
+        {"vocab_size": 0},
         {"seed": -1},
         {"seed": 2**64},
         {"rows": 0},
-        {"finish": "dpm"},
-        {"start_bins": 3},
-        {"start_bins": -1},
-        {"finish_levels": (0.0,)},
-        {"finish": "euler"},
-        {"finish": "euler", "finish_levels": (0.2, 0.0)},
-        {"finish": "heun", "finish_levels": (0.05,)},
+        {"solver": "dpm"},
+        {"start_budget": 3},
+        {"start_budget": -1},
+        {"solver_levels": (0.0,)},
+        {"solver": "euler"},
+        {"solver": "euler", "solver_levels": (0.2, 0.0)},
+        {"solver": "heun", "solver_levels": (0.05,)},
         {"schedule": (STEPS[0], STEPS[2])},
         {"scale_pixels": -1},
         {"schedule": (Step(3, 1, 2, 3),)},
-        {"schedule": (), "condition": (8, 16, 16), "finish": "ab2"},
+        {"schedule": (), "condition": (8, 16, 16), "solver": "ab2"},
         {"condition": (8, 16)},
         {"condition": (8, 12, 16)},
         {"condition": (8, 1, 16)},
@@ -87,7 +87,7 @@ def test_every_field_changes_the_hash(field):
         {"condition": (16, 16, 8)},
         {"condition": (0, 16, 16)},
         {"condition": (8, 16, 1 << 17)},
-        {"condition": (8, 16, 16), "start_bins": 1},
+        {"condition": (8, 16, 16), "start_budget": 1},
     ],
 )
 def test_bad_specifications_are_refused(changes):
@@ -143,40 +143,40 @@ def test_levels_have_both_ends_and_fall(spacing):
     levels = schedule.SPACINGS[spacing](3.0, 0.1, 20)
     assert len(levels) == 21
     assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
-    near = 0.04 if spacing == "turbo" else 0.02  # of whole times: one is 5 % of lam near .1
+    near = 0.04 if spacing == "turbo" else 0.02  # of whole times: one is 5 % of sigma near .1
     assert levels[0] == pytest.approx(3, rel=near)
     assert levels[-1] == pytest.approx(0.1, rel=near)
 
 
 def test_half_is_the_ddpm_posterior(fresh):
     """p = 1/2 gives the mean and variance of q(x_t | x_s, x0) of Ho et al. 2020, eq. 7, in noise-to-signal coordinates."""
-    lam, lam_next = sorted(fresh.uniform(0.1, 5, 2), reverse=True)
-    (step,) = schedule.falling([lam, lam_next], 0.5, 1)
-    abar, abar_next = 1 / (1 + lam**2), 1 / (1 + lam_next**2)
+    sigma, sigma_next = sorted(fresh.uniform(0.1, 5, 2), reverse=True)
+    (step,) = schedule.falling([sigma, sigma_next], 0.5, 1)
+    abar, abar_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
     alpha = abar / abar_next
     x0_weight = math.sqrt(abar_next) * (1 - alpha) / (1 - abar) / math.sqrt(abar_next)
     x_weight = math.sqrt(alpha) * (1 - abar_next) / (1 - abar) * math.sqrt(abar) / math.sqrt(abar_next)
     variance = (1 - abar_next) / (1 - abar) * (1 - alpha) / abar_next
     assert 1 - step.keep == pytest.approx(x0_weight, rel=1e-9)
     assert step.keep == pytest.approx(x_weight, rel=1e-9)
-    assert step.gain**2 == pytest.approx(variance, rel=1e-9)
+    assert step.sigma_up**2 == pytest.approx(variance, rel=1e-9)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
 def test_p_is_the_kept_share_of_the_log_distance(p):
     for s in schedule.falling([2, 1, 0.3], p, 2):
-        assert math.log(s.lam_next) == pytest.approx((1 - p) * math.log(s.lam) + p * math.log(s.lam_down))
+        assert math.log(s.sigma_next) == pytest.approx((1 - p) * math.log(s.sigma) + p * math.log(s.sigma_down))
 
 
 def test_ends_of_p():
     for s in schedule.falling([2, 1, 0.5, 0], 1, 3):
-        assert (s.bins, s.gain, s.lam_down) == (0, 0, s.lam_next)
+        assert (s.budget, s.sigma_up, s.sigma_down) == (0, 0, s.sigma_next)
     last = schedule.falling([2, 1, 0], 0.5, 4)[-1]
-    assert (last.lam_next, last.lam_down, last.bins) == (0, 0, 0)
+    assert (last.sigma_next, last.sigma_down, last.budget) == (0, 0, 0)
     for s in schedule.fixed_level(0.3, 10, 4):
-        assert (s.lam, s.lam_next, s.bins) == (0.3, 0.3, 4)
+        assert (s.sigma, s.sigma_next, s.budget) == (0.3, 0.3, 4)
         assert s.keep == pytest.approx(0.8)
-        assert s.keep**2 * s.lam**2 + s.gain**2 == pytest.approx(s.lam**2)
+        assert s.keep**2 * s.sigma**2 + s.sigma_up**2 == pytest.approx(s.sigma**2)
     for call in (
         lambda: schedule.falling([2, 1], 0, 1),
         lambda: schedule.falling([2, 1], 1.5, 1),
@@ -194,38 +194,46 @@ def test_scaled_bins_follow_the_size_of_the_image(fresh):
     counts = schedule.geometric(3, 700, 24)
     spec = make(schedule=schedule.falling(schedule.log_uniform(3, 0.1, 24), 0.5, counts), scale_pixels=512 * 768)
     for height, width in [(512, 768), (768, 512), (300, 451), *fresh.integers(200, 1500, (5, 2)).tolist()]:
-        bins, _ = spec.bins_for(height, width)
+        bins, _ = spec.budgets_for(height, width)
         assert all(b & (b - 1) == 0 and b > 0 for b in bins)
         wanted = sum(counts) * height * width / (512 * 768)
         assert sum(bins) == pytest.approx(wanted, rel=0.12), (height, width)
-    assert spec.bins_for(512, 768) == spec.bins_for(768, 512)
-    assert spec.bins_for(1, 1) == ([1] * 24, 0)
+    assert spec.budgets_for(512, 768) == spec.budgets_for(768, 512)
+    assert spec.budgets_for(1, 1) == ([1] * 24, 0)
 
 
 def test_warnings_name_the_failure_signs(shrink):
     def said(**changes):
         return " | ".join(Recipe(**changes).build(shrink).warnings())
 
-    assert "semantic drift" in said(lam_max=3, p=0)
-    assert "semantic drift" in said(lam_max=9, lam_min=2)
-    assert "stalls" in said(vocabulary=4)
+    assert "semantic drift" in said(sigma_max=3, p=0)
+    assert "semantic drift" in said(sigma_max=9, sigma_min=2)
+    assert "stalls" in said(vocab_size=4)
     assert "fixed random draw" in said()
     assert "p = 0.20" in said(p=0.2)
-    assert said(start_bins=4, start_vocabulary=256) == ""
+    assert said(start_budget=4, start_vocab_size=256) == ""
 
 
 def test_recipes_refuse_bad_numbers(shrink):
-    for changes in ({"spacing": "cubic"}, {"bins": 0}, {"rho": 0.5}, {"steps": 0}, {"p": -0.1}, {"bins": 3}, {"lam_min": 9}):
+    for changes in (
+        {"spacing": "cubic"},
+        {"budget": 0},
+        {"rho": 0.5},
+        {"steps": 0},
+        {"p": -0.1},
+        {"budget": 3},
+        {"sigma_min": 9},
+    ):
         with pytest.raises(SpecError):
             Recipe(**changes).build(shrink)
 
 
 def test_recipes_snap_to_the_grid_of_the_model(shrink):
     grid = [0.1 * 1.1**i for i in range(40)]
-    shrink.snap = lambda lam: min(grid, key=lambda g: abs(math.log(g / lam)))
-    spec = Recipe(steps=10, finish="euler", finish_steps=4, lam_min=0.5).build(shrink)
-    assert all(s.lam in grid and s.lam_next in grid for s in spec.schedule)
-    assert all(v in grid for v in spec.finish_levels[:-1])
+    shrink.round_sigma = lambda sigma: min(grid, key=lambda g: abs(math.log(g / sigma)))
+    spec = Recipe(steps=10, solver="euler", solver_steps=4, sigma_min=0.5).build(shrink)
+    assert all(s.sigma in grid and s.sigma_next in grid for s in spec.schedule)
+    assert all(v in grid for v in spec.solver_levels[:-1])
     with pytest.raises(SpecError, match="fewer steps"):
         Recipe(steps=100).build(shrink)
 
@@ -241,7 +249,7 @@ def test_pure_noise_is_a_first_level_only_and_null_in_json():
     assert CodecSpec.from_json(spec.to_json()) == spec
     first = json.loads(spec.to_json())["schedule"][0]
     assert first == [None, 0.0, levels[1], 4]
-    assert (spec.schedule[0].keep, spec.schedule[0].gain) == (0.0, levels[1])
+    assert (spec.schedule[0].keep, spec.schedule[0].sigma_up) == (0.0, levels[1])
     assert not [w for w in spec.warnings() if "p =" in w]
     with pytest.raises(SpecError):
         CodecSpec.from_json(spec.to_json().replace(f"[{levels[2]},", "[null,"))
@@ -306,23 +314,23 @@ def test_recipes_of_the_published_rules():
         backbone="gaussian-prior",
         steps=12,
         spacing="turbo",
-        lam_max=20,
-        lam_min=0.01,
+        sigma_max=20,
+        sigma_min=0.01,
         rule="top",
-        bins=40,
-        vocabulary=32768,
+        budget=40,
+        vocab_size=32768,
         free_steps=5,
     )
     spec = recipe.build(backbone)
-    assert [s.bins for s in spec.schedule] == 7 * [40] + 5 * [0]
-    assert all(s.lam_down == s.lam_next for s in spec.schedule[7:])
-    assert all(s.lam_down < s.lam_next for s in spec.schedule[:7])
-    assert [s.lam for s in spec.schedule] == schedule.turbo(20, 0.01, 12)[:-1]
+    assert [s.budget for s in spec.schedule] == 7 * [40] + 5 * [0]
+    assert all(s.sigma_down == s.sigma_next for s in spec.schedule[7:])
+    assert all(s.sigma_down < s.sigma_next for s in spec.schedule[:7])
+    assert [s.sigma for s in spec.schedule] == schedule.turbo(20, 0.01, 12)[:-1]
     assert sum(run.count for _, run in spec.runs_for(64, 64)) == 7 * 40
     assert all(run.subset == 40 for _, run in spec.runs_for(64, 64))
     pursuit = dataclasses.replace(recipe, rule="pursuit", coefficient_bits=3, free_steps=0).build(backbone)
     assert pursuit.coefficient_bits == 3
-    assert [r.vocabulary for _, r in pursuit.runs_for(64, 64)][:2] == [32768, 8]
+    assert [r.vocab_size for _, r in pursuit.runs_for(64, 64)][:2] == [32768, 8]
     for wrong in (
         {"free_steps": 12},
         {"free_steps": -1},

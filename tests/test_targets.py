@@ -39,9 +39,9 @@ def picture(fresh, height=96, width=128) -> np.ndarray:
 def test_a_rate_is_met_whatever_the_size(bpp, calls, near, prior, fresh):
     """Sums of few powers of two are not so near."""
     for height, width in ((96, 128), (77, 131), (200, 40)):
-        data, codec = aim(prior, bpp=bpp, max_calls=calls).file(picture(fresh, height, width))
+        data, codec = aim(prior, bpp=bpp, max_nfe=calls).file(picture(fresh, height, width))
         assert 8 * len(data) == pytest.approx(bpp * height * width, rel=near, abs=17)
-        assert codec.calls <= calls
+        assert codec.nfe <= calls
 
 
 @pytest.mark.parametrize("size", [60, 333, 2000])
@@ -76,7 +76,7 @@ def test_a_file_carries_four_bytes_in_place_of_its_specification(prior, fresh):
 
 
 def test_another_seed_or_vocabulary_is_embedded(prior, fresh):
-    for more in ({"seed": 3}, {"vocabulary": 1024}):
+    for more in ({"seed": 3}, {"vocab_size": 1024}):
         data, codec = aim(prior, bpp=1.0, **more).file(picture(fresh))
         container = Container.from_bytes(data)
         assert container.derived is None
@@ -91,8 +91,8 @@ def test_another_seed_or_vocabulary_is_embedded(prior, fresh):
         ({"bpp": 1, "psnr": 30}, "bpp and psnr"),
         ({"bpp": 0}, "above 0"),
         ({"psnr": float("nan")}, "above 0"),
-        ({"bytes": 100, "max_calls": 1}, "max_calls"),
-        ({"bytes": 100, "max_calls": 257}, "max_calls"),
+        ({"bytes": 100, "max_nfe": 1}, "max_nfe"),
+        ({"bytes": 100, "max_nfe": 257}, "max_nfe"),
     ],
 )
 def test_what_cannot_be_asked_for(target, reason):
@@ -108,7 +108,7 @@ def test_what_cannot_be_had(prior, fresh):
 
 def test_a_curve_of_another_backbone_is_refused(prior):
     with pytest.raises(BackboneError, match="noisebook calibrate"):
-        Aim(Target(bpp=1), prior, calibration.shipped()["photo"])
+        Aim(Target(bpp=1), prior, calibration.shipped_curves()["photo"])
 
 
 def test_a_backbone_without_a_curve_says_how_to_get_one(shrink, tmp_path):
@@ -164,7 +164,7 @@ def test_the_beginning_of_a_stream_decodes(prior, fresh):
     layout = codec.layout_for(96, 128)
     quality = []
     for n in (1, 6, 12, 24):
-        there = int((layout.step < n).sum())
+        there = int((layout.step_index < n).sum())
         shown = codec.decode(tokens[:, :there], (96, 128), steps=n)
         noisy = torch.cat([tokens[:, :there], torch.zeros_like(tokens[:, there:])], 1)
         assert torch.equal(shown, codec.decode(noisy, (96, 128), steps=n))
@@ -246,7 +246,7 @@ def test_a_quality_and_a_region_on_the_command_line(folder, capsys):
     "options",
     [
         ("--bpp", 1, "--psnr", 30),
-        ("--max-calls", 8),
+        ("--max-nfe", 8),
         ("--bpp", 1, "--preset", "photo"),
         ("--bpp", 1, "--steps", 4),
         ("--bpp", -1),

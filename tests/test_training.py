@@ -18,7 +18,7 @@ from noisebook.training.loop import Settings, TrainingError, train
 from noisebook.training.optimizer import Optimizer
 from noisebook.training.reflow import ode, pairs
 
-PLAIN = ["--bins-last", "2", "--scale-pixels", "0", "--start-bins", "0"]
+PLAIN = ["--budget-last", "2", "--scale-pixels", "0", "--start-budget", "0"]
 SMALL = ["--widths", "8", "8", "--blocks", "1", "--sizes", "16", "--patch", "2", "--pixels", "2048", "--held-out", "8"]
 
 
@@ -56,9 +56,9 @@ def test_edm_is_the_error_over_the_square_of_its_scale(fresh):
     (logs, noise), mean, spread = drawn(3, (5,), tuple(x0.shape)), -0.3, 0.8
     torch.manual_seed(3)
     loss = objectives.edm(mean, spread)(net, x0, 0.5)
-    lam = (mean + spread * logs).exp()
-    error = (net(x0 + lam[:, None, None, None] * noise, lam) - x0).square().mean((1, 2, 3))
-    assert loss.item() == pytest.approx((error * (lam**2 + 0.25) / (0.2 * lam) ** 2).mean().item(), rel=1e-4)
+    sigma = (mean + spread * logs).exp()
+    error = (net(x0 + sigma[:, None, None, None] * noise, sigma) - x0).square().mean((1, 2, 3))
+    assert loss.item() == pytest.approx((error * (sigma**2 + 0.25) / (0.2 * sigma) ** 2).mean().item(), rel=1e-4)
     assert loss.requires_grad
 
 
@@ -79,10 +79,10 @@ def test_consistency_holds_two_levels_of_one_noise_together(progress, fresh):
     logs, noise = drawn(5, (64,), tuple(x0.shape))
     torch.manual_seed(5)
     loss = objectives.consistency(-1.0, 1.5)(net, x0, progress)
-    lam = (-1.0 + 1.5 * logs).exp().clamp(0.02, 80)
+    sigma = (-1.0 + 1.5 * logs).exp().clamp(0.02, 80)
     power = {0.0: 2, 0.6: 32, 0.99: 256}[progress]
-    lower, total = lam * (1 - (1 + 8 / (1 + lam.exp())) / power).clamp_min(0), 0.0
-    for x, n, a, b in zip(x0, noise, lam, lower, strict=True):
+    lower, total = sigma * (1 - (1 + 8 / (1 + sigma.exp())) / power).clamp_min(0), 0.0
+    for x, n, a, b in zip(x0, noise, sigma, lower, strict=True):
         low = x if b == 0 else (x + b * n if b <= 0.02 else net((x + b * n)[None], b[None])[0])
         gap = (net((x + a * n)[None], a[None])[0] - low).square().sum()
         c = 0.06 * math.sqrt(3 * 16 * 16 / 3072)
@@ -95,8 +95,8 @@ def test_the_consistency_target_is_not_trained(fresh):
     net, calls = network(fresh), []
     inner = net.forward
 
-    def watched(y, lam):
-        out = inner(y, lam)
+    def watched(y, sigma):
+        out = inner(y, sigma)
         calls.append(out.requires_grad)
         return out
 
@@ -107,11 +107,12 @@ def test_the_consistency_target_is_not_trained(fresh):
 
 # ---- pairs of the ODE ---------------------------------------------------------------------------------------------------
 def test_the_ode_ends_where_the_closed_form_does(fresh):
-    """Gaussian data of variance s around m: y at lam ends at m + (y - m) sqrt(s / (s + lam^2)) (method.md, section 2)."""
+    """Gaussian data of variance s around m: y at sigma ends at m + (y - m) sqrt(s / (s + sigma^2)) (method.md,
+    section 2)."""
     m, s = 0.2, 0.3
 
-    def exact(y, lam):
-        c = lam.square()[:, None, None, None]
+    def exact(y, sigma):
+        c = sigma.square()[:, None, None, None]
         return (s * y + c * m) / (s + c)
 
     noise = torch.from_numpy(fresh.standard_normal((4, 3, 8, 8), np.float32))
@@ -163,11 +164,11 @@ def test_every_objective_trains_resumes_and_codes_an_image(network, archive, tmp
         options = ["--init", base / "model.safetensors", "--sizes", 16, "--pixels", 2048, "--held-out", 8, "--pairs", 4]
         assert run(objective, archive, "-o", out, "--minutes", 0.01, *options) == 0
         code = ["roundtrip", str(picture), "-o", str(tmp_path / "out"), "--backbone", str(out / "model.safetensors")]
-        assert cli.main([*code, "--steps", "3", "--lam-max", "3", "--bins", "2", *PLAIN]) == 0
+        assert cli.main([*code, "--steps", "3", "--sigma-max", "3", "--budget", "2", *PLAIN]) == 0
 
 
 def test_training_learns_what_the_prior_does_not_know(tmp_path):
-    """All pictures are one grey that the prior is wrong about: at lam = 3 it sees (.5 - 0) .25 / (.25 + 9) of it."""
+    """All pictures are one grey that the prior is wrong about: at sigma = 3 it sees (.5 - 0) .25 / (.25 + 9) of it."""
     grey = [np.full((16, 16, 3), 191, np.uint8)] * 40  # .5 in [-1, 1]
     prior = DCTPrior(torch.zeros(3, 16, 16), torch.eye(3), torch.full((3, 16, 16), 0.25))
 
@@ -185,10 +186,10 @@ def test_a_network_is_trained_in_the_type_asked_for_and_measured_in_float32(dtyp
     seen = {True: set(), False: set()}
     inner = ConvDenoiser.residual
 
-    def watched(net, x, log_lam):
+    def watched(net, x, log_sigma):
         types = []
         hook = net.enter.register_forward_hook(lambda layer, args, out: types.append(out.dtype))
-        out = inner(net, x, log_lam)
+        out = inner(net, x, log_sigma)
         hook.remove()
         seen[torch.is_grad_enabled()] |= set(types)
         return out
@@ -206,8 +207,8 @@ def test_shipped_networks_can_be_tuned_whatever_family_they_are_seen_as(name, ar
     np.savez(archive, images=pictures(fresh, 10, 32))
     assert run("edm", archive, "-o", tmp_path / "run", "--minutes", 1e-9, *options, "--learning-rate", 1e-12) == 0
     tuned, start = (backbones.load(n) for n in (tmp_path / "run" / "model.safetensors", name))
-    x, lam = torch.from_numpy(fresh.standard_normal((1, 3, 32, 32), "float32")), start.snap(1.0)
-    torch.testing.assert_close(tuned(x, lam), start(x, lam), rtol=0, atol=1e-4)
+    x, sigma = torch.from_numpy(fresh.standard_normal((1, 3, 32, 32), "float32")), start.round_sigma(1.0)
+    torch.testing.assert_close(tuned(x, sigma), start(x, sigma), rtol=0, atol=1e-4)
 
 
 def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):

@@ -141,8 +141,8 @@ def test_a_model_is_a_denoiser_as_its_backbone(fresh):
     net = model().eval()
     backbone = CoD(network(TINY, net.net.state_dict()))
     y = torch.from_numpy(fresh.standard_normal((2, 3, 16, 16))).float()
-    for lam in (0.1, 2.0):
-        assert torch.allclose(net(y, torch.full((2,), lam)), backbone.denoise(y, lam), atol=1e-4)
+    for sigma in (0.1, 2.0):
+        assert torch.allclose(net(y, torch.full((2,), sigma)), backbone.denoise(y, sigma), atol=1e-4)
 
 
 def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
@@ -155,7 +155,7 @@ def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
         log, minutes = json.loads((tmp_path / "run" / "log.json").read_text()), 2 * minutes
     assert log[-1]["loss"] < log[0]["loss"]
     backbone = backbones.load(tmp_path / "run" / "model.safetensors")
-    tokens = backbone.ask(images[:3])
+    tokens = backbone.encode_condition(images[:3])
     assert tokens.shape == (3, 2, 2)
     assert tokens.max() < 8
     codec = noisebook.load(backbone=backbone, condition="only", steps=2)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError
 from noisebook.runtime import __version__
-from noisebook.spec.spec import CodecSpec, Step
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
     from noisebook.codec.load import load

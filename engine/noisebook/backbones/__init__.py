@@ -1,4 +1,4 @@
-"""Denoisers: one small adapter a family, all giving `x0_hat = D(y, lam)`, and the registry that finds them.
+"""Denoisers: one small adapter a family, all giving `x0_hat = D(y, sigma)`, and the registry that finds them.
 
 A backbone is named by a word (shipped with the package), by a `.safetensors` file that noisebook wrote, by a published
 `.pt` file of CoD, by a folder in diffusers layout, or by a hub's OWNER/NAME.

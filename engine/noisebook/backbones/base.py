@@ -1,4 +1,4 @@
-"""What a backbone is: one function x0_hat = D(y, lam), the sizes it takes, and a fingerprint of its weights."""
+"""What a backbone is: one function x0_hat = D(y, sigma), the sizes it takes, and a fingerprint of its weights."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from noisebook.errors import BackboneError, ImageError
 
 
 class Backbone(nn.Module):
-    """Base of all adapters. `y = x0 + lam * eps` in noise-to-signal coordinates, whatever the model's family uses inside.
+    """Base of all adapters. `y = x0 + sigma * eps` in noise-to-signal coordinates, whatever the model's family uses inside.
 
     A subclass sets the attributes below and implements `denoise`; a latent one also `encode`, `decode`, `state_shape`; one
-    with a `condition_grid` also `ask` and `condition`.
+    with a `condition_grid` also `encode_condition` and `condition`.
     """
 
     name: str = "unnamed"  # what a codec's specification calls it
@@ -24,24 +24,25 @@ class Backbone(nn.Module):
     multiple: int = 1  # height and width of the images it takes are multiples of this
     size: tuple[int, int] | None = None  # the one (height, width) it takes; None: any
     fingerprint: str = ""  # SHA-256 over weights and config, see `fingerprint_of`
-    pure_noise: bool = False  # knows lam = inf, see `denoise`
+    pure_noise: bool = False  # knows sigma = inf, see `denoise`
     capturable: bool = True  # `denoise` can be recorded as a CUDA graph: see docs/performance.md
-    # of a model with tokens of its own, which `ask` makes and `condition` reads: (pixels of a token on each axis, its
-    # values, what heights and widths are a multiple of)
+    # of a model with tokens of its own, which `encode_condition` makes and `condition` reads: (pixels of a token on each
+    # axis, its values, what heights and widths are a multiple of)
     condition_grid: tuple[int, int, int] | None = None
-    decoding: tuple[str, ...] = ()  # options of `load` that are not in the fingerprint: they change no token, or are paths
+    #: options of `load` that are not in the fingerprint: they change no token, or are paths
+    unfingerprinted_options: tuple[str, ...] = ()
     version: int = 0  # grows when the weights move or change type: a graph holds the addresses of the old ones
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, *state_shape] float32 at noise-to-signal ratio lam > 0 -> the prediction x0_hat, same shape and dtype.
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, *state_shape] float32 at noise-to-signal ratio sigma > 0 -> the prediction x0_hat, same shape and dtype.
 
-        At lam = inf, which only a model with `pure_noise` is given, y holds the noise eps itself: x_t has no signal there.
+        At sigma = inf, which only a model with `pure_noise` is given, y holds the noise eps itself: x_t has no signal there.
         For a CUDA graph it reads nothing back from the device and copies nothing to it: `torch.full`, not `torch.tensor`.
         """
         raise NotImplementedError
 
-    def forward(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        return self.denoise(y, lam, cond)
+    def forward(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        return self.denoise(y, sigma, cond)
 
     def accelerate(
         self, dtype: torch.dtype | str = torch.float32, channels_last: bool = False, compile: bool = False
@@ -49,7 +50,7 @@ class Backbone(nn.Module):
         """Changes, in place, how the network computes: its weights and activations in `dtype` (float32 or bfloat16, cast
         once; load again to go back), convolutions channels-last, its code through torch.compile. Returns itself.
 
-        y, lam and x0_hat stay float32, and so does the fingerprint: tokens of one precision decode in another, with a
+        y, sigma and x0_hat stay float32, and so does the fingerprint: tokens of one precision decode in another, with a
         loss. Raises BackboneError where there is no network, or for another dtype.
         """
         kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -66,9 +67,16 @@ class Backbone(nn.Module):
         self.version += 1
         return super()._apply(fn, recurse)
 
-    def snap(self, lam: float) -> float:
-        """The level nearest to lam that the model knows (discrete-time models); lam itself otherwise."""
-        return lam
+    def round_sigma(self, sigma: float) -> float:
+        """The level nearest to sigma that the model knows (discrete-time models); sigma itself otherwise."""
+        return sigma
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights live; the CPU where it has none."""
+        tensor = next(self.parameters(), None)
+        tensor = tensor if tensor is not None else next(self.buffers(), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
 
     @property
     def native_size(self) -> tuple[int, int] | None:
@@ -87,7 +95,7 @@ class Backbone(nn.Module):
         """Shape [C, h, w] of the diffusion state for an image of that (already padded) size."""
         return (self.channels, height, width)
 
-    def ask(self, images: Tensor) -> Tensor:
+    def encode_condition(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1], already padded -> the condition's tokens int64 [B, h, w]."""
         raise NotImplementedError
 
@@ -118,7 +126,7 @@ def identify(
 ) -> None:
     """Names a backbone after its file, and gives it the fingerprint of all that it was made of: the file's config and
     tensors, those of the `options` that are not for decoding alone, and what its builder left in `fingerprint`."""
-    told = {name: value for name, value in options.items() if name not in backbone.decoding}
+    told = {name: value for name, value in options.items() if name not in backbone.unfingerprinted_options}
     if backbone.fingerprint:
         told["behind"] = backbone.fingerprint
     backbone.name = path.stem

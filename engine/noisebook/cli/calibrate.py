@@ -70,4 +70,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     about = f"{count} images from {Path(args.images[0]).name}, {args.skip} left out{size}, seed {args.seed}"
     curve = measure(backbone, small, args.seed, about=about, conditional=args.condition)
     write_bytes(args.output, curve.to_json().encode())
-    return {"output": str(args.output), "backbone": curve.backbone, "images": count, "lam": curve.lam, "mse": curve.mse}
+    return {"output": str(args.output), "backbone": curve.backbone, "images": count, "sigma": curve.sigma, "mse": curve.mse}

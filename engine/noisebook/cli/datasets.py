@@ -68,7 +68,7 @@ def add_tokenize(sub: argparse.ArgumentParser) -> None:
     add_codec_options(sub)
     group = sub.add_argument_group("target", "a rate instead of a preset, for images of one size")
     group.add_argument("--bpp", type=float, help="bits per pixel of the tokens")
-    group.add_argument("--max-calls", type=int, help="network calls of a decode, the finish included (default: 25)")
+    group.add_argument("--max-nfe", type=int, help="network calls of a decode, the solver's included (default: 25)")
     group.add_argument("--curve", metavar="FILE", help="what `noisebook calibrate` wrote; shipped backbones have one")
     add_encoder_options(sub)
 
@@ -130,14 +130,14 @@ def codec_for(args: argparse.Namespace) -> "Callable[[tuple[int, int] | None], C
 
     def make(size: tuple[int, int] | None) -> "Codec":
         if args.bpp is None:
-            if args.max_calls is not None or args.curve is not None:
-                raise SpecError("--max-calls and --curve go with --bpp")
+            if args.max_nfe is not None or args.curve is not None:
+                raise SpecError("--max-nfe and --curve go with --bpp")
             return load_codec(args)
         if size is None:
             raise SpecError("--bpp makes a codec for one size of images: give --resize, or take a preset")
         aim = aim_of(args, "bpp")
         bits = args.bpp * size[0] * size[1]
-        return aim.codec(*size, max(2, round(bits / (aim.target.vocabulary.bit_length() - 1))))
+        return aim.codec(*size, max(2, round(bits / (aim.target.vocab_size.bit_length() - 1))))
 
     return make
 

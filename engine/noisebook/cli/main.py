@@ -132,7 +132,7 @@ def _inputs(args: argparse.Namespace, channels: int) -> "Iterator[tuple[str, Cal
 
 
 def _row(name: str, **values: Any) -> dict[str, Any]:
-    keys = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "calls", "seconds", "height", "width", "error")
+    keys = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "nfe", "seconds", "height", "width", "error")
     return {"name": name, **dict.fromkeys(keys), **values}
 
 
@@ -187,7 +187,7 @@ def _line(row: dict[str, Any]) -> str:
             ("payload_bpp", 4, "payload"),
             ("psnr", 2, "dB"),
             ("ssim", 4, "SSIM"),
-            ("calls", 0, "calls"),
+            ("nfe", 0, "calls"),
             ("seconds", 1, "s"),
         )
         if row[k] is not None
@@ -203,7 +203,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         ("payload_bpp", "payload", "{:.4f}"),
         ("psnr", "PSNR", "{:.2f}"),
         ("ssim", "SSIM", "{:.4f}"),
-        ("calls", "calls", "{:d}"),
+        ("nfe", "calls", "{:d}"),
         ("seconds", "seconds", "{:.2f}"),
     ]
     good = [r for r in rows if not r["error"]]
@@ -236,7 +236,7 @@ def run_encode(args: argparse.Namespace) -> int:
         data, codec = encode(read())
         target = place(name)
         write_bytes(target.with_name(target.name + ".nbk"), data)
-        return _file_row(name, data, Container.from_bytes(data), calls=codec.encode_calls)
+        return _file_row(name, data, Container.from_bytes(data), nfe=codec.encode_nfe)
 
     return _each(args, _inputs(args, channels), work, info)
 
@@ -273,7 +273,7 @@ def _measure(args: argparse.Namespace, output: Path | None) -> int:
             write_bytes(target.with_name(target.name + ".nbk"), data)
             write_bytes(target.with_name(target.name + ".png"), png_bytes(np.concatenate([pixels, decoded], 1)))
         quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
-        return _file_row(name, data, container, **quality, calls=codec.encode_calls + codec.calls)
+        return _file_row(name, data, container, **quality, nfe=codec.encode_nfe + codec.nfe)
 
     return _each(args, _inputs(args, channels), work, info)
 
@@ -297,8 +297,7 @@ def run_decode(args: argparse.Namespace) -> int:
         pixels = decode_picture(codec, container, prefix)
         target = place(name)
         write_bytes(target.with_name(target.name + ".png"), png_bytes(pixels))
-        calls = codec.calls_of(prefix)
-        return _file_row(name, container.to_bytes(), container, calls=calls)
+        return _file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix))
 
     def info() -> Any:
         return [codec_info(c) for c in codecs.values()]

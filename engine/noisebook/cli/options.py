@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 KNOBS = {
     "steps": "steps of the schedule",
     "spacing": "spacing of the levels: log, karras, ddpm, flow, turbo or diffc",
-    "lam_max": "first noise-to-signal level",
-    "lam_min": "last noise-to-signal level",
+    "sigma_max": "first noise-to-signal level",
+    "sigma_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
     "rho": "p = 0 only: share of the noise kept each step (default 1 - 2/steps)",
-    "bins": "tokens per block at the first step",
-    "bins_last": "tokens per block at the last step (default: as at the first)",
-    "scale_pixels": "bins are for images of so many pixels and scale with the size; 0 = exact",
-    "tokens": "tokens of an image of scale-pixels, spent as the backbone's curve says (the presets' way); 0: as --bins says",
-    "law": "codebook: hadamard or independent",
-    "vocabulary": "values of a token: an atom and its sign",
+    "budget": "what a block spends at the first step: bins of a token each, or by the rule atoms or bits",
+    "budget_last": "what a block spends at the last step (default: as at the first)",
+    "scale_pixels": "budgets are for images of that many pixels and scale with the size; 0 = exact",
+    "tokens": "tokens of an image of scale-pixels, spent as the backbone's curve says, as in the presets; "
+    "0: as --budget says",
+    "codebook": "hadamard or independent",
+    "vocab_size": "number of values of a token: an atom and its sign",
     "seed": "seed of the codebooks",
-    "start_bins": "tokens of the codebook start; 0 = a fixed draw",
-    "start_vocabulary": "values of a token of the start",
+    "start_budget": "tokens of the codebook start; 0 = a fixed draw",
+    "start_vocab_size": "number of values of a token of the start",
     "rows": "blocks down the image, each with tokens of its own",
     "columns": "blocks across the image",
-    "finish": "mean (best PSNR), euler, heun or ab2 (probability-flow ODE)",
-    "finish_steps": "steps of the ODE finish",
+    "solver": "from the last level to the image: mean (best PSNR), euler, heun or ab2 (probability-flow ODE)",
+    "solver_steps": "steps of the ODE solver",
     "rule": "how tokens are chosen: bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC)",
     "coefficient_bits": "rule pursuit: bits of the coefficient of each atom after the first",
     "condition": "the backbone's own tokens (CoD): none; first, before the others, which are told them; or only: the image "
@@ -51,7 +52,7 @@ CONDITIONS = {
     "guidance": (
         float,
         "weight of the prompt, class or condition against none; 1 = none, one network call (default: 1); of "
-        "a CoD, that of an ODE finish, which a decoder chooses anew",
+        "a CoD, that of an ODE solver, which a decoder chooses anew",
     ),
     "label": (int, "class, for a class-conditional model"),
     "autoencoder": (str, "of a latent CoD: a folder in diffusers layout, or ENCODER:DECODER of TAESD"),
@@ -78,7 +79,7 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
     for field in fields(Recipe):
         if field.name in KNOBS:
             assert field.default is not MISSING
-            kind = float if field.default is None or field.name == "bins" else type(field.default)
+            kind = float if field.default is None or field.name == "budget" else type(field.default)
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
     group = sub.add_argument_group("conditions", "for backbones that take one; a file decodes under the same alone")
     for name, (kind, about) in CONDITIONS.items():
@@ -109,7 +110,7 @@ def add_target_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--bpp", type=float, help="bits per pixel of the whole file")
     group.add_argument("--bytes", type=int, help="size of each file, not exceeded")
     group.add_argument("--psnr", type=float, help="dB of the decoded picture: tries a few times")
-    group.add_argument("--max-calls", type=int, help="network calls of a decode, the finish included (default: 25)")
+    group.add_argument("--max-nfe", type=int, help="network calls of a decode, the solver's included (default: 25)")
     group.add_argument("--curve", metavar="FILE", help="what `noisebook calibrate` wrote; shipped backbones have one")
     add_encoder_options(sub).add_argument(
         "--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white counts most, black a tenth of it"
@@ -143,7 +144,7 @@ def load_codec(args: argparse.Namespace) -> "Codec":
     return codec
 
 
-TARGETS = ("bpp", "bytes", "psnr", "max_calls", "curve")
+TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")
 
 
 def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[bytes, Codec]], Callable[[], Any], int]":
@@ -182,11 +183,11 @@ def aim_of(args: argparse.Namespace, asked: str) -> "Aim":
     from noisebook.images.targets import Aim, Target, curve_of
     from noisebook.spec.presets import DEFAULT, get
 
-    other = [k for k in KNOBS if k not in ("vocabulary", "seed") and getattr(args, k) is not None]
+    other = [k for k in KNOBS if k not in ("vocab_size", "seed") and getattr(args, k) is not None]
     if args.preset or other:
         both = [name.replace("_", "-") for name in (asked, (other or ["preset"])[0])]
-        raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocabulary and --seed, not with --{both[1]}")
-    options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_calls", "vocabulary", "seed")}
+        raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocab-size and --seed, not with --{both[1]}")
+    options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_nfe", "vocab_size", "seed")}
     target = Target(**{k: v for k, v in options.items() if v is not None})
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
     backbone = backbones.load(name, device(args.device), **how["conditions"])
@@ -236,5 +237,5 @@ def device(name: str) -> str:
 def codec_info(codec: "Codec") -> dict[str, Any]:
     from noisebook.images.files import preset_number
 
-    info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_calls": codec.calls}
+    info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_nfe": codec.nfe}
     return {**info, "spec": json.loads(codec.spec.to_json())}

@@ -98,7 +98,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("MEAN", "SPREAD"),
-        help="edm, consistency: mean and deviation of the trained ln lam",
+        help="edm, consistency: mean and deviation of the trained ln sigma",
     )
     sub.add_argument("--pairs", type=int, default=4096, help="reflow: pairs of noise and image (default: %(default)s)")
     sub.add_argument("--held-out", type=int, default=64, help="last images that are never trained on (default: 64)")

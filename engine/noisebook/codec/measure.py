@@ -12,7 +12,7 @@ from noisebook.backbones import Backbone
 from noisebook.errors import SpecError
 from noisebook.spec.curve import Curve
 
-HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln lam
+HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln sigma
 
 
 def measure(
@@ -26,12 +26,12 @@ def measure(
     """The curve of a backbone on images: batches uint8 [B, C, H, W], each of one size; one noise an image and level.
     `conditional`: of a backbone that is told its own tokens of the image.
 
-    Levels are the backbone's own nearest to `nodes` even ones in ln lam. Raises ImageError where a size does not fit,
+    Levels are the backbone's own nearest to `nodes` even ones in ln sigma. Raises ImageError where a size does not fit,
     SpecError where the backbone has no condition."""
     if conditional and backbone.condition_grid is None:
         raise SpecError(f"backbone {backbone.name!r} has no condition tokens: only a CoD has")
     ratio = math.log(LOWEST / HIGHEST) / (nodes - 1)
-    levels = sorted({backbone.snap(HIGHEST * math.exp(ratio * i)) for i in range(nodes)}, reverse=True)
+    levels = sorted({backbone.round_sigma(HIGHEST * math.exp(ratio * i)) for i in range(nodes)}, reverse=True)
     noise = torch.Generator().manual_seed(seed)
     errors, power, count = np.zeros(len(levels)), 0.0, 0
     with torch.no_grad():
@@ -39,15 +39,15 @@ def measure(
             height, width = images.shape[2:]
             padded = backbone.padded(height, width)
             x = F.pad(images.float() * (2 / 255) - 1, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
-            x0 = backbone.encode(x.to(_device(backbone)))
+            x0 = backbone.encode(x.to(backbone.device))
             cond, known = None, torch.zeros_like(x0)
             if conditional:
-                cond = backbone.condition(backbone.ask(x.to(x0.device)).flatten(1), *padded)
+                cond = backbone.condition(backbone.encode_condition(x.to(x0.device)).flatten(1), *padded)
                 known = backbone(torch.randn(x0.shape, generator=noise).to(x0), math.inf, cond)
             power += float((x0 - known).square().mean()) * len(x0)
-            for i, lam in enumerate(levels):
+            for i, sigma in enumerate(levels):
                 eps = torch.randn(x0.shape, generator=noise).to(x0)
-                errors[i] += float((x0 - backbone(x0 + lam * eps, lam, cond)).square().mean()) * len(x0)
+                errors[i] += float((x0 - backbone(x0 + sigma * eps, sigma, cond)).square().mean()) * len(x0)
             count += len(x0)
     least, width = backbone.padded(1, 1)
     multiple = least if backbone.size else backbone.padded(least + 1, least + 1)[0] - least
@@ -64,9 +64,3 @@ def measure(
         about=about,
         condition=(backbone.condition_grid or ()) if conditional else (),
     )
-
-
-def _device(backbone: Backbone) -> torch.device:
-    tensor = next(backbone.parameters(), None)
-    tensor = tensor if tensor is not None else next(backbone.buffers(), None)
-    return tensor.device if tensor is not None else torch.device("cpu")

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
-from noisebook.codebook import START_STEP
 from noisebook.codec.codec import Chooser, Codec
-from noisebook.codec.stream import Plan, Tokens
+from noisebook.codec.stream import Segment, Stream
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
-from noisebook.spec.spec import CONDITION
+from noisebook.spec.step import StepIndex
 
 Operator = Callable[[Tensor], Tensor]  # linear: images [B, C, H, W] -> what is observed of them, [B, ...]
 
@@ -34,10 +33,10 @@ def generate(codec: Codec, batch: int, size: tuple[int, int] | None = None, seed
     release of torch may draw others, so keep the tokens and not the seed. `size` is (H, W), default `codec.default_size`.
     Raises SpecError for a batch below 1.
     """
-    plan, generator = _begin(codec, batch, size, seed)
-    parts = [_drawn(plan, which, batch, generator) for which in plan.tokens]
+    stream, generator = _begin(codec, batch, size, seed)
+    parts = [_drawn(stream, segment, batch, generator) for segment in stream.segments]
     tokens = torch.cat([torch.zeros(batch, 0, dtype=torch.int64), *parts], 1).to(codec.device)
-    return tokens, codec.decode(tokens, (plan.height, plan.width))
+    return tokens, codec.decode(tokens, (stream.height, stream.width))
 
 
 def guide(
@@ -48,56 +47,58 @@ def guide(
 
     other       a backbone of the same state without the codec's condition, or with one to go away from, on the same device
     candidates  draws of a view's tokens at each step, of which the one of largest <z, x0_hat - x0_other> is taken. That is
-                the paper's <z, eps_other - eps_hat>, since eps = (y - x0) / lam. 1 is `generate`
+                the paper's <z, eps_other - eps_hat>, since eps = (y - x0) / sigma. 1 is `generate`
 
     Size, seed and draws are as in `generate`; the tokens of a codebook start are drawn. Raises SpecError for a batch or
     candidates below 1, BackboneError where `other` does not take the codec's states and levels.
     """
     if candidates < 1:
         raise SpecError(f"guidance chooses among at least 1 candidate, not {candidates}")
-    plan, generator = _begin(codec, batch, size, seed)
-    _check_other(codec, other, plan)
+    stream, generator = _begin(codec, batch, size, seed)
+    _check_other(codec, other, stream)
 
-    def choose(which: Tokens, x0_hat: Tensor) -> Tensor:
-        best = _drawn(plan, which, batch, generator).to(codec.device)
-        if which.step in (CONDITION, START_STEP) or candidates == 1:
+    def choose(segment: Segment, x0_hat: Tensor) -> Tensor:
+        best = _drawn(stream, segment, batch, generator).to(codec.device)
+        if segment.step_index in (StepIndex.CONDITION, StepIndex.START) or candidates == 1:
             return best
-        towards = x0_hat - plan.views(other(*seen[:2]))
-        unit = torch.cat([torch.arange(plan.units).repeat_interleave(run.count // plan.units) for run in which.runs])
-        unit, highest = unit.to(codec.device), _along(codec, plan, which, best, towards)
+        towards = x0_hat - stream.views(other(*seen[:2]))
+        block = torch.cat(
+            [torch.arange(stream.blocks).repeat_interleave(run.count // stream.blocks) for run in segment.runs]
+        )
+        block, highest = block.to(codec.device), _along(codec, stream, segment, best, towards)
         for _ in range(candidates - 1):
-            tokens = _drawn(plan, which, batch, generator).to(codec.device)
-            score = _along(codec, plan, which, tokens, towards)
-            best = torch.where((score > highest)[:, unit], tokens, best)
+            tokens = _drawn(stream, segment, batch, generator).to(codec.device)
+            score = _along(codec, stream, segment, tokens, towards)
+            best = torch.where((score > highest)[:, block], tokens, best)
             highest = torch.maximum(score, highest)
         return best
 
     with _watched(codec.backbone) as seen:
-        return _recorded(codec, plan, batch, choose)
+        return _recorded(codec, stream, batch, choose)
 
 
 def restore(
     codec: Codec, observed: Tensor, operator: Operator, size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Zero-shot restoration: of all codewords of a step the one that explains best what was observed, argmin over k of
-    |observed - A(x0_hat + sigma z_k)|^2 -> (tokens int64 [B, L], images float32 [B, C, H, W]).
+    |observed - A(x0_hat + sigma_t z_k)|^2 -> (tokens int64 [B, L], images float32 [B, C, H, W]).
 
     observed  float [B, ...]: A of the images [B, C, H, W] that are sought, in [-1, 1], perhaps with noise
     operator  A: linear, on one image or several, such as `downsample(2)`; nothing checks that it is linear
     size      (H, W) of the images sought, default `codec.default_size`
 
-    sigma is the standard deviation of the step's noise in the paper's variance-preserving x_t. The tokens of a codebook
+    sigma_t is the standard deviation of the step's noise in the paper's variance-preserving x_t. The tokens of a codebook
     start are chosen the same way. A step costs as many codewords and A as the vocabulary has values. Raises SpecError
     unless each step spends one token of at most 4096 values and the backbone works on pixels, ImageError where `observed`
     is not what A makes of such images.
     """
-    plan = codec.plan(*(size or codec.default_size))
-    _check_restore(codec, plan)
-    made = operator(torch.zeros(1, codec.backbone.channels, plan.height, plan.width, device=codec.device))
+    stream = codec.stream(*(size or codec.default_size))
+    _check_restore(codec, stream)
+    made = operator(torch.zeros(1, codec.backbone.channels, stream.height, stream.width, device=codec.device))
     if not observed.is_floating_point() or observed.shape[1:] != made.shape[1:] or not len(observed):
         shape = ", ".join(map(str, made.shape[1:]))
         raise ImageError(
-            f"of images of {plan.height} x {plan.width} the operator observes float [B, {shape}], not "
+            f"of images of {stream.height} x {stream.width} the operator observes float [B, {shape}], not "
             f"{observed.dtype} {list(observed.shape)}"
         )
     if not torch.isfinite(observed).all():
@@ -106,17 +107,19 @@ def restore(
 
     def of(views: Tensor) -> Tensor:
         """A of states given as views, [n, numbers observed]."""
-        return operator(plan.join(views)[:, :, : plan.height, : plan.width]).flatten(1)
+        return operator(stream.join(views)[:, :, : stream.height, : stream.width]).flatten(1)
 
-    def choose(which: Tokens, x0_hat: Tensor) -> Tensor:
+    def choose(segment: Segment, x0_hat: Tensor) -> Tensor:
         missing = observed.flatten(1) - of(x0_hat)
-        sigma, costs = _sigma(codec, which), []
-        for some in torch.arange(which.runs[0].vocabulary, device=codec.device)[:, None].split(max(1, CHUNK // plan.dims)):
-            az = sigma * of(_noise(codec, plan, which, some))
+        sigma_t, costs = _sigma_t(codec, segment), []
+        for some in torch.arange(segment.runs[0].vocab_size, device=codec.device)[:, None].split(
+            max(1, CHUNK // stream.dims)
+        ):
+            az = sigma_t * of(_noise(codec, stream, segment, some))
             costs.append(az.square().sum(1) - 2 * missing @ az.T)  # |missing - az|^2 without what is the same for all
         return torch.cat(costs, 1).argmin(1, keepdim=True)
 
-    return _recorded(codec, plan, len(observed), choose)
+    return _recorded(codec, stream, len(observed), choose)
 
 
 def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
@@ -128,11 +131,11 @@ def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
     theirs = target.spec
     if replace(source.spec, backbone=theirs.backbone, fingerprint=theirs.fingerprint) != theirs:
         raise CodecMismatchError(
-            "an edit replays tokens: give two codecs of the same schedule, codebook, rule and finish, "
+            "an edit replays tokens: give two codecs of the same schedule, codebook, rule and solver, "
             "which differ in the backbone alone"
         )
     tokens, size = source.encode(images), (images.shape[2], images.shape[3])
-    if source.plan(*size) != target.plan(*size):
+    if source.stream(*size) != target.stream(*size):
         raise CodecMismatchError(
             f"backbones {source.backbone.name!r} and {target.backbone.name!r} have other states: an "
             "edit needs two conditions of one model"
@@ -199,52 +202,52 @@ def blur(kernel: float | Tensor) -> Operator:
 
 
 # ---- what the modes share ----------------------------------------------------------------------------------------------
-def _begin(codec: Codec, batch: int, size: tuple[int, int] | None, seed: int) -> tuple[Plan, torch.Generator]:
+def _begin(codec: Codec, batch: int, size: tuple[int, int] | None, seed: int) -> tuple[Stream, torch.Generator]:
     if batch < 1:
         raise SpecError(f"a batch is at least 1 image, not {batch}")
-    return codec.plan(*(size or codec.default_size)), torch.Generator().manual_seed(seed)
+    return codec.stream(*(size or codec.default_size)), torch.Generator().manual_seed(seed)
 
 
-def _drawn(plan: Plan, which: Tokens, batch: int, generator: torch.Generator) -> Tensor:
+def _drawn(stream: Stream, segment: Segment, batch: int, generator: torch.Generator) -> Tensor:
     """Uniform tokens of one step, int64 [B, T] on the CPU. For rule `top` uniform sets: distinct atoms, ascending."""
     parts = []
-    for run in which.runs:
+    for run in segment.runs:
         if not run.subset:
-            parts.append(torch.randint(run.vocabulary, (batch, run.count), generator=generator))
+            parts.append(torch.randint(run.vocab_size, (batch, run.count), generator=generator))
             continue
         sets = batch * run.count // run.subset
-        atoms = [torch.randperm(run.vocabulary // 2, generator=generator)[: run.subset].sort()[0] for _ in range(sets)]
+        atoms = [torch.randperm(run.vocab_size // 2, generator=generator)[: run.subset].sort()[0] for _ in range(sets)]
         signs = torch.randint(2, (batch, run.count), generator=generator)
         parts.append(2 * torch.stack(atoms).view(batch, run.count) + signs)
     return torch.cat(parts, 1)
 
 
-def _noise(codec: Codec, plan: Plan, which: Tokens, tokens: Tensor) -> Tensor:
+def _noise(codec: Codec, stream: Stream, segment: Segment, tokens: Tensor) -> Tensor:
     """z of the tokens of one step: int64 [n, T] -> float32 [n, U, D]."""
-    rule = codec.start_rule if which.step == START_STEP else codec.rule
-    return rule.noise(tokens, (plan.units, plan.dims), which.bins, which.step)
+    rule = codec.start_rule if segment.step_index == StepIndex.START else codec.rule
+    return rule.noise(tokens, (stream.blocks, stream.dims), segment.budget, segment.step_index)
 
 
-def _along(codec: Codec, plan: Plan, which: Tokens, tokens: Tensor, towards: Tensor) -> Tensor:
+def _along(codec: Codec, stream: Stream, segment: Segment, tokens: Tensor, towards: Tensor) -> Tensor:
     """<z(tokens), towards> of each view, [B, U]."""
-    return (_noise(codec, plan, which, tokens) * towards).sum(-1)
+    return (_noise(codec, stream, segment, tokens) * towards).sum(-1)
 
 
-def _recorded(codec: Codec, plan: Plan, batch: int, choose: Chooser) -> tuple[Tensor, Tensor]:
+def _recorded(codec: Codec, stream: Stream, batch: int, choose: Chooser) -> tuple[Tensor, Tensor]:
     """A walk, (all tokens that were chosen, the images it ends in)."""
     chosen = [torch.zeros(batch, 0, dtype=torch.int64, device=codec.device)]
 
-    def keep(which: Tokens, x0_hat: Tensor) -> Tensor:
-        chosen.append(choose(which, x0_hat))
+    def keep(segment: Segment, x0_hat: Tensor) -> Tensor:
+        chosen.append(choose(segment, x0_hat))
         return chosen[-1]
 
-    images = codec.walk(plan, batch, keep)
+    images = codec.walk(stream, batch, keep)
     return torch.cat(chosen, 1), images
 
 
 @contextmanager
 def _watched(backbone: Backbone) -> Iterator[list]:
-    """The arguments [y, lam, ...] of the backbone's last call, kept up to date inside the `with` block: `walk` tells
+    """The arguments [y, sigma, ...] of the backbone's last call, kept up to date inside the `with` block: `walk` tells
     `choose` x0_hat alone. One walk of a backbone at a time."""
     seen: list = []
     hook = backbone.register_forward_pre_hook(lambda _, given: seen.__setitem__(slice(None), given))
@@ -254,40 +257,41 @@ def _watched(backbone: Backbone) -> Iterator[list]:
         hook.remove()
 
 
-def _sigma(codec: Codec, which: Tokens) -> float:
-    """Standard deviation of what the tokens inject, in the paper's x_t = (x0 + lam eps) / sqrt(1 + lam^2)."""
-    if which.step == START_STEP:
-        lam = codec.spec.lam_first
-        return 1.0 if lam == math.inf else lam / math.hypot(1, lam)
-    step = codec.spec.schedule[which.step]
-    return step.gain / math.hypot(1, step.lam_next)
+def _sigma_t(codec: Codec, segment: Segment) -> float:
+    """Standard deviation of what the tokens inject, in the paper's x_t = (x0 + sigma eps) / sqrt(1 + sigma^2)."""
+    if segment.step_index == StepIndex.START:
+        sigma = codec.spec.sigma_first
+        return 1.0 if sigma == math.inf else sigma / math.hypot(1, sigma)
+    step = codec.spec.schedule[segment.step_index]
+    return step.sigma_up / math.hypot(1, step.sigma_next)
 
 
-def _check_other(codec: Codec, other: Backbone, plan: Plan) -> None:
-    fits = other.size in (None, plan.padded) and other.padded(*plan.padded) == plan.padded
-    if not fits or other.state_shape(*plan.padded) != plan.state:
+def _check_other(codec: Codec, other: Backbone, stream: Stream) -> None:
+    fits = other.size in (None, stream.padded) and other.padded(*stream.padded) == stream.padded
+    if not fits or other.state_shape(*stream.padded) != stream.state:
         raise BackboneError(
-            f"backbone {other.name!r} has no states of {list(plan.state)} as {codec.backbone.name!r} has: "
+            f"backbone {other.name!r} has no states of {list(stream.state)} as {codec.backbone.name!r} has: "
             "guide between two conditions of one model"
         )
-    for lam in (step.lam for step in codec.spec.schedule if step.bins):
-        if not other.pure_noise if lam == math.inf else other.snap(lam) != lam:
+    for sigma in (step.sigma for step in codec.spec.schedule if step.budget):
+        if not other.pure_noise if sigma == math.inf else other.round_sigma(sigma) != sigma:
             raise BackboneError(
-                f"backbone {other.name!r} has no level lam = {lam} of the codec's: guide between two conditions of one model"
+                f"backbone {other.name!r} has no level sigma = {sigma} of the codec's: guide between "
+                "two conditions of one model"
             )
 
 
-def _check_restore(codec: Codec, plan: Plan) -> None:
+def _check_restore(codec: Codec, stream: Stream) -> None:
     if codec.spec.condition:
         raise SpecError("a condition is made of the whole image, which restoring does not have: use a codec without one")
-    for which in plan.tokens:
-        if which.count != 1 or which.runs[0].vocabulary > MOST:
+    for segment in stream.segments:
+        if segment.count != 1 or segment.runs[0].vocab_size > MOST:
             raise SpecError(
                 f"restoring tries every codeword: a step spends one token of at most {MOST} values, not "
-                f"{which.count} of {which.runs[0].vocabulary}; use bins=1, start_bins=0, vocabulary={MOST}"
+                f"{segment.count} of {segment.runs[0].vocab_size}; use bins=1, start_budget=0, vocabulary={MOST}"
             )
-    pixels = (codec.backbone.channels, *plan.padded)
-    if plan.state != pixels or type(codec.backbone).decode is not Backbone.decode:
+    pixels = (codec.backbone.channels, *stream.padded)
+    if stream.state != pixels or type(codec.backbone).decode is not Backbone.decode:
         raise SpecError(
             f"backbone {codec.backbone.name!r} works in a latent space, where what was observed of the image "
             "says nothing linear: restore with a backbone of pixels"

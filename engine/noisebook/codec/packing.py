@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noisebook.format.runs import Run
-from noisebook.runtime.cuda_graphs import constants
+from noisebook.runtime.cuda_graphs import graph_cached
 
 Runs = tuple[Run, ...] | tuple[tuple[int, int], ...]  # as `container.pack` takes them, all of them plain
 WINDOW = 5  # bytes that hold any token: up to 33 bits, which begin anywhere in the first byte
@@ -28,7 +28,7 @@ def _ends(runs: Runs) -> tuple[Tensor, Tensor]:
     return bits, bits.cumsum(0)
 
 
-@constants()
+@graph_cached()
 def _bytes_from_tokens(runs: Runs, device: torch.device) -> tuple[Tensor, Tensor]:
     """(token, shift), int64 [8, bytes]: bit k of a byte, the highest first, is bit `shift` of that token."""
     bits, ends = _ends(runs)
@@ -39,7 +39,7 @@ def _bytes_from_tokens(runs: Runs, device: torch.device) -> tuple[Tensor, Tensor
     return tuple(x.reshape(-1, 8).T.contiguous().to(device) for x in (token, shift))  # type: ignore[return-value]
 
 
-@constants()
+@graph_cached()
 def _tokens_from_bytes(runs: Runs, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(first, shift, mask), int64 [L]: a token is (the WINDOW bytes from `first` on) >> shift & mask."""
     bits, ends = _ends(runs)
@@ -47,7 +47,7 @@ def _tokens_from_bytes(runs: Runs, device: torch.device) -> tuple[Tensor, Tensor
     return first.to(device), (8 * (first + WINDOW) - ends).to(device), ((1 << bits) - 1).to(device)
 
 
-@constants()
+@graph_cached()
 def _largest(runs: Runs, device: torch.device) -> Tensor:
     """The largest value of every token, int64 [L]."""
     return _each([run[1] - 1 for run in runs], runs).to(device)

@@ -6,18 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noisebook.codebook import START_STEP
+from noisebook.backbones import Backbone
+from noisebook.errors import SpecError
 from noisebook.format.runs import Run
-from noisebook.spec.spec import CONDITION, START
+from noisebook.rules import Rule
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import StepIndex
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The tokens of one step (`START_STEP`: of the codebook start; `CONDITION`: the condition's) in the stream: `offset`
-    places in, in these runs."""
+class Segment:
+    """The tokens of one step in the stream (`StepIndex.START`: of the codebook start; `StepIndex.CONDITION`: of the
+    condition): `offset` places in, in these runs."""
 
-    step: int
-    bins: int  # what each view spends, see `Step.bins`
+    step_index: int
+    budget: int  # what each view spends, see `Step.budget`
     runs: tuple[Run, ...]
     offset: int
 
@@ -29,70 +32,74 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Layout:
-    """What every position of a token tensor [B, L] means; int64 [L] each. `step` is -1 for tokens of the start, -2 for
-    those of the condition, each a unit of its own.
+    """What every position of a token tensor [B, L] means; int64 [L] each.
 
-    `unit` is the block of the image (rule `poisson`: the chunk), `bin` counts within it. For coefficients of rule `pursuit`
-    `bin` goes on from the atoms."""
+    step_index   of the step, or a `StepIndex`: -1 for tokens of the start, -2 for those of the condition
+    block        of the image; for rule `poisson` the chunk, for a condition each token by itself
+    bin          counts within the block; for coefficients of rule `pursuit` it goes on from the atoms
+    vocab_size   values of the token
+    """
 
-    step: Tensor
-    unit: Tensor
+    step_index: Tensor
+    block: Tensor
     bin: Tensor
-    vocabulary: Tensor
+    vocab_size: Tensor
 
     def __len__(self) -> int:
-        return len(self.step)
+        return len(self.step_index)
 
     @property
     def bits(self) -> float:
-        """log2 of the number of token tensors; `Plan.packed_bits` says what a file spends."""
-        return float(self.vocabulary.double().log2().sum())
+        """The sum of log2(vocab_size) over positions; `container.packed_bits` says what a file spends."""
+        return float(self.vocab_size.double().log2().sum())
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A codec at one image size: the padded size, the shape of the state, its views and where each token run lies."""
+class Stream:
+    """A codec at one image size: the padded size, the shape of the state, its views and where each run of tokens lies."""
 
     height: int
     width: int
     padded: tuple[int, int]
     state: tuple[int, int, int]  # [C, h, w]
-    blocks: tuple[int, int]  # rows, columns
-    tokens: tuple[Tokens, ...]  # of the condition, the start and the steps, of those that have any
-    chunked: bool  # units of the layout are chunks, not blocks
-    steps: int | None = None  # so many alone of the schedule; None: all
+    grid: tuple[int, int]  # rows and columns of blocks
+    segments: tuple[Segment, ...]  # of the condition, the start and the steps, where they have tokens
+    chunked: bool  # the layout counts chunks, not blocks
+    steps: int | None = None  # the first ones of the schedule only; None: all
 
     @property
-    def units(self) -> int:
-        return self.blocks[0] * self.blocks[1]
+    def blocks(self) -> int:
+        return self.grid[0] * self.grid[1]
 
     @property
     def dims(self) -> int:
         """Dimensions D of one view."""
-        return math.prod(self.state) // self.units
+        return math.prod(self.state) // self.blocks
 
     @property
     def length(self) -> int:
-        """Tokens of one image."""
-        return sum(some.count for some in self.tokens)
+        """Tokens L of one image."""
+        return sum(segment.count for segment in self.segments)
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """The runs of the stream, as `container.pack` takes them."""
-        return tuple(run for some in self.tokens for run in some.runs)
+        return tuple(run for segment in self.segments for run in segment.runs)
 
     def layout(self) -> Layout:
+        """The step, block, bin and vocab_size of every position."""
         rows = []
-        for some in self.tokens:
-            alone = some.step == CONDITION or (self.chunked and some.step != START_STEP)
-            units, first = (some.count if alone else self.units), 0
-            for run in some.runs:
-                each = max(1, run.count // units)
-                unit = torch.arange(run.count) if each * units != run.count else torch.arange(units).repeat_interleave(each)
-                unit = unit + first if self.chunked else unit
-                step = torch.full_like(unit, START if some.step == START_STEP else some.step)
-                place = torch.arange(run.count) % each + (0 if self.chunked else first // units)
-                rows.append((step, unit, place, torch.full_like(unit, run.vocabulary)))
+        for segment in self.segments:
+            alone = segment.step_index == StepIndex.CONDITION or (self.chunked and segment.step_index != StepIndex.START)
+            blocks, first = (segment.count if alone else self.blocks), 0
+            for run in segment.runs:
+                each = max(1, run.count // blocks)
+                even = each * blocks == run.count
+                block = torch.arange(blocks).repeat_interleave(each) if even else torch.arange(run.count)
+                block = block + first if self.chunked else block
+                step_index = torch.full_like(block, segment.step_index)
+                place = torch.arange(run.count) % each + (0 if self.chunked else first // blocks)
+                rows.append((step_index, block, place, torch.full_like(block, run.vocab_size)))
                 first += run.count
         if not rows:
             return Layout(*torch.zeros(4, 0, dtype=torch.int64).unbind())
@@ -100,12 +107,48 @@ class Plan:
 
     def views(self, state: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, U, D]: blocks in raster order, each flattened as [channel, row, column]."""
-        (c, h, w), (r, q) = self.state, self.blocks
+        (c, h, w), (r, q) = self.state, self.grid
         cut = state.reshape(len(state), c, r, h // r, q, w // q)
-        return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(state), self.units, self.dims)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(state), self.blocks, self.dims)
 
     def join(self, views: Tensor) -> Tensor:
         """The inverse of `views`."""
-        (c, h, w), (r, q) = self.state, self.blocks
+        (c, h, w), (r, q) = self.state, self.grid
         cut = views.reshape(len(views), r, q, c, h // r, w // q)
         return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), c, h, w)
+
+
+def stream_for(spec: CodecSpec, backbone: Backbone, rule: Rule, start_rule: Rule, height: int, width: int) -> Stream:
+    """What a codec does with images of that size. Raises SpecError where tokens or blocks do not fit it."""
+    padded, state = _cut(spec, backbone, height, width)
+    dims, offset = math.prod(state) // spec.blocks, 0
+    segments: list[Segment] = []
+    if runs := spec.condition_runs(height, width):
+        if spec.condition_runs(*padded) != runs:
+            raise SpecError(f"blocks pad an image of {height} x {width} so that it has other condition tokens: use 1 x 1")
+        segments.append(Segment(StepIndex.CONDITION, 0, runs, 0))
+        offset = segments[-1].count
+    budgets, start = spec.budgets_for(height, width)
+    for step_index, budget in enumerate([start, *budgets], StepIndex.START):
+        if budget:
+            begins = step_index == StepIndex.START
+            (start_rule if begins else rule).check_view(budget, dims)  # raises where it does not fit
+            runs = spec.start_runs(budget) if begins else spec.step_runs(budget)
+            segments.append(Segment(step_index, budget, runs, offset))
+            offset += segments[-1].count
+    return Stream(height, width, padded, state, (spec.rows, spec.columns), tuple(segments), rule.chunked)
+
+
+def _cut(spec: CodecSpec, backbone: Backbone, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """(the padded size, the state's shape [C, h, w]): the smallest that holds the image and is cut in equal blocks."""
+    padded = backbone.padded(height, width)
+    state = backbone.state_shape(*padded)
+    for axis, (count, name) in enumerate(((spec.rows, "rows"), (spec.columns, "columns"))):
+        for _ in range(count):
+            if state[1 + axis] % count == 0:
+                break
+            padded = backbone.padded(padded[0] + (axis == 0), padded[1] + (axis == 1))
+            state = backbone.state_shape(*padded)
+        else:
+            raise SpecError(f"an image of {height} x {width} cannot be cut into {count} {name} of equal size")
+    return padded, state

@@ -21,7 +21,7 @@ ROW_GROUP = 1024
 
 def token_dtype(spec: CodecSpec, height: int, width: int) -> np.dtype:
     """The smallest unsigned type that holds every token of an image of that size."""
-    largest = max((run.vocabulary for _, run in spec.runs_for(height, width)), default=1) - 1
+    largest = max((run.vocab_size for _, run in spec.runs_for(height, width)), default=1) - 1
     return np.dtype(next(f"u{n}" for n in (1, 2, 4, 8) if largest < 1 << 8 * n))
 
 
@@ -114,6 +114,6 @@ def check_tokens(tokens: np.ndarray, spec: CodecSpec, height: int, width: int, n
     runs = [run for _, run in spec.runs_for(height, width)]
     if len(tokens) != sum(run.count for run in runs):
         raise FormatError(f"{name}: {len(tokens)} tokens where its codec has {sum(run.count for run in runs)}")
-    limits = np.repeat([run.vocabulary for run in runs], [run.count for run in runs])
+    limits = np.repeat([run.vocab_size for run in runs], [run.count for run in runs])
     if (tokens >= limits).any():
         raise FormatError(f"{name}: a token is outside its vocabulary")

@@ -94,18 +94,18 @@ def crc32c(data: bytes) -> int:
 
 
 # ---- packing ------------------------------------------------------------------------------------------------------------
-def group_size(vocabulary: int) -> int:
+def group_size(vocab_size: int) -> int:
     """How many base-V digits share one group: 1 where V is a power of two, else as many as fit 63 bits."""
-    if vocabulary & (vocabulary - 1) == 0:
+    if vocab_size & (vocab_size - 1) == 0:
         return 1
-    size, product = 1, vocabulary
-    while product * vocabulary < 1 << 63:
-        size, product = size + 1, product * vocabulary
+    size, product = 1, vocab_size
+    while product * vocab_size < 1 << 63:
+        size, product = size + 1, product * vocab_size
     return size
 
 
-def _group_bits(vocabulary: int, digits: int) -> int:
-    return (vocabulary**digits - 1).bit_length()
+def _group_bits(vocab_size: int, digits: int) -> int:
+    return (vocab_size**digits - 1).bit_length()
 
 
 Runs = Sequence[Run] | Sequence[tuple[int, int]]  # of plain runs, (count, vocabulary) will do
@@ -117,11 +117,11 @@ def packed_bits(runs: Runs) -> int:
     bits = 0
     for run in (Run(*run) for run in runs):
         if run.subset:
-            bits += run.count // run.subset * subset_bits(run.vocabulary // 2, run.subset)
+            bits += run.count // run.subset * subset_bits(run.vocab_size // 2, run.subset)
         elif not run.zipf:
-            g = group_size(run.vocabulary)
-            bits += (run.count // g) * _group_bits(run.vocabulary, g)
-            bits += _group_bits(run.vocabulary, run.count % g) if run.count % g else 0
+            g = group_size(run.vocab_size)
+            bits += (run.count // g) * _group_bits(run.vocab_size, g)
+            bits += _group_bits(run.vocab_size, run.count % g) if run.count % g else 0
     return bits
 
 
@@ -148,24 +148,24 @@ def pack(tokens: np.ndarray, runs: Runs) -> bytes:
         some = np.asarray(tokens[start : start + run.count])
         start += run.count
         if run.zipf:
-            coded += [(k, (run.vocabulary, run.zipf)) for k in some.tolist()]
+            coded += [(k, (run.vocab_size, run.zipf)) for k in some.tolist()]
         elif run.subset:
-            bits = subset_bits(run.vocabulary // 2, run.subset)
+            bits = subset_bits(run.vocab_size // 2, run.subset)
             for one in some.reshape(-1, run.subset):
-                data = (subset_rank(one, run.vocabulary // 2) << -bits % 8).to_bytes(-(-bits // 8), "big")
+                data = (subset_rank(one, run.vocab_size // 2) << -bits % 8).to_bytes(-(-bits // 8), "big")
                 parts.append(np.unpackbits(np.frombuffer(data, np.uint8), count=bits))
         else:
-            outside = (some < 0) | (some >= run.vocabulary)
+            outside = (some < 0) | (some >= run.vocab_size)
             if outside.any():
                 raise SpecError(f"token {some[outside][0]} is outside its vocabulary")
-            parts += _pack_plain(some.astype(np.uint64), run.vocabulary)
+            parts += _pack_plain(some.astype(np.uint64), run.vocab_size)
     plain = np.packbits(np.concatenate(parts)).tobytes() if parts else b""
     return plain + encode_symbols(*zip(*coded, strict=True)) if coded else plain  # type: ignore[arg-type]
 
 
 def _plain(run: Run) -> bool:
     """Whether a run is of the kind and the size that the extension takes."""
-    return not (run.subset or run.zipf) and run.count <= 1 << 40 and 2 <= run.vocabulary <= 1 << 62
+    return not (run.subset or run.zipf) and run.count <= 1 << 40 and 2 <= run.vocab_size <= 1 << 62
 
 
 def _table(runs: Sequence[Run]) -> np.ndarray:
@@ -173,16 +173,16 @@ def _table(runs: Sequence[Run]) -> np.ndarray:
     return np.array([run[:2] for run in runs], np.int64).reshape(-1, 2)
 
 
-def _pack_plain(some: np.ndarray, vocabulary: int) -> list[np.ndarray]:
+def _pack_plain(some: np.ndarray, vocab_size: int) -> list[np.ndarray]:
     """Tokens uint64 [N] of one plain run -> arrays of bits."""
-    parts, g = [], group_size(vocabulary)
+    parts, g = [], group_size(vocab_size)
     whole = len(some) - len(some) % g
     for digits, size in ((some[:whole].reshape(-1, g), g), (some[None, whole:], len(some) % g)):
         if digits.size:
             values = np.zeros(len(digits), np.uint64)
             for column in digits.T:
-                values = values * np.uint64(vocabulary) + column
-            shifts = np.arange(_group_bits(vocabulary, size) - 1, -1, -1, dtype=np.uint64)
+                values = values * np.uint64(vocab_size) + column
+            shifts = np.arange(_group_bits(vocab_size, size) - 1, -1, -1, dtype=np.uint64)
             parts.append(((values[:, None] >> shifts) & np.uint64(1)).astype(np.uint8).ravel())
     return parts
 
@@ -204,7 +204,7 @@ def unpack(payload: bytes, runs: Runs) -> np.ndarray:
     bits = np.unpackbits(np.frombuffer(payload[:whole], np.uint8))
     if bits[need:].any():
         _refuse("padding")
-    models = [(run.vocabulary, run.zipf) for run in coded for _ in range(run.count)]
+    models = [(run.vocab_size, run.zipf) for run in coded for _ in range(run.count)]
     symbols = decode_symbols(payload[whole:], models) if coded else np.empty(0, np.int64)
     out, at, read = [], 0, 0
     for run in runs:
@@ -212,10 +212,10 @@ def unpack(payload: bytes, runs: Runs) -> np.ndarray:
             out.append(symbols[read : read + run.count])
             read += run.count
         elif run.subset:
-            size = subset_bits(run.vocabulary // 2, run.subset)
+            size = subset_bits(run.vocab_size // 2, run.subset)
             for _ in range(run.count // run.subset):
                 number = int.from_bytes(np.packbits(bits[at : at + size]).tobytes(), "big") >> -size % 8
-                out.append(subset_tokens(number, run.vocabulary // 2, run.subset))
+                out.append(subset_tokens(number, run.vocab_size // 2, run.subset))
                 at += size
         else:
             found, at = _unpack_plain(bits, at, run)
@@ -228,7 +228,7 @@ def _check_sizes(size: int, runs: Sequence[Run]) -> None:
     least = 0  # of C(K, M) > (K / M)^M sets
     for run in runs:
         if run.subset:
-            least += run.count * max(1, (run.vocabulary // 2 // run.subset).bit_length())
+            least += run.count * max(1, (run.vocab_size // 2 // run.subset).bit_length())
     if least > 8 * size:
         _refuse("sets", size=size, whole=-(-least // 8))
     if sum(run.count for run in runs if run.zipf) > MAX_CODED:
@@ -237,20 +237,20 @@ def _check_sizes(size: int, runs: Sequence[Run]) -> None:
 
 def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray], int]:
     """(the tokens of one plain run, whose bits begin at `at`, where they end)."""
-    out, g = [], group_size(run.vocabulary)
+    out, g = [], group_size(run.vocab_size)
     for groups, size in ((run.count // g, g), (int(run.count % g > 0), run.count % g)):
         if groups and size:
-            width = _group_bits(run.vocabulary, size)
+            width = _group_bits(run.vocab_size, size)
             block = bits[at : at + groups * width].reshape(groups, width)
             at += groups * width
             values = np.zeros(groups, np.uint64)
             for column in block.T:
                 values = values << np.uint64(1) | column
-            if (values >= np.uint64(run.vocabulary**size)).any():
+            if (values >= np.uint64(run.vocab_size**size)).any():
                 _refuse("vocabulary")
             digits = np.empty((groups, size), np.uint64)
             for i in range(size - 1, -1, -1):
-                values, digits[:, i] = np.divmod(values, np.uint64(run.vocabulary))
+                values, digits[:, i] = np.divmod(values, np.uint64(run.vocab_size))
             out.append(digits.ravel())
     return out, at
 

@@ -62,12 +62,6 @@ def subset_tokens(number: int, atoms: int, size: int) -> np.ndarray:
 
 
 # ---- Zipf's law ---------------------------------------------------------------------------------------------------------
-def zipf_exponent(divergence: float) -> int:
-    """The exponent s = 1 + 1 / (I + log2(e) / e + 1) for indices of the Poisson functional representation of `divergence`
-    bits (Li and El Gamal 2018, theorem 1), in units of 1 / EXPONENT."""
-    return round((1 + 1 / (divergence + math.log2(math.e) / math.e + 1)) * EXPONENT)
-
-
 def _log2(x: np.ndarray) -> np.ndarray:
     """floor(2^FRACTION log2 x) of uint64 [N] in [1, 2^31], to a few units, by repeated squaring."""
     whole = np.zeros_like(x)
@@ -84,15 +78,15 @@ def _log2(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(16)
-def zipf_table(vocabulary: int, exponent: int) -> np.ndarray:
+def zipf_table(vocab_size: int, exponent: int) -> np.ndarray:
     """Cumulative frequencies, uint64 [vocabulary + 1] from 0, of p(k) ~ (k + 1)^(-exponent / EXPONENT). Every symbol has a
     frequency of at least 1, and all of them less than 2^32. Raises SpecError beyond 2^24 symbols."""
-    if not (1 <= vocabulary <= 1 << 24 and exponent >= EXPONENT and exponent <= 2 * EXPONENT):
-        raise SpecError(f"no Zipf table of {vocabulary} symbols with exponent {exponent} / {EXPONENT}")
-    power = _log2(np.arange(1, vocabulary + 1, dtype=np.uint64)) * np.uint64(exponent) >> np.uint64(
+    if not (1 <= vocab_size <= 1 << 24 and exponent >= EXPONENT and exponent <= 2 * EXPONENT):
+        raise SpecError(f"no Zipf table of {vocab_size} symbols with exponent {exponent} / {EXPONENT}")
+    power = _log2(np.arange(1, vocab_size + 1, dtype=np.uint64)) * np.uint64(exponent) >> np.uint64(
         EXPONENT.bit_length() - 1
     )
-    weight = np.full(vocabulary, 1 << 32, np.uint64)
+    weight = np.full(vocab_size, 1 << 32, np.uint64)
     root = 1 << 128  # 2^(-2^-n) with 64 bits, by repeated square roots of 1/2
     for bit in range(FRACTION - 1, -1, -1):
         root = math.isqrt(root << 127) if bit == FRACTION - 1 else math.isqrt(root << 128)

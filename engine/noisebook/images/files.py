@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from noisebook.errors import FormatError
 from noisebook.format.container import Container, pack, unpack
 from noisebook.format.runs import Run
-from noisebook.spec import curve as calibration
+from noisebook.spec import curve as curves
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
 
@@ -52,7 +52,7 @@ def encode_and_show(
     """(what `encode_picture` gives, what `decode_picture` makes of it), in one walk."""
     height, width = pixels.shape[:2]
     tokens, image = codec.reconstruct(*_tensors(pixels, weights))
-    payload = pack(tokens[0].cpu().numpy(), codec.plan(height, width).runs)
+    payload = pack(tokens[0].cpu().numpy(), codec.stream(height, width).runs)
     return contain(codec.spec, height, width, payload, embed, derived).to_bytes(), pixels_of(image[0])
 
 
@@ -65,7 +65,7 @@ def contain(
     derived: tuple[int, int] | None = None,
 ) -> Container:
     """The file of a payload; see `encode_picture`."""
-    curve = calibration.shipped().get(spec.backbone)
+    curve = curves.shipped_curves().get(spec.backbone)
     if derived is not None and not embed and curve is not None and curve.number and spec.fingerprint == curve.fingerprint:
         return Container(spec.hash, height, width, payload, curve.number, None, derived)
     number = preset_number(spec)
@@ -99,11 +99,11 @@ def pixels_of(images: "torch.Tensor") -> "np.ndarray":
 def spec_of(container: Container) -> CodecSpec | None:
     """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
     if container.derived is not None:
-        curve = calibration.by_number(container.preset)
+        curve = curves.by_number(container.preset)
         if curve is None:
             return None
         steps, tokens = container.derived
-        spec = calibration.spec_for(curve, curve.dims(container.height, container.width), tokens, steps)
+        spec = curves.spec_for(curve, curve.dims(container.height, container.width), tokens, steps)
         if spec.hash != container.codec_hash:
             raise FormatError("the derived specification does not match the codec hash: the file is damaged")
         return spec
@@ -148,10 +148,10 @@ def describe(path: Path) -> dict[str, Any]:
             "codec": codec_name(spec),
             "tokens": len(tokens),
             "steps": len(spec.schedule),
-            "law": spec.law,
-            "vocabulary": spec.vocabulary,
+            "codebook": spec.codebook,
+            "vocab_size": spec.vocab_size,
             "seed": spec.seed,
-            "finish": spec.finish,
+            "solver": spec.solver,
             "first_tokens": tokens[:16].tolist(),
         }
     return out

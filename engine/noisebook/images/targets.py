@@ -17,21 +17,21 @@ from noisebook.errors import BackboneError, SpecError
 from noisebook.format.container import OVERHEAD
 from noisebook.images.files import contain, encode_and_show, encode_picture
 from noisebook.images.metrics import psnr
-from noisebook.spec import curve as calibration
+from noisebook.spec import curve as curves
 
 if TYPE_CHECKING:
     from noisebook.backbones import Backbone
     from noisebook.spec.curve import Curve
 
-CALLS = 25  # network calls of a decode, if no other number is asked for
-MAX_CALLS = 256
+NFE = 25  # network calls of a decode, if no other number is asked for
+MAX_NFE = 256
 CLOSE, TRIES = 0.09, 16  # dB that end the search for a quality, and how often it tries
 FAR = 0.5  # dB off that are no answer
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a file is to be: of one rate or one quality, in at most `max_calls` network calls of the decoder.
+    """What a file is to be: of one rate or one quality, in at most `max_nfe` network calls of the decoder.
 
     bpp    bits a pixel, of the whole file      bytes  size of the file, not exceeded
     psnr   dB, of the 8-bit picture
@@ -40,8 +40,8 @@ class Target:
     bpp: float | None = None
     bytes: int | None = None
     psnr: float | None = None
-    max_calls: int = CALLS
-    vocabulary: int = 65536
+    max_nfe: int = NFE
+    vocab_size: int = 65536
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,8 +50,8 @@ class Target:
             raise SpecError(f"ask for one of bpp, bytes and psnr, not {' and '.join(given) or 'none'}")
         if not 0 < getattr(self, given[0]) < math.inf:
             raise SpecError(f"{given[0]} must be above 0, not {getattr(self, given[0])}")
-        if not 2 <= self.max_calls <= MAX_CALLS:
-            raise SpecError(f"max_calls must be from 2 to {MAX_CALLS}, the finish included, not {self.max_calls}")
+        if not 2 <= self.max_nfe <= MAX_NFE:
+            raise SpecError(f"max_nfe must be from 2 to {MAX_NFE}, those of the solver included, not {self.max_nfe}")
 
 
 class Aim:
@@ -72,8 +72,8 @@ class Aim:
                 f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
                 f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`"
             )
-        if curve.condition and target.max_calls < 3:
-            raise SpecError("under a condition max_calls is 3 at least: the first tokens take a network call too")
+        if curve.condition and target.max_nfe < 3:
+            raise SpecError("under a condition max_nfe is 3 at least: the first tokens take a network call too")
         self.target, self.backbone, self.curve = target, backbone, curve
         self.how, self.tell = (graphs, effort, candidates), tell
         self._codecs: dict[tuple[int, int, int], Codec] = {}
@@ -86,34 +86,36 @@ class Aim:
         """The codec that spends about so many tokens on such images."""
         dims, steps = self.dims(height, width), self._steps
         if (dims, tokens, steps) not in self._codecs:
-            spec = calibration.spec_for(self.curve, dims, tokens, steps, self.target.vocabulary, self.target.seed)
-            self._codecs[dims, tokens, steps] = Codec(calibration.snapped(spec, self.backbone), self.backbone, *self.how)
+            spec = curves.spec_for(self.curve, dims, tokens, steps, self.target.vocab_size, self.target.seed)
+            self._codecs[dims, tokens, steps] = Codec(
+                curves.with_known_levels(spec, self.backbone), self.backbone, *self.how
+            )
             if len(self._codecs) > 64:
                 del self._codecs[next(iter(self._codecs))]
         return self._codecs[dims, tokens, steps]
 
     @property
     def _steps(self) -> int:
-        """Steps of the curve's path: the calls but the finish, and under a condition but that of the first tokens."""
-        return self.target.max_calls - 1 - bool(self.curve.condition)
+        """Steps of the curve's path: the calls but the solver's, and under a condition but that of the first tokens."""
+        return self.target.max_nfe - 1 - bool(self.curve.condition)
 
     def _derived(self, tokens: int) -> tuple[int, int] | None:
         """What stands in a file in place of the specification, where a decoder can derive it."""
-        ours = calibration.shipped().get(self.curve.backbone) == self.curve and self.curve.number
-        plain = self.target.vocabulary == 65536 and self.target.seed == 0
+        ours = curves.shipped_curves().get(self.curve.backbone) == self.curve and self.curve.number
+        plain = self.target.vocab_size == 65536 and self.target.seed == 0
         return (self._steps, tokens) if ours and plain else None
 
     def _size(self, height: int, width: int, tokens: int) -> int:
         """Bytes of the file that spends so many tokens."""
         spec = self.codec(height, width, tokens).spec
-        bits = sum(run.count * (run.vocabulary.bit_length() - 1) for _, run in spec.runs_for(height, width))
+        bits = sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
         return len(contain(spec, height, width, bytes(-(-bits // 8)), derived=self._derived(tokens)).to_bytes())
 
     def tokens_for_bytes(self, height: int, width: int, size: float) -> int:
         """The tokens whose file is nearest to `size` bytes, not above it where the target is in bytes.
 
         Raises SpecError where even the smallest file is larger, or so many tokens cannot be spent in so few calls."""
-        each = (self.target.vocabulary.bit_length() - 1) / 8
+        each = (self.target.vocab_size.bit_length() - 1) / 8
         tokens, best = max(2, int((size - OVERHEAD - 4) / each)), None
         for _ in range(12):
             have = self._size(height, width, tokens)
@@ -131,7 +133,7 @@ class Aim:
         if best is None or abs(best[1] - size) > max(0.1 * size, 2 * each):
             got = f"; the nearest is {best[1]}" if best else ""
             raise SpecError(
-                f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_calls} "
+                f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_nfe} "
                 f"network calls{got}: ask for another rate, or more calls"
             )
         return best[0]
@@ -147,8 +149,8 @@ class Aim:
         return high
 
     def _predicted(self, dims: int, tokens: int) -> float:
-        spec = calibration.spec_for(self.curve, dims, tokens, self._steps, self.target.vocabulary)
-        return 10 * math.log10(4 / self.curve.at(spec.lam_last))
+        spec = curves.spec_for(self.curve, dims, tokens, self._steps, self.target.vocab_size)
+        return 10 * math.log10(4 / self.curve.at(spec.sigma_last))
 
     def file(self, pixels: np.ndarray, weights: np.ndarray | None = None, embed: bool | None = None) -> tuple[bytes, Codec]:
         """uint8 [H, W, C] -> (the bytes of its `.nbk` file, the codec that made it). Raises SpecError as above, or where no
@@ -189,7 +191,7 @@ class Aim:
                 break
         if best is None or abs(best[0] - wanted) > FAR:
             near = f"; the nearest was {best[0]:.2f} dB" if best else ""
-            raise SpecError(f"no number of tokens gives {wanted:g} dB in {self.target.max_calls} network calls{near}")
+            raise SpecError(f"no number of tokens gives {wanted:g} dB in {self.target.max_nfe} network calls{near}")
         if abs(best[0] - wanted) > 0.1:
             warnings.warn(
                 f"{best[0]:.2f} dB is the nearest to {wanted:g} dB in {len(tried)} tries", RuntimeWarning, stacklevel=3
@@ -222,10 +224,10 @@ def curve_of(backbone: "Backbone", path: "str | None" = None) -> "Curve":
     if path is not None:
         try:
             with open(path, "rb") as file:
-                return calibration.Curve.from_json(file.read())
+                return curves.Curve.from_json(file.read())
         except OSError as error:
             raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
-    curve = calibration.shipped().get(backbone.name)
+    curve = curves.shipped_curves().get(backbone.name)
     if curve is None or curve.fingerprint != backbone.fingerprint:
         raise SpecError(
             f"backbone {backbone.name!r} has no curve: run `noisebook calibrate {backbone.name} IMAGES -o "

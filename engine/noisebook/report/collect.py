@@ -63,7 +63,7 @@ class Run:
     failed: Counter
     remarks: Counter
     shards: list[dict[str, Any]]  # ledger entries of those that are done, by the time they were
-    calls: int  # of the network in a decode
+    nfe: int  # network calls of a decode
     tokens: Tokens | None  # None: codes that vary in length
     shown: list[Shown]
 
@@ -109,7 +109,7 @@ class Source:
             Counter(f["code"] for e in data.ledgers for f in e["failed"]),
             Counter(r["code"] for e in data.ledgers for r in e["remarks"]),
             sorted(entries, key=lambda e: (e["finished"], e["shard"])),
-            codec.calls,
+            codec.nfe,
             self._tokens(codec),
             self._shown(codec, keys),
         )
@@ -121,7 +121,7 @@ class Source:
         size = sizes.most_common(1)[0][0]
         some = [row["tokens"] for _, row in self.rows.values() if (row["height"], row["width"]) == size]
         tokens = np.stack(some).astype(np.int64)
-        values = np.asarray(codec.layout_for(*size).vocabulary).astype(np.int64)
+        values = np.asarray(codec.layout_for(*size).vocab_size).astype(np.int64)
         largest = int(values.max())
         reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(values)}
         return Tokens(
@@ -145,7 +145,7 @@ class Source:
         return [shown for shown in found if shown is not None]
 
     def _judged(self, key: str, index: int, row: dict[str, Any], decoded: np.ndarray, codec: "Codec") -> Shown:
-        runs = codec.plan(row["height"], row["width"]).runs
+        runs = codec.stream(row["height"], row["width"]).runs
         varies = self.data.spec.rule == "poisson"
         bits = 8 * len(pack(row["tokens"].astype(np.int64), runs)) if varies else packed_bits(runs)
         bpp = bits / (row["height"] * row["width"])

@@ -65,7 +65,7 @@ def _overview(runs: Sequence[Run]) -> str:
         ["shards", *(f"{run.counts['shards']:,} of {run.counts['of_shards']:,}" for run in runs)],
         ["tokens", *(f"{run.counts['tokens']:,}" for run in runs)],
         ["size of the shards", *(f"{run.counts['bytes'] / 1e6:,.2f} MB" for run in runs)],
-        ["network calls of a decode", *(str(run.calls) for run in runs)],
+        ["network calls of a decode", *(str(run.nfe) for run in runs)],
         ["images judged below", *(str(len(run.shown)) for run in runs)],
         ["bits a pixel", *(with_unit(run.mean("bpp"), 4, "") for run in runs)],
         ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],

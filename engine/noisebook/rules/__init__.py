@@ -1,1 +1,15 @@
-"""Selection rules: how a step's residual becomes tokens, and tokens become noise. One file per rule."""
+"""Selection rules: how a step's residual becomes tokens, and tokens become noise. One file per rule.
+
+Adding a rule: write its file, with a subclass of `Rule`, and name it here. Nothing else knows which rules there are.
+"""
+
+from noisebook.rules.base import Rule
+from noisebook.rules.bins import Bins
+from noisebook.rules.poisson import Poisson
+from noisebook.rules.pursuit import Pursuit
+from noisebook.rules.top import Top
+
+#: the rules by the name that a specification gives them
+RULES: dict[str, type[Rule]] = {"bins": Bins, "top": Top, "pursuit": Pursuit, "poisson": Poisson}
+
+__all__ = ["RULES", "Bins", "Poisson", "Pursuit", "Rule", "Top"]

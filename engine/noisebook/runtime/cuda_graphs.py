@@ -2,7 +2,7 @@
 
 What a function must keep to: no host synchronisation, no copy from the host, the same work whatever the values. A graph
 knows its tensors by address. Inputs are copied into buffers of the graph's own, results out of them; tensors that live in
-a cache are made by `constants`, so that a graph keeps those it was recorded with.
+a cache are made by `graph_cached`, so that a graph keeps those it was recorded with.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _broken: list[Any] = []  # graphs whose recording failed: torch's allocator goes
 _lock = threading.RLock()  # one recording at a time in a process, one replay at a time in a graph's buffers
 
 
-def constants(size: int = 8) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
+def graph_cached(size: int = 8) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
     """A cache, as functools.lru_cache, for functions that make tensors of hashable arguments (sizes, a device).
 
     A tensor that leaves the cache stays alive as long as a graph that was recorded with it."""
@@ -82,33 +82,36 @@ class Recording:
 
 
 class Graphs:
-    """Calls functions as CUDA graphs: recorded at the first call with new shapes, replayed from then on.
+    """Calls functions as CUDA graphs: recorded at the first call with new arguments or shapes, replayed from then on.
 
     Without CUDA tensors, when not `enabled`, and after a recording has failed (one warning), functions are called
     plainly. The `size` graphs used last are kept; they share one memory pool. Calls from several threads or streams take
     turns. Results are tensors of the caller's own.
+
+    version  of the weights: where it changes, they are elsewhere, and a recording that knows the old addresses is not used
     """
 
-    def __init__(self, enabled: bool = True, size: int = 8):
-        self.enabled, self.size = enabled, size
+    def __init__(self, enabled: bool = True, version: Callable[[], Hashable] = lambda: 0, size: int = 8):
+        self.enabled, self.version, self.size = enabled, version, size
         self._recorded: OrderedDict[Hashable, Recording] = OrderedDict()
         self._device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self._recorded)
 
-    def __call__(self, function: Work, tensors: tuple[Tensor, ...], key: Hashable) -> tuple[Tensor, ...]:
-        """function(*tensors). `key` stands for all else that the function's work depends on."""
+    def __call__(self, function: Work, arguments: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """function(*arguments, *tensors). A recording is known by the function, by these same arguments, and by the
+        shapes and dtypes of the tensors: a call and its key cannot differ."""
         if not (self.enabled and self.takes(tensors)):
-            return function(*tensors)
+            return function(*arguments, *tensors)
         device = tensors[0].device
         with _lock, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device):
             if device != self._device:
                 self._forget(device)
-            key = (key, *((t.shape, t.dtype) for t in tensors))
-            recording = self._recorded.get(key) or self._record(function, tensors, key)
+            key = (function, arguments, self.version(), *((t.shape, t.dtype) for t in tensors))
+            recording = self._recorded.get(key) or self._record(functools.partial(function, *arguments), tensors, key)
             if recording is None:
-                return function(*tensors)
+                return function(*arguments, *tensors)
             self._recorded.move_to_end(key)
             current = torch.cuda.current_stream()
             current.wait_event(self._done)  # of the call before, which may be on another stream
@@ -159,4 +162,4 @@ class Graphs:
         return recording
 
 
-__all__ = ["Graphs", "constants", "holding"]
+__all__ = ["Graphs", "graph_cached", "holding"]

@@ -1,9 +1,10 @@
 """Calibration: how well a backbone predicts at every noise level, and from that where tokens are best spent.
 
-A step that spends its tokens on the residual r learns of it what a measurement with signal-to-noise ratio m / mse(lam)
-tells, m = tokens times the squared score of the best atom, over D (method.md, section 3). So 1/lam^2 grows by m / mse(lam),
-and one measured curve mse(lam) says how far any number of tokens leads. A shortest path over levels finds the schedule of N
-calls that costs fewest tokens; each step gets a power of two of them, and the levels follow from what the steps really got.
+A step that spends its tokens on the residual r learns of it what a measurement with signal-to-noise ratio m / mse(sigma)
+tells, m = tokens times the squared score of the best atom, over D (method.md, section 3). So 1/sigma^2 grows by m /
+mse(sigma), and one measured curve mse(sigma) says how far any number of tokens leads. A shortest path over levels finds
+the schedule of N calls that costs fewest tokens; each step gets a power of two of them, and the levels follow from what
+the steps really got.
 
 All of this is sums, products, quotients and square roots of float64 in a fixed order, so that a decoder on any machine finds
 the same schedule, bit for bit, from the curve and two numbers in a file (docs/format.md).
@@ -20,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noisebook.errors import SpecError
-from noisebook.spec.spec import CodecSpec, Step
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
     from noisebook.backbones import Backbone
 
 FORMAT = 1
-LEAST_SNR, RATIO, POINTS = 2.0**-12, 1.0905077326652577, 225  # the path's levels 1/lam^2, eight an octave
+KEYS = {"sigma": "lam"}  # what a curve's file calls an attribute, where the words differ
+LEAST_SNR, RATIO, POINTS = 2.0**-12, 1.0905077326652577, 225  # the path's levels 1/sigma^2, eight an octave
 # E[max |z|]^2 of 2^(b - 1) standard normal numbers, for tokens of b = 1 ... 33 bits
 # fmt: off
 GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 10.552, 11.8465, 13.1487, 14.4574, 15.7717,
@@ -37,7 +40,7 @@ GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured of a backbone: the mean squared error a dimension, in [-1, 1] units, of x0_hat at `lam`.
+    """What was measured of a backbone: the mean squared error a dimension, in [-1, 1] units, of x0_hat at `sigma`.
 
     power     mean square, a dimension, of what the first tokens find: x0, or x0 - x0_hat of pure noise told a condition
     multiple, least, channels   of a pixel model: heights and widths are padded to a multiple, and to `least` at least;
@@ -48,7 +51,7 @@ class Curve:
 
     backbone: str
     fingerprint: str
-    lam: tuple[float, ...]  # falling
+    sigma: tuple[float, ...]  # falling
     mse: tuple[float, ...]
     power: float
     multiple: int = 1
@@ -59,24 +62,26 @@ class Curve:
     condition: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        whole = len(self.lam) == len(self.mse) >= 2 and all(a > b > 0 for a, b in zip(self.lam, self.lam[1:], strict=False))
+        whole = len(self.sigma) == len(self.mse) >= 2 and all(
+            a > b > 0 for a, b in zip(self.sigma, self.sigma[1:], strict=False)
+        )
         if not (whole and all(0 < m < math.inf for m in (*self.mse, self.power))):
             raise SpecError("a curve needs falling levels above 0, and as many errors above 0")
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(self.lam[::-1]), np.array(self.mse[::-1])
+        return np.array(self.sigma[::-1]), np.array(self.mse[::-1])
 
-    def at(self, lam: float) -> float:
-        """The error at any level: linear between those measured, constant above them, like lam^2 below."""
+    def at(self, sigma: float) -> float:
+        """The error at any level: linear between those measured, constant above them, like sigma^2 below."""
         levels, errors = self._table
-        if lam >= levels[-1]:
+        if sigma >= levels[-1]:
             return float(errors[-1])
-        if lam <= levels[0]:
-            return float(errors[0]) * (lam / float(levels[0])) * (lam / float(levels[0]))
-        i = int(np.searchsorted(levels, lam))
+        if sigma <= levels[0]:
+            return float(errors[0]) * (sigma / float(levels[0])) * (sigma / float(levels[0]))
+        i = int(np.searchsorted(levels, sigma))
         a, b = float(levels[i - 1]), float(levels[i])
-        t = (lam - a) / (b - a)
+        t = (sigma - a) / (b - a)
         return float(errors[i - 1]) * (1 - t) + float(errors[i]) * t
 
     def dims(self, height: int, width: int) -> int:
@@ -86,7 +91,8 @@ class Curve:
 
     def to_json(self) -> str:
         """The text of a curve's file."""
-        return json.dumps({"noisebook_curve": FORMAT, **asdict(self)}, indent=1) + "\n"
+        value = {KEYS.get(k, k): v for k, v in asdict(self).items()}
+        return json.dumps({"noisebook_curve": FORMAT, **value}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Curve":
@@ -95,7 +101,8 @@ class Curve:
             value: dict[str, Any] = json.loads(text)
             if value.pop("noisebook_curve") != FORMAT:
                 raise SpecError("the curve is of another version; update noisebook")
-            value["lam"], value["mse"] = (tuple(float(v) for v in value[k]) for k in ("lam", "mse"))
+            value["sigma"] = tuple(float(v) for v in value.pop("lam"))
+            value["mse"] = tuple(float(v) for v in value["mse"])
             value["condition"] = tuple(value.get("condition", ()))
             return cls(**value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -106,7 +113,7 @@ class Curve:
 
 # ---- where tokens are best spent ----------------------------------------------------------------------------------------
 def _needed(y: "np.ndarray | np.float64") -> Any:
-    """ln(1 + y) by a quotient (within 1 % up to y = 3): what tokens must tell so that 1/lam^2 grows by y / mse."""
+    """ln(1 + y) by a quotient (within 1 % up to y = 3): what tokens must tell so that 1/sigma^2 grows by y / mse."""
     return y * (6 + y) / (6 + 4 * y)
 
 
@@ -116,10 +123,10 @@ def _reached(x: float) -> float:
     return 12 * x / (12 - 6 * x + x * x)
 
 
-def path(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int) -> list[float]:
+def path(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int) -> list[float]:
     """Tokens (real numbers) that the start and each of `steps` steps should spend, so that `tokens` of them reach the
-    lowest level: a shortest path over levels 1/lam^2, in which no jump costs less than a token."""
-    one = GAIN[vocabulary.bit_length() - 2] / dims
+    lowest level: a shortest path over levels 1/sigma^2, in which no jump costs less than a token."""
+    one = GAIN[vocab_size.bit_length() - 2] / dims
     snr = [LEAST_SNR]
     while len(snr) < POINTS:
         snr.append(snr[-1] * RATIO)
@@ -145,7 +152,7 @@ def path(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int) -> l
     return spent[::-1]
 
 
-def whole_bins(wanted: Sequence[float], tokens: int, limit: int) -> list[int]:
+def whole_budgets(wanted: Sequence[float], tokens: int, limit: int) -> list[int]:
     """Powers of two up to `limit` in the proportions of `wanted`, whose sum is near `tokens`: the last first, each
     nearest to its share of what is left, so that the smallest ones, which come last here, make up for the rest."""
     out, left = [], tokens
@@ -162,18 +169,18 @@ def whole_bins(wanted: Sequence[float], tokens: int, limit: int) -> list[int]:
     return out[::-1]
 
 
-def levels_of(curve: Curve, dims: int, bins: Sequence[int], vocabulary: int) -> list[float]:
-    """The levels that a start of bins[0] tokens and steps of bins[1:] lead through: len(bins) of them, falling."""
-    one = GAIN[vocabulary.bit_length() - 2] / dims
-    snr = _reached(bins[0] * one) / curve.power
+def levels_of(curve: Curve, dims: int, budgets: Sequence[int], vocab_size: int) -> list[float]:
+    """The levels that a start of budgets[0] tokens and steps of budgets[1:] lead through: len(budgets) of them, falling."""
+    one = GAIN[vocab_size.bit_length() - 2] / dims
+    snr = _reached(budgets[0] * one) / curve.power
     levels = [1 / math.sqrt(snr)]
-    for n in bins[1:]:
+    for n in budgets[1:]:
         snr += _reached(n * one) / curve.at(levels[-1])
         levels.append(1 / math.sqrt(snr))
     return levels
 
 
-def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int) -> tuple[int, tuple[Step, ...]]:
+def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int) -> tuple[int, tuple[Step, ...]]:
     """(tokens of the start, the steps) of the schedule that spends about `tokens` tokens in at most `steps` steps of the
     DDPM posterior, p = 1/2. Raises SpecError for fewer than two tokens."""
     if tokens < 2 or steps < 1:
@@ -182,45 +189,45 @@ def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: i
         )
     steps = min(steps, tokens - 1)
     limit = 1 << max(0, (dims // 16).bit_length() - 1)
-    bins = whole_bins(path(curve, dims, tokens, steps, vocabulary), tokens, limit)
-    levels = levels_of(curve, dims, bins, vocabulary)
-    pairs = zip(levels, levels[1:], bins[1:], strict=False)
-    return bins[0], tuple(Step(a, b / a * b, b, n) for a, b, n in pairs)
+    budgets = whole_budgets(path(curve, dims, tokens, steps, vocab_size), tokens, limit)
+    levels = levels_of(curve, dims, budgets, vocab_size)
+    pairs = zip(levels, levels[1:], budgets[1:], strict=False)
+    return budgets[0], tuple(Step(a, b / a * b, b, n) for a, b, n in pairs)
 
 
-def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocabulary: int = 65536, seed: int = 0) -> CodecSpec:
+def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int = 65536, seed: int = 0) -> CodecSpec:
     """The codec of a curve for images of so many dimensions: the default rule and law, `mean` finish. Under a condition its
     first tokens are no start, but those of a step more, from pure noise: what the condition tells is known by then."""
-    start, schedule = schedule_for(curve, dims, tokens, steps, vocabulary)
+    start, schedule = schedule_for(curve, dims, tokens, steps, vocab_size)
     if curve.condition:
-        start, schedule = 0, (Step(math.inf, 0.0, schedule[0].lam, start), *schedule)
+        start, schedule = 0, (Step(math.inf, 0.0, schedule[0].sigma, start), *schedule)
     return CodecSpec(
         curve.backbone,
         curve.fingerprint,
         schedule,
-        vocabulary=vocabulary,
+        vocab_size=vocab_size,
         seed=seed,
-        start_bins=start,
-        start_vocabulary=vocabulary,
+        start_budget=start,
+        start_vocab_size=vocab_size,
         condition=curve.condition,
     )
 
 
-def snapped(spec: CodecSpec, backbone: "Backbone") -> CodecSpec:
+def with_known_levels(spec: CodecSpec, backbone: "Backbone") -> CodecSpec:
     """The same with levels that a discrete-time model knows; itself for all others. Raises SpecError where two levels
     become one."""
-    levels = [s.lam for s in spec.schedule] + [spec.lam_last]
-    known = [backbone.snap(lam) for lam in levels]
+    levels = [s.sigma for s in spec.schedule] + [spec.sigma_last]
+    known = [backbone.round_sigma(sigma) for sigma in levels]
     if known == levels:
         return spec
     if any(a <= b for a, b in zip(known, known[1:], strict=False)):
         raise SpecError(f"backbone {spec.backbone!r} knows too few levels for {len(spec.schedule)} steps: allow fewer calls")
     pairs = zip(known, known[1:], spec.schedule, strict=False)
-    return replace(spec, schedule=tuple(Step(a, b / a * b, b, s.bins) for a, b, s in pairs))
+    return replace(spec, schedule=tuple(Step(a, b / a * b, b, s.budget) for a, b, s in pairs))
 
 
 @cache
-def shipped() -> dict[str, Curve]:
+def shipped_curves() -> dict[str, Curve]:
     """The curves that come with the package, by the backbone's name."""
     folder = Path(__file__).parents[1] / "backbones" / "weights"
     curves = [Curve.from_json(path.read_text()) for path in sorted(folder.glob("*.curve.json"))]
@@ -229,4 +236,4 @@ def shipped() -> dict[str, Curve]:
 
 def by_number(number: int) -> Curve | None:
     """The curve with that number in files."""
-    return next((curve for curve in shipped().values() if number and curve.number == number), None)
+    return next((curve for curve in shipped_curves().values() if number and curve.number == number), None)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import SpecError
-from noisebook.spec import curve as calibration
+from noisebook.spec import curve as curves
 from noisebook.spec import schedule
-from noisebook.spec.spec import CodecSpec, Step
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
     from noisebook.backbones import Backbone
@@ -31,30 +32,32 @@ class Recipe:
     backbone: str = "photo"
     steps: int = 24
     spacing: str = "log"  # of the levels: log, karras, ddpm, flow, turbo or diffc
-    lam_max: float = 3.0  # first level
-    lam_min: float = 0.1  # last level
-    p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at lam_max; 1: no tokens
+    sigma_max: float = 3.0  # first level
+    sigma_min: float = 0.1  # last level
+    p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at sigma_max; 1: no tokens
     rho: float | None = None  # p = 0 only: share of the noise kept each step, default 1 - 2 / steps
-    bins: float = 1  # tokens a view at the first step
-    bins_last: float | None = None  # at the last step, growing by a constant factor in between; default: as the first
-    scale_pixels: int = 0  # bins are for images of so many pixels and scale with the size; 0: exact
-    tokens: int = 0  # of an image of scale_pixels; > 0: start, levels and bins as the backbone's curve says, if it has one
-    law: str = "hadamard"
-    vocabulary: int = 65536
+    budget: float = 1  # of a view at the first step: bins, atoms or bits, as the rule counts
+    budget_last: float | None = None  # at the last step, growing by a constant factor in between; default: as the first
+    scale_pixels: int = 0  # budgets are for images of that many pixels and scale with the size; 0: exact
+    tokens: int = (
+        0  # of an image of scale_pixels; > 0: start, levels and budgets as the backbone's curve says, if it has one
+    )
+    codebook: str = "hadamard"
+    vocab_size: int = 65536
     seed: int = 0
-    start_bins: int = 0
-    start_vocabulary: int = 65536
+    start_budget: int = 0
+    start_vocab_size: int = 65536
     rows: int = 1
     columns: int = 1
-    finish: str = "mean"
-    finish_steps: int = 10  # of the ODE finishes
+    solver: str = "mean"
+    solver_steps: int = 10  # of the ODE finishes
     rule: str = "bins"  # bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC): docs/rules.md
     coefficient_bits: int = 0  # rule pursuit
     free_steps: int = 0  # so many of the last steps carry no tokens and inject no noise (Turbo-DDCM)
     condition: str = "none"  # the backbone's own tokens (CoD): none; first: before the others, which are told them; only
 
     def build(self, backbone: "Backbone") -> CodecSpec:
-        """The specification for `backbone`, its levels snapped to the model's grid. Raises SpecError for bad numbers."""
+        """The specification for `backbone`, its levels rounded to the model's grid. Raises SpecError for bad numbers."""
         if self.tokens < 0 or (self.tokens and not self.scale_pixels):
             raise SpecError("tokens must be 0, or the tokens of an image of scale_pixels pixels")
         if self.condition not in ("none", "first", "only"):
@@ -63,32 +66,32 @@ class Recipe:
         if grid is None:
             raise SpecError(f"backbone {backbone.name!r} has no condition tokens: only a CoD has")
         if self.condition == "only":
-            kind = "ab2" if self.finish == "mean" else self.finish
+            kind = "ab2" if self.solver == "mean" else self.solver
             levels = schedule.even_levels(math.inf, self.steps)
             return CodecSpec(
                 backbone.name,
                 backbone.fingerprint,
                 (),
                 seed=self.seed,
-                finish=kind,
-                finish_levels=levels,  # type: ignore[arg-type]
+                solver=kind,
+                solver_levels=levels,  # type: ignore[arg-type]
                 condition=grid,
             )
-        curve = calibration.shipped().get(backbone.name)
+        curve = curves.shipped_curves().get(backbone.name)
         if self.tokens and curve is not None and (curve.fingerprint, curve.condition) == (backbone.fingerprint, grid):
             dims = curve.channels * self.scale_pixels
-            spec = calibration.spec_for(curve, dims, self.tokens, self.steps, self.vocabulary, self.seed)
-            spec = replace(calibration.snapped(spec, backbone), law=self.law, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
+            spec = curves.spec_for(curve, dims, self.tokens, self.steps, self.vocab_size, self.seed)
+            spec = replace(curves.with_known_levels(spec, backbone), codebook=self.codebook, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
         else:
             spec = CodecSpec(
                 backbone=backbone.name,
                 fingerprint=backbone.fingerprint,
                 schedule=self._schedule(backbone),
-                law=self.law,
-                vocabulary=self.vocabulary,
+                codebook=self.codebook,
+                vocab_size=self.vocab_size,
                 seed=self.seed,
-                start_bins=self.start_bins,  # type: ignore[arg-type]
-                start_vocabulary=self.start_vocabulary,
+                start_budget=self.start_budget,  # type: ignore[arg-type]
+                start_vocab_size=self.start_vocab_size,
                 rows=self.rows,
                 columns=self.columns,
                 scale_pixels=self.scale_pixels,
@@ -96,37 +99,37 @@ class Recipe:
                 coefficient_bits=self.coefficient_bits,
                 condition=grid,  # type: ignore[arg-type]
             )
-        end = spec.lam_last
-        finish_levels = ()
-        if self.finish != "mean" and end > 0:
-            even = schedule.even_levels if self.finish == "ab2" else schedule.finish_levels
-            found = [backbone.snap(v) if v > 0 else 0.0 for v in even(end, self.finish_steps)]
-            finish_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
-        return replace(spec, finish=self.finish, finish_levels=finish_levels)  # type: ignore[arg-type]
+        end = spec.sigma_last
+        solver_levels = ()
+        if self.solver != "mean" and end > 0:
+            even = schedule.even_levels if self.solver == "ab2" else schedule.solver_levels
+            found = [backbone.round_sigma(v) if v > 0 else 0.0 for v in even(end, self.solver_steps)]
+            solver_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
+        return replace(spec, solver=self.solver, solver_levels=solver_levels)  # type: ignore[arg-type]
 
     def _schedule(self, backbone: "Backbone") -> tuple[Step, ...]:
-        """The steps that levels, p and bins ask for."""
+        """The steps that levels, p and budgets ask for."""
         if self.spacing not in schedule.SPACINGS:
             raise SpecError(f"spacing must be one of {', '.join(schedule.SPACINGS)}, not {self.spacing!r}")
-        last = self.bins if self.bins_last is None else self.bins_last
-        if not (self.bins > 0 and last > 0):
-            raise SpecError("bins must be above 0")
+        last = self.budget if self.budget_last is None else self.budget_last
+        if not (self.budget > 0 and last > 0):
+            raise SpecError("a budget must be above 0")
         if self.steps < 1:
             raise SpecError(f"a schedule needs at least 1 step, not {self.steps}")
-        counts = schedule.geometric(self.bins, last, self.steps)
+        counts = schedule.geometric(self.budget, last, self.steps)
         if self.p == 0:
-            return schedule.fixed_level(backbone.snap(self.lam_max), self.steps, counts, self.rho)
+            return schedule.fixed_level(backbone.round_sigma(self.sigma_max), self.steps, counts, self.rho)
         if self.rho is not None:
             raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
-        grid = schedule.SPACINGS[self.spacing](self.lam_max, self.lam_min, self.steps)
-        levels = [backbone.snap(lam) for lam in grid]
+        grid = schedule.SPACINGS[self.spacing](self.sigma_max, self.sigma_min, self.steps)
+        levels = [backbone.round_sigma(sigma) for sigma in grid]
         if self.condition == "first" and self.spacing != "diffc":  # whose first level is all but pure noise
             # a first step from pure noise, so that what the condition tells is known before any token is chosen
-            levels, counts = [math.inf, *levels], schedule.geometric(self.bins, last, self.steps + 1)
+            levels, counts = [math.inf, *levels], schedule.geometric(self.budget, last, self.steps + 1)
         if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
             raise SpecError(
-                f"the backbone's grid has fewer than {self.steps + 1} levels between {self.lam_min} and "
-                f"{self.lam_max}; use fewer steps"
+                f"the backbone's grid has fewer than {self.steps + 1} levels between {self.sigma_min} and "
+                f"{self.sigma_max}; use fewer steps"
             )
         if not 0 <= self.free_steps < self.steps:
             raise SpecError(f"free_steps must be from 0 to {self.steps - 1} of {self.steps} steps, not {self.free_steps}")
@@ -140,11 +143,11 @@ CALIBRATED = {
     "tokens",
     "scale_pixels",
     "steps",
-    "law",
-    "vocabulary",
+    "codebook",
+    "vocab_size",
     "seed",
-    "finish",
-    "finish_steps",
+    "solver",
+    "solver_steps",
     "condition",
 }  # with tokens
 
@@ -183,7 +186,7 @@ def by_hash(codec_hash: bytes) -> Preset | None:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some fields replaced; levels or bins of one's own end a calibrated schedule. Raises SpecError for a
+    """The recipe with some fields replaced; levels or budgets of one's own end a calibrated schedule. Raises SpecError for a
     field that does not exist, or for both at once."""
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
@@ -192,7 +195,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     if other and changes.get("tokens"):
         raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
     if changes.get("condition", "none") != "none":  # it takes the place of a start; alone it is drawn as in CoD's paper
-        changes = {"start_bins": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
+        changes = {"start_budget": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
     return replace(recipe, **({"tokens": 0} if other else {}), **changes)
 
 

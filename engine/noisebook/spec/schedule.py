@@ -1,54 +1,54 @@
 """Where the tokens go: noise levels, how far each step goes down before noise is injected, and tokens per step.
 
-A schedule is a list of `Step(lam, lam_down, lam_next, bins)` in float64. `p` says how much of the de-noised log-distance
-is kept: ln lam_next = (1 - p) ln lam + p ln lam_down. p = 1 is the probability-flow ODE (no token), p = 1/2 the DDPM
-posterior (DDCM), and p = 0 gDDCM's fixed point, which stays at one level and needs rho = lam_down / lam instead.
-"""
+A schedule is a list of `Step(sigma, sigma_down, sigma_next, budget)` in float64. `p` says how much of the de-noised
+log-distance is kept: ln sigma_next = (1 - p) ln sigma + p ln sigma_down. p = 1 is the probability-flow ODE (no
+token), p = 1/2 the DDPM posterior (DDCM), and p = 0 gDDCM's fixed point, which stays at one level and needs rho =
+sigma_down / sigma instead."""
 
 import math
 import sys
 from collections.abc import Callable, Sequence
 
 from noisebook.errors import SpecError
-from noisebook.spec.spec import Step
+from noisebook.spec.step import Step
 
 
-def log_uniform(lam_max: float, lam_min: float, steps: int) -> list[float]:
-    """steps + 1 levels from lam_max to lam_min, evenly spaced in ln lam."""
-    _check_range(lam_max, lam_min, steps)
-    ratio = math.log(lam_min / lam_max)
-    return [lam_max, *(lam_max * math.exp(ratio * i / steps) for i in range(1, steps)), lam_min]
+def log_uniform(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    """steps + 1 levels from sigma_max to sigma_min, evenly spaced in ln sigma."""
+    _check_range(sigma_max, sigma_min, steps)
+    ratio = math.log(sigma_min / sigma_max)
+    return [sigma_max, *(sigma_max * math.exp(ratio * i / steps) for i in range(1, steps)), sigma_min]
 
 
-def karras(lam_max: float, lam_min: float, steps: int, rho: float = 7.0) -> list[float]:
-    """steps + 1 levels from lam_max to lam_min, evenly spaced in lam^(1/rho) (Karras et al. 2022, eq. 5)."""
-    _check_range(lam_max, lam_min, steps)
-    a, b = lam_max ** (1 / rho), lam_min ** (1 / rho)
-    return [lam_max, *((a + (b - a) * i / steps) ** rho for i in range(1, steps)), lam_min]
+def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
+    """steps + 1 levels from sigma_max to sigma_min, evenly spaced in sigma^(1/rho) (Karras et al. 2022, eq. 5)."""
+    _check_range(sigma_max, sigma_min, steps)
+    a, b = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [sigma_max, *((a + (b - a) * i / steps) ** rho for i in range(1, steps)), sigma_min]
 
 
-def ddpm(lam_max: float, lam_min: float, steps: int) -> list[float]:
+def ddpm(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
     """steps + 1 levels of DDPM's linear-beta grid (T = 1000, betas 1e-4 ... 0.02), respaced evenly in time.
 
-    The part of the grid between the first level at or above lam_min and the last at or below lam_max is used.
+    The part of the grid between the first level at or above sigma_min and the last at or below sigma_max is used.
     """
-    _check_range(lam_max, lam_min, steps)
+    _check_range(sigma_max, sigma_min, steps)
     levels, abar = [], 1.0
     for t in range(1000):
         abar *= 1 - (1e-4 + (0.02 - 1e-4) * t / 999)
         levels.append(math.sqrt((1 - abar) / abar))
-    inside = [lam for lam in reversed(levels) if lam_min * (1 - 1e-9) <= lam <= lam_max * (1 + 1e-9)]
+    inside = [sigma for sigma in reversed(levels) if sigma_min * (1 - 1e-9) <= sigma <= sigma_max * (1 + 1e-9)]
     if len(inside) < steps + 1:
-        raise SpecError(f"DDPM's grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
+        raise SpecError(f"DDPM's grid has {len(inside)} levels between {sigma_min} and {sigma_max}, not {steps + 1}")
     return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
 
 
-def flow(lam_max: float, lam_min: float, steps: int) -> list[float]:
-    """steps + 1 levels evenly spaced in the time t = lam / (1 + lam) of a rectified flow; lam_max may be inf (t = 1)."""
-    _check_range(min(lam_max, sys.float_info.max), lam_min, steps)
-    a, b = (1.0 if lam == math.inf else lam / (1 + lam) for lam in (lam_max, lam_min))
+def flow(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    """steps + 1 levels evenly spaced in a rectified flow's time t = sigma / (1 + sigma); sigma_max may be inf (t = 1)."""
+    _check_range(min(sigma_max, sys.float_info.max), sigma_min, steps)
+    a, b = (1.0 if sigma == math.inf else sigma / (1 + sigma) for sigma in (sigma_max, sigma_min))
     times = [a + (b - a) * i / steps for i in range(1, steps)]
-    return [lam_max, *(t / (1 - t) for t in times), lam_min]
+    return [sigma_max, *(t / (1 - t) for t in times), sigma_min]
 
 
 # Turbo-DDCM's time steps of 1000, which its code takes from DiffC: dense where noise is low
@@ -73,28 +73,29 @@ def scaled_linear() -> list[float]:
     return levels
 
 
-def turbo(lam_max: float, lam_min: float, steps: int) -> list[float]:
-    """steps + 1 levels of Turbo-DDCM's grid on Stable Diffusion's noise, evenly picked from those between lam_min and
-    lam_max; all of it lies between 14.7 and 0.04."""
-    _check_range(lam_max, lam_min, steps)
+def turbo(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of Turbo-DDCM's grid on Stable Diffusion's noise, evenly picked from those between sigma_min and
+    sigma_max; all of it lies between 14.7 and 0.04."""
+    _check_range(sigma_max, sigma_min, steps)
     levels = scaled_linear()
-    return _picked("Turbo-DDCM", [levels[t] for t in TURBO_TIMES], lam_max, lam_min, steps)
+    return _picked("Turbo-DDCM", [levels[t] for t in TURBO_TIMES], sigma_max, sigma_min, steps)
 
 
-def diffc(lam_max: float, lam_min: float, steps: int) -> list[float]:
-    """steps + 1 levels of DiffC's time steps of 1000 on a rectified flow, evenly picked from those between lam_min and
-    lam_max: as DiffC walks on CoD (arXiv 2511.18706), sigma = (t - 1) / 1000 and lam = sigma / (1 - sigma), from 999 down.
+def diffc(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of DiffC's time steps of 1000 on a rectified flow, evenly picked from those between sigma_min and
+    sigma_max: as DiffC walks on CoD (arXiv 2511.18706), sigma_t = (t - 1) / 1000 and sigma = sigma_t / (1 - sigma_t), from
+    999 down.
 
-    The network is given time 1 - sigma, and not 1 - t / 1000 as in the published code."""
-    _check_range(lam_max, lam_min, steps)
+    The network is given time 1 - sigma_t, and not 1 - t / 1000 as in the published code."""
+    _check_range(sigma_max, sigma_min, steps)
     levels = [(t - 1) / (1001 - t) for t in (1000, *TURBO_TIMES[1:])]
-    return _picked("DiffC", levels, lam_max, lam_min, steps)
+    return _picked("DiffC", levels, sigma_max, sigma_min, steps)
 
 
-def _picked(whose: str, levels: list[float], lam_max: float, lam_min: float, steps: int) -> list[float]:
-    inside = [lam for lam in levels if lam_min * (1 - 1e-9) <= lam <= lam_max * (1 + 1e-9)]
+def _picked(whose: str, levels: list[float], sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    inside = [sigma for sigma in levels if sigma_min * (1 - 1e-9) <= sigma <= sigma_max * (1 + 1e-9)]
     if len(inside) < steps + 1:
-        raise SpecError(f"{whose}'s grid has {len(inside)} levels between {lam_min} and {lam_max}, not {steps + 1}")
+        raise SpecError(f"{whose}'s grid has {len(inside)} levels between {sigma_min} and {sigma_max}, not {steps + 1}")
     return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
 
 
@@ -117,45 +118,45 @@ SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {
 }
 
 
-def _check_range(lam_max: float, lam_min: float, steps: int) -> None:
-    if not 0 < lam_min < lam_max < math.inf:
-        raise SpecError(f"levels need 0 < lam_min < lam_max, not {lam_min} and {lam_max}")
+def _check_range(sigma_max: float, sigma_min: float, steps: int) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise SpecError(f"levels need 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
     if steps < 1:
         raise SpecError(f"a schedule needs at least 1 step, not {steps}")
 
 
-def falling(levels: Sequence[float], p: float, bins: int | Sequence[int]) -> tuple[Step, ...]:
+def falling(levels: Sequence[float], p: float, budget: int | Sequence[int]) -> tuple[Step, ...]:
     """Steps through strictly falling `levels` with the same p in (0, 1]; a last level of 0 carries no token.
 
-    `bins` is one number for all steps or one a step. From a first level of inf any p < 1 goes down to 0: p is a share of
+    `budget` is one number for all steps or one a step. From a first level of inf any p < 1 goes down to 0: p is a share of
     a log-distance that is infinite there. Raises SpecError for p = 0, whose limit on a falling schedule is
     full re-noising and not gDDCM's fixed point; use `fixed_level` for that.
     """
     if not 0 < p <= 1:
         raise SpecError(f"p must be in (0, 1] on a falling schedule, not {p}; p = 0 stays at one level and needs rho")
-    counts = [bins] * (len(levels) - 1) if isinstance(bins, int) else list(bins)
+    counts = [budget] * (len(levels) - 1) if isinstance(budget, int) else list(budget)
     if len(counts) != len(levels) - 1:
         raise SpecError(f"{len(levels) - 1} steps need as many token counts, not {len(counts)}")
     steps = []
-    for lam, lam_next, count in zip(levels, levels[1:], counts, strict=False):
-        if lam_next == 0 or p == 1:
-            steps.append(Step(lam, lam_next, lam_next, 0))
+    for sigma, sigma_next, count in zip(levels, levels[1:], counts, strict=False):
+        if sigma_next == 0 or p == 1:
+            steps.append(Step(sigma, sigma_next, sigma_next, 0))
         else:
-            down = 0.0 if lam == math.inf else lam * (lam_next / lam) ** (1 / p)
-            steps.append(Step(lam, min(down, lam_next), lam_next, count))
+            down = 0.0 if sigma == math.inf else sigma * (sigma_next / sigma) ** (1 / p)
+            steps.append(Step(sigma, min(down, sigma_next), sigma_next, count))
     return tuple(steps)
 
 
-def fixed_level(lam: float, steps: int, bins: int | Sequence[int], rho: float | None = None) -> tuple[Step, ...]:
-    """gDDCM's fixed point, p = 0: `steps` steps that stay at `lam`, each keeping the share rho of the old noise.
+def fixed_level(sigma: float, steps: int, budget: int | Sequence[int], rho: float | None = None) -> tuple[Step, ...]:
+    """gDDCM's fixed point, p = 0: `steps` steps that stay at `sigma`, each keeping the share rho of the old noise.
 
     rho defaults to 1 - 2 / N for N steps (best near 1 - 1.3/N ... 1 - 2.5/N).
     """
     rho = max(0.0, 1 - 2 / steps) if rho is None else rho
     if not 0 <= rho < 1:
         raise SpecError(f"rho must be in [0, 1), not {rho}")
-    counts = [bins] * steps if isinstance(bins, int) else list(bins)
-    return tuple(Step(lam, lam * rho, lam, count) for count in counts)
+    counts = [budget] * steps if isinstance(budget, int) else list(budget)
+    return tuple(Step(sigma, sigma * rho, sigma, count) for count in counts)
 
 
 def geometric(first: float, last: float, steps: int) -> list[int]:
@@ -164,17 +165,17 @@ def geometric(first: float, last: float, steps: int) -> list[int]:
     return [max(1, round(first * math.exp(ratio * i / max(1, steps - 1)))) for i in range(steps)]
 
 
-def finish_levels(lam: float, steps: int) -> tuple[float, ...]:
-    """Levels of the closing ODE pass after the last level `lam`: Karras spacing down to lam / 50, then 0."""
+def solver_levels(sigma: float, steps: int) -> tuple[float, ...]:
+    """Levels of the closing ODE pass after the last level `sigma`: Karras spacing down to sigma / 50, then 0."""
     if steps < 1:
-        raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
-    return (*karras(lam, lam / 50, steps - 1)[1:], 0.0) if steps > 1 else (0.0,)
+        raise SpecError(f"the ODE solver needs at least 1 step, not {steps}")
+    return (*karras(sigma, sigma / 50, steps - 1)[1:], 0.0) if steps > 1 else (0.0,)
 
 
-def even_levels(lam: float, steps: int) -> tuple[float, ...]:
-    """So many levels below `lam` (may be inf), the last 0, evenly spaced in the time of a rectified flow."""
+def even_levels(sigma: float, steps: int) -> tuple[float, ...]:
+    """`steps` levels below `sigma` (may be inf), the last 0, evenly spaced in the time of a rectified flow."""
     if steps < 1:
-        raise SpecError(f"the ODE finish needs at least 1 step, not {steps}")
-    t = 1 / (1 + lam)
+        raise SpecError(f"the ODE solver needs at least 1 step, not {steps}")
+    t = 1 / (1 + sigma)
     times = (t + (1 - t) * i / steps for i in range(1, steps))
     return (*((1 - t) / t for t in times), 0.0)

@@ -24,8 +24,8 @@ class CodModel(nn.Module):
     """What is trained: the network, and small heads that only training has: from the condition straight to pixels, and,
     for `features` above 0, from the condition and from the state of an early block to so many given features a place.
 
-    Called as any model that is trained here, D(y [B, C, h, w], lam [B]) -> x0_hat, without a condition. `autoencoder`, of a
-    latent model, is not trained and no part of it; `states` are what the network works on."""
+    Called as any model that is trained here, D(y [B, C, h, w], sigma [B]) -> x0_hat, without a condition.
+    `autoencoder`, of a latent model, is not trained and no part of it; `states` are what the network works on."""
 
     def __init__(self, config: CodConfig, features: int = 0, autoencoder: nn.Module | None = None):
         super().__init__()
@@ -59,8 +59,8 @@ class CodModel(nn.Module):
         """Images [B, 3, H, W] in [-1, 1] -> what the network works on: themselves, or scaled latents, [B, C, h, w]."""
         return images if self.encode is None else self.encode(images) * self.net.config.scale  # type: ignore[operator]
 
-    def forward(self, y: Tensor, lam: Tensor) -> Tensor:
-        t = 1 / (1 + lam)
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        t = 1 / (1 + sigma)
         x = y * t[:, None, None, None]
         factor = self.net.config.cell // self.net.config.patch
         none = self.net.y_embedder.nothing(y.shape[2] * factor, y.shape[3] * factor, y)

@@ -56,12 +56,12 @@ def validate(model: nn.Module, x0: Tensor, levels: tuple[float, ...] = (0.1, 0.3
     """Mean squared error of x0_hat on held-out crops at a few noise levels, with fixed noise."""
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
     errors = {}
-    for lam in levels:
+    for sigma in levels:
         error = sum(
-            (model(x + lam * n, x.new_full((len(x),), lam)) - x).square().sum().item()
+            (model(x + sigma * n, x.new_full((len(x),), sigma)) - x).square().sum().item()
             for x, n in zip(x0.split(8), noise.split(8), strict=True)
         )
-        errors[f"mse@{lam}"] = error / x0.numel()
+        errors[f"mse@{sigma}"] = error / x0.numel()
     return errors
 
 

@@ -1,5 +1,5 @@
 """What a network is trained for. An objective maps (model, x0 [B, C, H, W] in [-1, 1], progress in [0, 1)) to a loss;
-the model is a denoiser D(y [B, C, H, W], lam [B]) -> [B, C, H, W], y = x0 + lam eps, whatever it will be used as.
+the model is a denoiser D(y [B, C, H, W], sigma [B]) -> [B, C, H, W], y = x0 + sigma eps, whatever it will be used as.
 """
 
 import math
@@ -19,15 +19,15 @@ def column(values: Tensor) -> Tensor:
 
 
 def edm(mean: float = -0.7, spread: float = 1.3) -> Objective:
-    """Denoising, ln lam ~ N(mean, spread), unit weight on the raw network's target (Karras et al. 2022, section 5).
+    """Denoising, ln sigma ~ N(mean, spread), unit weight on the raw network's target (Karras et al. 2022, section 5).
 
-    The target's scale is the model's own `scale(lam)`, the root mean square of what it has to add to its linear part.
+    The target's scale is the model's own `scale(sigma)`, the root mean square of what it has to add to its linear part.
     """
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
-        lam = (torch.randn(len(x0), device=x0.device) * spread + mean).exp().clamp(LEAST, MOST)
-        error = model(x0 + column(lam) * torch.randn_like(x0), lam) - x0
-        return (model.scale(column(lam)) ** -2 * error.square()).mean()  # type: ignore[operator]
+        sigma = (torch.randn(len(x0), device=x0.device) * spread + mean).exp().clamp(LEAST, MOST)
+        error = model(x0 + column(sigma) * torch.randn_like(x0), sigma) - x0
+        return (model.scale(column(sigma)) ** -2 * error.square()).mean()  # type: ignore[operator]
 
     return loss
 
@@ -41,31 +41,33 @@ def flow(pairs: Callable[[int], tuple[Tensor, Tensor]] | None = None) -> Objecti
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
         x0, noise = pairs(len(x0)) if pairs else (x0, torch.randn_like(x0))
-        lam = torch.randn(len(x0), device=x0.device).exp().clamp(LEAST, MOST)  # t = lam / (1 + lam): logit t = ln lam
-        error = model(x0 + column(lam) * noise, lam) - x0
-        return (column((1 + lam) / lam) ** 2 * error.square()).mean()
+        sigma = (
+            torch.randn(len(x0), device=x0.device).exp().clamp(LEAST, MOST)
+        )  # t = sigma / (1 + sigma): logit t = ln sigma
+        error = model(x0 + column(sigma) * noise, sigma) - x0
+        return (column((1 + sigma) / sigma) ** 2 * error.square()).mean()
 
     return loss
 
 
 def consistency(mean: float = -1.1, spread: float = 2.0, base: float = 2.0, stages: int = 8) -> Objective:
-    """Easy consistency tuning (Geng et al. 2024) of a trained denoiser: f(y, lam) is held to f at a lower level r on the
-    same noise, and r rises to lam while training goes on: r / lam = 1 - n(lam) / base^a, a = 1 ... stages, so that the
-    first stage is nearly denoising. n(lam) = 1 + 8 sigmoid(-lam). Pseudo-Huber distance, weight 1 / (lam - r).
+    """Easy consistency tuning (Geng et al. 2024) of a trained denoiser: f(y, sigma) is held to f at a lower level r on the
+    same noise, and r rises to sigma while training goes on: r / sigma = 1 - n(sigma) / base^a, a = 1 ... stages, so that the
+    first stage is nearly denoising. n(sigma) = 1 + 8 sigmoid(-sigma). Pseudo-Huber distance, weight 1 / (sigma - r).
     """
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
-        lam = (torch.randn(len(x0), device=x0.device) * spread + mean).exp().clamp(LEAST, MOST)
+        sigma = (torch.randn(len(x0), device=x0.device) * spread + mean).exp().clamp(LEAST, MOST)
         stage = 1 + math.floor(progress * stages)
-        ratio = (1 - (1 + 8 * torch.sigmoid(-lam)) / base**stage).clamp_min(0)
-        lower, noise = lam * ratio, torch.randn_like(x0)
+        ratio = (1 - (1 + 8 * torch.sigmoid(-sigma)) / base**stage).clamp_min(0)
+        lower, noise = sigma * ratio, torch.randn_like(x0)
         with torch.no_grad():
             y = x0 + column(lower) * noise
             known = lower > LEAST  # below that the end point is y itself, and at r = 0 it is x0
             target = torch.where(column(known), model(y, lower.clamp_min(LEAST)), torch.where(column(lower > 0), y, x0))
-        error = model(x0 + column(lam) * noise, lam) - target
+        error = model(x0 + column(sigma) * noise, sigma) - target
         c = 0.06 * math.sqrt(x0[0].numel() / 3072)
         distance = (error.square().sum((1, 2, 3)) + c * c).sqrt() - c
-        return (distance / (lam - lower)).mean()
+        return (distance / (sigma - lower)).mean()
 
     return loss

@@ -15,14 +15,14 @@ Pairs = Callable[[int], tuple[Tensor, Tensor]]  # count -> (x0, eps), each [coun
 
 @torch.no_grad()
 def ode(model: nn.Module, noise: Tensor, steps: int) -> Tensor:
-    """Where the ODE dy/dlam = (y - x0_hat) / lam takes y = MOST * noise: Heun's method, 2 `steps` network calls."""
+    """Where the ODE dy/dsigma = (y - x0_hat) / sigma takes y = MOST * noise: Heun's method, 2 `steps` network calls."""
     levels = karras(MOST, LEAST, steps)
     y = levels[0] * noise
-    for lam, lam_next in zip(levels, levels[1:], strict=False):
-        slope = (y - model(y, y.new_full((len(y),), lam))) / lam
-        end = y + (lam_next - lam) * slope
-        after = (end - model(end, y.new_full((len(y),), lam_next))) / lam_next
-        y = y + (lam_next - lam) * 0.5 * (slope + after)
+    for sigma, sigma_next in zip(levels, levels[1:], strict=False):
+        slope = (y - model(y, y.new_full((len(y),), sigma))) / sigma
+        end = y + (sigma_next - sigma) * slope
+        after = (end - model(end, y.new_full((len(y),), sigma_next))) / sigma_next
+        y = y + (sigma_next - sigma) * 0.5 * (slope + after)
     return model(y, y.new_full((len(y),), levels[-1]))
 
 

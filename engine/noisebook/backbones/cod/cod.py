@@ -18,7 +18,7 @@ from noisebook.backbones.families.network import NetworkBackbone, full
 from noisebook.backbones.nets.autoencoders import read_taesd
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.errors import BackboneError, ImageError, SpecError
-from noisebook.runtime.cuda_graphs import constants
+from noisebook.runtime.cuda_graphs import graph_cached
 
 GUIDED = (0.1, 1.0)  # times between which guidance is used
 
@@ -32,7 +32,7 @@ class Guided:
 
 
 class CoD(NetworkBackbone):
-    """x0_hat = x_t + (1 - t) v along x_t = t x0 + (1 - t) eps; lam = (1 - t) / t, and lam = inf is t = 0.
+    """x0_hat = x_t + (1 - t) v along x_t = t x0 + (1 - t) eps; sigma = (1 - t) / t, and sigma = inf is t = 0.
 
     A latent model walks on latents: wrap it in `Latent` with an autoencoder and its config's scale. Images, tokens and
     `condition_grid` count pixels all the same.
@@ -49,14 +49,14 @@ class CoD(NetworkBackbone):
         self.factor = 8 if net.config.latent else 1  # pixels of a place of the state
         side = max(self.stride, net.config.cell)  # both are powers of two
         super().__init__(net, channels=net.config.channels, multiple=side // self.factor)
-        self.pure_noise, self.guidance, self.decoding = True, guidance, ("guidance", "autoencoder")
+        self.pure_noise, self.guidance, self.unfingerprinted_options = True, guidance, ("guidance", "autoencoder")
         self.condition_grid = (self.stride, 1 << net.config.bits, side)
         if self._kind() != torch.float32:
-            self.inside = {"dtype": self._kind()}
-        self._nothing = constants()(self._make_nothing)
+            self.net_input = {"dtype": self._kind()}
+        self._nothing = graph_cached()(self._make_nothing)
 
     # ---- the tokenizer --------------------------------------------------------------------------------------------------
-    def ask(self, images: Tensor) -> Tensor:
+    def encode_condition(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W], uint8 or float32 in [-1, 1] -> condition tokens int64 [B, H / stride, W / stride].
 
         Raises ImageError for a size that is no multiple."""
@@ -86,10 +86,10 @@ class CoD(NetworkBackbone):
         return cond if self.guidance == 1 else Guided(cond, self.guidance)
 
     # ---- the backbone ---------------------------------------------------------------------------------------------------
-    def denoise(self, y: Tensor, lam: float, cond: "Tensor | Guided | None" = None) -> Tensor:
-        """y [B, C, H, W] at any lam > 0, or eps itself at lam = inf, and what `condition` or `guided` gave, or None ->
+    def denoise(self, y: Tensor, sigma: float, cond: "Tensor | Guided | None" = None) -> Tensor:
+        """y [B, C, H, W] at any sigma > 0, or eps itself at sigma = inf, and what `condition` or `guided` gave, or None ->
         x0_hat, as y."""
-        t = 0.0 if lam == math.inf else 1 / (1 + lam)
+        t = 0.0 if sigma == math.inf else 1 / (1 + sigma)
         x = t * y if t else y
         if isinstance(cond, Guided):
             return x + (1 - t) * self._guided(x, t, cond)

@@ -121,7 +121,8 @@ class Flux(Conditioned):
 
 
 class ScoreOfEps(nn.Module):
-    """score = -eps_hat / sigma(t) of a VP model that predicts eps from the times 999 t, as Song et al. (2021) trained them.
+    """score = -eps_hat / sigma_t(t) of a VP model that predicts eps from the times 999 t, as Song et al. (2021) trained
+    them.
 
     `net(x, 999 t [B])` -> eps_hat, as x; called with t [B] in (0, 1]; beta_min and beta_max as in `ScoreVP`.
     """

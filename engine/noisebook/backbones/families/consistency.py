@@ -10,11 +10,11 @@ from noisebook.backbones.families.network import NetworkBackbone, full, nearest
 
 
 class Consistency(NetworkBackbone):
-    """f(y, lam) = c_skip y + c_out F(c_in y, time_scale ln lam): the ODE's end point, used where x0_hat stands.
+    """f(y, sigma) = c_skip y + c_out F(c_in y, time_scale ln sigma): the ODE's end point, used where x0_hat stands.
 
-    c_skip = sd^2 / (d^2 + sd^2), c_out = sd d / sqrt(lam^2 + sd^2), c_in = 1 / sqrt(lam^2 + sd^2), d = lam - sigma_min
+    c_skip = sd^2 / (d^2 + sd^2), c_out = sd d / sqrt(sigma^2 + sd^2), c_in = 1 / sqrt(sigma^2 + sd^2), d = sigma - sigma_min
     (appendix C of the paper), so that f(y, sigma_min) = y. `net(c_in y [B, C, H, W], time [B])` -> F, as y. The published
-    models take 250 ln lam as their time. `levels`, rising, are those that a model of few steps was trained on, if any.
+    models take 250 ln sigma as their time. `levels`, rising, are those that a model of few steps was trained on, if any.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Consistency(NetworkBackbone):
         self.sigma_data, self.sigma_min, self.time_scale = sigma_data, sigma_min, time_scale
         self.levels = sorted(levels) if levels else None
 
-    def snap(self, lam: float) -> float:
-        """The nearest trained level in log distance; without a list of them lam itself, from sigma_min on."""
-        return self.levels[nearest(self.levels, lam)] if self.levels else max(lam, self.sigma_min)
+    def round_sigma(self, sigma: float) -> float:
+        """The nearest trained level in log distance; without a list of them sigma itself, from sigma_min on."""
+        return self.levels[nearest(self.levels, sigma)] if self.levels else max(sigma, self.sigma_min)
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at lam, moved to `snap(lam)` -> the end point, same shape and dtype."""
-        lam = self.snap(lam)
-        distance, total = lam - self.sigma_min, math.hypot(lam, self.sigma_data)
-        f = self.call(y / total, full(y, self.time_scale * math.log(lam)))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] at sigma, moved to `snap(sigma)` -> the end point, same shape and dtype."""
+        sigma = self.round_sigma(sigma)
+        distance, total = sigma - self.sigma_min, math.hypot(sigma, self.sigma_data)
+        f = self.call(y / total, full(y, self.time_scale * math.log(sigma)))
         c_skip = self.sigma_data**2 / (distance**2 + self.sigma_data**2)
         return c_skip * y + (self.sigma_data * distance / total) * f

@@ -14,11 +14,11 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class DDPM(NetworkBackbone):
-    """x0_hat of a model of x = s x0 + sigma eps, s = sqrt(abar), sigma = sqrt(1 - abar).
+    """x0_hat of a model of x = s x0 + sigma_t eps, s = sqrt(abar), sigma_t = sqrt(1 - abar).
 
-    `net(x [B, C, H, W], t int64 [B])` -> eps, v = s eps - sigma x0 (Salimans and Ho 2022), or x0: [B, C or more, H, W], of
+    `net(x [B, C, H, W], t int64 [B])` -> eps, v = s eps - sigma_t x0 (Salimans and Ho 2022), or x0: [B, C or more, H, W], of
     which the first C channels count. `alphas_cumprod` are abar over t = 0, 1, ..., falling, in (0, 1). The last may be 0
-    (zero-terminal SNR; Lin et al. 2024): that is the level lam = inf, pure noise; an eps-prediction says nothing there,
+    (zero-terminal SNR; Lin et al. 2024): that is the level sigma = inf, pure noise; an eps-prediction says nothing there,
     so that it is left out. Raises BackboneError on other levels or another prediction.
     """
 
@@ -33,25 +33,25 @@ class DDPM(NetworkBackbone):
             raise BackboneError("the scheduler's alphas_cumprod do not fall from below 1 towards 0")
         self.prediction = prediction
         self.scales = [math.sqrt(abar) for abar in abars]  # s of timestep t
-        self.sigmas = [math.sqrt(1 - abar) for abar in abars]
-        self.levels = [math.sqrt((1 - abar) / abar) if abar else math.inf for abar in abars]  # lam of timestep t, rising
+        self.sigmas_t = [math.sqrt(1 - abar) for abar in abars]
+        self.levels = [math.sqrt((1 - abar) / abar) if abar else math.inf for abar in abars]  # sigma of timestep t, rising
         self.pure_noise = self.levels[-1] == math.inf
 
-    def snap(self, lam: float) -> float:
-        """The model's level nearest to lam in log distance."""
-        return self.levels[nearest(self.levels, lam)]
+    def round_sigma(self, sigma: float) -> float:
+        """The model's level nearest to sigma in log distance."""
+        return self.levels[nearest(self.levels, sigma)]
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at the model's level nearest to lam -> x0_hat, same shape and dtype (method.md, 1), not clipped.
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] at the model's level nearest to sigma -> x0_hat, same shape and dtype (method.md, 1), not clipped.
 
         That level serves the input's scale, the timestep and the formula alike.
         """
-        t = nearest(self.levels, lam)
-        lam, s, sigma = self.levels[t], self.scales[t], self.sigmas[t]
+        t = nearest(self.levels, sigma)
+        sigma, s, sigma_t = self.levels[t], self.scales[t], self.sigmas_t[t]
         x = s * y if s else y  # at pure noise y is eps itself
         out = self.call(x, torch.full((len(y),), t, dtype=torch.long, device=y.device))
         if self.prediction == "epsilon":
-            return y - lam * out
+            return y - sigma * out
         if self.prediction == "v_prediction":
-            return s * x - sigma * out
+            return s * x - sigma_t * out
         return out

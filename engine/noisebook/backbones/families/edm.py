@@ -9,25 +9,25 @@ from noisebook.backbones.families.network import NetworkBackbone, full
 
 
 class EDM(NetworkBackbone):
-    """x0_hat = c_skip y + c_out F(c_in y, c_noise), table 1 of the paper; s = 1, sigma = lam.
+    """x0_hat = c_skip y + c_out F(c_in y, c_noise), table 1 of the paper; s = 1, sigma_t = sigma.
 
     `net(c_in y [B, C, H, W], c_noise [B])` -> F, as y, of about unit variance; `sigma_data` is the standard deviation of
-    the images. c_noise = ln(lam) / 4.
+    the images. c_noise = ln(sigma) / 4.
     """
 
     def __init__(self, net: nn.Module, sigma_data: float = 0.5, **shape: Any):
         super().__init__(net, **shape)
         self.sigma_data = sigma_data
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at any lam > 0 -> x0_hat, same shape and dtype."""
-        return self._precondition(y, lam, full(y, 0.25 * math.log(lam)))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] at any sigma > 0 -> x0_hat, same shape and dtype."""
+        return self._precondition(y, sigma, full(y, 0.25 * math.log(sigma)))
 
-    def denoise_each(self, y: Tensor, lam: Tensor) -> Tensor:
-        """As `denoise`, with one level an image: lam [B], of y's dtype."""
-        return self._precondition(y, lam[:, None, None, None], 0.25 * lam.log())
+    def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """As `denoise`, with one level an image: sigma [B], of y's dtype."""
+        return self._precondition(y, sigma[:, None, None, None], 0.25 * sigma.log())
 
-    def _precondition(self, y: Tensor, lam: Any, c_noise: Tensor) -> Tensor:
-        variance = lam * lam + self.sigma_data**2
+    def _precondition(self, y: Tensor, sigma: Any, c_noise: Tensor) -> Tensor:
+        variance = sigma * sigma + self.sigma_data**2
         f = self.call(y * variance**-0.5, c_noise)
-        return y * (self.sigma_data**2 / variance) + f * (lam * self.sigma_data * variance**-0.5)
+        return y * (self.sigma_data**2 / variance) + f * (sigma * self.sigma_data * variance**-0.5)

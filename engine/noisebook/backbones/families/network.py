@@ -20,14 +20,14 @@ class NetworkBackbone(Backbone):
     def __init__(self, net: nn.Module, *, channels: int = 3, size: tuple[int, int] | None = None, multiple: int = 1) -> None:
         super().__init__()
         self.net, self.channels, self.size, self.multiple = net, channels, size, multiple
-        self.inside: dict[str, Any] = {}  # dtype and memory format of the network's input, where they are not x's
+        self.net_input: dict[str, Any] = {}  # dtype and memory format of the network's input, where they are not x's
 
     def call(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """net(x [B, C, H, W], ...) -> the first C channels of its output, in x's dtype (others: a learned variance).
 
         Raises BackboneError where the output is no tensor [B, C or more, H, W].
         """
-        out = self.net(x.to(**self.inside) if self.inside else x, *args, **kwargs)
+        out = self.net(x.to(**self.net_input) if self.net_input else x, *args, **kwargs)
         if not isinstance(out, Tensor):
             raise BackboneError(f"the network of {self.name!r} returned a {type(out).__name__}: return its tensor alone")
         (b, c, *pixels), shape = x.shape, list(out.shape)
@@ -40,8 +40,8 @@ class NetworkBackbone(Backbone):
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         layout = torch.channels_last if channels_last else torch.preserve_format
-        self.inside = {"dtype": dtype, "memory_format": layout}
-        self.net.to(**self.inside)
+        self.net_input = {"dtype": dtype, "memory_format": layout}
+        self.net.to(**self.net_input)
         if compile:
             self.net.compile()
 
@@ -51,9 +51,9 @@ def full(y: Tensor, value: float) -> Tensor:
     return torch.full((len(y),), value, dtype=y.dtype, device=y.device)
 
 
-def nearest(levels: Sequence[float], lam: float) -> int:
-    """Index of the level nearest to lam > 0 in log distance; `levels` rise, the last may be infinite."""
-    i = bisect_left(levels, lam)
-    if i == len(levels) or (i > 0 and levels[i] != lam and lam * lam <= levels[i - 1] * levels[i]):
+def nearest(levels: Sequence[float], sigma: float) -> int:
+    """Index of the level nearest to sigma > 0 in log distance; `levels` rise, the last may be infinite."""
+    i = bisect_left(levels, sigma)
+    if i == len(levels) or (i > 0 and levels[i] != sigma and sigma * sigma <= levels[i - 1] * levels[i]):
         return i - 1
     return i

@@ -40,10 +40,11 @@ class Block(nn.Module):
 
 
 class PriorDenoiser(nn.Module):
-    """x0_hat = prior(y, lam) + scale(lam) * F(prior(y, lam), y, ln lam); a subclass gives the raw network F, `residual`.
+    """x0_hat = prior(y, sigma) + scale(sigma) * F(prior(y, sigma), y, ln sigma); a subclass gives the raw network F,
+    `residual`.
 
     As in EDM (Karras et al. 2022) the network F sees inputs of about unit variance and its target has about unit variance,
-    but the linear part that EDM writes as c_skip y is a whole Wiener filter. At lam = 0 both parts leave y as it is, which
+    but the linear part that EDM writes as c_skip y is a whole Wiener filter. At sigma = 0 both parts leave y as it is, which
     is what a consistency model needs. F is told no level beyond those of its training: it would be anything there, while
     its input, of the same size at every level, hardly changes. `config` are the arguments that make it again, beside the
     prior.
@@ -57,21 +58,21 @@ class PriorDenoiser(nn.Module):
         self.mixed = False  # in training: F alone computes in bf16; in the prior's transforms that would be noise
 
     @staticmethod
-    def scale(lam: Tensor) -> Tensor:
-        """About the root mean squared error that a Gaussian prior leaves on photographs at noise-to-signal ratio lam."""
-        return 0.2 * lam * (lam * lam + 0.25).rsqrt()
+    def scale(sigma: Tensor) -> Tensor:
+        """About the root mean squared error that a Gaussian prior leaves on photographs at noise-to-signal ratio sigma."""
+        return 0.2 * sigma * (sigma * sigma + 0.25).rsqrt()
 
-    def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:
-        """The raw network F: x [B, 2 C, H, W] of about unit variance, log_lam [B] -> [B, C, H, W], all float32."""
+    def residual(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """The raw network F: x [B, 2 C, H, W] of about unit variance, log_sigma [B] -> [B, C, H, W], all float32."""
         raise NotImplementedError
 
-    def forward(self, y: Tensor, lam: Tensor) -> Tensor:
-        """y [B, C, H, W] = x0 + lam * noise, lam [B] -> x0_hat [B, C, H, W]."""
-        linear = self.prior.posterior_mean(y, lam)
-        s = lam[:, None, None, None]
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """y [B, C, H, W] = x0 + sigma * noise, sigma [B] -> x0_hat [B, C, H, W]."""
+        linear = self.prior.posterior_mean(y, sigma)
+        s = sigma[:, None, None, None]
         x = torch.cat([2 * linear, (y - linear) / s], 1)
         with torch.autocast(y.device.type, torch.bfloat16) if self.mixed else nullcontext():
-            return linear + self.scale(s) * self.residual(x, lam.clamp(LEAST, MOST).log())
+            return linear + self.scale(s) * self.residual(x, sigma.clamp(LEAST, MOST).log())
 
 
 class ConvDenoiser(PriorDenoiser):
@@ -105,9 +106,9 @@ class ConvDenoiser(PriorDenoiser):
                 self.downs.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
                 self.ups.append(nn.ConvTranspose2d(widths[level + 1], width, 2, stride=2))
 
-    def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:
+    def residual(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         """F. The level's embedding is computed in float32, all else in the type of the weights."""
-        angle, dtype = log_lam[:, None] * self.frequencies * 0.25, self.enter.weight.dtype
+        angle, dtype = log_sigma[:, None] * self.frequencies * 0.25, self.enter.weight.dtype
         e = self.embed(torch.cat([angle.sin(), angle.cos()], 1)).to(dtype)
         h = self.enter(F.pixel_unshuffle(x, self.patch).to(dtype))
         skips = []
@@ -126,18 +127,18 @@ class ConvDenoiser(PriorDenoiser):
 
 
 class PriorBackbone(Backbone):
-    """Adapter of a `PriorDenoiser`: it already speaks (y, lam)."""
+    """Adapter of a `PriorDenoiser`: it already speaks (y, sigma)."""
 
     def __init__(self, net: PriorDenoiser):
         super().__init__()
         self.net, self.channels, self.multiple, self.size = net, net.channels, net.multiple, net.prior.size
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        return self.denoise_each(y, torch.full((len(y),), lam, device=y.device))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        return self.denoise_each(y, torch.full((len(y),), sigma, device=y.device))
 
-    def denoise_each(self, y: Tensor, lam: Tensor) -> Tensor:
-        """As `denoise`, with one lam an image: float32 [B]."""
-        return self.net(y, lam).contiguous()
+    def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """As `denoise`, with one sigma an image: float32 [B]."""
+        return self.net(y, sigma).contiguous()
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         for name, part in self.net.named_children():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noisebook.backbones.base import Backbone
 from noisebook.errors import BackboneError, ImageError
-from noisebook.runtime.cuda_graphs import constants
+from noisebook.runtime.cuda_graphs import graph_cached
 
 CROP = 256  # side of the crops that a spectrum is fitted on
 # The frequencies with an entry in a spectrum's table, in units of 1 / (2 CROP) cycles per pixel: zero, then 24 of them
@@ -27,7 +27,7 @@ NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 75, 94, 118
 FLOOR = 1e-8  # least variance of a coefficient; 8-bit rounding alone has 5e-6
 
 
-@constants()
+@graph_cached()
 def dct_matrix(n: int, device: torch.device) -> Tensor:
     """The orthonormal DCT-II of n points, float32 [n, n], computed in float64: row k has frequency k / (2 n)."""
     k = torch.arange(n, dtype=torch.float64)
@@ -36,12 +36,12 @@ def dct_matrix(n: int, device: torch.device) -> Tensor:
     return rows.float().to(device)
 
 
-@constants()
+@graph_cached()
 def hat_matrix(n: int, device: torch.device) -> Tensor:
     """Linear interpolation from the NODES to the n frequencies of a DCT, float32 [n, len(NODES)]; beyond the last: it.
 
     Row 0 stands for all frequencies up to half a step. Where a step is wider than the table's (n < CROP) it reads the
-    table near that half, not at zero: on 32 x 32 crops of Kodak 8 % less squared error at lam = 3.
+    table near that half, not at zero: on 32 x 32 crops of Kodak 8 % less squared error at sigma = 3.
     """
     f = np.arange(n) * (CROP / n)
     f[0] = max(0, (CROP / n - 1) / 2)
@@ -50,7 +50,7 @@ def hat_matrix(n: int, device: torch.device) -> Tensor:
 
 
 class PCAPrior(Backbone):
-    """Images of one size as one Gaussian, full covariance: x0_hat = mean + U diag(s / (s + lam^2)) U^T (y - mean)."""
+    """Images of one size as one Gaussian, full covariance: x0_hat = mean + U diag(s / (s + sigma^2)) U^T (y - mean)."""
 
     mean: Tensor  # [D] float32, D = C H W
     variances: Tensor  # [D] float32, the eigenvalues s >= 0
@@ -65,11 +65,11 @@ class PCAPrior(Backbone):
         for name, tensor in (("mean", mean), ("variances", variances), ("vectors", vectors)):
             self.register_buffer(name, tensor.float().contiguous())  # strides would change the last bits
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] float32 of the fitted size, lam > 0 -> E[x0 | y], same shape. Raises ImageError on another."""
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] float32 of the fitted size, sigma > 0 -> E[x0 | y], same shape. Raises ImageError on another."""
         if self.size is None or y.shape[1:] != (self.channels, *self.size):
             raise ImageError(f"this pca-prior takes images of {self.channels} x {self.size}, not {tuple(y.shape[1:])}")
-        shrink = self.variances / (self.variances + lam * lam)
+        shrink = self.variances / (self.variances + sigma * sigma)
         coefficients = (y.flatten(1) - self.mean) @ self.vectors
         return (self.mean + (coefficients * shrink) @ self.vectors.T).view_as(y)
 
@@ -89,17 +89,17 @@ class DCTPrior(Backbone):
         for name, tensor in (("mean", mean), ("colour", colour), ("variance", variance)):
             self.register_buffer(name, tensor.float().contiguous())  # strides would change the last bits
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] float32 of the fitted size, lam > 0 -> E[x0 | y], same shape. Raises ImageError on another."""
-        return self.posterior_mean(y, torch.full((len(y),), lam, dtype=y.dtype, device=y.device))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] float32 of the fitted size, sigma > 0 -> E[x0 | y], same shape. Raises ImageError on another."""
+        return self.posterior_mean(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device))
 
-    def posterior_mean(self, y: Tensor, lam: Tensor) -> Tensor:
-        """E[x0 | y] as `denoise`, with one lam an image: float32 [B]."""
+    def posterior_mean(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | y] as `denoise`, with one sigma an image: float32 [B]."""
         if y.shape[1:] != self.mean.shape:
             raise ImageError(f"this dct-prior takes images of {tuple(self.mean.shape)}, not {tuple(y.shape[1:])}")
         rows, columns = dct_matrix(y.shape[2], y.device), dct_matrix(y.shape[3], y.device)
         z = rows @ torch.einsum("dc,bchw->bdhw", self.colour, y - self.mean) @ columns.T
-        z = z * (self.variance / (self.variance + lam.square()[:, None, None, None]))
+        z = z * (self.variance / (self.variance + sigma.square()[:, None, None, None]))
         return self.mean + torch.einsum("dc,bdhw->bchw", self.colour, rows.T @ z @ columns)
 
 
@@ -135,18 +135,18 @@ class SpectrumPrior(Backbone):
         variance[:, 0, 0] = log_dc.exp() * (height * width)
         return variance
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, 3, H, W] float32, lam > 0 -> E[x0 | y], same shape. Raises ImageError where y has not 3 channels."""
-        return self.posterior_mean(y, torch.full((len(y),), lam, dtype=y.dtype, device=y.device))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, 3, H, W] float32, sigma > 0 -> E[x0 | y], same shape. Raises ImageError where y has not 3 channels."""
+        return self.posterior_mean(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device))
 
-    def posterior_mean(self, y: Tensor, lam: Tensor) -> Tensor:
-        """E[x0 | y] as `denoise`, with one lam an image: float32 [B]."""
+    def posterior_mean(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | y] as `denoise`, with one sigma an image: float32 [B]."""
         if y.ndim != 4 or y.shape[1] != 3:
             raise ImageError(f"the spectrum prior takes images [B, 3, H, W], not {list(y.shape)}")
         rows, columns = (dct_matrix(n, y.device) for n in y.shape[2:])
         variance = self.spectrum(y.shape[2], y.shape[3])
         z = torch.einsum("dc,bchw->bdhw", self.colour, y - self.mean[:, None, None])
-        z = rows @ z @ columns.T * (variance / (variance + lam.square()[:, None, None, None]))
+        z = rows @ z @ columns.T * (variance / (variance + sigma.square()[:, None, None, None]))
         return torch.einsum("dc,bdhw->bchw", self.colour, rows.T @ z @ columns) + self.mean[:, None, None]
 
 

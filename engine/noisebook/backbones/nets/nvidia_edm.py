@@ -36,27 +36,27 @@ TRAINING_ONLY = ("dropout", "label_dropout")
 
 
 class VP(NetworkBackbone):
-    """x0_hat = y - lam F(c_in y, c_noise): variance preserving (table 1 of the paper, column VP; Song et al. 2021).
+    """x0_hat = y - sigma F(c_in y, c_noise): variance preserving (table 1 of the paper, column VP; Song et al. 2021).
 
-    c_in = (1 + lam^2)^-1/2; c_noise = (M - 1) t where t is the time at which lam^2 = exp(beta_d t^2 / 2 + beta_min t) - 1.
-    """
+    c_in = (1 + sigma^2)^-1/2; c_noise = (M - 1) t where t is the time at which sigma^2 = exp(beta_d t^2 / 2 +
+    beta_min t) - 1."""
 
     def __init__(self, net: torch.nn.Module, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000, **shape: Any):
         super().__init__(net, **shape)
         self.beta_d, self.beta_min, self.M = beta_d, beta_min, M
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at any lam > 0 -> x0_hat, same shape and dtype."""
-        t = (math.sqrt(self.beta_min**2 + 2 * self.beta_d * math.log1p(lam * lam)) - self.beta_min) / self.beta_d
-        return y - lam * self.call(y * (1 + lam * lam) ** -0.5, full(y, (self.M - 1) * t))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] at any sigma > 0 -> x0_hat, same shape and dtype."""
+        t = (math.sqrt(self.beta_min**2 + 2 * self.beta_d * math.log1p(sigma * sigma)) - self.beta_min) / self.beta_d
+        return y - sigma * self.call(y * (1 + sigma * sigma) ** -0.5, full(y, (self.M - 1) * t))
 
 
 class VE(NetworkBackbone):
-    """x0_hat = y + lam F(y, ln(lam / 2)): variance exploding (table 1 of the paper, column VE; Song et al. 2021)."""
+    """x0_hat = y + sigma F(y, ln(sigma / 2)): variance exploding (table 1 of the paper, column VE; Song et al. 2021)."""
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at any lam > 0 -> x0_hat, same shape and dtype."""
-        return y + lam * self.call(y, full(y, math.log(0.5 * lam)))
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] at any sigma > 0 -> x0_hat, same shape and dtype."""
+        return y + sigma * self.call(y, full(y, math.log(0.5 * sigma)))
 
 
 # ---- reading a pickle without running it --------------------------------------------------------------------------------

@@ -40,10 +40,10 @@ class UNetDenoiser(PriorDenoiser):
         )
         self.unet.conv_out.weight.data.zero_()
 
-    def residual(self, x: Tensor, log_lam: Tensor) -> Tensor:
-        """F. ln lam / 4 stands where EDM has its c_noise, times 1000: the embedding was made for a thousand timesteps."""
+    def residual(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """F. ln sigma / 4 stands where EDM has its c_noise, times 1000: the embedding was made for a thousand timesteps."""
         blocks = F.pixel_unshuffle(x, self.patch).to(self.unet.dtype)
-        return F.pixel_shuffle(self.unet(blocks, 250 * log_lam).sample, self.patch).float()
+        return F.pixel_shuffle(self.unet(blocks, 250 * log_sigma).sample, self.patch).float()
 
 
 def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> PriorBackbone:

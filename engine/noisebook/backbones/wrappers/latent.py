@@ -34,11 +34,15 @@ class Latent(Backbone):
         self.scale, self.shift, self.factor, self.channels = scale, shift, factor, channels
         self.name, self.capturable, self.multiple = inner.name, inner.capturable, inner.multiple * factor
         self.size = inner.size and (inner.size[0] * factor, inner.size[1] * factor)
-        self.pure_noise, self.condition_grid, self.decoding = inner.pure_noise, inner.condition_grid, inner.decoding
+        self.pure_noise, self.condition_grid, self.unfingerprinted_options = (
+            inner.pure_noise,
+            inner.condition_grid,
+            inner.unfingerprinted_options,
+        )
 
-    def snap(self, lam: float) -> float:
-        """The inner backbone's level nearest to lam."""
-        return self.inner.snap(lam)
+    def round_sigma(self, sigma: float) -> float:
+        """The inner backbone's level nearest to sigma."""
+        return self.inner.round_sigma(sigma)
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The smallest size, in pixels, that holds such an image. Raises ImageError where none does."""
@@ -51,13 +55,13 @@ class Latent(Backbone):
         """Shape [c, h, w] of the latent state of an image of that (already padded) size in pixels."""
         return self.inner.state_shape(height // self.factor, width // self.factor)
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, c, h, w], in the latent space, at lam -> inner's x0_hat, same shape and dtype."""
-        return self.inner.denoise(y, lam, cond)
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, c, h, w], in the latent space, at sigma -> inner's x0_hat, same shape and dtype."""
+        return self.inner.denoise(y, sigma, cond)
 
-    def ask(self, images: Tensor) -> Tensor:
+    def encode_condition(self, images: Tensor) -> Tensor:
         """The inner backbone's tokens of the images themselves."""
-        return self.inner.ask(images)
+        return self.inner.encode_condition(images)
 
     def condition(self, tokens: Tensor, height: int, width: int) -> Any:
         """The inner backbone's; sizes are those of the images."""

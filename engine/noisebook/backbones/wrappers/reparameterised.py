@@ -1,7 +1,7 @@
 """One network seen as a model of another family: the inverses of the adapters `DDPM` and `Flow`.
 
 A denoiser of every level is a model of every family: a view has the same weights, and that family's levels, input scaling
-and prediction. It is made of a backbone that also has `denoise_each(y, lam [B])`, one level an image, since a network of
+and prediction. It is made of a backbone that also has `denoise_each(y, sigma [B])`, one level an image, since a network of
 another family is told its time as a tensor, which a CUDA graph cannot read back.
 """
 
@@ -17,7 +17,7 @@ from noisebook.errors import BackboneError
 
 
 class AsEpsilon(nn.Module):
-    """The eps-prediction that a denoiser implies at timestep t of a grid of levels (lam of t = 0, 1, ...)."""
+    """The eps-prediction that a denoiser implies at timestep t of a grid of levels (sigma of t = 0, 1, ...)."""
 
     levels: Tensor  # [T] float64
 
@@ -28,10 +28,10 @@ class AsEpsilon(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x [B, C, H, W] = sqrt(abar) x0 + sqrt(1 - abar) eps, t int64 [B] -> eps_hat, as x."""
-        lam = self.levels[t].to(x.dtype)
-        wide = lam[:, None, None, None]
+        sigma = self.levels[t].to(x.dtype)
+        wide = sigma[:, None, None, None]
         y = x * (1 + wide * wide).sqrt()
-        return (y - self.denoiser.denoise_each(y, lam)) / wide  # type: ignore[operator]
+        return (y - self.denoiser.denoise_each(y, sigma)) / wide  # type: ignore[operator]
 
 
 class AsFlow(nn.Module):
@@ -90,7 +90,7 @@ def unviewed(backbone: Backbone) -> Backbone:
 
 def _taken_over(view: Backbone, inner: Backbone, kind: str) -> Backbone:
     if not hasattr(inner, "denoise_each"):
-        raise BackboneError(f"backbone {inner.name!r} has no denoise_each(y, lam [B]), which a view needs")
+        raise BackboneError(f"backbone {inner.name!r} has no denoise_each(y, sigma [B]), which a view needs")
     view.name, view.channels, view.size, view.multiple = inner.name, inner.channels, inner.size, inner.multiple
     view.capturable = inner.capturable
     view.fingerprint = fingerprint_of({"view": kind, "of": inner.fingerprint}, {})

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from noisebook.backbones.base import Backbone, fingerprint_of
 from noisebook.errors import BackboneError, ImageError
-from noisebook.runtime.cuda_graphs import constants
+from noisebook.runtime.cuda_graphs import graph_cached
 
 BATCH = 16  # tiles in one call of the inner backbone
 
@@ -17,7 +17,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
-@constants(16)
+@graph_cached(16)
 def tile_weights(length: int, tile: int, overlap: int, device: torch.device) -> Tensor:
     """The share of each tile in each of its pixels along one axis, float32 [tiles, tile], > 0, summing to 1 at a pixel.
 
@@ -58,16 +58,16 @@ class Tiled(Backbone):
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         self.inner.accelerate(dtype, channels_last, compile)
 
-    def snap(self, lam: float) -> float:
-        """The inner backbone's level nearest to lam."""
-        return self.inner.snap(lam)
+    def round_sigma(self, sigma: float) -> float:
+        """The inner backbone's level nearest to sigma."""
+        return self.inner.round_sigma(sigma)
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The smallest size (height, width), in pixels, that holds such an image and that `denoise` takes."""
         return max(height, self.min_size[0]), max(width, self.min_size[1])
 
-    def denoise(self, y: Tensor, lam: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] float32 at lam > 0 -> the tiles' x0_hat, blended, same shape and dtype.
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        """y [B, C, H, W] float32 at sigma > 0 -> the tiles' x0_hat, blended, same shape and dtype.
 
         Raises ImageError where y is smaller than a tile (see `padded`), BackboneError where a condition is given.
         """
@@ -85,7 +85,7 @@ class Tiled(Backbone):
         out, per_call = torch.zeros_like(y), max(1, BATCH // max(1, len(y)))
         for first in range(0, len(places), per_call):
             group = places[first : first + per_call]
-            tiles = self.inner.denoise(torch.cat([y[..., a, b] for a, b, _ in group]), lam)
+            tiles = self.inner.denoise(torch.cat([y[..., a, b] for a, b, _ in group]), sigma)
             for (a, b, weight), tile in zip(group, tiles.split(len(y)), strict=True):
                 out[..., a, b] += weight * tile
         return out

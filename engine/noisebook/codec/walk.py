@@ -1,0 +1,131 @@
+"""The loop: de-noise, choose, back-trace. Encoder and decoder are the same walk; a decoder is given the tokens.
+
+    x0_hat = D(y, sigma)                                        the network's prediction
+    token  = select(x0 - x0_hat)                                an encoder chooses, a decoder reads
+    y      = x0_hat + keep (y - x0_hat) + sigma_up z(token)     down to sigma_down, up to sigma_next with noise
+
+keep = sigma_down / sigma and sigma_up^2 = sigma_next^2 - sigma_down^2.
+y = x0 + sigma eps is the noisy state in noise-to-signal coordinates, z(token) the codeword of root mean square 1.
+Nothing here waits for the device: a whole walk can be recorded as one CUDA graph.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisebook.backbones import Backbone
+from noisebook.codebook import start_noise
+from noisebook.codec.solvers import solve_ode
+from noisebook.codec.stream import Segment, Stream
+from noisebook.errors import BackboneError
+from noisebook.rules import Rule
+from noisebook.runtime.cuda_graphs import graph_cached
+from noisebook.runtime.profiler import stage
+from noisebook.spec.schedule import even_levels
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import StepIndex
+
+Chooser = Callable[[Segment, Tensor], Tensor]  # (which tokens are due, x0_hat as views [B, U, D]) -> tokens int64 [B, T]
+Settler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (y, x0_hat) of all copies -> those to go on with
+
+fixed_start = graph_cached()(start_noise)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What both ends of a codec have: its specification, the backbone that it names, and its rules."""
+
+    spec: CodecSpec
+    backbone: Backbone
+    rule: Rule
+    start_rule: Rule
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lives and the work is done."""
+        return self.backbone.device
+
+
+def walk(
+    parts: Parts, stream: Stream, batch: int, choose: Chooser, steps: int, settle: Settler | None = None
+) -> tuple[Tensor, Any]:
+    """From the start through the first `steps` steps of the schedule: (the state y [B, C, h, w], what the network is
+    conditioned on, or None). `solve` makes images of it.
+
+    choose   says the tokens that are due, given x0_hat as views: only this differs between encoder and decoder
+    settle   of an encoder that looks ahead with several copies of each image: with which of them to go on
+    """
+    segments = {segment.step_index: segment for segment in stream.segments}
+    with stage("start"):
+        cond = read_condition(parts, stream, batch, segments.get(StepIndex.CONDITION), choose)
+        y = stream.join(start(parts, stream, batch, segments.get(StepIndex.START), choose))
+    for i, step in enumerate(parts.spec.schedule[:steps]):
+        x0_hat = denoise(parts.backbone, y, step.sigma, cond)
+        if settle is not None:
+            y, x0_hat = settle(y, x0_hat)
+        if step.from_pure_noise:
+            y = x0_hat + y  # y was eps only: no multiple of x0 shows in pure noise
+        if i not in segments:
+            y = x0_hat + step.keep * (y - x0_hat)
+            continue
+        views, budget = stream.views(x0_hat), segments[i].budget
+        tokens = choose(segments[i], views)
+        with stage("backtrace"):
+            y = stream.join(parts.rule.backtrace(stream.views(y), views, tokens, budget, i, step.keep, step.sigma_up))
+    return y, cond
+
+
+def denoise(backbone: Backbone, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+    """x0_hat of the state y [B, C, h, w]. Raises BackboneError where the network gives another shape."""
+    with stage("network"):
+        x0_hat = backbone(y, sigma) if cond is None else backbone(y, sigma, cond)
+    if x0_hat.shape != y.shape:
+        raise BackboneError(
+            f"backbone {backbone.name!r} gave {list(x0_hat.shape)} for a state {list(y.shape)}: "
+            "its channels, size or multiple are not those of its network"
+        )
+    return x0_hat
+
+
+def read_condition(parts: Parts, stream: Stream, batch: int, segment: Segment | None, choose: Chooser) -> Any:
+    """What the backbone makes of the condition's tokens; None without a condition."""
+    if segment is None:
+        return None
+    tokens = choose(segment, torch.zeros(batch, stream.blocks, stream.dims, device=parts.device))
+    return parts.backbone.condition(tokens, *stream.padded)
+
+
+def start(parts: Parts, stream: Stream, batch: int, segment: Segment | None, choose: Chooser) -> Tensor:
+    """The initial state as views [B, U, D]: sigma_0 times seeded noise, or times the codewords of the first tokens.
+
+    At sigma_0 = inf it is the noise itself, see `Backbone.denoise`."""
+    sigma = parts.spec.sigma_first
+    sigma = 1.0 if sigma == math.inf else sigma
+    if segment is None:
+        z = fixed_start(stream.blocks, stream.dims, parts.spec.seed, parts.device)
+        return (sigma * z).expand(batch, -1, -1)
+    nothing = torch.zeros(batch, stream.blocks, stream.dims, dtype=torch.float32, device=parts.device)
+    tokens = choose(segment, nothing)
+    return sigma * parts.start_rule.noise(tokens, (stream.blocks, stream.dims), segment.budget, StepIndex.START)
+
+
+def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
+    """From the last level to images [B, C, H, W]: one x0_hat, or the probability-flow ODE to 0."""
+    spec, backbone = parts.spec, parts.backbone
+    schedule, solver, sigma, levels = spec.schedule, spec.solver, spec.sigma_last, spec.solver_levels
+    if stream.steps is not None:
+        last = min(stream.steps, len(schedule))
+        sigma = schedule[last - 1].sigma_next if last else sigma
+        levels = (*(s.sigma_next for s in schedule[last:]), *levels) if last else even_levels(sigma, stream.steps)
+        solver = "ab2" if solver == "mean" and not last else solver
+    with stage("solve"):
+        if sigma > 0 and solver == "mean":
+            y = denoise(backbone, y, sigma, cond)
+        elif sigma > 0:
+            guided = None if cond is None else backbone.guided(cond)
+            y = solve_ode(solver, lambda y, sigma: denoise(backbone, y, sigma, guided), y, sigma, levels)
+        return backbone.decode(y)[:, :, : stream.height, : stream.width]
