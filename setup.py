@@ -1,22 +1,17 @@
-"""Builds the package and its C++ extension `noisebook._C`; all other metadata is in pyproject.toml."""
+"""Builds the C++ extension `noisebook._C` and reads the version; all other metadata is in pyproject.toml."""
 
 import re
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import find_packages, setup
+from setuptools import setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "engine/noisebook/runtime/__init__.py").read_text())[1]
+# as text: to import the package would need its dependencies
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "engine/noisebook/runtime/__init__.py").read_text(), re.MULTILINE)[1]
 
 setup(
     version=VERSION,
-    package_dir={"noisebook": "engine/noisebook", "noisebook_kernels": "kernels/noisebook_kernels"},
-    packages=[*find_packages("engine"), *find_packages("kernels")],
-    package_data={
-        "noisebook": ["py.typed", "_C.pyi", "spec/presets.json", "backbones/weights/*", "report/style.css"],
-        "noisebook_kernels": ["py.typed", "tuned.json"],
-    },
     ext_modules=[
         Pybind11Extension(
             "noisebook._C",
