@@ -20,7 +20,7 @@ setup(
             include_dirs=["csrc"],
             cxx_std=17,
             extra_compile_args=["-O3", "-fno-math-errno", "-ffp-contract=off"],
-            optional=True,  # without a compiler the torch definition serves, thousands of times slower, and says so
+            optional=True,  # without a compiler the torch definition serves, many times slower, and says so
         )
     ],
 )

@@ -134,17 +134,6 @@ def test_a_residual_that_is_not_finite_is_refused(bad):
         Codebook("hadamard", 16, 0).select(residual, 1, 0)
 
 
-def test_without_the_extension_one_warning_says_so(monkeypatch):
-    import sys
-
-    codebook.native.cache_clear()
-    monkeypatch.setitem(sys.modules, "noisebook._C", None)
-    monkeypatch.delattr("noisebook._C", raising=False)
-    with pytest.warns(RuntimeWarning, match="C\\+\\+"):
-        assert codebook.native() is None
-    codebook.native.cache_clear()
-
-
 def test_best_scores_follow_the_law_of_gaussian_codewords(fresh):
     """Both laws: the best of K = 4096 unsigned scores of a unit residual, against Phi(x)^K of independent N(0, I)."""
     from math import erf, sqrt

@@ -5,9 +5,6 @@ bit: Triton kernels for CUDA tensors, the C++ extension for CPU tensors, and the
 `reference`, which serves (slowly, with a warning) where the extension could not be built.
 """
 
-import functools
-import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,24 +15,9 @@ from noisebook.codebook import reference
 from noisebook.codebook.chunks import arrival_bias, chunk_places
 from noisebook.codebook.reference import next_pow2
 from noisebook.errors import ImageError, SpecError
+from noisebook.runtime.native import native
 
 NOT_FINITE = "the residual has NaN or Inf: the image or the backbone's prediction is not finite"
-
-
-@functools.cache
-def native() -> types.ModuleType | None:
-    """The C++ extension, or None (with one warning) where it was not built."""
-    try:
-        from noisebook import _C
-    except ImportError:
-        warnings.warn(
-            "noisebook was installed without its C++ extension: codebooks on the CPU are thousands of times "
-            "slower; install a C++ compiler and reinstall",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return _C
 
 
 def counter(step_index: int) -> int:

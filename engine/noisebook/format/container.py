@@ -17,7 +17,6 @@ for checksum, frame and plain runs, and fuzzing (docs/reliability.md) compares t
 
 import hashlib
 import struct
-import types
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import numpy as np
 from noisebook.errors import FormatError, SpecError
 from noisebook.format.entropy import decode_symbols, encode_symbols, subset_bits, subset_rank, subset_tokens
 from noisebook.format.runs import Run
+from noisebook.runtime.native import native
 
 MAGIC = b"\xb7N"
 FORMAT_VERSION = 1
@@ -61,16 +61,6 @@ REFUSALS = {
 
 def _refuse(name: str, **values: int) -> NoReturn:
     raise FormatError(REFUSALS[name].format(**values))
-
-
-@cache
-def native() -> types.ModuleType | None:
-    """The C++ extension, or None where it was not built, or is older than these functions."""
-    try:
-        from noisebook import _C
-    except ImportError:
-        return None
-    return _C if hasattr(_C, "nbk_parse") else None
 
 
 @cache
