@@ -51,7 +51,7 @@ def test_citation_and_changelog_are_of_this_version():
     assert citation["version"] == noisebook.__version__
     assert citation["license"] == PYPROJECT["project"]["license"]
     assert citation["authors"] == [{"name": "The noisebook authors"}]
-    pages = "".join(p.read_text() for p in (ROOT / "docs").glob("*.md"))
+    pages = "".join(p.read_text() for p in (ROOT / "docs").rglob("*.md"))
     for paper in citation["references"]:
         assert {"title", "authors", "year", "url"} <= paper.keys()
         assert paper["url"].removeprefix("https://arxiv.org/abs/") in pages, f"no page of docs/ cites {paper['title']}"
