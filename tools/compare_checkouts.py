@@ -37,7 +37,7 @@ def differences(old: dict[str, Facts], new: dict[str, Facts]) -> list[str]:
 
 
 def run_child(checkout: Path, options: list[str]) -> dict[str, Any] | None:
-    """What the child of a checkout found, None where it ended with an error."""
+    """What the child of a checkout found, None where it ended without a word."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(checkout / folder) for folder in ("engine", "kernels")),
@@ -46,7 +46,7 @@ def run_child(checkout: Path, options: list[str]) -> dict[str, Any] | None:
     }
     command = [sys.executable, __file__, "--child", str(checkout), *options]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    return json.loads(done.stdout) if done.returncode == 0 and done.stdout else None
 
 
 def main() -> int:
@@ -64,30 +64,32 @@ def main() -> int:
         parser.error("two checkouts are needed: OLD NEW")
     options = ["--only", args.only, "--device", args.device, *(["--quick"] if args.quick else [])]
     found = [run_child(path.resolve(), options) for path in (args.old, args.new)]
-    for path, one in zip((args.old, args.new), found, strict=True):
-        if one is None:
-            print(f"{path}: could not be tried; its error stands above")
     old, new = found
     if old is None or new is None:
+        print(f"{args.old if old is None else args.new}: could not be tried; its error stands above")
         return 2
     if old["extension"] != new["extension"]:
         print("the C++ extension is built in one checkout only: build it in both (setup.py build_ext --inplace)")
         return 2
-    if not old["cases"] and not new["cases"]:
+    failed = {*old["failed"], *new["failed"]}
+    old, new = ({name: case for name, case in one["cases"].items() if name not in failed} for one in found)
+    if not old and not new and not failed:
         print(f"no case matches {args.only!r}")
         return 2
-    lines = differences(old["cases"], new["cases"])
+    lines = differences(old, new)
     for line in lines:
         print(line)
-    facts = sum(len(case) for case in old["cases"].values())
-    cases = {line.split(": ")[0] for line in lines}
-    print(f"{len(old['cases'])} cases, {facts} hashes: {len(lines)} differences in {len(cases)} cases")
+    facts, cases = sum(map(len, old.values())), {line.split(": ")[0] for line in lines}
+    print(f"{len(old)} cases, {facts} hashes: {len(lines)} differences in {len(cases)} cases")
+    if failed:
+        print(f"{len(failed)} cases more ended with an error, which stands above: {', '.join(sorted(failed))}")
+        return 2
     return 1 if lines else 0
 
 
 # ---- the child: the cases of one checkout ----------------------------------------------------------------------------
 def child(checkout: Path, quick: bool, pattern: str, device: str) -> int:
-    """Prints {"extension", "cases"} of the noisebook in `checkout`; 1 where a case raised."""
+    """Prints {"extension", "cases", "failed"} of the noisebook in `checkout`; 1 where it is not there."""
     import torch
 
     import noisebook
@@ -97,7 +99,7 @@ def child(checkout: Path, quick: bool, pattern: str, device: str) -> int:
         return 1
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # that quality stalls, for recipes this small
-    found, failed = {}, 0
+    found, failed = {}, []
     for name, is_quick, compute in Cases(device).all():
         if (quick and not is_quick) or not fnmatch.fnmatch(name, pattern):
             continue
@@ -105,9 +107,9 @@ def child(checkout: Path, quick: bool, pattern: str, device: str) -> int:
             found[name] = compute()
         except Exception:
             print(f"{checkout}: case {name}:\n{traceback.format_exc()}", file=sys.stderr)
-            failed += 1
-    print(json.dumps({"extension": find_spec("noisebook._C") is not None, "cases": found}))
-    return 1 if failed else 0
+            failed.append(name)
+    print(json.dumps({"extension": find_spec("noisebook._C") is not None, "cases": found, "failed": failed}))
+    return 0
 
 
 if __name__ == "__main__":
