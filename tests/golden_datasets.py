@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from noisebook.cli import main as run
+from noisebook.cli.main import main as run
 from noisebook.datasets import TokenDataset
 
 FOLDER = Path(__file__).resolve().parent / "golden/dataset-v1"
@@ -34,12 +34,12 @@ EXPECTED = FOLDER / "expected.json"
 PLACE = Path("/tmp/dataset-v1")  # where all is made: the paths of inputs stand in the plans
 MTIME = 1_700_000_000
 BROKEN = "blue/1.png"  # in the first shard: with --max-errors 0 a run ends after it
-START = ["--start-bins", "4", "--start-vocabulary", "256"]
+START = ["--start-budget", "4", "--start-vocab-size", "256"]
 SMALL = ["--backbone", "gaussian-prior", "--steps", "3", "--scale-pixels", "0", *START]
-BINS = [*SMALL, "--bins", "8", "--bins-last", "8", "--vocabulary", "256"]
-TOP = [*SMALL, "--rule", "top", "--bins", "6", "--bins-last", "6", "--vocabulary", "512", "--columns", "2"]
-HEUN = ["--finish", "heun", "--finish-steps", "2"]
-POISSON = [*SMALL, "--rule", "poisson", "--bins", "30", "--bins-last", "30", "--vocabulary", "512"]
+BINS = [*SMALL, "--budget", "8", "--budget-last", "8", "--vocab-size", "256"]
+TOP = [*SMALL, "--rule", "top", "--budget", "6", "--budget-last", "6", "--vocab-size", "512", "--columns", "2"]
+HEUN = ["--solver", "heun", "--solver-steps", "2"]
+POISSON = [*SMALL, "--rule", "poisson", "--budget", "30", "--budget-last", "30", "--vocab-size", "512"]
 #: data set -> its input and the options it was made with
 OPTIONS = {
     "pictures": ["inputs/pictures", *BINS],

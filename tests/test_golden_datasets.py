@@ -13,7 +13,7 @@ import pytest
 from golden_datasets import FOLDER, HALF, OPTIONS, made_with, pixels_sha256, resume
 from PIL import Image
 
-from noisebook.cli import main
+from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenStream
 from noisebook.errors import DatasetError
 
