@@ -6,7 +6,7 @@
 
 A tiny codec on small pictures; each run is killed, starved or fed with damage, resumed, and compared with one that was not.
 Writes bench/results/faults.json and the tables of the section "Data sets" of docs/reliability.md.
-`tests/test_faults.py` runs a sample of each part. Linux alone.
+`tests/bench/test_faults.py` runs a sample of each part. Linux alone.
 """
 
 import argparse

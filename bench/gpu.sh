@@ -58,9 +58,9 @@ train() {  # model
 run_step() {
   case $1 in
     tests)
-      local what=(tests/test_gpu.py tests/test_triton.py tests/test_triton_[!c]*.py tests/test_codebook.py)
-      what+=(tests/test_bench_gpu.py -k "not gpu_sh")
-      [ -z "$dry" ] || what=(tests/test_triton.py -k "known_answers and 48")
+      local what=(tests/kernels/test_gpu.py tests/kernels/test_triton.py tests/kernels/test_triton_[!c]*.py tests/codebook/test_codebook.py)
+      what+=(tests/bench/test_bench_gpu.py -k "not gpu_sh")
+      [ -z "$dry" ] || what=(tests/kernels/test_triton.py -k "known_answers and 48")
       "$PYTHON" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && what+=(-n 8)  # most of the time is compilation
       within "${TESTS_MINUTES:-2.5}" -m pytest "${what[@]}" -p no:cacheprovider --junitxml="$OUT/gpu_tests.xml" ;;
     kernels)

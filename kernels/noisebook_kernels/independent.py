@@ -7,10 +7,11 @@ units: scores are exact int32, so every integer implementation picks the same to
 and scored against all images of a batch tile; winners meet in an atomic maximum (see `winners`).
 
 What binds: a sign costs about .3 instructions of Philox, .5 to become a byte of its own and .3 to cross to the thread that
-feeds the matrix unit and around that (tests/test_triton_independent.py counts them), most on the integer pipe of half the
-rate; it meets one image in 2 operations of the matrix unit. By these counts, on an H200, generation binds up to about 32
-images. From there on the matrix unit does, while another program of the same multiprocessor makes signs; what L2 delivers,
-images / words of a tile in bytes a sign, comes next. One launch searches; four small ones rotate, quantise, clear, unpack.
+feeds the matrix unit and around that (tests/kernels/test_triton_independent.py counts them), most on the integer pipe of
+half the rate; it meets one image in 2 operations of the matrix unit. By these counts, on an H200, generation binds up to
+about 32 images. From there on the matrix unit does, while another program of the same multiprocessor makes signs; what
+L2 delivers, images / words of a tile in bytes a sign, comes next. One launch searches; four small ones rotate, quantise,
+clear, unpack.
 
 The dot sums over dimensions in any order, so v is stored in the order in which bits come out of the words cheaply: a
 chunk is `blocks` Philox blocks of 128 dimensions, and it holds the lowest bits of all its bytes, then the next ones.

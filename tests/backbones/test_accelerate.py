@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from test_backbones_diffusers import tiny_unet
 
 import noisebook
+from diffusers_kit import tiny_unet
 from noisebook import backbones
 from noisebook.backbones.diffusers.nets import UNet2D
 from noisebook.backbones.families.ddpm import DDPM, PREDICTIONS

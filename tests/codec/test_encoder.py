@@ -71,7 +71,9 @@ def test_every_step_goes_on_from_the_candidate_of_least_error(weighted, fresh):
         rule = codec.start_rule if start else codec.rule
         residual, tries = (x0 - x0_hat) * counts, []
         for n in range(candidates):
-            noise = start_noise(1, plan.dims, 5 + n, torch.device("cpu")).roll(which.step_index * STRIDE % plan.dims, -1)
+            noise = start_noise(1, plan.dims, 5 + n, torch.device("cpu")).roll(
+                (which.step_index & 0xFFFFFFFF) * STRIDE % plan.dims, -1
+            )
             size = SHAKE * residual.square().mean().sqrt()
             chosen = rule.select(
                 residual + size * noise if n else residual, which.budget, which.step_index, step.kept, step.sigma_up

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common import ROOT
 from noisebook import backbones
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
 from noisebook.backbones.nets import gaussian
@@ -17,7 +18,7 @@ from noisebook.errors import BackboneError, ImageError
 from noisebook.images.archive import load_npz_images
 
 MEASURED = {0.1: 0.00266, 0.3: 0.01034, 1.0: 0.02627}  # sigma: mean squared error on the crops of the last test
-DATA = Path(os.environ.get("NOISEBOOK_DATA", Path(__file__).parents[1] / "../shared/data"))
+DATA = Path(os.environ.get("NOISEBOOK_DATA", ROOT.parent / "shared/data"))
 
 
 def dense_posterior(mean, covariance, y, sigma):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusers_kit import diffusers, tiny_unet
 from noisebook import backbones
 from noisebook.backbones.diffusers.files import WEIGHTS_FILE
 from noisebook.backbones.diffusers.folder import from_folder
@@ -16,27 +17,7 @@ from noisebook.backbones.diffusers.nets import UNet2D
 from noisebook.backbones.families.ddpm import DDPM, PREDICTIONS
 from noisebook.errors import BackboneError
 
-diffusers = pytest.importorskip("diffusers")
-
 SCHEDULES = {"linear": {}, "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012}, "squaredcos_cap_v2": {}}
-
-
-def tiny_unet(attention=False, **options):
-    torch.manual_seed(0)
-    kinds = ("DownBlock2D", "AttnDownBlock2D" if attention else "DownBlock2D")
-    ups = ("AttnUpBlock2D" if attention else "UpBlock2D", "UpBlock2D")
-    return diffusers.UNet2DModel(
-        **{
-            "sample_size": 16,
-            "block_out_channels": (8, 8),
-            "norm_num_groups": 4,
-            "layers_per_block": 1,
-            "attention_head_dim": 4,
-            "down_block_types": kinds,
-            "up_block_types": ups,
-            **options,
-        }
-    ).eval()
 
 
 def scheduler_of(beta_schedule="linear", prediction_type="epsilon", **options):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_families import LEVELS, SHAPE, TIMES, Gaussian, ddpm, edm, flow, noise, walk  # noqa: F401
 from torch import nn
 
 from common import Shrink, random_images
+from families_kit import LEVELS, TIMES, Gaussian, ddpm, edm, flow, walk
 from noisebook.backbones import fingerprint_of
 from noisebook.backbones.families.ddpm import DDPM
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAutoencoder, read_taesd
@@ -56,7 +56,7 @@ def test_under_an_identity_autoencoder_it_is_the_inner_model(make, fresh):
     assert torch.equal(found[1], decoded)
 
 
-def test_scale_and_shift_are_a_change_of_units(noise, fresh):  # noqa: F811
+def test_scale_and_shift_are_a_change_of_units(noise, fresh):
     """The walk of the images' Gaussian is that of (z - shift) * scale's, at levels `gain * scale` times as high."""
     g, gain, offset, shift, scale = Gaussian(fresh), 3.0, 0.4, -0.7, 0.25
     inner = Gaussian(fresh)

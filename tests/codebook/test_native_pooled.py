@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_native import NOISE, SELECT, bits, exact_scores, expected_noise, integer_scores, losses, residuals
 
 import noisebook._C as native
+from native_kit import NOISE, SELECT, bits, exact_scores, expected_noise, integer_scores, losses, residuals
 from noisebook.codebook import reference
 
 TOP = {"hadamard": native.hadamard_top, "independent": native.independent_top}
