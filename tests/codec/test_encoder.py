@@ -57,8 +57,8 @@ def test_an_image_gets_the_same_tokens_in_every_batch(fresh):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_every_step_goes_on_from_the_candidate_of_least_error(weighted, fresh):
     """A walk of one image written here, candidate by candidate."""
-    candidates, backbone = 3, Crooked()
-    codec, x = build(candidates, backbone, start_budget=2, seed=5), random_images(fresh, 1, 20, 28)
+    candidates, backbone = 12, Crooked()
+    codec, x = build(candidates, backbone, steps=12, start_budget=2, seed=5), random_images(fresh, 1, 20, 28)
     weights = torch.from_numpy(fresh.random((1, 1, 20, 28), np.float32)) + 0.1 if weighted else None
     tokens = codec.encode(x, weights)
     plan, schedule = codec.stream(20, 28), codec.spec.schedule
@@ -71,9 +71,8 @@ def test_every_step_goes_on_from_the_candidate_of_least_error(weighted, fresh):
         rule = codec.start_rule if start else codec.rule
         residual, tries = (x0 - x0_hat) * counts, []
         for n in range(candidates):
-            noise = start_noise(1, plan.dims, 5 + n, torch.device("cpu")).roll(
-                (which.step_index & 0xFFFFFFFF) * STRIDE % plan.dims, -1
-            )
+            turn = (which.step_index & 0xFFFFFFFF) * STRIDE % plan.dims
+            noise = start_noise(1, plan.dims, 5 + n, torch.device("cpu")).roll(turn, -1)
             size = SHAKE * residual.square().mean().sqrt()
             chosen = rule.select(
                 residual + size * noise if n else residual, which.budget, which.step_index, step.kept, step.sigma_up
