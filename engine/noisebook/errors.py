@@ -41,3 +41,9 @@ class DatasetError(NoisebookError):
     """A data set that is not complete, has changed since it was begun, is of another run, or cannot be reached."""
 
     code = 7
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: its first line with text, or the name of its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import ImageError, SpecError
+from noisebook.errors import ImageError, SpecError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,7 +230,7 @@ def device(name: str) -> str:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise SpecError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return name
 
 

@@ -285,7 +285,7 @@ def _fresh(args: argparse.Namespace, images: "list[np.ndarray]") -> "PriorDenois
     try:
         return UNetDenoiser(prior, **options)
     except ValueError as error:
-        raise TrainingError(f"no UNet2DModel of these widths: {str(error).splitlines()[0]}") from error
+        raise TrainingError(f"no UNet2DModel of these widths: {first_line(error)}") from error
 
 
 def _objective(args: argparse.Namespace, start: "PriorDenoiser") -> "Objective":

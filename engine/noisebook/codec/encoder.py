@@ -13,6 +13,7 @@ from noisebook.codec import packing
 from noisebook.codec.stream import Segment, Stream
 from noisebook.codec.walk import Parts, denoise, solve, walk
 from noisebook.runtime.cuda_graphs import graph_cached
+from noisebook.runtime.pixels import from_uint8
 from noisebook.runtime.profiler import stage
 from noisebook.spec.step import Step, StepIndex
 
@@ -37,7 +38,7 @@ def encode(
     status: float32 [2 + segments], whether the input was in range, whether all was finite, and the mean squared error before
     the tokens of the start and of each step that has any."""
     spec, backbone = parts.spec, parts.backbone
-    x = images.float() * (2 / 255) - 1 if images.dtype == torch.uint8 else images
+    x = from_uint8(images)
     bottom, right = stream.padded[0] - stream.height, stream.padded[1] - stream.width
     padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
     looked_at = any(segment.step_index != StepIndex.CONDITION for segment in stream.segments)  # or no autoencoder has to run

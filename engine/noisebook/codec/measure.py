@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
 from noisebook.errors import SpecError
+from noisebook.runtime.pixels import from_uint8
 from noisebook.spec.curve import Curve
 
 HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln sigma
@@ -38,7 +39,7 @@ def measure(
         for images in batches:
             height, width = images.shape[2:]
             padded = backbone.padded(height, width)
-            x = F.pad(images.float() * (2 / 255) - 1, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
+            x = F.pad(from_uint8(images), (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
             x0 = backbone.encode(x.to(backbone.device))
             cond, known = None, torch.zeros_like(x0)
             if conditional:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from noisebook.datasets.inputs import Changed, File, Item, filesystem, refuse_changed
-from noisebook.errors import ImageError
+from noisebook.errors import ImageError, first_line
 from noisebook.images.io import read_image
 
 PNG, ORIENTATION = b"\x89PNG\r\n\x1a\n", 0x0112
@@ -106,9 +106,7 @@ def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | 
     except UnidentifiedImageError:
         return Failure("not_an_image", "not an image that Pillow can read")
     except Exception as error:  # Pillow's plug-ins raise what they like on damaged headers
-        return Failure(
-            "damaged", f"the file is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        )
+        return Failure("damaged", f"the file is damaged: {first_line(error)}")
     height, width = pixels.shape[:2]
     return Picture(_square(pixels, resize) if resize else pixels, height, width, remarks)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import DatasetError
+from noisebook.errors import DatasetError, first_line
 from noisebook.images.io import SUFFIXES
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def filesystem(url: str) -> "tuple[Any, str]":
     try:
         return url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
-        raise DatasetError(f"{url}: cannot be opened: {str(error).splitlines()[0]}") from error
+        raise DatasetError(f"{url}: cannot be opened: {first_line(error)}") from error
 
 
 def stamp_of(info: dict[str, Any]) -> str:
@@ -317,11 +317,6 @@ def _holds_images(kind: "pa.DataType") -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" and _holds_images(kind.field(i).type) for i in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def first_line(error: Exception) -> str:
-    """What it says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def refuse_changed(file: File) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from noisebook.datasets.decoding import Failure, Picture, Request, serve, watch_parent
-from noisebook.errors import DatasetError
+from noisebook.errors import DatasetError, first_line
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
 LOOK = 1.0  # seconds between two looks whether a worker is dead
@@ -114,7 +114,7 @@ class Workers:
             except (*LOST, FutureTimeout) as lost:
                 self._end(kill=True)
                 error = lost
-        why = str(error).splitlines()[0] if str(error) else "no answer"
+        why = first_line(error) if error else "no answer"
         raise DatasetError(
             f"processes that decode cannot be started ({why}): give them memory, or decode in this one with --workers 0"
         ) from error

@@ -20,7 +20,7 @@ from noisebook.datasets.plan import Plan
 from noisebook.datasets.run import Progress, states
 from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.store import Store
-from noisebook.errors import DatasetError, NoisebookError, SpecError
+from noisebook.errors import DatasetError, NoisebookError, SpecError, first_line
 
 if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
@@ -260,7 +260,7 @@ def connect() -> bool:
             socket.create_connection((host, int(port)), 10).close()
         ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DatasetError(f"RAY_ADDRESS={address}: Ray cannot be reached: {str(error).splitlines()[0]}") from error
+        raise DatasetError(f"RAY_ADDRESS={address}: Ray cannot be reached: {first_line(error)}") from error
     return address == "local"
 
 

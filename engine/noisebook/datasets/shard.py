@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from noisebook.datasets.decoding import Failure, Picture, Request, decoder_version
-from noisebook.datasets.inputs import Changed, Item, Source, first_line, parquet_images
+from noisebook.datasets.inputs import Changed, Item, Source, parquet_images
 from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
 from noisebook.datasets.loader import Batch, Workers, ahead, batches
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import shard_bytes, token_column, token_count
-from noisebook.errors import ImageError, NoisebookError, SpecError
+from noisebook.errors import ImageError, NoisebookError, SpecError, first_line
 from noisebook.runtime import __version__
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisebook.errors import FormatError
+from noisebook.errors import FormatError, first_line
 from noisebook.format.container import pack, unpack
 from noisebook.spec.spec import CodecSpec
 
@@ -88,7 +88,7 @@ def read_shard(data: bytes, name: str, columns: list[str] | None = None) -> "tup
         names = None if columns is None else [c for c in columns if c in opened.schema_arrow.names]
         return opened.read(columns=names), footer
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise FormatError(f"{name}: damaged, or not a shard of noisebook's: {reason}") from error
 
 

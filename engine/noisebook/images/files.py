@@ -93,7 +93,9 @@ def _tensors(pixels: "np.ndarray", weights: "np.ndarray | None") -> "tuple[torch
 
 def pixels_of(images: "torch.Tensor") -> "np.ndarray":
     """What a codec decodes, float32 [..., C, H, W] -> uint8 [..., H, W, C], rounded to nearest."""
-    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().movedim(-3, -1).cpu().numpy()
+    from noisebook.runtime.pixels import to_uint8
+
+    return to_uint8(images).movedim(-3, -1).cpu().numpy()
 
 
 def spec_of(container: Container) -> CodecSpec | None:

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from noisebook.errors import first_line
 from noisebook.runtime.profiler import stage
 
 Given = ParamSpec("Given")
@@ -147,7 +148,7 @@ class Graphs:
             cause: BaseException = error
             while cause.__context__ is not None:  # what broke the recording, not that it could not be ended
                 cause = cause.__context__
-            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            reason = first_line(cause)
             warnings.warn(
                 f"the work cannot be recorded as a CUDA graph and runs without from now on: {reason}",
                 RuntimeWarning,

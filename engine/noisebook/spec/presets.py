@@ -69,19 +69,13 @@ class Recipe:
             kind = "ab2" if self.solver == "mean" else self.solver
             levels = schedule.even_levels(math.inf, self.steps)
             return CodecSpec(
-                backbone.name,
-                backbone.fingerprint,
-                (),
-                seed=self.seed,
-                solver=kind,
-                solver_levels=levels,  # type: ignore[arg-type]
-                condition=grid,
+                backbone.name, backbone.fingerprint, (), seed=self.seed, solver=kind, solver_levels=levels, condition=grid
             )
         curve = curves.shipped_curves().get(backbone.name)
         if self.tokens and curve is not None and (curve.fingerprint, curve.condition) == (backbone.fingerprint, grid):
             dims = curve.channels * self.scale_pixels
             spec = curves.spec_for(curve, dims, self.tokens, self.steps, self.vocab_size, self.seed)
-            spec = replace(curves.with_known_levels(spec, backbone), codebook=self.codebook, scale_pixels=self.scale_pixels)  # type: ignore[arg-type]
+            spec = replace(curves.with_known_levels(spec, backbone), codebook=self.codebook, scale_pixels=self.scale_pixels)
         else:
             spec = CodecSpec(
                 backbone=backbone.name,
@@ -90,14 +84,14 @@ class Recipe:
                 codebook=self.codebook,
                 vocab_size=self.vocab_size,
                 seed=self.seed,
-                start_budget=self.start_budget,  # type: ignore[arg-type]
+                start_budget=self.start_budget,
                 start_vocab_size=self.start_vocab_size,
                 rows=self.rows,
                 columns=self.columns,
                 scale_pixels=self.scale_pixels,
                 rule=self.rule,
                 coefficient_bits=self.coefficient_bits,
-                condition=grid,  # type: ignore[arg-type]
+                condition=grid,
             )
         end = spec.sigma_last
         solver_levels = ()
@@ -105,7 +99,7 @@ class Recipe:
             even = schedule.even_levels if self.solver == "ab2" else schedule.solver_levels
             found = [backbone.round_sigma(v) if v > 0 else 0.0 for v in even(end, self.solver_steps)]
             solver_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
-        return replace(spec, solver=self.solver, solver_levels=solver_levels)  # type: ignore[arg-type]
+        return replace(spec, solver=self.solver, solver_levels=solver_levels)
 
     def _schedule(self, backbone: "Backbone") -> tuple[Step, ...]:
         """The steps that levels, p and budgets ask for."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 from noisebook.errors import SpecError
 from noisebook.format.runs import Run
@@ -60,14 +60,14 @@ class CodecSpec:
     backbone: str
     fingerprint: str
     schedule: tuple[Step, ...]
-    codebook: Literal["hadamard", "independent"] = "hadamard"
+    codebook: str = "hadamard"  # or "independent"
     vocab_size: int = 65536
     seed: int = 0
     start_budget: int = 0
     start_vocab_size: int = 65536
     rows: int = 1
     columns: int = 1
-    solver: Literal["mean", "euler", "heun", "ab2"] = "mean"
+    solver: str = "mean"  # or "euler", "heun", "ab2"
     solver_levels: tuple[float, ...] = field(default=())
     scale_pixels: int = 0
     rule: str = "bins"

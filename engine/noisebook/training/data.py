@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisebook.runtime.pixels import from_uint8
+
 
 class Crops:
     """Random square crops, half of them mirrored, of uint8 [H, W, C] images of any sizes.
@@ -24,7 +26,7 @@ class Crops:
             x = self.stack[torch.from_numpy(picked)]
         else:
             x = torch.stack([torch.from_numpy(self._crop(self.images[i], size, rng)) for i in picked]).permute(0, 3, 1, 2)
-        return torch.where(mirrored, x.flip(3), x).float() * (2 / 255) - 1
+        return from_uint8(torch.where(mirrored, x.flip(3), x))
 
     @staticmethod
     def _crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from noisebook.errors import NoisebookError
+from noisebook.errors import NoisebookError, first_line
 from noisebook.training.data import Crops
 from noisebook.training.objectives import Objective
 from noisebook.training.optimizer import Optimizer
@@ -112,7 +112,7 @@ def train(
             _replace(out / "model.safetensors", lambda path: write(average, path))
             _replace(out / "log.json", lambda path: path.write_text(json.dumps(run["log"], indent=1) + "\n"))
         except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise TrainingError(f"{out}: cannot be written ({reason}); what was saved before is whole: resume") from error
 
     running, last, next_save = None, time.monotonic(), run["spent"] / 60 + save_every
@@ -170,7 +170,7 @@ def _resume(path: Path, settings: Settings, device: str, **parts: Any) -> dict[s
         for name, part in parts.items() if same else ():
             part.load_state_dict(state[name])
     except Exception as error:  # torch.load raises many types for a damaged file
-        raise TrainingError(f"{path}: no state to resume ({str(error).splitlines()[0]}); give another -o") from error
+        raise TrainingError(f"{path}: no state to resume ({first_line(error)}); give another -o") from error
     if not same:
         raise TrainingError(f"{path}: a run of other settings; give the same ones, or another -o")
     return {name: state[name] for name in ("spent", "iteration", "log")}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from noisebook.backbones.base import Backbone
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, first_line
 
 LEAST, MOST = 0.02, 80.0  # noise-to-signal ratios that networks of this kind are trained on
 
@@ -162,7 +162,7 @@ def prior_backbone(kind: Callable[..., PriorDenoiser], config: dict[str, Any], t
         net = kind(DCTPrior(**prior) if "variance" in prior else SpectrumPrior(**prior), **config)
         net.load_state_dict({name: t.float() for name, t in tensors.items()})
     except (TypeError, KeyError, RuntimeError, ValueError) as error:
-        raise BackboneError(f"the checkpoint's config and weights do not fit: {str(error).splitlines()[0]}") from error
+        raise BackboneError(f"the checkpoint's config and weights do not fit: {first_line(error)}") from error
     return PriorBackbone(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
