@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisebook.errors import first_line
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
