@@ -29,7 +29,8 @@ import report
 
 from noisebook import FormatError, SpecError
 from noisebook.format import container
-from noisebook.format.container import REFUSALS, Container, pack, packed_bits, unpack
+from noisebook.format.container import Container, pack, packed_bits, unpack
+from noisebook.format.refusals import REFUSALS
 from noisebook.images.files import spec_of, token_runs
 from record import ROOT, write
 

@@ -30,7 +30,7 @@ enum class Refusal {
     vocabulary
 };
 constexpr int kRefusals = 13;
-const char* name(Refusal refusal);  // "" for none; keys of container.REFUSALS
+const char* name(Refusal refusal);  // "" for none; keys of refusals.REFUSALS
 
 uint32_t crc32c(const uint8_t* data, size_t size);           // by the processor's own instruction where it has one
 uint32_t crc32c_portable(const uint8_t* data, size_t size);  // by tables

@@ -22,12 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
 from noisebook.errors import FormatError, SpecError
 from noisebook.format.entropy import decode_symbols, encode_symbols, subset_bits, subset_rank, subset_tokens
+from noisebook.format.refusals import refuse
 from noisebook.format.runs import Run
 from noisebook.runtime.native import native
 
@@ -39,28 +40,6 @@ OVERHEAD = HEADER.size + 4  # bytes of header and checksum: 20
 MAX_FILE = 1 << 28  # bytes; nothing larger is read
 MAX_SPEC = 1 << 22  # bytes of an embedded specification, unpacked
 MAX_CODED = 1 << 24  # range-coded tokens: no payload is too short for any number of them
-
-# What is wrong with a file, in the order of the checks; csrc/nbk.cpp has the same names.
-REFUSALS = {
-    "few": "{size} bytes are too few for a .nbk file: it is truncated, or something else",
-    "many": "more than {limit} bytes: not a .nbk file",
-    "magic": "not a .nbk file (wrong magic bytes)",
-    "checksum": "the checksum does not match: the file is truncated or damaged",
-    "version": "format version {version} with flags {flags} is newer than this noisebook",
-    "size": "the image size is zero: the file is damaged",
-    "spec": "the embedded specification is cut off: the file is damaged",
-    "derived": "the steps and tokens are cut off: the file is damaged",
-    "zero": "the file says that it has no steps or no tokens: it is damaged",
-    "payload": "the payload has {size} bytes where the codec has {whole}: damaged, or of another codec",
-    "sets": "the payload has {size} bytes where the codec has at least {whole}: damaged, or of another codec",
-    "coded": "the codec has more than {limit} range-coded tokens: damaged, or not a codec of noisebook",
-    "padding": "padding bits are not zero: the file is damaged",
-    "vocabulary": "a token is outside its vocabulary: the file is damaged, or of another codec",
-}
-
-
-def _refuse(name: str, **values: int) -> NoReturn:
-    raise FormatError(REFUSALS[name].format(**values))
 
 
 @cache
@@ -120,7 +99,7 @@ def pack(tokens: np.ndarray, runs: Runs) -> bytes:
     vocabulary, and where the runs have more or fewer tokens.
 
     A plain run's tokens are cut in groups of `group_size`, each group one number in base V (first token most significant)
-    in as few bits as its largest value needs; a set of atoms is one number (`coding.subset_rank`). The tokens of all runs
+    in as few bits as its largest value needs; a set of atoms is one number (`entropy.subset_rank`). The tokens of all runs
     with a `zipf` exponent follow after the last whole byte, range-coded together."""
     runs = [Run(*run) for run in runs]
     if sum(run.count for run in runs) != len(tokens):
@@ -150,7 +129,9 @@ def pack(tokens: np.ndarray, runs: Runs) -> bytes:
                 raise SpecError(f"token {some[outside][0]} is outside its vocabulary")
             parts += _pack_plain(some.astype(np.uint64), run.vocab_size)
     plain = np.packbits(np.concatenate(parts)).tobytes() if parts else b""
-    return plain + encode_symbols(*zip(*coded, strict=True)) if coded else plain  # type: ignore[arg-type]
+    if not coded:
+        return plain
+    return plain + encode_symbols([k for k, _ in coded], [model for _, model in coded])
 
 
 def _plain(run: Run) -> bool:
@@ -184,16 +165,16 @@ def unpack(payload: bytes, runs: Runs) -> np.ndarray:
     if (c := native()) is not None and all(_plain(run) for run in runs):
         found = c.nbk_unpack(payload, _table(runs))
         if isinstance(found, str):
-            _refuse(found, size=len(payload), whole=-(-packed_bits(runs) // 8))
+            refuse(found, size=len(payload), whole=-(-packed_bits(runs) // 8))
         return found
     _check_sizes(len(payload), runs)
     need, coded = packed_bits(runs), [run for run in runs if run.zipf]
     whole = -(-need // 8)
     if len(payload) < whole or (len(payload) > whole and not coded):
-        _refuse("payload", size=len(payload), whole=whole)
+        refuse("payload", size=len(payload), whole=whole)
     bits = np.unpackbits(np.frombuffer(payload[:whole], np.uint8))
     if bits[need:].any():
-        _refuse("padding")
+        refuse("padding")
     models = [(run.vocab_size, run.zipf) for run in coded for _ in range(run.count)]
     symbols = decode_symbols(payload[whole:], models) if coded else np.empty(0, np.int64)
     out, at, read = [], 0, 0
@@ -220,9 +201,9 @@ def _check_sizes(size: int, runs: Sequence[Run]) -> None:
         if run.subset:
             least += run.count * max(1, (run.vocab_size // 2 // run.subset).bit_length())
     if least > 8 * size:
-        _refuse("sets", size=size, whole=-(-least // 8))
+        refuse("sets", size=size, whole=-(-least // 8))
     if sum(run.count for run in runs if run.zipf) > MAX_CODED:
-        _refuse("coded", limit=MAX_CODED)
+        refuse("coded", limit=MAX_CODED)
 
 
 def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray], int]:
@@ -237,7 +218,7 @@ def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray]
             for column in block.T:
                 values = values << np.uint64(1) | column
             if (values >= np.uint64(run.vocab_size**size)).any():
-                _refuse("vocabulary")
+                refuse("vocabulary")
             digits = np.empty((groups, size), np.uint64)
             for i in range(size - 1, -1, -1):
                 values, digits[:, i] = np.divmod(values, np.uint64(run.vocab_size))
@@ -268,39 +249,39 @@ def frame_of(data: bytes) -> Frame:
     found = c.nbk_parse(data)
     if isinstance(found, str):
         version, flags = divmod(data[2] if len(data) > 2 else 0, 16)
-        _refuse(found, size=len(data), limit=MAX_FILE, version=version, flags=flags)
+        refuse(found, size=len(data), limit=MAX_FILE, version=version, flags=flags)
     return Frame(*found)
 
 
 def _frame_of(data: bytes) -> Frame:
     if len(data) < OVERHEAD:
-        _refuse("few", size=len(data))
+        refuse("few", size=len(data))
     if len(data) > MAX_FILE:
-        _refuse("many", limit=MAX_FILE)
+        refuse("many", limit=MAX_FILE)
     magic, version, preset, codec_hash, height, width = HEADER.unpack_from(data)
     if magic != MAGIC:
-        _refuse("magic")
+        refuse("magic")
     if struct.unpack_from("<I", data, len(data) - 4)[0] != crc32c(data[:-4]):
-        _refuse("checksum")
+        refuse("checksum")
     version, flags = divmod(version, 16)
     if version != FORMAT_VERSION or flags & ~(FLAG_SPEC | FLAG_DERIVED) or flags == FLAG_SPEC | FLAG_DERIVED:
-        _refuse("version", version=version, flags=flags)
+        refuse("version", version=version, flags=flags)
     if not height or not width:
-        _refuse("size")
+        refuse("size")
     spec, spec_size, steps, tokens, left = HEADER.size, 0, 0, 0, len(data) - OVERHEAD
     payload = spec
     if flags & FLAG_SPEC:
         spec += 4
         if left < 4 or (spec_size := struct.unpack_from("<I", data, HEADER.size)[0]) > left - 4:
-            _refuse("spec")
+            refuse("spec")
         payload = spec + spec_size
     if flags & FLAG_DERIVED:
         if left < 4:
-            _refuse("derived")
+            refuse("derived")
         (value,) = struct.unpack_from("<I", data, HEADER.size)
         steps, tokens, payload = value & 0xFF, value >> 8, HEADER.size + 4
         if not steps or not tokens:
-            _refuse("zero")
+            refuse("zero")
     return Frame(flags, preset, codec_hash, height, width, spec, spec_size, steps, tokens, payload)
 
 
@@ -369,5 +350,5 @@ class Container:
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror}") from error
         if len(data) > MAX_FILE:
-            _refuse("many", limit=MAX_FILE)
+            refuse("many", limit=MAX_FILE)
         return cls.from_bytes(data)
