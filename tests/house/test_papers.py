@@ -27,7 +27,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_wheel_holds_every_file_of_the_packages(tmp_path):
-    """Without the extension, which takes a compiler; test_layout.py builds the whole wheel, by way of the sdist."""
+    """Without the extension, which takes a compiler; test_package.py builds the whole wheel, by way of the sdist."""
     build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

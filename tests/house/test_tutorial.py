@@ -71,7 +71,7 @@ def test_blocks_are_of_two_languages():
 
 
 def test_the_checkout_can_be_installed(tmp_path):
-    """`pip install .` as pip sees it before it compiles; test_layout.py builds a wheel and runs it."""
+    """`pip install .` as pip sees it before it compiles; test_package.py builds a wheel and runs it."""
     tree = tmp_path / "checkout"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "*.so", "bench", "tests", "docs", "site", "build"))
     (line,) = [line for _, text in blocks() for line in text.splitlines() if line.startswith("pip install")]

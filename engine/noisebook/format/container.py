@@ -20,13 +20,13 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from noisebook.errors import FormatError, SpecError
+from noisebook.format.crc import crc32c
 from noisebook.format.entropy import decode_symbols, encode_symbols, subset_bits, subset_rank, subset_tokens
 from noisebook.format.refusals import refuse
 from noisebook.format.runs import Run
@@ -40,26 +40,6 @@ OVERHEAD = HEADER.size + 4  # bytes of header and checksum: 20
 MAX_FILE = 1 << 28  # bytes; nothing larger is read
 MAX_SPEC = 1 << 22  # bytes of an embedded specification, unpacked
 MAX_CODED = 1 << 24  # range-coded tokens: no payload is too short for any number of them
-
-
-@cache
-def _crc_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli), as in RFC 3720: reflected polynomial 0x82F63B78, initial and final complement."""
-    if (c := native()) is not None:
-        return c.nbk_crc32c(data)
-    table, crc = _crc_table(), 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
 
 
 # ---- packing ------------------------------------------------------------------------------------------------------------

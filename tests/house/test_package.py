@@ -1,78 +1,17 @@
-"""The house: what lies where, what may import what, and that what we build can be installed."""
+"""What the checkout holds, how light it is to import, and that what is built from it can be installed."""
 
-import ast
 import os
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from common import ROOT
 
 HEAVY = ("torch", "triton", "diffusers", "transformers", "pyarrow", "ray", "skimage", "scipy", "nvtx", "noisebook_kernels")
-# rooms of `noisebook`, top to bottom: a module may import from rows below its own, and from its own folder
-ROWS = [
-    ["__main__"],
-    ["cli"],
-    ["report"],
-    ["datasets", "training"],
-    ["images"],
-    ["codec"],
-    ["spec"],
-    ["rules"],
-    ["codebook", "format", "backbones"],
-    ["runtime"],
-    ["errors"],
-]
-
-
-def sources(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def test_top_folders_are_not_packages():
-    for folder in ("engine", "kernels", "csrc", "bench", "tests"):
-        assert (ROOT / folder).is_dir()
-        assert not (ROOT / folder / "__init__.py").exists()
-    for package in ("engine/noisebook", "kernels/noisebook_kernels"):
-        assert (ROOT / package / "py.typed").exists()
-
-
-def test_no_room_knows_the_one_above_it():
-    row_of = {room: i for i, row in enumerate(ROWS) for room in row}
-    for path in sources("engine/noisebook"):
-        room = path.relative_to(ROOT / "engine/noisebook").parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        assert room in row_of, f"{path} is in no row: add its room to ROWS"
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "noisebook" and len(parts) > 1 and parts[1] in row_of and parts[1] != room:
-                assert row_of[parts[1]] > row_of[room], f"{path.name} imports {parts[1]}, a room that is not below it"
-
-
-def test_kernels_know_nothing_of_the_engine_and_nothing_imports_bench_or_tests():
-    for path in sources("kernels"):
-        assert not any(n == "noisebook" or n.startswith("noisebook.") for n in imports(path)), path
-    for path in sources("engine") + sources("kernels"):
-        assert not any(n.split(".")[0] in ("bench", "tests", "common") for n in imports(path)), path
-    for path in (ROOT / "csrc").iterdir():
-        assert not re.search(r"#include [<\"](torch|ATen|c10)|torch::|at::", path.read_text()), path
-    assert "torch" not in imports(ROOT / "engine/noisebook/format/container.py")
 
 
 def test_importing_noisebook_is_light():
@@ -83,11 +22,6 @@ def test_importing_noisebook_is_light():
     code = f"import sys, noisebook.codec.codec; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_modules_fit_a_head():
-    for path in sources("engine") + sources("kernels"):
-        assert len(path.read_text().splitlines()) <= 450, f"{path} is too long"
 
 
 def test_weights_fit_and_have_model_cards():
@@ -106,7 +40,7 @@ def test_nothing_of_this_machine_is_in_the_tree():
     pattern = re.compile(r"/(work|root|home)/\w")
     for name in tracked.stdout.split():
         path = ROOT / name
-        if path.suffix in (".py", ".md", ".toml", ".sh", ".cpp", ".h", ".json", ".in") and path.name != "test_layout.py":
+        if path.suffix in (".py", ".md", ".toml", ".sh", ".cpp", ".h", ".json", ".in") and path.name != "test_package.py":
             assert not pattern.search(path.read_text()), f"{name} holds a path of somebody's machine"
 
 
