@@ -159,8 +159,8 @@ class House:
 
 
 def picture(text: str) -> list[list[str]]:
-    """The rows of rooms in the first fenced block of a page that begins with `cli`, top to bottom; words after two spaces are
-    remarks."""
+    """The rows of rooms in the first fenced block of a page that has `cli` on top, top to bottom; words after two spaces
+    are remarks."""
     for block in re.findall(r"```[^\n]*\n(.*?)```", text, re.S):
         rows = [re.split(r"\s{2,}", line.strip())[0].split(" · ") for line in block.splitlines() if line.strip()]
         if rows and "cli" in rows[0] + rows[min(1, len(rows) - 1)]:
@@ -207,6 +207,7 @@ def _for_types(path: Path, line: int) -> bool:
     """Whether a line stands under `if TYPE_CHECKING:`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            if node.lineno <= line <= (node.body[-1].end_lineno or node.lineno):
+            inside = node.lineno <= line <= (node.body[-1].end_lineno or node.lineno)
+            if inside:
                 return True
     return False

@@ -1,6 +1,8 @@
 """Graphs and what they need of the codec, without a GPU: the cache, static buffers, no host synchronisation, the ranges."""
 
+import dataclasses
 import gc
+import itertools
 import warnings
 import weakref
 
@@ -271,6 +273,48 @@ def test_other_keys_are_other_functions(cuda):
     for _ in range(2):
         assert torch.equal(graphs(lambda t: (t + 1,), (), (x,))[0], x + 1)
         assert torch.equal(graphs(lambda t: (t - 1,), (), (x,))[0], x - 1)
+
+
+def test_a_key_is_made_of_the_call_itself(cuda):
+    """Whatever a function is called with, a replay gives what the call gives: calls that differ in the function, in any
+    argument, in the weights' version, or in a tensor's shape or dtype have recordings of their own."""
+    version = [0]
+
+    def scaled(factor, offset, names, x):
+        return (factor * x + offset + len(names) + version[0],)
+
+    def shifted(factor, offset, names, x):
+        return (x - offset,)
+
+    graphs = Graphs(version=lambda: version[0], size=1000)
+    arguments = list(itertools.product((1, 2), (0.0, 0.5), ((), ("a",), ("a", "b"))))
+    tensors = [torch.ones(2), torch.ones(3), torch.ones(2, dtype=torch.float64)]
+    seen = 0
+    for version[0] in (0, 1):
+        for _ in range(2):  # recorded, then replayed
+            for function, given, x in itertools.product((scaled, shifted), arguments, tensors):
+                (out,) = graphs(function, given, (x,))
+                assert torch.equal(out, function(*given, x)[0])
+                assert out.dtype == x.dtype
+        seen += 2 * len(arguments) * len(tensors)
+        assert len(graphs) == seen
+
+
+def test_a_codec_whose_parts_change_does_not_replay_the_old_ones(cuda, fresh):
+    """The rule, the candidates and the specification are arguments of the call: nobody has to remember a key."""
+    images, codec, plain = random_images(fresh, 1, 16, 16), build(Counting()), build(Counting(), graphs=False)
+    seen = [codec.encode(images)]
+    for name, value in (
+        ("rule", dataclasses.replace(codec.rule, book=codec.rule.book.with_vocab_size(16))),
+        ("candidates", 3),
+        ("spec", dataclasses.replace(codec.spec, seed=7)),
+    ):
+        for one in (codec, plain):
+            setattr(one, name, value)
+        seen.append(codec.encode(images))
+        assert torch.equal(seen[-1], plain.encode(images))
+        assert name == "candidates" or not torch.equal(seen[-1], seen[-2])
+    assert len(codec.graphs) == 4
 
 
 def test_calls_inside_and_outside_of_inference_mode_share_a_graph(cuda, fresh):
