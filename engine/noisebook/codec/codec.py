@@ -107,7 +107,7 @@ class Codec:
     def encode_packed(self, images: Tensor, weights: Tensor | None = None) -> Tensor:
         """As `encode`, but packed as in a file: uint8 [B, bytes], row by row `container.pack` of the tokens.
 
-        Packed on the device, unless a vocab_size is not a power of two or the rule has a code of its own. Raises SpecError
+        Packed on the device, unless a vocab_size is not a power of two or the rule has its own code. Raises SpecError
         for several images under a rule whose payloads differ in length (`poisson`): pack their tokens one by one."""
         if self._packs_on_device:
             return self._encode(images, weights, packed=True)[0]

@@ -1,6 +1,6 @@
 """What an encoder does at each step of the walk: it chooses tokens, and may look ahead.
 
-An encoder that looks ahead walks with several copies of every image, each with tokens of its own whose scores nearly
+An encoder that looks ahead walks with several copies of every image, each with its own tokens, whose scores nearly
 tie, and goes on from the copy on which the network errs least (docs/findings/coding-ideas.md). A decoder need not
 know."""
 
@@ -105,7 +105,7 @@ class Lookahead:
         self.counts = counts if counts is None or len(counts) == 1 else counts.repeat(copies, 1, 1)
 
     def shaken(self, residual: Tensor, step_index: int) -> Tensor:
-        """The residuals, those of all copies but the first with a little noise of their own."""
+        """The residuals, those of all copies but the first each with a little noise."""
         if self.copies == 1:
             return residual
         blocks, dims = residual.shape[1:]

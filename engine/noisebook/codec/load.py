@@ -32,10 +32,10 @@ def load(
     device    where the backbone is put and the work is done
     dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
-    effort    how often an encoder chooses the tokens of a step anew, given the others; files decode without knowing
-    candidates   sets of tokens that an encoder tries at each step, at so many network calls; files decode without knowing
-    conditions   what a model with conditions is told: prompt, negative_prompt, guidance, label (docs/backbones.md)
-    changes   fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, bins, vocabulary, seed, ...
+    effort    how often an encoder chooses the tokens of a step again, given the others; decoding does not depend on it
+    candidates   sets of tokens that an encoder tries at each step, each for one network call; decoding does not depend on it
+    conditions   what a model is conditioned on: prompt, negative_prompt, guidance, label (docs/backbones.md)
+    changes   fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, budget, vocab_size, seed, ...
 
     Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable, or it has no network to
     accelerate), CodecMismatchError (a specification's backbone is another).

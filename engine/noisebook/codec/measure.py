@@ -25,7 +25,7 @@ def measure(
     conditional: bool = False,
 ) -> Curve:
     """The curve of a backbone on images: batches uint8 [B, C, H, W], each of one size; one noise an image and level.
-    `conditional`: of a backbone that is told its own tokens of the image.
+    `conditional`: of a backbone that is conditioned on its own tokens of the image.
 
     Levels are the backbone's own nearest to `nodes` even ones in ln sigma. Raises ImageError where a size does not fit,
     SpecError where the backbone has no condition."""

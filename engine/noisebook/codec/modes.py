@@ -42,7 +42,7 @@ def generate(codec: Codec, batch: int, size: tuple[int, int] | None = None, seed
 def guide(
     codec: Codec, other: Backbone, batch: int, size: tuple[int, int] | None = None, candidates: int = 4, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Compressed guidance: at each step the best of so many random draws for the codec's condition and against `other`
+    """Compressed guidance: at each step the best of `candidates` random draws for the codec's condition and against `other`
     -> (tokens int64 [B, L], images float32 [B, C, H, W]), which the codec decodes without `other`.
 
     other       a backbone of the same state without the codec's condition, or with one to go away from, on the same device
@@ -132,7 +132,7 @@ def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
     if replace(source.spec, backbone=theirs.backbone, fingerprint=theirs.fingerprint) != theirs:
         raise CodecMismatchError(
             "an edit replays tokens: give two codecs of the same schedule, codebook, rule and solver, "
-            "which differ in the backbone alone"
+            "which differ in the backbone only"
         )
     tokens, size = source.encode(images), (images.shape[2], images.shape[3])
     if source.stream(*size) != target.stream(*size):
@@ -248,7 +248,7 @@ def _recorded(codec: Codec, stream: Stream, batch: int, choose: Chooser) -> tupl
 @contextmanager
 def _watched(backbone: Backbone) -> Iterator[list]:
     """The arguments [y, sigma, ...] of the backbone's last call, kept up to date inside the `with` block: `walk` tells
-    `choose` x0_hat alone. One walk of a backbone at a time."""
+    `choose` x0_hat only. One walk of a backbone at a time."""
     seen: list = []
     hook = backbone.register_forward_pre_hook(lambda _, given: seen.__setitem__(slice(None), given))
     try:

@@ -1,6 +1,6 @@
 """The payload of a file made and read on the device, for a whole batch: `container.pack` and `unpack` in torch.
 
-Only for vocabularies that are powers of two, where a token is so many bits and nothing else. Which bits of which tokens
+Only for vocabularies that are powers of two, where each token is a whole number of bits. Which bits of which tokens
 make a byte is a table for each layout, made once; there is no host synchronisation.
 """
 
@@ -36,7 +36,7 @@ def _bytes_from_tokens(runs: Runs, device: torch.device) -> tuple[Tensor, Tensor
     shift = ends[token] - 1 - torch.arange(len(token))
     padding = -len(token) % 8
     token, shift = F.pad(token, (0, padding)), F.pad(shift, (0, padding), value=63)  # bit 63 of a token is 0
-    return tuple(x.reshape(-1, 8).T.contiguous().to(device) for x in (token, shift))  # type: ignore[return-value]
+    return token.reshape(-1, 8).T.contiguous().to(device), shift.reshape(-1, 8).T.contiguous().to(device)
 
 
 @graph_cached()

@@ -74,7 +74,7 @@ def contain(
 
 
 def decode_picture(codec: "Codec", container: Container, steps: int | None = None) -> "np.ndarray":
-    """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps alone, if given. Raises
+    """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps only, if given. Raises
     FormatError where the payload does not fit."""
     import numpy as np
     import torch
@@ -99,7 +99,7 @@ def pixels_of(images: "torch.Tensor") -> "np.ndarray":
 
 
 def spec_of(container: Container) -> CodecSpec | None:
-    """The specification a file stands for: embedded, or of its preset; None if this version knows neither."""
+    """The specification of a file: embedded, or of its preset; None if this version knows neither."""
     if container.derived is not None:
         curve = curves.by_number(container.preset)
         if curve is None:

@@ -1,6 +1,6 @@
 """Asked for a rate or a quality: which codec, and one file that has it.
 
-A rate is met in one pass: a calibrated curve makes the schedule that spends just so many tokens. A quality is predicted by
+A rate is met in one pass: a calibrated curve makes the schedule that spends just that many tokens. A quality is predicted by
 the curve, tried, and corrected by what came out.
 """
 
@@ -33,7 +33,7 @@ FAR = 0.5  # dB off that are no answer
 class Target:
     """What a file is to be: of one rate or one quality, in at most `max_nfe` network calls of the decoder.
 
-    bpp    bits a pixel, of the whole file      bytes  size of the file, not exceeded
+    bpp    bits per pixel, of the whole file      bytes  size of the file, not exceeded
     psnr   dB, of the 8-bit picture
     """
 
@@ -55,7 +55,8 @@ class Target:
 
 
 class Aim:
-    """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` hears of each try."""
+    """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` is called with a
+    line about each try."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Aim:
         return math.prod(self.backbone.state_shape(*self.backbone.padded(height, width)))
 
     def codec(self, height: int, width: int, tokens: int) -> Codec:
-        """The codec that spends about so many tokens on such images."""
+        """The codec that spends about `tokens` tokens on such images."""
         dims, steps = self.dims(height, width), self._steps
         if (dims, tokens, steps) not in self._codecs:
             spec = curves.spec_for(self.curve, dims, tokens, steps, self.target.vocab_size, self.target.seed)
@@ -100,13 +101,13 @@ class Aim:
         return self.target.max_nfe - 1 - bool(self.curve.condition)
 
     def _derived(self, tokens: int) -> tuple[int, int] | None:
-        """What stands in a file in place of the specification, where a decoder can derive it."""
+        """What a file has in place of the specification, where a decoder can derive it."""
         ours = curves.shipped_curves().get(self.curve.backbone) == self.curve and self.curve.number
         plain = self.target.vocab_size == 65536 and self.target.seed == 0
         return (self._steps, tokens) if ours and plain else None
 
     def _size(self, height: int, width: int, tokens: int) -> int:
-        """Bytes of the file that spends so many tokens."""
+        """Bytes of the file that spends `tokens` tokens."""
         spec = self.codec(height, width, tokens).spec
         bits = sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
         return len(contain(spec, height, width, bytes(-(-bits // 8)), derived=self._derived(tokens)).to_bytes())
@@ -114,7 +115,7 @@ class Aim:
     def tokens_for_bytes(self, height: int, width: int, size: float) -> int:
         """The tokens whose file is nearest to `size` bytes, not above it where the target is in bytes.
 
-        Raises SpecError where even the smallest file is larger, or so many tokens cannot be spent in so few calls."""
+        Raises SpecError where even the smallest file is larger, or that many tokens cannot be spent in max_nfe calls."""
         each = (self.target.vocab_size.bit_length() - 1) / 8
         tokens, best = max(2, int((size - OVERHEAD - 4) / each)), None
         for _ in range(12):
@@ -200,7 +201,7 @@ class Aim:
 
 
 def _next(tried: dict[int, float], wanted: float) -> int:
-    """Tokens to try next, none that were. A bit a dimension is worth about 6 dB, so that with one try alone decibels go by
+    """Tokens to try next, none that were. A bit a dimension is worth about 6 dB, so that with a single try decibels go by
     the rate."""
     below = max((t for t, p in tried.items() if p < wanted), default=None)
     above = min((t for t, p in tried.items() if p >= wanted), default=None)

@@ -21,14 +21,14 @@ class Rule:
     """Base of all rules; the class attributes and the methods up to `check_view` describe it, the others do its work.
 
     book              the codebook, a `noisebook.codebook.Codebook`
-    effort            of encoders only: how often the tokens of a step are chosen anew, given the others
+    effort            of encoders only: how often the tokens of a step are chosen again, given the others
     coefficient_bits  of a rule that codes coefficients
     """
 
     unit: ClassVar[str]  # what a step's budget counts
     power_of_two_budget: ClassVar[bool] = False  # budgets are powers of two, or are rounded to them
     fixed_length: ClassVar[bool] = True  # all images of one size have payloads of one length
-    whole_bits: ClassVar[bool] = False  # each token packs alone, in whole bits where its vocab_size is a power of two
+    whole_bits: ClassVar[bool] = False  # each token packs by itself, in whole bits where its vocab_size is a power of two
     chunked: ClassVar[bool] = False  # tokens belong to chunks of shuffled dimensions, not to blocks
 
     book: Any

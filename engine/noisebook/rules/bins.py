@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPARSE = 40  # dimensions a bit beyond which atoms hardly disturb each other, and `refined` gains less than a percent
-GROUPS = 4  # of bins that `refined` chooses anew, one group after the other
+GROUPS = 4  # of bins that `refined` chooses again, one group after the other
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Bins(Rule):
 
 
 def refined(book: Any, residual: "Tensor", tokens: "Tensor", step_index: int) -> "Tensor":
-    """Chooses the tokens of each quarter of the bins anew, given all others: float32 [B, U, D], int64 [B, U, M] -> the same.
+    """Chooses the tokens of each quarter of the bins again, given all others: float32 [B, U, D], int64 [B, U, M] -> the
+    same.
 
     Bins are chosen as if each stood by itself, but atoms of different bases are not orthogonal. For z the noise of
     all tokens and c = <z, u> / D its cosine with the residual's direction u, the cosine grows most along u - c z', z'

@@ -32,7 +32,7 @@ class Poisson(Rule):
     def check_spec(cls, vocab_size: int, coefficient_bits: int, budgets: Sequence[int], scaled: bool, blocks: int) -> None:
         super().check_spec(vocab_size, coefficient_bits, budgets, scaled, blocks)
         if blocks != 1:
-            raise SpecError("rule poisson cuts chunks of its own: rows and columns must be 1")
+            raise SpecError("rule poisson cuts its own chunks: rows and columns must be 1")
         if vocab_size & (vocab_size - 1) or not 1 << CHUNK_PADDING + 2 <= vocab_size <= 1 << 25:
             raise SpecError(f"rule poisson needs a power of two from 16 to 2^25 as vocab_size, not {vocab_size}")
 
@@ -59,7 +59,7 @@ class Poisson(Rule):
         if chunks > dims:
             raise SpecError(
                 f"{budget} bits of divergence cut a view of {dims} dimensions in {chunks} chunks, some of them "
-                "empty: use fewer bits a step"
+                "empty: use fewer bits per step"
             )
 
     def select(self, residual: "Tensor", budget: int, step_index: int, keep: float, sigma_up: float) -> "Tensor":

@@ -56,7 +56,7 @@ class Pursuit(Rule):
             along = self.book.scores(z, step_index)
             apart = along.abs() < 0.9 * dims  # an atom that z holds already: lengths of cut atoms are not known so well
             best, atom, mark = inner.clone(), torch.zeros_like(atoms[..., 0]), torch.zeros_like(atoms[..., 0])
-            for c in range(1, largest):  # c = largest keeps z as it is
+            for c in range(1, largest):  # c = largest leaves z unchanged
                 a, b = math.sqrt(c / largest), math.sqrt(1 - c / largest)
                 for sign in (0, 1):
                     flip = b * (1 - 2 * sign)

@@ -1,10 +1,10 @@
 """Calibration: how well a backbone predicts at every noise level, and from that where tokens are best spent.
 
-A step that spends its tokens on the residual r learns of it what a measurement with signal-to-noise ratio m / mse(sigma)
-tells, m = tokens times the squared score of the best atom, over D (method.md, section 3). So 1/sigma^2 grows by m /
-mse(sigma), and one measured curve mse(sigma) says how far any number of tokens leads. A shortest path over levels finds
-the schedule of N calls that costs fewest tokens; each step gets a power of two of them, and the levels follow from what
-the steps really got.
+A step that spends its tokens on the residual r learns as much about it as a measurement with signal-to-noise ratio m /
+mse(sigma) tells, m = tokens times the squared score of the best atom, over D (method.md, section 3). So 1/sigma^2 grows
+by m / mse(sigma), and one measured curve mse(sigma) says how far any number of tokens leads. A shortest path over levels
+finds the schedule of N calls that costs fewest tokens; each step gets a power of two of them, and the levels follow from
+what the steps really got.
 
 All of this is sums, products, quotients and square roots of float64 in a fixed order, so that a decoder on any machine finds
 the same schedule, bit for bit, from the curve and two numbers in a file (docs/format.md).
@@ -42,11 +42,11 @@ GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 
 class Curve:
     """What was measured of a backbone: the mean squared error a dimension, in [-1, 1] units, of x0_hat at `sigma`.
 
-    power     mean square, a dimension, of what the first tokens find: x0, or x0 - x0_hat of pure noise told a condition
+    power     mean square, a dimension, of what the first tokens find: x0, or x0 - x0_hat of pure noise under a condition
     multiple, least, channels   of a pixel model: heights and widths are padded to a multiple, and to `least` at least;
-              channels 0: a latent one, whose dimensions the backbone alone knows
+              channels 0: a latent one, whose dimensions only the backbone knows
     number    in files, of a curve that comes with the package; 0: none
-    condition   of what its predictions were told, as in `CodecSpec`; (): nothing
+    condition   of what its predictions were conditioned on, as in `CodecSpec`; (): nothing
     """
 
     backbone: str
@@ -196,7 +196,7 @@ def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: i
 
 
 def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int = 65536, seed: int = 0) -> CodecSpec:
-    """The codec of a curve for images of so many dimensions: the default rule and law, `mean` finish. Under a condition its
+    """The codec of a curve for images of `dims` dimensions: the default rule and codebook, solver `mean`. Under a condition its
     first tokens are no start, but those of a step more, from pure noise: what the condition tells is known by then."""
     start, schedule = schedule_for(curve, dims, tokens, steps, vocab_size)
     if curve.condition:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PRESETS_FILE = Path(__file__).with_name("presets.json")
 DEFAULT = "photo"
-DRAWN = 25  # steps in which an image is drawn from its condition alone
+DRAWN = 25  # steps in which an image is drawn from its condition only
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ class Recipe:
     rows: int = 1
     columns: int = 1
     solver: str = "mean"
-    solver_steps: int = 10  # of the ODE finishes
+    solver_steps: int = 10  # of the ODE solvers
     rule: str = "bins"  # bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC): docs/rules.md
     coefficient_bits: int = 0  # rule pursuit
-    free_steps: int = 0  # so many of the last steps carry no tokens and inject no noise (Turbo-DDCM)
-    condition: str = "none"  # the backbone's own tokens (CoD): none; first: before the others, which are told them; only
+    free_steps: int = 0  # the last ones, that many, carry no tokens and inject no noise (Turbo-DDCM)
+    condition: str = (
+        "none"  # the backbone's own tokens (CoD): none; first: before the others, which are conditioned on them; only
+    )
 
     def build(self, backbone: "Backbone") -> CodecSpec:
         """The specification for `backbone`, its levels rounded to the model's grid. Raises SpecError for bad numbers."""
@@ -180,15 +182,15 @@ def by_hash(codec_hash: bytes) -> Preset | None:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some fields replaced; levels or budgets of one's own end a calibrated schedule. Raises SpecError for a
-    field that does not exist, or for both at once."""
+    """The recipe with some fields replaced; levels or budgets that the caller gives end a calibrated schedule. Raises
+    SpecError for a field that does not exist, or for both at once."""
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
         raise SpecError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(Recipe))}")
     other = sorted(set(changes) - CALIBRATED)
     if other and changes.get("tokens"):
         raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
-    if changes.get("condition", "none") != "none":  # it takes the place of a start; alone it is drawn as in CoD's paper
+    if changes.get("condition", "none") != "none":  # it takes the place of a start; by itself it is drawn as in CoD's paper
         changes = {"start_budget": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
     return replace(recipe, **({"tokens": 0} if other else {}), **changes)
 

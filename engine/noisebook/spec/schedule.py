@@ -101,7 +101,7 @@ def _picked(whose: str, levels: list[float], sigma_max: float, sigma_min: float,
 
 def turbo_free_steps(bits: int, steps: int, height: int, width: int) -> int:
     """How many of Turbo-DDCM's `steps` steps, its last ones, carry no bits: `bits` is what all would cost, the image has
-    height x width pixels. None from .15 bits a pixel on; in all of the grid's cases one step keeps its bits."""
+    height x width pixels. None from .15 bits per pixel on; in all of the grid's cases one step keeps its bits."""
     nodes = 70 if height * width <= 768**2 else 20
     ratio = math.log(0.15 / 0.01) / (nodes - 1)
     rate = bits / (height * width)

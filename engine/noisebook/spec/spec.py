@@ -40,7 +40,7 @@ class CodecSpec:
     schedule               the steps, levels as exact float64
     codebook, vocab_size, seed   the codebook; vocab_size V is the number of values of a token (an atom and its sign)
     start_budget, start_vocab_size   tokens of the codebook start; start_budget = 0 is the fixed seeded draw
-    rows, columns          the image is cut in that many blocks, each with codebooks and tokens of its own (1 x 1: 1-D
+    rows, columns          the image is cut in that many blocks, each with its own codebooks and tokens (1 x 1: 1-D
                            tokens)
     solver                 how the walk ends: `mean`, one last x0_hat; `euler`, `heun`, `ab2`, the probability-flow ODE
                            through `solver_levels` to 0 (codec/solvers.py)
@@ -183,7 +183,7 @@ class CodecSpec:
     # ---- how many tokens ------------------------------------------------------------------------------------------------
     @property
     def blocks(self) -> int:
-        """Blocks of an image: each has a token stream of its own."""
+        """Blocks of an image: each has its own token stream."""
         return self.rows * self.columns
 
     def budgets_for(self, height: int, width: int) -> tuple[list[int], int]:
