@@ -54,7 +54,8 @@ class Case:
     def shape(self) -> tuple[int, ...]:
         """What the wrapper calls (bins, atoms[, bases]), of one bin for `top` and `biased`."""
         bins = 1 if self.kernel in ("top", "biased") else self.bins
-        return Codebook(self.law, 2 * self.codewords // bins, SEED).shape(bins, self.d)
+        shape = Codebook(self.law, 2 * self.codewords // bins, SEED).shape(bins, self.d)
+        return shape if self.law == "hadamard" else shape[:2]
 
     @property
     def floor(self) -> tuple[str, float, dict[str, float]]:

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from noisebook.codebook import Codebook
+from noisebook import codebook
 from noisebook.runtime.cuda_graphs import Graphs
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "lift_fresh")
@@ -138,17 +138,27 @@ def no_host():
         yield
 
 
-def plain_codebook(monkeypatch) -> None:
-    """Codebooks in a few torch operations, for any device: not the law, but tokens follow the residual and z the tokens."""
+class PlainBackend:
+    """A codebook's back end in a few torch operations, for any device: codewords of its own, but tokens follow the residual
+    and z the tokens."""
 
-    def select(self, residual, bins, step):
+    @staticmethod
+    def select(residual, kind, shape, step_index, seed):
+        bins, atoms, bases = shape
         parts = residual[..., : residual.shape[-1] // bins * bins].unflatten(-1, (bins, -1))
         size, index = parts.abs().max(-1)
-        return (2 * index + (size > 0.5).long() + step) % self.vocab_size
+        return (2 * index + (size > 0.5).long() + step_index) % (2 * atoms * bases)
 
-    def noise(self, tokens, d, step, pooled=False):
-        waves = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device) * (tokens + 1 + step % 101)
+    @staticmethod
+    def noise(tokens, d, kind, shape, step_index, seed):
+        waves = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device) * (tokens + 1 + step_index % 101)
         return torch.sin(0.01 * waves.sum(-1, keepdim=True) * torch.arange(1, d + 1, device=tokens.device))
 
-    monkeypatch.setattr(Codebook, "select", select)
-    monkeypatch.setattr(Codebook, "noise", noise)
+    @classmethod
+    def backtrace(cls, y, x0_hat, tokens, keep, sigma_up, *where):
+        return x0_hat + keep * (y - x0_hat) + sigma_up * cls.noise(tokens, y.shape[-1], *where)
+
+
+def plain_codebook(monkeypatch) -> None:
+    """Codebooks that leave all work to `PlainBackend`."""
+    monkeypatch.setattr(codebook, "backend", lambda device: PlainBackend)

@@ -6,6 +6,7 @@ import types
 import warnings
 
 import pytest
+import torch
 
 from noisebook import codebook
 from noisebook.format import container
@@ -27,14 +28,14 @@ def python(code: str, *options: str) -> subprocess.CompletedProcess:
 
 
 def test_one_loader_serves_both_users():
-    assert codebook.native is container.native is native
+    assert codebook.extension is container.native is native
     assert native() is None or hasattr(native(), "nbk_parse")
 
 
 def test_without_the_extension_one_warning_says_so(monkeypatch, forgotten):
     monkeypatch.setitem(sys.modules, "noisebook._C", None)
     monkeypatch.delattr("noisebook._C", raising=False)
-    assert codebook.native() is None
+    assert codebook.backend(torch.device("cpu")) is codebook.reference
     with pytest.warns(RuntimeWarning, match="C\\+\\+") as caught:
         warn_without_native()
     assert len(caught) == 1

@@ -1,23 +1,81 @@
 """Codebooks: `select` finds the tokens of a residual, `noise` makes the codeword sum of tokens, on any device.
 
-The codebook is never stored: it follows from (seed, step, block). Three implementations give the same codewords, bit for
-bit: Triton kernels for CUDA tensors, the C++ extension for CPU tensors, and the torch definition in
-`reference`, which serves (slowly, with a warning) where the extension could not be built.
+A codebook is never stored: it follows from (seed, step index, block). Three back ends give the same codewords, bit for
+bit, each a module with the functions of `Backend`; `backend` chooses one by the device:
+
+    triton      kernels of noisebook_kernels, for CUDA tensors
+    native      the C++ extension, for CPU tensors
+    reference   the definition in torch, where the extension could not be built (slow: importing a codec warns)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from noisebook.codebook import reference
+from noisebook.codebook import native, reference
 from noisebook.codebook.chunks import arrival_bias, chunk_places
-from noisebook.codebook.reference import next_pow2
-from noisebook.errors import ImageError, SpecError
-from noisebook.runtime.native import native
+from noisebook.codebook.reference import NOT_FINITE, next_pow2
+from noisebook.errors import SpecError
+from noisebook.runtime.native import native as extension
 
-NOT_FINITE = "the residual has NaN or Inf: the image or the backbone's prediction is not finite"
+
+class Backend(Protocol):
+    """What a back end's module has. B images, U blocks, D dimensions of a view, M tokens of a block; all tensors are
+    contiguous. Choices (`select`, `top`, `biased`) may differ between back ends where scores nearly tie; `noise` is exact.
+
+    kind         `hadamard` or `independent`
+    shape        (M, atoms, bases), see `Codebook.shape`; `top` and `biased` take that of one bin
+    step_index   as uint32, see `counter`
+
+    On the CPU a residual that is not finite raises ImageError.
+    """
+
+    def select(self, residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+        """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M]."""
+        ...
+
+    def top(
+        self, residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int
+    ) -> Tensor:
+        """The `count` signed atoms of largest |score|, best first: float32 [B, U, D] -> int64 [B, U, count]."""
+        ...
+
+    def biased(
+        self, residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int
+    ) -> Tensor:
+        """argmax over atoms k of score_k + bias_k, token 2 k: float32 [B, U, D], [U, bases atoms] -> int64 [B, U, 1]."""
+        ...
+
+    def noise(self, tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+        """z(tokens): int64 [B, U, M] -> float32 [B, U, d]. Tokens of one bin may be any number."""
+        ...
+
+    def backtrace(
+        self,
+        y: Tensor,
+        x0_hat: Tensor,
+        tokens: Tensor,
+        keep: float,
+        sigma_up: float,
+        kind: str,
+        shape: tuple[int, int, int],
+        step_index: int,
+        seed: int,
+    ) -> Tensor:
+        """x0_hat + keep (y - x0_hat) + sigma_up z(tokens): float32 [B, U, D]."""
+        ...
+
+
+def backend(device: torch.device) -> Backend:
+    """The back end that serves tensors of a device. Nothing else chooses."""
+    if device.type == "cuda":
+        from noisebook.codebook import triton  # other machines may have no Triton
+
+        return triton
+    return reference if extension() is None else native
 
 
 def counter(step_index: int) -> int:
@@ -37,15 +95,19 @@ class Codebook:
     vocab_size: int
     seed: int
 
-    def shape(self, bins: int, d: int) -> tuple[int, ...]:
-        """(bins, atoms, bases) of kind `hadamard`, (bins, atoms) of `independent`: the arguments of the kernels."""
+    def shape(self, bins: int, d: int) -> tuple[int, int, int]:
+        """(bins, atoms of a bin and base, bases); kind `independent` has one base."""
         p = next_pow2(d)
         if not 1 <= bins <= p or bins & (bins - 1):
             raise SpecError(f"{bins} bins do not fit a view of {d} dimensions: use a power of two up to {p}")
         if self.kind == "independent":
-            return bins, self.vocab_size // 2
+            return bins, self.vocab_size // 2, 1
         atoms = min(self.vocab_size // 2, p // bins)
         return bins, atoms, self.vocab_size // (2 * atoms)
+
+    def _where(self, bins: int, d: int, step_index: int) -> tuple[str, tuple[int, int, int], int, int]:
+        """What every function of a back end takes last: (kind, shape, step index as uint32, seed)."""
+        return self.kind, self.shape(bins, d), counter(step_index), self.seed
 
     def select(self, residual: Tensor, bins: int, step_index: int) -> Tensor:
         """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M] in [0, V).
@@ -53,81 +115,41 @@ class Codebook:
         A residual that is not finite raises ImageError on the CPU; on CUDA, which must not wait for the answer, the
         caller checks once at the end (`Codec` does).
         """
-        shape = self.shape(bins, residual.shape[-1])
-        residual = residual.contiguous()
-        if residual.is_cuda:
-            import noisebook_kernels as kernels
-
-            return getattr(kernels, f"{self.kind}_select")(residual, *shape, counter(step_index), self.seed)
-        if not torch.isfinite(residual).all():
-            raise ImageError(NOT_FINITE)
-        if (c := native()) is not None:
-            return torch.from_numpy(
-                getattr(c, f"{self.kind}_select")(residual.numpy(), *shape, counter(step_index), self.seed)
-            )
-        select = getattr(reference, f"{self.kind}_select")
-        views = residual.unbind(1)
-        return torch.stack([select(r, *shape, counter(step_index), self.seed, unit) for unit, r in enumerate(views)], 1)
+        where = self._where(bins, residual.shape[-1], step_index)
+        return backend(residual.device).select(residual.contiguous(), *where)
 
     def top(self, residual: Tensor, count: int, step_index: int) -> Tensor:
         """The `count` signed atoms of largest |score| of the whole vocabulary, best first; ties to the smaller atom
         (Turbo-DDCM): float32 [B, U, D] -> int64 [B, U, count] in [0, V). Raises SpecError for more than V / 2 atoms."""
         if not 1 <= count <= self.vocab_size // 2:
             raise SpecError(f"{count} of {self.vocab_size // 2} atoms cannot be chosen")
-        return self._unbinned("top", residual, (count,), (), step_index)
+        where = self._where(1, residual.shape[-1], step_index)
+        return backend(residual.device).top(residual.contiguous(), count, *where)
 
     def biased(self, residual: Tensor, bias: Tensor, step_index: int) -> Tensor:
         """argmax over atoms k of score_k + bias_k, unsigned (token 2 k): float32 [B, U, D], bias float32 [U, V / 2] ->
         int64 [B, U, 1]. With residual mu and bias -log T it is the Poisson functional representation (DiffC)."""
         if bias.shape != (residual.shape[1], self.vocab_size // 2):
             raise SpecError(f"bias must be [{residual.shape[1]}, {self.vocab_size // 2}], not {list(bias.shape)}")
-        return self._unbinned("biased", residual, (), (bias,), step_index)
-
-    def _unbinned(self, rule: str, residual: Tensor, count: tuple, bias: tuple[Tensor, ...], step_index: int) -> Tensor:
-        """`top` and `biased`: rules over the vocabulary as one bin."""
-        shape = self.shape(1, residual.shape[-1])[1:]
-        if self.kind == "independent" and bias:
-            shape = ()  # the bias says how many
-        residual, bias = residual.contiguous(), tuple(b.contiguous() for b in bias)
-        name = f"{self.kind}_{rule}"
-        if residual.is_cuda:
-            import noisebook_kernels as kernels
-
-            return getattr(kernels, name)(residual, *bias, *count, *shape, counter(step_index), self.seed)
-        if not torch.isfinite(residual).all():
-            raise ImageError(NOT_FINITE)
-        if (c := native()) is not None:
-            arrays = [x.numpy() for x in (residual, *bias)]
-            return torch.from_numpy(getattr(c, name)(*arrays, *count, *shape, counter(step_index), self.seed))
-        parts = [
-            getattr(reference, name)(r, *(b[unit] for b in bias), *count, *shape, counter(step_index), self.seed, unit)
-            for unit, r in enumerate(residual.unbind(1))
-        ]
-        return torch.stack(parts, 1)
+        where = self._where(1, residual.shape[-1], step_index)
+        return backend(residual.device).biased(residual.contiguous(), bias.contiguous(), *where)
 
     def scores(self, residual: Tensor, step_index: int) -> Tensor:
         """<z_k, r> of every unsigned atom of the whole vocabulary: float32 [B, U, D] -> [B, U, V / 2]. By the definition, in
         float64 on the device: for rules that need all scores of a small vocabulary."""
-        shape = self.shape(1, residual.shape[-1])[1:]
-        every = getattr(reference, f"{self.kind}_scores")
-        count = shape[1] if self.kind == "hadamard" else shape[0]  # bases, or words
-        with residual.device:
-            parts = [every(r, count, counter(step_index), self.seed, unit) for unit, r in enumerate(residual.unbind(1))]
-        if self.kind == "hadamard":
-            parts = [part[..., : shape[0]].flatten(1) for part in parts]
-        return torch.stack(parts, 1).to(residual)
+        return reference.scores(residual, *self._where(1, residual.shape[-1], step_index))
 
     def pooled(self, bins: int, d: int) -> "tuple[Codebook, Callable[[Tensor], Tensor]]":
-        """(a codebook whose one bin is all `bins` of this one, what turns tokens [..., M] of bins into its tokens)."""
-        _, atoms, *bases = self.shape(bins, d)
-        rows = next_pow2(d) if bases else bins * atoms  # of one base
+        """(a codebook whose one bin is all `bins` of this one, a function: tokens [..., M] of bins -> its tokens)."""
+        _, atoms, bases = self.shape(bins, d)
+        rows = next_pow2(d) if self.kind == "hadamard" else bins * atoms  # of one base
         width = rows // bins
 
         def places(tokens: Tensor) -> Tensor:
             atom, first = tokens >> 1, torch.arange(bins, device=tokens.device) * width
             return 2 * (atom // atoms * rows + atom % atoms + first) + (tokens & 1)
 
-        return Codebook(self.kind, 2 * rows * (bases[0] if bases else 1), self.seed), places
+        return Codebook(self.kind, 2 * rows * bases, self.seed), places
 
     def with_vocab_size(self, vocab_size: int) -> "Codebook":
         """The same codebook with another number of values of a token."""
@@ -145,37 +167,21 @@ class Codebook:
         """z(tokens), exact on every device: int64 [B, U, M] -> float32 [B, U, D] of root mean square 1 in each view.
 
         Token m names an atom of bin m, or, when `pooled` (tokens of `top` or `biased`), of the one bin that is all."""
-        shape = self.shape(1 if pooled else tokens.shape[-1], d)
-        tokens = tokens.contiguous()
-        if tokens.is_cuda:
-            import noisebook_kernels as kernels
-
-            return getattr(kernels, f"{self.kind}_noise")(tokens, d, *shape, counter(step_index), self.seed)
-        if (c := native()) is not None:
-            return torch.from_numpy(
-                getattr(c, f"{self.kind}_noise")(tokens.numpy(), d, *shape, counter(step_index), self.seed)
-            )
-        total = getattr(reference, f"{self.kind}_total")
-        parts = [total(t, d, *shape, counter(step_index), self.seed, unit) for unit, t in enumerate(tokens.unbind(1))]
-        return reference.unit_rms(torch.stack(parts, 1))
+        where = self._where(1 if pooled else tokens.shape[-1], d, step_index)
+        return backend(tokens.device).noise(tokens.contiguous(), d, *where)
 
     def backtrace(
         self, y: Tensor, x0_hat: Tensor, tokens: Tensor, keep: float, sigma_up: float, step_index: int, pooled: bool = False
     ) -> Tensor:
-        """x0_hat + keep (y - x0_hat) + sigma_up z(tokens), method.md section 2: float32 [B, U, D], fused on CUDA."""
-        if y.is_cuda:
-            import noisebook_kernels as kernels
-
-            shape = self.shape(1 if pooled else tokens.shape[-1], y.shape[-1])
-            fused = getattr(kernels, f"{self.kind}_backtrace")
-            y, x0_hat, tokens = y.contiguous(), x0_hat.contiguous(), tokens.contiguous()
-            return fused(y, x0_hat, tokens, keep, sigma_up, *shape, counter(step_index), self.seed)
-        return x0_hat + keep * (y - x0_hat) + sigma_up * self.noise(tokens, y.shape[-1], step_index, pooled)
+        """x0_hat + keep (y - x0_hat) + sigma_up z(tokens), the loop's update: float32 [B, U, D], fused on CUDA."""
+        where = self._where(1 if pooled else tokens.shape[-1], y.shape[-1], step_index)
+        y, x0_hat, tokens = y.contiguous(), x0_hat.contiguous(), tokens.contiguous()
+        return backend(y.device).backtrace(y, x0_hat, tokens, keep, sigma_up, *where)
 
 
 def start_noise(blocks: int, d: int, seed: int, device: torch.device) -> Tensor:
     """The initial noise when no token pays for it: float32 [U, D] of root mean square 1 in each view."""
-    return torch.stack([reference.start_noise(d, seed, unit) for unit in range(blocks)]).to(device)
+    return torch.stack([reference.start_noise(d, seed, block) for block in range(blocks)]).to(device)
 
 
-__all__ = ["Codebook", "start_noise"]
+__all__ = ["NOT_FINITE", "Backend", "Codebook", "backend", "start_noise"]

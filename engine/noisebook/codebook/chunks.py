@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from noisebook.codebook import reference
+from noisebook.codebook.reference import arrival_times, chunk_order
 from noisebook.runtime.cuda_graphs import graph_cached
 
 KEPT = 1 << 22  # numbers of a bias that stays in memory: the chunks of a photograph would fill gigabytes
@@ -14,8 +14,9 @@ KEPT = 1 << 22  # numbers of a bias that stays in memory: the chunks of a photog
 
 @graph_cached(64)  # one or more per step
 def chunk_places(dims: int, chunks: int, step_index: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(where each place of each chunk lies in the view, -1: padding, int64 [U, W]; where each dimension lies, int64 [D])."""
-    order = reference.chunk_order(dims, step_index, seed)
+    """(the dimension at each place of each chunk, int64 [U, W], -1: padding; where each dimension is among all those places,
+    int64 [D])."""
+    order = chunk_order(dims, step_index, seed)
     width = -(-dims // chunks)
     full = dims - chunks * (width - 1)  # that many chunks have that width, the others one place less
     places = torch.full((chunks, width), -1)
@@ -36,7 +37,7 @@ def _bias(sizes: tuple[int, ...], step_index: int, seed: int, device: torch.devi
     with device:  # times are drawn there: on a CPU those of a photograph's chunks take minutes
         out = torch.full((len(sizes), max(sizes)), -math.inf, dtype=torch.float32)
         for chunk, size in enumerate(sizes):
-            out[chunk, :size] = -reference.arrival_times(size, step_index, seed, chunk).log().float()
+            out[chunk, :size] = -arrival_times(size, step_index, seed, chunk).log().float()
     return out
 
 

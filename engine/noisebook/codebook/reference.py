@@ -1,12 +1,14 @@
-"""The definition of both codebook laws in plain torch: slow, exact, and what every fast implementation is tested against.
+"""The definition of both kinds of codebook in plain torch: slow, exact, and what every fast implementation is tested
+against. The last functions of this file are the back end that serves CPU tensors with it.
 
 Codewords are exact integers until one final multiplication, so they are the same on every device. Bit layout of the
 random streams, tokens and limits: docs/codebook.md. All functions run on the CPU in int64 and float64.
 
-    atom(j, i) = a * H(b_j * H e_i)        law `hadamard`: a, b_j random signs, H the Walsh-Hadamard transform
-    word(k)    = a * H u_k                 law `independent`: u_k random signs of its own
+    atom(j, i) = a * H(b_j * H e_i)        kind `hadamard`: a, b_j random signs, H the Walsh-Hadamard transform
+    word(k)    = a * H u_k                 kind `independent`: u_k random signs of its own
 
-P is the smallest power of two >= D; a view of D dimensions is padded with zeros to P.
+P is the smallest power of two >= D; a view of D dimensions is padded with zeros to P. `block` is the number of the block
+that the views [B, D] come from: each block has a codebook of its own.
 """
 
 import math
@@ -15,6 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from noisebook.errors import ImageError
+
+NOT_FINITE = "the residual has NaN or Inf: the image or the backbone's prediction is not finite"
 STREAM_START, STREAM_ROTATION, STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ARRIVAL, STREAM_CHUNK = range(6)
 START_STEP = 0xFFFFFFFF  # the step index of the initial state
 MASK = 0xFFFFFFFF
@@ -46,17 +51,17 @@ def philox4x32(counter: Sequence[Tensor], seed: int) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def words(count: int, index: int | Tensor, step: int, stream: int, seed: int, unit: int = 0) -> Tensor:
+def words(count: int, index: int | Tensor, step_index: int, stream: int, seed: int, block: int = 0) -> Tensor:
     """The first `count` 32-bit words of a stream, int64 [..., count]; leading axes are those of `index`."""
     index = torch.as_tensor(index, dtype=torch.int64)[..., None]
-    block = torch.arange(-(-count // 4)).expand(*index.shape[:-1], -1)
-    rest = [index.expand_as(block), torch.full_like(block, step), torch.full_like(block, stream + 256 * unit)]
-    return torch.stack(philox4x32([block, *rest], seed), -1).flatten(-2)[..., :count]
+    draw = torch.arange(-(-count // 4)).expand(*index.shape[:-1], -1)
+    rest = [index.expand_as(draw), torch.full_like(draw, step_index), torch.full_like(draw, stream + 256 * block)]
+    return torch.stack(philox4x32([draw, *rest], seed), -1).flatten(-2)[..., :count]
 
 
-def signs(length: int, index: int | Tensor, step: int, stream: int, seed: int, unit: int = 0) -> Tensor:
+def signs(length: int, index: int | Tensor, step_index: int, stream: int, seed: int, block: int = 0) -> Tensor:
     """+1 and -1 as int64 [..., length]: sign d is bit d % 32, least significant first, of word d // 32; 1 means -1."""
-    w = words(-(-length // 32), index, step, stream, seed, unit)
+    w = words(-(-length // 32), index, step_index, stream, seed, block)
     bits = (w[..., None] >> torch.arange(32)) & 1
     return 1 - 2 * bits.flatten(-2)[..., :length]
 
@@ -80,38 +85,38 @@ def unit_rms(total: Tensor) -> Tensor:
     return total.float() * factor
 
 
-def start_noise(d: int, seed: int, unit: int = 0) -> Tensor:
+def start_noise(d: int, seed: int, block: int = 0) -> Tensor:
     """The initial noise of a view when no token pays for it: float32 [D] of root mean square 1."""
     p = next_pow2(d)
-    u = signs(p, 0, START_STEP, STREAM_START, seed, unit)
-    return unit_rms((signs(p, 0, START_STEP, STREAM_ROTATION, seed, unit) * fwht(u))[:d])
+    u = signs(p, 0, START_STEP, STREAM_START, seed, block)
+    return unit_rms((signs(p, 0, START_STEP, STREAM_ROTATION, seed, block) * fwht(u))[:d])
 
 
-def rotated_residual(residual: Tensor, step: int, seed: int, unit: int = 0) -> Tensor:
+def rotated_residual(residual: Tensor, step_index: int, seed: int, block: int = 0) -> Tensor:
     """H(a * pad(r)): float64 [B, P], on torch's default device. Raises ValueError on NaN and Inf."""
     r = residual.detach().to(torch.get_default_device()).double()
     if not torch.isfinite(r).all():
         raise ValueError("the residual is not finite")
     p = next_pow2(r.shape[-1])
     r = torch.nn.functional.pad(r, (0, p - r.shape[-1]))
-    return fwht(signs(p, 0, step, STREAM_ROTATION, seed, unit) * r)
+    return fwht(signs(p, 0, step_index, STREAM_ROTATION, seed, block) * r)
 
 
-def hadamard_scores(residual: Tensor, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_scores(residual: Tensor, bases: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """Scores of all atoms, float64 [B, J, P], equal to <atom, pad(r)> / sqrt(P)."""
-    v = rotated_residual(residual, step, seed, unit)
+    v = rotated_residual(residual, step_index, seed, block)
     p = v.shape[-1]
-    b = signs(p, torch.arange(bases), step, STREAM_BASIS, seed, unit)
+    b = signs(p, torch.arange(bases), step_index, STREAM_BASIS, seed, block)
     return fwht(b * v[:, None]) / math.sqrt(p)
 
 
-def independent_scores(residual: Tensor, count: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def independent_scores(residual: Tensor, count: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """Scores of codewords 0 ... count-1, float64 [B, K], equal to <word, pad(r)> / sqrt(P)."""
-    v = rotated_residual(residual, step, seed, unit)
+    v = rotated_residual(residual, step_index, seed, block)
     p = v.shape[-1]
     chunk = max(1, (1 << 22) // p)
     parts = [
-        signs(p, torch.arange(k, min(k + chunk, count)), step, STREAM_INDEPENDENT, seed, unit).double() @ v.T
+        signs(p, torch.arange(k, min(k + chunk, count)), step_index, STREAM_INDEPENDENT, seed, block).double() @ v.T
         for k in range(0, count, chunk)
     ]
     return torch.cat(parts).T / math.sqrt(p)
@@ -125,9 +130,11 @@ def best_signed(scores: Tensor) -> Tensor:
     return 2 * best + (scores.gather(-1, best[..., None])[..., 0] < 0)
 
 
-def hadamard_select(residual: Tensor, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """One signed atom per bin for the views of one unit: float [B, D] -> int64 [B, bins] in [0, 2 * bases * atoms)."""
-    s = hadamard_scores(residual, bases, step, seed, unit)  # [B, J, P]
+def hadamard_select(
+    residual: Tensor, bins: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    """One signed atom per bin for the views of one block: float [B, D] -> int64 [B, bins] in [0, 2 * bases * atoms)."""
+    s = hadamard_scores(residual, bases, step_index, seed, block)  # [B, J, P]
     s = s.unflatten(-1, (bins, -1))[..., :atoms]  # [B, J, M, A]
     return best_signed(s.transpose(1, 2).flatten(2))
 
@@ -138,18 +145,22 @@ def top_signed(scores: Tensor, count: int) -> Tensor:
     return 2 * order + (scores.gather(-1, order) < 0)
 
 
-def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """The `count` signed atoms of largest |score| in one bin, best first (Turbo-DDCM): float [B, D] -> int64 [B, count]."""
-    return top_signed(hadamard_scores(residual, bases, step, seed, unit)[..., :atoms].flatten(1), count)
+    return top_signed(hadamard_scores(residual, bases, step_index, seed, block)[..., :atoms].flatten(1), count)
 
 
-def hadamard_biased(residual: Tensor, bias: Tensor, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_biased(
+    residual: Tensor, bias: Tensor, atoms: int, bases: int, step_index: int, seed: int, block: int = 0
+) -> Tensor:
     """argmax over atoms k of score_k + bias_k, unsigned (token 2 k): float [B, D], bias [bases * atoms] -> int64 [B, 1]."""
-    scores = hadamard_scores(residual, bases, step, seed, unit)[..., :atoms].flatten(1)
+    scores = hadamard_scores(residual, bases, step_index, seed, block)[..., :atoms].flatten(1)
     return 2 * (scores + bias).argmax(-1, keepdim=True)
 
 
-def hadamard_total(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_total(
+    tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0
+) -> Tensor:
     """The chosen signed atoms summed: exact integers, int64 [B, D]. tokens [B, bins], or with bins = 1 any number."""
     p = next_pow2(d)
     atom, value = tokens.cpu() >> 1, 1 - 2 * (tokens.cpu() & 1)
@@ -157,42 +168,118 @@ def hadamard_total(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, st
     total = torch.zeros(len(tokens), p, dtype=torch.int64)
     for j in base.unique().tolist():
         w = torch.zeros_like(total).scatter_add_(1, row, torch.where(base == j, value, 0))
-        total += fwht(signs(p, j, step, STREAM_BASIS, seed, unit) * fwht(w))
-    return (signs(p, 0, step, STREAM_ROTATION, seed, unit) * total)[:, :d]
+        total += fwht(signs(p, j, step_index, STREAM_BASIS, seed, block) * fwht(w))
+    return (signs(p, 0, step_index, STREAM_ROTATION, seed, block) * total)[:, :d]
 
 
-def independent_select(residual: Tensor, bins: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def independent_select(residual: Tensor, bins: int, atoms: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """One signed codeword per bin: float [B, D] -> int64 [B, bins] in [0, 2 * atoms); bin m owns [m*atoms, (m+1)*atoms)."""
-    return best_signed(independent_scores(residual, bins * atoms, step, seed, unit).unflatten(-1, (bins, atoms)))
+    return best_signed(independent_scores(residual, bins * atoms, step_index, seed, block).unflatten(-1, (bins, atoms)))
 
 
-def independent_top(residual: Tensor, count: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def independent_top(residual: Tensor, count: int, atoms: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """The `count` signed codewords of largest |score| in one bin, best first: float [B, D] -> int64 [B, count]."""
-    return top_signed(independent_scores(residual, atoms, step, seed, unit), count)
+    return top_signed(independent_scores(residual, atoms, step_index, seed, block), count)
 
 
-def independent_biased(residual: Tensor, bias: Tensor, step: int, seed: int, unit: int = 0) -> Tensor:
+def independent_biased(residual: Tensor, bias: Tensor, step_index: int, seed: int, block: int = 0) -> Tensor:
     """argmax over codewords k of score_k + bias_k, unsigned (token 2 k): float [B, D], bias [K] -> int64 [B, 1].
 
     With residual = mu and bias = -log T it is the Poisson functional representation of N(mu, I) (docs/codebook.md)."""
-    return 2 * (independent_scores(residual, len(bias), step, seed, unit) + bias).argmax(-1, keepdim=True)
+    return 2 * (independent_scores(residual, len(bias), step_index, seed, block) + bias).argmax(-1, keepdim=True)
 
 
-def independent_total(tokens: Tensor, d: int, bins: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def independent_total(tokens: Tensor, d: int, bins: int, atoms: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """The chosen signed codewords summed: exact integers, int64 [B, D]. tokens [B, bins], or with bins = 1 any number."""
     p = next_pow2(d)
     word, value = (tokens.cpu() >> 1) + torch.arange(bins) * atoms, 1 - 2 * (tokens.cpu() & 1)
     total = torch.zeros(len(tokens), p, dtype=torch.int64)
     for m in range(tokens.shape[1]):
-        total += value[:, m : m + 1] * signs(p, word[:, m], step, STREAM_INDEPENDENT, seed, unit)
-    return (signs(p, 0, step, STREAM_ROTATION, seed, unit) * fwht(total))[:, :d]
+        total += value[:, m : m + 1] * signs(p, word[:, m], step_index, STREAM_INDEPENDENT, seed, block)
+    return (signs(p, 0, step_index, STREAM_ROTATION, seed, block) * fwht(total))[:, :d]
 
 
-def arrival_times(count: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """T_k of a unit Poisson process, float64 [count]: sums of exponential gaps. For the encoder alone: `log` may differ."""
-    return -((words(count, 0, step, STREAM_ARRIVAL, seed, unit).double() + 0.5) / 2.0**32).log().cumsum(0)
+def arrival_times(count: int, step_index: int, seed: int, block: int = 0) -> Tensor:
+    """T_k of a unit Poisson process, float64 [count]: sums of exponential gaps. Only encoders use them: `log` may differ."""
+    return -((words(count, 0, step_index, STREAM_ARRIVAL, seed, block).double() + 0.5) / 2.0**32).log().cumsum(0)
 
 
-def chunk_order(d: int, step: int, seed: int) -> Tensor:
+def chunk_order(d: int, step_index: int, seed: int) -> Tensor:
     """A permutation of d dimensions, int64 [d]: sorted by (word, index); chunks are consecutive runs of it."""
-    return words(d, 0, step, STREAM_CHUNK, seed).sort(stable=True)[1]
+    return words(d, 0, step_index, STREAM_CHUNK, seed).sort(stable=True)[1]
+
+
+# ---- the back end, for all blocks of a batch: see `noisebook.codebook.Backend` ------------------------------------------
+def require_finite(residual: Tensor) -> None:
+    """ImageError where an entry is NaN or Inf. It waits for the answer, which back ends on a GPU must not do."""
+    if not torch.isfinite(residual).all():
+        raise ImageError(NOT_FINITE)
+
+
+def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    require_finite(residual)
+    bins, atoms, bases = shape
+    views = enumerate(residual.unbind(1))
+    if kind == "hadamard":
+        parts = [hadamard_select(r, bins, atoms, bases, step_index, seed, block) for block, r in views]
+    else:
+        parts = [independent_select(r, bins, atoms, step_index, seed, block) for block, r in views]
+    return torch.stack(parts, 1)
+
+
+def top(residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    require_finite(residual)
+    _, atoms, bases = shape
+    views = enumerate(residual.unbind(1))
+    if kind == "hadamard":
+        parts = [hadamard_top(r, count, atoms, bases, step_index, seed, block) for block, r in views]
+    else:
+        parts = [independent_top(r, count, atoms, step_index, seed, block) for block, r in views]
+    return torch.stack(parts, 1)
+
+
+def biased(residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    require_finite(residual)
+    _, atoms, bases = shape
+    views = enumerate(zip(residual.unbind(1), bias, strict=True))
+    if kind == "hadamard":
+        parts = [hadamard_biased(r, b, atoms, bases, step_index, seed, block) for block, (r, b) in views]
+    else:
+        parts = [independent_biased(r, b, step_index, seed, block) for block, (r, b) in views]
+    return torch.stack(parts, 1)
+
+
+def scores(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    """All unsigned atoms of one bin: float32 [B, U, D] -> [B, U, K]. This one runs on the residual's device, in float64."""
+    _, atoms, bases = shape
+    views = enumerate(residual.unbind(1))
+    with residual.device:
+        if kind == "hadamard":  # [B, J, P], of which the first A of every base are atoms
+            parts = [hadamard_scores(r, bases, step_index, seed, block)[..., :atoms].flatten(1) for block, r in views]
+        else:
+            parts = [independent_scores(r, atoms, step_index, seed, block) for block, r in views]
+    return torch.stack(parts, 1).to(residual)
+
+
+def noise(tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    bins, atoms, bases = shape
+    blocks = enumerate(tokens.unbind(1))
+    if kind == "hadamard":
+        parts = [hadamard_total(t, d, bins, atoms, bases, step_index, seed, block) for block, t in blocks]
+    else:
+        parts = [independent_total(t, d, bins, atoms, step_index, seed, block) for block, t in blocks]
+    return unit_rms(torch.stack(parts, 1))
+
+
+def backtrace(
+    y: Tensor,
+    x0_hat: Tensor,
+    tokens: Tensor,
+    keep: float,
+    sigma_up: float,
+    kind: str,
+    shape: tuple[int, int, int],
+    step_index: int,
+    seed: int,
+) -> Tensor:
+    return x0_hat + keep * (y - x0_hat) + sigma_up * noise(tokens, y.shape[-1], kind, shape, step_index, seed)

@@ -1,0 +1,53 @@
+"""The Triton kernels, for CUDA tensors: the functions of `noisebook.codebook.Backend`.
+
+Nothing here waits for the device, so a residual that is not finite gives some tokens: `Codec` looks once, at the end.
+"""
+
+from torch import Tensor
+
+import noisebook_kernels as kernels
+
+
+def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    bins, atoms, bases = shape
+    if kind == "hadamard":
+        return kernels.hadamard_select(residual, bins, atoms, bases, step_index, seed)
+    return kernels.independent_select(residual, bins, atoms, step_index, seed)
+
+
+def top(residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    _, atoms, bases = shape
+    if kind == "hadamard":
+        return kernels.hadamard_top(residual, count, atoms, bases, step_index, seed)
+    return kernels.independent_top(residual, count, atoms, step_index, seed)
+
+
+def biased(residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    _, atoms, bases = shape
+    if kind == "hadamard":
+        return kernels.hadamard_biased(residual, bias, atoms, bases, step_index, seed)
+    return kernels.independent_biased(residual, bias, step_index, seed)
+
+
+def noise(tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    bins, atoms, bases = shape
+    if kind == "hadamard":
+        return kernels.hadamard_noise(tokens, d, bins, atoms, bases, step_index, seed)
+    return kernels.independent_noise(tokens, d, bins, atoms, step_index, seed)
+
+
+def backtrace(
+    y: Tensor,
+    x0_hat: Tensor,
+    tokens: Tensor,
+    keep: float,
+    sigma_up: float,
+    kind: str,
+    shape: tuple[int, int, int],
+    step_index: int,
+    seed: int,
+) -> Tensor:
+    bins, atoms, bases = shape
+    if kind == "hadamard":
+        return kernels.hadamard_backtrace(y, x0_hat, tokens, keep, sigma_up, bins, atoms, bases, step_index, seed)
+    return kernels.independent_backtrace(y, x0_hat, tokens, keep, sigma_up, bins, atoms, step_index, seed)
