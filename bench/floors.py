@@ -185,7 +185,7 @@ def count(compiled: list[dict[str, Any]]) -> Instructions:
             each = threads * next(loop["instructions"] for loop in loops if loop["products"]) / (1 << shape["LOGP"])
         else:
             if entry["kernel"] == "independent.search_kernel":
-                independent.append(threads * loops[0]["instructions"] / (shape["K"] * 128 * shape["BLOCKS"]))
+                independent.append(threads * loops[0]["instructions"] / (shape["K"] * 128 * shape["DRAWS"]))
             continue
         key = str(shape["LOGP"])
         hadamard[key] = min(each, hadamard.get(key, each))

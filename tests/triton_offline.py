@@ -60,21 +60,21 @@ def run_wrappers():
     hadamard.matrix_units = wanted
     for d, bins, atoms, bases, batch in [(48, 4, 16, 70, 33), (3072, 1, 4096, 256, 64), (2**21, 1024, 2048, 8, 1)]:
         residual = torch.zeros(batch, 1, d)
-        for law, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
-            if law == "hadamard" or d <= 3072:
-                getattr(kernels, f"{law}_select")(residual, *shape, 5, 7)
+        for kind, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
+            if kind == "hadamard" or d <= 3072:
+                getattr(kernels, f"{kind}_select")(residual, *shape, 5, 7)
             tokens = torch.zeros(batch, 1, bins, dtype=torch.int64)
-            getattr(kernels, f"{law}_noise")(tokens, d, *shape, 5, 7)
-            getattr(kernels, f"{law}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 5, 7)
+            getattr(kernels, f"{kind}_noise")(tokens, d, *shape, 5, 7)
+            getattr(kernels, f"{kind}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 5, 7)
     for d, bins, atoms, bases in [(1, 1, 1, 5), (5, 1, 1, 1), (2**14 + 1, 1, 1, 1)]:  # Triton compiles a 1 in
         residual, tokens = torch.zeros(1, 1, d), torch.zeros(1, 1, bins, dtype=torch.int64)
-        for law, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
-            getattr(kernels, f"{law}_select")(residual, *shape, 1, 1, 1)
-            getattr(kernels, f"{law}_noise")(tokens, d, *shape, 1, 1, 1)
-            getattr(kernels, f"{law}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 1, 1, 1)
-            getattr(kernels, f"{law}_top")(residual, 1, *shape[1:], 1, 1, 1)
-            bias, rest = torch.zeros(1, math.prod(shape[1:])), shape[1:] if law == "hadamard" else ()
-            getattr(kernels, f"{law}_biased")(residual, bias, *rest, 1, 1, 1)
+        for kind, shape in (("hadamard", (bins, atoms, bases)), ("independent", (bins, atoms))):
+            getattr(kernels, f"{kind}_select")(residual, *shape, 1, 1, 1)
+            getattr(kernels, f"{kind}_noise")(tokens, d, *shape, 1, 1, 1)
+            getattr(kernels, f"{kind}_backtrace")(residual, residual, tokens, 0.5, 0.5, *shape, 1, 1, 1)
+            getattr(kernels, f"{kind}_top")(residual, 1, *shape[1:], 1, 1, 1)
+            bias, rest = torch.zeros(1, math.prod(shape[1:])), shape[1:] if kind == "hadamard" else ()
+            getattr(kernels, f"{kind}_biased")(residual, bias, *rest, 1, 1, 1)
     for d, bins, atoms, bases in [(3072, 64, 64, 512), (6000, 64, 128, 256), (16384, 64, 256, 64)]:
         kernels.hadamard_select(torch.zeros(64, 1, d), bins, atoms, bases, 5, 7)
     kernels.hadamard_top(torch.zeros(8, 1, 3072), 300, 4096, 2, 5, 7)

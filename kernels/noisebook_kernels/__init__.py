@@ -1,12 +1,31 @@
-"""Triton kernels of the codebook: search, noise and the fused back-trace update, for both laws (docs/codebook.md).
+"""Triton kernels of the codebook: search, noise and the fused back-trace update, for both kinds (docs/codebook.md).
 
-Tensors [B, U, ...] hold B images of U units; view u draws from the random streams of unit `unit + u`. Everything runs
+Tensors [B, U, ...] hold B images of U blocks; view u draws from the random streams of block `block + u`. Everything runs
 on the tensors' own device without a host synchronisation: on CUDA, or on the CPU when TRITON_INTERPRET=1 was set before
 this package was imported.
+
+Each kernel has a definition, which says what it computes, and tests. Definitions are functions of
+engine/noisebook/codebook/reference.py, tests are in tests/kernels/. bench/ times all of them (gpu_kernels.py) beside the
+least time that each can take (floors.py), and measures launch settings (tune.py).
+
+    module       kernels                   definition                                 test
+    hadamard     search_kernel             hadamard_select, hadamard_biased           test_triton
+    matrix       matrix_kernel             hadamard_select, with the same bits        test_triton
+    independent  search_kernel             independent_select, independent_biased     test_triton_independent
+    quantise     quantise_kernel           docs/codebook.md, "Tokens"                 test_triton_independent
+    top          keys_, rescore_kernel     hadamard_top, independent_top              test_triton, test_triton_independent
+    update       noise_kernel and others   hadamard_total, independent_total,         test_triton
+                                           unit_rms
+    fwht         transform_kernel          fwht                                       all of these
+    philox       helpers of the kernels    philox4x32, signs                          all of these
+    winners      unpack_kernel             best_signed, top_signed                    all of these
+
+tests/kernels/test_triton_compile.py holds what the compiler makes of them to budgets, without a GPU.
 """
 
-from .hadamard import hadamard_biased, hadamard_select, hadamard_top
-from .independent import independent_biased, independent_select, independent_top
+from .hadamard import hadamard_biased, hadamard_select
+from .independent import independent_biased, independent_select
+from .top import hadamard_top, independent_top
 from .update import hadamard_backtrace, hadamard_noise, independent_backtrace, independent_noise
 
 __all__ = [

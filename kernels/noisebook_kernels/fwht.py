@@ -26,16 +26,16 @@ def fwht(x, ROWS: tl.constexpr, N: tl.constexpr, LOG: tl.constexpr):
     return x
 
 
-@triton.jit(do_not_specialize=["rows", "base", "units", *KEY])
+@triton.jit(do_not_specialize=["rows", "base", "blocks", *KEY])
 def transform_kernel(
     X,
     Y,
     rows,
     width,
     base,
-    units,
-    unit,
-    step,
+    blocks,
+    block,
+    step_index,
     k0,
     k1,
     LOGP: tl.constexpr,
@@ -60,11 +60,11 @@ def transform_kernel(
     if FLIP != 0:
         stream: tl.constexpr = STREAM_ROTATION if FLIP == 1 else STREAM_BASIS
         index = tl.full((1, 1), 0, tl.int32) + (base + g)
-        number = unit + row % units
+        number = block + row % blocks
         if LOW == 0:
-            x = flip(x, row_bits(first, index, step, number, k0, k1, stream, H))
+            x = flip(x, row_bits(first, index, step_index, number, k0, k1, stream, H))
         else:
-            x = flip(x, column_bits(first, index, step, number, k0, k1, stream, W, H, LOW))
+            x = flip(x, column_bits(first, index, step_index, number, k0, k1, stream, W, H, LOW))
     x = fwht(x, W, H, BITS)
     tl.store(Y + ((g.to(tl.int64) * rows + row) << LOGP) + d, x)
 

@@ -1,6 +1,6 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false
-"""Search of law `hadamard`: score(j, i) = H(b_j * v)[i] / sqrt(P), v = H(a * pad(r)) the residual rotated once.
+"""Search of kind `hadamard`: score(j, i) = H(b_j * v)[i] / sqrt(P), v = H(a * pad(r)) the residual rotated once.
 
 All P atoms of a base cost one transform in registers, whose signs are made on the fly: 12 additions, 2 instructions for
 the sign, 1 to 3 for the maximum and about 2 for the exchanges an atom at P = 4096. A program keeps its view's rotated
@@ -18,14 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .fwht import fwht, high_passes, low_bits, rotate, transform
-from .layout import KEY, TILE, WORKSPACE, Key, check, check_bias, check_count, check_floats, groups, int32, log2_padded, on
+from .layout import KEY, TILE, WORKSPACE, Key, check, check_bias, check_floats, groups, int32, log2_padded, on
 from .matrix import CHUNK, LEAST, MOST, matrix_kernel
 from .philox import STREAM_BASIS, flip, row_bits
 from .tuning import settings
-from .winners import NOTHING, biased_key, keep_top, signed_key, unpack
+from .winners import NOTHING, biased_key, signed_key, unpack
 
 BASES = 1 << 20  # bases of one launch
-HELD = 1 << 20  # 64-bit keys that `hadamard_top` holds at once
 PROGRAMS = 1056  # programs of one launch: two rounds of four on each of an H200's 132 processors
 ENTRIES = 32  # of a thread: five bits of a transform without an exchange
 CANDIDATES = [{"matrix": 0, "entries": e, "programs": p} for e in (16, 32, 64) for p in (528, 1056, 2112, 4224)]
@@ -34,13 +33,27 @@ CANDIDATES += [{"matrix": 1, "programs": p} for p in (396, 528, 1056, 2112, 4224
 
 @triton.jit
 def base_scores(
-    V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr
+    V,
+    v,
+    row,
+    rows,
+    tile,
+    j,
+    stop,
+    base,
+    number,
+    step_index,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    LOGN: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """sqrt(P) scores [ROWS, N] of the bases base + j ... base + j + ROWS - 1; 0 beyond `stop`."""
     N: tl.constexpr = 1 << LOGN
     if LOGN == LOGP:
         rel = j + tl.arange(0, ROWS)[:, None]
-        x = flip(v, row_bits(0, base + rel, step, number, k0, k1, STREAM_BASIS, N))
+        x = flip(v, row_bits(0, base + rel, step_index, number, k0, k1, STREAM_BASIS, N))
         if ROWS > 1:
             x = tl.where(rel < stop, x, 0.0)
     else:
@@ -49,7 +62,7 @@ def base_scores(
     return fwht(x, ROWS, N, LOGN)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "chunk", "bins", "atoms", "base", "scale", "width", "units", *KEY])
+@triton.jit(do_not_specialize=["rows", "count", "chunk", "bins", "atoms", "base", "scale", "width", "blocks", *KEY])
 def search_kernel(
     V,
     BIAS,
@@ -62,9 +75,9 @@ def search_kernel(
     base,
     scale,
     width,
-    units,
-    unit,
-    step,
+    blocks,
+    block,
+    step_index,
     k0,
     k1,
     LOGP: tl.constexpr,
@@ -78,14 +91,14 @@ def search_kernel(
     """Bases base ... base + count - 1, `chunk` of them (a multiple of ROWS) a program. Grid: (rows tiles, chunks).
 
     V: [rows, P] rotated residuals when a tile is the whole view, otherwise [count, rows, P] half transformed scores.
-    KEYS [rows, bins]: the running winners. BIAS [units, width] is added to scale * x. FOLD, for one bin of all P atoms: a
+    KEYS [rows, bins]: the running winners. BIAS [blocks, width] is added to scale * x. FOLD, for one bin of all P atoms: a
     thread keeps one maximum, and the atom is found by repeating the best base at the end."""
     N: tl.constexpr = 1 << LOGN
     TILES: tl.constexpr = 1 << (LOGP - LOGN)
     SLOT: tl.constexpr = BIN if BIN < N else N
     row = tl.program_id(0) // TILES
     tile = tl.program_id(0) % TILES
-    number = unit + row % units
+    number = block + row % blocks
     n = tl.arange(0, N)[None, :]
     rel_row = tl.arange(0, ROWS)[:, None]
     start = tl.program_id(1) * chunk
@@ -97,13 +110,13 @@ def search_kernel(
         best = tl.full((REST,), 0.0, tl.float32)
         code = tl.full((REST,), 0, tl.int32) + start
         for j in range(start, stop, ROWS):
-            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
+            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS)
             most = tl.max(tl.reshape(tl.abs(x), (ROWS * N // REST, REST)), axis=0)
             code = tl.where(most > best, j, code)  # the earlier base wins a tie
             best = tl.where(most > best, most, best)
         top = tl.max(best, axis=0)
         j = tl.min(tl.where(best == top, code, 0x7FFFFFFF), axis=0)
-        x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
+        x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS)
         place = tl.where((tl.abs(x) == top) & (j + rel_row < stop), 2 * (rel_row * N + n) + (x < 0).to(tl.int32), 0x7FFFFFFF)
         place = tl.min(tl.reshape(place, (ROWS * N,)), axis=0)
         place = tl.where(place == 0x7FFFFFFF, 0, place)  # scores that are not numbers
@@ -114,9 +127,9 @@ def search_kernel(
         code = tl.full((ROWS, N), 0, tl.int32) + start + rel_row
         for j in range(start, stop, ROWS):
             rel = j + rel_row
-            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step, k0, k1, LOGP, LOGN, ROWS)
+            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS)
             if BIASED:
-                bias = BIAS + (row % units).to(tl.int64) * width + (first_base + rel) * atoms + i
+                bias = BIAS + (row % blocks).to(tl.int64) * width + (first_base + rel) * atoms + i
                 x = x * scale + tl.load(bias, mask=(rel < stop) & (i < atoms), other=float("-inf"))
                 better = x > best
             else:
@@ -135,26 +148,6 @@ def search_kernel(
         tl.atomic_max(KEYS + row.to(tl.int64) * bins + bin_, key, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["rows", "count", "atoms", "base", "units", *KEY])
-def keys_kernel(
-    V, KEYS, rows, count, atoms, base, units, unit, step, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr, ROWS: tl.constexpr
-):
-    """KEYS [rows, count, atoms] of all signed atoms of `count` bases in one bin. Grid: (rows tiles, bases / ROWS)."""
-    N: tl.constexpr = 1 << LOGN
-    row = tl.program_id(0) >> (LOGP - LOGN)
-    tile = tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)
-    n = tl.arange(0, N)[None, :]
-    j = tl.program_id(1) * ROWS
-    rel = j + tl.arange(0, ROWS)[:, None]
-    v = tl.load(V + (row.to(tl.int64) << LOGP) + n) if LOGN == LOGP else n
-    x = base_scores(V, v, row, rows, tile, j, count, base, unit + row % units, step, k0, k1, LOGP, LOGN, ROWS)
-    i = tile * N + n
-    token = 2 * ((base.to(tl.uint32).to(tl.int64) + rel) * atoms + i) + (x < 0).to(tl.int64)
-    size = tl.where(tl.abs(x) >= 0, tl.abs(x), 0.0)
-    out = (row.to(tl.int64) * count + rel) * atoms + i
-    tl.store(KEYS + out, signed_key(size, token), mask=(rel < count) & (i < atoms))
-
-
 class Cut(NamedTuple):
     """How a search over views of P dimensions is cut: bits of a tile, bases in a tile, bases of a launch."""
 
@@ -170,7 +163,7 @@ class Cut(NamedTuple):
         return cls(logn, min(max(1, TILE >> logn), triton.next_power_of_2(min(bases, most))), min(bases, most))
 
 
-def _half_scores(v: Tensor, logp: int, cut: Cut, bases: int, key: Key) -> Iterator[tuple[int, int, Tensor]]:
+def half_scores(v: Tensor, logp: int, cut: Cut, bases: int, key: Key) -> Iterator[tuple[int, int, Tensor]]:
     """(first base, number of bases, what the kernels take as V) for every group of bases."""
     rows, size = v.shape
     passes = high_passes(cut.logn, logp)
@@ -204,10 +197,10 @@ def _search(
     defaults = {"matrix": int(matrix_units(v.device)), "entries": ENTRIES, "programs": PROGRAMS}
     tuned = settings("hadamard", v.device, defaults, P=size, B=rows, M=bins)
     matrix = fold and tuned["matrix"] == 1 and LEAST <= logp <= MOST
-    for base, count, work in _half_scores(v, logp, cut, bases, key):
+    for base, count, work in half_scores(v, logp, cut, bases, key):
         num_warps = max(1, min(8, n // (32 * tuned["entries"])))
-        steps = -(-count // cut.together)
-        chunk = -(-steps // max(1, min(steps, tuned["programs"] // (rows * tiles)))) * cut.together
+        rounds = -(-count // cut.together)
+        chunk = -(-rounds // max(1, min(rounds, tuned["programs"] // (rows * tiles)))) * cut.together
         if matrix:
             chunk = min(chunk, CHUNK)
             matrix_kernel[(rows, -(-count // chunk))](
@@ -251,80 +244,48 @@ def _search(
     unpack(tokens, bias is not None)
 
 
-def _rotated(residual: Tensor, columns: int, unit: int, step: int, seed: int) -> Iterator[tuple[Tensor, Key, slice, slice]]:
-    """(rotated residuals [rows, P], their key, images, units) for every group of views."""
-    batch, units, d = residual.shape
+def rotated(
+    residual: Tensor, columns: int, block: int, step_index: int, seed: int
+) -> Iterator[tuple[Tensor, Key, slice, slice]]:
+    """(rotated residuals [rows, P], their key, images, blocks) for every group of views."""
+    batch, blocks, d = residual.shape
     logp = log2_padded(d)
-    for b, u in groups(batch, units, max(1 << logp, columns)):
+    for b, u in groups(batch, blocks, max(1 << logp, columns)):
         part = residual[b, u].reshape(-1, d)
-        key = Key.of(u.stop - u.start, unit + u.start, step, seed)
+        key = Key.of(u.stop - u.start, block + u.start, step_index, seed)
         v = torch.empty((len(part), 1 << logp), dtype=torch.float32, device=residual.device)
         rotate(part, v, logp, key)
         yield v, key, b, u
 
 
-def hadamard_select(residual: Tensor, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_select(
+    residual: Tensor, bins: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0
+) -> Tensor:
     """One signed atom per bin and view: residual [B, U, D] float32 -> tokens [B, U, bins] int64 in [0, 2 bases atoms).
 
-    View u draws from the streams of unit `unit + u`. The residual must be finite; that is the caller's to check (once
+    View u draws from the streams of block `block + u`. The residual must be finite; that is the caller's to check (once
     an encode, on the device): here a NaN or Inf gives some token in range."""
-    check(residual, residual.shape[-1], bins, atoms, bases, step, seed, unit)
+    check(residual, residual.shape[-1], bins, atoms, bases, step_index, seed, block)
     check_floats("residual", residual)
-    batch, units, d = residual.shape
-    tokens = torch.empty((batch, units, bins), dtype=torch.int64, device=residual.device)
+    batch, blocks, d = residual.shape
+    tokens = torch.empty((batch, blocks, bins), dtype=torch.int64, device=residual.device)
     with on(residual):
-        for v, key, b, u in _rotated(residual, bins, unit, step, seed):
+        for v, key, b, u in rotated(residual, bins, block, step_index, seed):
             _search(v, tokens[b, u].reshape(-1, bins), log2_padded(d), bins, atoms, bases, key)
     return tokens
 
 
-def hadamard_biased(residual: Tensor, bias: Tensor, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_biased(
+    residual: Tensor, bias: Tensor, atoms: int, bases: int, step_index: int, seed: int, block: int = 0
+) -> Tensor:
     """argmax over all atoms k of score_k + bias_k, unsigned: residual [B, U, D], bias [U, bases atoms] float32 -> tokens
     [B, U, 1] int64 = 2 k. A bias of -inf excludes an atom."""
-    check(residual, residual.shape[-1], 1, atoms, bases, step, seed, unit)
+    check(residual, residual.shape[-1], 1, atoms, bases, step_index, seed, block)
     check_floats("residual", residual)
-    batch, units, d = residual.shape
-    check_bias(bias, units, bases * atoms)
-    tokens = torch.empty((batch, units, 1), dtype=torch.int64, device=residual.device)
+    batch, blocks, d = residual.shape
+    check_bias(bias, blocks, bases * atoms)
+    tokens = torch.empty((batch, blocks, 1), dtype=torch.int64, device=residual.device)
     with on(residual):
-        for v, key, b, u in _rotated(residual, 1, unit, step, seed):
+        for v, key, b, u in rotated(residual, 1, block, step_index, seed):
             _search(v, tokens[b, u].reshape(-1, 1), log2_padded(d), 1, atoms, bases, key, bias[u])
-    return tokens
-
-
-def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
-    """The `count` signed atoms of largest |score| of all, best first, ties to the smaller atom (Turbo-DDCM): residual
-    [B, U, D] float32 -> tokens [B, U, count] int64 in [0, 2 bases atoms)."""
-    check(residual, residual.shape[-1], 1, atoms, bases, step, seed, unit)
-    check_floats("residual", residual)
-    check_count(count, bases * atoms)
-    batch, units, d = residual.shape
-    logp = log2_padded(d)
-    tokens = torch.empty((batch, units, count), dtype=torch.int64, device=residual.device)
-    with on(residual):
-        for v, key, b, u in _rotated(residual, count, unit, step, seed):
-            rows = len(v)
-            cut, best = Cut.of(v, logp, bases, 2, max(1, HELD // (rows * atoms))), None
-            tiles = v.shape[1] >> cut.logn
-            for base, many, work in _half_scores(v, logp, cut, bases, key):
-                keys = torch.empty((rows, many * atoms), dtype=torch.int64, device=v.device)
-                keys_kernel[(rows * tiles, -(-many // cut.together))](
-                    work,
-                    keys,
-                    rows,
-                    many,
-                    atoms,
-                    int32(base),
-                    *key,
-                    LOGP=logp,
-                    LOGN=cut.logn,
-                    ROWS=cut.together,
-                    num_warps=max(1, min(8, (cut.together << cut.logn) // (32 * ENTRIES))),
-                    enable_fp_fusion=False,
-                )
-                best = keep_top(best, keys, count)
-            assert best is not None  # there is at least one base
-            flat = tokens[b, u].reshape(-1, count)
-            flat.copy_(best)
-            unpack(flat)
     return tokens

@@ -16,20 +16,20 @@ WORKSPACE = 1 << 22  # scores of all bases that are in flight at once
 class Key(NamedTuple):
     """The counter and key of one step, as int32 of the same bits: a kernel argument must not change type with its value.
 
-    Row r of a launch is view r % units, and unit number unit + r % units."""
+    Row r of a launch is view r % blocks, and block number block + r % blocks."""
 
-    units: int
-    unit: int
-    step: int
+    blocks: int
+    block: int
+    step_index: int
     k0: int
     k1: int
 
     @classmethod
-    def of(cls, units: int, unit: int, step: int, seed: int) -> "Key":
-        return cls(units, unit, int32(step), int32(seed), int32(seed >> 32))
+    def of(cls, blocks: int, block: int, step_index: int, seed: int) -> "Key":
+        return cls(blocks, block, int32(step_index), int32(seed), int32(seed >> 32))
 
 
-KEY = ["unit", "step", "k0", "k1"]  # arguments whose value must not be compiled in
+KEY = ["block", "step_index", "k0", "k1"]  # arguments whose value must not be compiled in
 
 
 def int32(x: int) -> int:
@@ -47,11 +47,11 @@ def warps(entries: int) -> int:
     return max(1, min(8, entries // 512))
 
 
-def check(x: Tensor, d: int, bins: int, atoms: int, bases: int | None, step: int, seed: int, unit: int) -> None:
-    """ValueError unless the limits of the codebook hold; looks at shapes and Python numbers only. bases: None for the
-    law `independent`, whose atoms are not rows of a basis."""
+def check(x: Tensor, d: int, bins: int, atoms: int, bases: int | None, step_index: int, seed: int, block: int) -> None:
+    """ValueError unless the limits of the codebook hold; looks at shapes and Python numbers only. bases: None for
+    kind `independent`, whose atoms are not rows of a basis."""
     if x.ndim != 3:
-        raise ValueError(f"expected three axes, batch, unit and one more, got shape {tuple(x.shape)}")
+        raise ValueError(f"expected three axes, batch, block and one more, got shape {tuple(x.shape)}")
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"expected a tensor on a CUDA device, got one on {x.device}")
     if not 1 <= d <= 1 << 30:
@@ -64,12 +64,12 @@ def check(x: Tensor, d: int, bins: int, atoms: int, bases: int | None, step: int
         raise ValueError(f"atoms {atoms} not in [1, {most}]")
     if bases is not None and not 1 <= bases <= 1 << 32:
         raise ValueError(f"bases {bases} not in [1, 2^32]")
-    if not 0 <= step < 1 << 32:
-        raise ValueError(f"step {step} not in [0, 2^32)")
+    if not 0 <= step_index < 1 << 32:
+        raise ValueError(f"step_index {step_index} not in [0, 2^32)")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} not in [0, 2^64)")
-    if unit < 0 or unit + x.shape[1] > 1 << 24:
-        raise ValueError(f"units {unit} to {unit + x.shape[1]} not in [0, 2^24)")
+    if block < 0 or block + x.shape[1] > 1 << 24:
+        raise ValueError(f"blocks {block} to {block + x.shape[1]} not in [0, 2^24)")
 
 
 def check_floats(name: str, x: Tensor) -> None:
@@ -78,11 +78,11 @@ def check_floats(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be contiguous float32, got {x.dtype}")
 
 
-def check_bias(bias: Tensor, units: int, atoms: int) -> None:
-    """ValueError unless bias is contiguous float32 [units, atoms]."""
+def check_bias(bias: Tensor, blocks: int, atoms: int) -> None:
+    """ValueError unless bias is contiguous float32 [blocks, atoms]."""
     check_floats("bias", bias)
-    if bias.shape != (units, atoms):
-        raise ValueError(f"bias must be [{units}, {atoms}], got {list(bias.shape)}")
+    if bias.shape != (blocks, atoms):
+        raise ValueError(f"bias must be [{blocks}, {atoms}], got {list(bias.shape)}")
 
 
 def check_count(count: int, atoms: int) -> None:
@@ -91,18 +91,18 @@ def check_count(count: int, atoms: int) -> None:
         raise ValueError(f"count {count} not in [1, {atoms}]")
 
 
-def groups(batch: int, units: int, entries: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts [batch, units] views of `entries` each into blocks of at most GROUP entries (one view at least).
+def groups(batch: int, blocks: int, entries: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts [batch, blocks] views of `entries` each into groups of at most GROUP entries (one view at least).
 
-    A block has all units or one image, so a contiguous tensor's block is contiguous too."""
-    many = max(1, GROUP // entries)
-    if units <= many:
-        for b in range(0, batch if units else 0, many // units if units else 1):
-            yield slice(b, min(b + many // units, batch)), slice(0, units)
+    A group has all blocks or one image, so a contiguous tensor's group is contiguous too."""
+    views = max(1, GROUP // entries)  # of a group
+    if blocks <= views:
+        for b in range(0, batch if blocks else 0, views // blocks if blocks else 1):
+            yield slice(b, min(b + views // blocks, batch)), slice(0, blocks)
     else:
         for b in range(batch):
-            for u in range(0, units, many):
-                yield slice(b, b + 1), slice(u, min(u + many, units))
+            for u in range(0, blocks, views):
+                yield slice(b, b + 1), slice(u, min(u + views, blocks))
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager:

@@ -1,6 +1,6 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
-"""Search of law `hadamard` on the tensor cores, for one bin of all P atoms: the same tokens in fewer instructions.
+"""Search of kind `hadamard` on the tensor cores, for one bin of all P atoms: the same tokens in fewer instructions.
 
 A transform of P = R C entries is two products with Walsh matrices, H_R X H_C. In fp16 with fp32 sums its scores are wrong
 by no more than `slack` (below), so they only say which bases may hold the winner: those whose largest |score| comes
@@ -34,8 +34,8 @@ def walsh(n: tl.constexpr):
     return (1 - 2 * (v & 1)).to(tl.float16)
 
 
-@triton.jit(do_not_specialize=["count", "chunk", "base", "units", *KEY])
-def matrix_kernel(V, KEYS, count, chunk, base, units, unit, step, k0, k1, LOGP: tl.constexpr, CHUNK: tl.constexpr):
+@triton.jit(do_not_specialize=["count", "chunk", "base", "blocks", *KEY])
+def matrix_kernel(V, KEYS, count, chunk, base, blocks, block, step_index, k0, k1, LOGP: tl.constexpr, CHUNK: tl.constexpr):
     """KEYS [rows], the running winners, against bases base ... base + count - 1, `chunk` <= CHUNK of them a program.
 
     V [rows, P] rotated residuals. Grid: (rows, chunks)."""
@@ -43,7 +43,7 @@ def matrix_kernel(V, KEYS, count, chunk, base, units, unit, step, k0, k1, LOGP: 
     R: tl.constexpr = 1 << (LOGP // 2)
     C: tl.constexpr = P // R
     row = tl.program_id(0)
-    number = unit + row % units
+    number = block + row % blocks
     start = tl.program_id(1) * chunk
     stop = tl.minimum(start + chunk, count)
     index = tl.full((1, 1), 0, tl.int32) + base
@@ -58,7 +58,7 @@ def matrix_kernel(V, KEYS, count, chunk, base, units, unit, step, k0, k1, LOGP: 
     rel = tl.arange(0, CHUNK)
     maxima = tl.full((CHUNK,), -1.0, tl.float32)
     for j in range(start, stop):
-        bits = row_bits(0, index + j, step, number, k0, k1, STREAM_BASIS, P)
+        bits = row_bits(0, index + j, step_index, number, k0, k1, STREAM_BASIS, P)
         x = flip(v, tl.reshape(bits, (R, C))).to(tl.float16)
         x = tl.dot(tl.dot(left, x).to(tl.float16), right)
         maxima = tl.where(rel == j - start, tl.max(tl.max(tl.abs(x), axis=1), axis=0), maxima)
@@ -70,7 +70,7 @@ def matrix_kernel(V, KEYS, count, chunk, base, units, unit, step, k0, k1, LOGP: 
     best = signed_key(squares * 0, 2 * P * first_base)  # where no score is a number above 0
     j = tl.min(tl.where((maxima >= least) & (maxima > 0), rel, CHUNK), axis=0)
     while j < CHUNK:
-        x = fwht(flip(v, row_bits(0, index + start + j, step, number, k0, k1, STREAM_BASIS, P)), 1, P, LOGP)
+        x = fwht(flip(v, row_bits(0, index + start + j, step_index, number, k0, k1, STREAM_BASIS, P)), 1, P, LOGP)
         top = tl.max(tl.reshape(tl.abs(x), (P,)), axis=0)
         place = tl.min(tl.reshape(tl.where(tl.abs(x) == top, 2 * n + (x < 0).to(tl.int32), 2 * P), (P,)), axis=0)
         best = tl.maximum(best, signed_key(top, 2 * P * (first_base + j) + place))

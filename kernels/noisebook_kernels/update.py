@@ -1,6 +1,6 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false
-"""From tokens to noise, for both laws: z = (the chosen signed atoms summed, exact integers) * one float32 factor.
+"""From tokens to noise, for both kinds: z = (the chosen signed atoms summed, exact integers) * one float32 factor.
 
 One launch makes z and back-traces with it; a view too long for one program takes one for every pass of its transform.
 
@@ -37,7 +37,9 @@ def walsh_words(word, i):
 
 
 @triton.jit
-def superposed(TOKENS, row, first, columns, atoms, apart, step, number, k0, k1, LOGN: tl.constexpr, HADAMARD: tl.constexpr):
+def superposed(
+    TOKENS, row, first, columns, atoms, apart, step_index, number, k0, k1, LOGN: tl.constexpr, HADAMARD: tl.constexpr
+):
     """The signed sign vectors of the tokens of a row, summed: int32 [1, N], the dimensions from `first` on.
 
     Token m names an atom of the bin that begins at row (`independent`: codeword) m * apart."""
@@ -53,41 +55,41 @@ def superposed(TOKENS, row, first, columns, atoms, apart, step, number, k0, k1, 
         atom = token >> 1
         if HADAMARD:
             i = m * apart + (atom % atoms).to(tl.int32)
-            w = row_words(first, index + atom // atoms, step, number, k0, k1, STREAM_BASIS, N) ^ walsh_words(word, i)
+            w = row_words(first, index + atom // atoms, step_index, number, k0, k1, STREAM_BASIS, N) ^ walsh_words(word, i)
         else:  # the codeword's number wraps at 2^32 as it should
-            w = row_words(first, index + m * apart + atom, step, number, k0, k1, STREAM_INDEPENDENT, N)
+            w = row_words(first, index + m * apart + atom, step_index, number, k0, k1, STREAM_INDEPENDENT, N)
         w ^= (-(token & 1)).to(tl.uint32)
         negative += ((tl.reshape(w, (WORDS, 1)) >> bit) & 1).to(tl.int32)
     return tl.reshape(columns - 2 * negative, (1, N))
 
 
 @triton.jit
-def rotated_back(x, first, step, number, k0, k1, LOGN: tl.constexpr):
+def rotated_back(x, first, step_index, number, k0, k1, LOGN: tl.constexpr):
     """int32 x [1, N] under the signs of the rotation: the integer is flipped, so that there is no -0.0."""
     index = tl.full((1, 1), 0, tl.int32)
-    bits = row_bits(first, index, step, number, k0, k1, STREAM_ROTATION, 1 << LOGN)
+    bits = row_bits(first, index, step_index, number, k0, k1, STREAM_ROTATION, 1 << LOGN)
     return tl.where((bits & 0x80000000) != 0, -x, x)
 
 
 @triton.jit
 def unit_factor(squares, d):
-    """float32( sqrt( d / squares ) ), or 0: a float64 division and square root and one rounding, as the law has it."""
+    """float32( sqrt( d / squares ) ), or 0: a float64 division and square root and one rounding."""
     wide = squares.to(tl.float64)
     size = tl.cast(d, tl.float64)  # not d.to(): Triton compiles a 1 in as a plain number, which has no methods
     return tl.where(squares > 0, tl.sqrt(size / tl.where(squares > 0, wide, 1.0)), 0.0).to(tl.float32)
 
 
 @triton.jit
-def finished(Y, X0, out, inside, z, keep, gain, BACKTRACE: tl.constexpr):
-    """z, or (X0 + keep (Y - X0)) + gain z, each operation rounded on its own."""
+def finished(Y, X0, out, inside, z, keep, sigma_up, BACKTRACE: tl.constexpr):
+    """z, or (X0 + keep (Y - X0)) + sigma_up z, each operation rounded on its own."""
     if BACKTRACE:
         y = tl.load(Y + out, mask=inside, other=0.0)
         x0 = tl.load(X0 + out, mask=inside, other=0.0)
-        z = (x0 + keep * (y - x0)) + gain * z
+        z = (x0 + keep * (y - x0)) + sigma_up * z
     return z
 
 
-@triton.jit(do_not_specialize=["columns", "atoms", "apart", "keep", "gain", "units", *KEY])
+@triton.jit(do_not_specialize=["columns", "atoms", "apart", "keep", "sigma_up", "blocks", *KEY])
 def noise_kernel(
     TOKENS,
     Y,
@@ -98,10 +100,10 @@ def noise_kernel(
     atoms,
     apart,
     keep,
-    gain,
-    units,
-    unit,
-    step,
+    sigma_up,
+    blocks,
+    block,
+    step_index,
     k0,
     k1,
     LOGP: tl.constexpr,
@@ -110,27 +112,27 @@ def noise_kernel(
 ):
     """Everything for a view that fits one program: OUT [rows, d] from TOKENS [rows, columns]. Grid: (rows,)."""
     row = tl.program_id(0)
-    number = unit + row % units
-    x = superposed(TOKENS, row, 0, columns, atoms, apart, step, number, k0, k1, LOGP, HADAMARD)
-    x = rotated_back(fwht(x, 1, 1 << LOGP, LOGP), 0, step, number, k0, k1, LOGP)
+    number = block + row % blocks
+    x = superposed(TOKENS, row, 0, columns, atoms, apart, step_index, number, k0, k1, LOGP, HADAMARD)
+    x = rotated_back(fwht(x, 1, 1 << LOGP, LOGP), 0, step_index, number, k0, k1, LOGP)
     at = tl.arange(0, 1 << LOGP)[None, :]
     inside = at < d
     wide = tl.where(inside, x, 0).to(tl.int64)
     z = x.to(tl.float32) * unit_factor(tl.sum(tl.reshape(wide * wide, (1 << LOGP,)), axis=0), d)
     out = row.to(tl.int64) * d + at
-    tl.store(OUT + out, finished(Y, X0, out, inside, z, keep, gain, BACKTRACE), mask=inside)
+    tl.store(OUT + out, finished(Y, X0, out, inside, z, keep, sigma_up, BACKTRACE), mask=inside)
 
 
-@triton.jit(do_not_specialize=["columns", "atoms", "apart", "units", *KEY])
+@triton.jit(do_not_specialize=["columns", "atoms", "apart", "blocks", *KEY])
 def superpose_kernel(
     TOKENS,
     SUM,
     columns,
     atoms,
     apart,
-    units,
-    unit,
-    step,
+    blocks,
+    block,
+    step_index,
     k0,
     k1,
     LOGP: tl.constexpr,
@@ -141,7 +143,7 @@ def superpose_kernel(
     N: tl.constexpr = 1 << LOGN
     row = tl.program_id(0) >> (LOGP - LOGN)
     first = (tl.program_id(0) & ((1 << (LOGP - LOGN)) - 1)) << LOGN
-    x = superposed(TOKENS, row, first, columns, atoms, apart, step, unit + row % units, k0, k1, LOGN, HADAMARD)
+    x = superposed(TOKENS, row, first, columns, atoms, apart, step_index, block + row % blocks, k0, k1, LOGN, HADAMARD)
     tl.store(SUM + (row.to(tl.int64) << LOGP) + first + tl.arange(0, N)[None, :], fwht(x, 1, N, LOGN))
 
 
@@ -155,7 +157,7 @@ def square_sum_kernel(SUM, SQUARES, d, LOGP: tl.constexpr, LOGN: tl.constexpr):
     tl.atomic_add(SQUARES + row, tl.sum(x * x, axis=0))  # integers: any order gives the same sum
 
 
-@triton.jit(do_not_specialize=["keep", "gain", "units", *KEY])
+@triton.jit(do_not_specialize=["keep", "sigma_up", "blocks", *KEY])
 def update_kernel(
     SUM,
     SQUARES,
@@ -164,10 +166,10 @@ def update_kernel(
     OUT,
     d,
     keep,
-    gain,
-    units,
-    unit,
-    step,
+    sigma_up,
+    blocks,
+    block,
+    step_index,
     k0,
     k1,
     LOGP: tl.constexpr,
@@ -180,10 +182,10 @@ def update_kernel(
     at = first + tl.arange(0, 1 << LOGN)[None, :]
     inside = at < d
     x = tl.load(SUM + (row.to(tl.int64) << LOGP) + at, mask=inside, other=0)
-    x = rotated_back(x, first, step, unit + row % units, k0, k1, LOGN)
+    x = rotated_back(x, first, step_index, block + row % blocks, k0, k1, LOGN)
     z = x.to(tl.float32) * unit_factor(tl.load(SQUARES + row), d)
     out = row.to(tl.int64) * d + at
-    tl.store(OUT + out, finished(Y, X0, out, inside, z, keep, gain, BACKTRACE), mask=inside)
+    tl.store(OUT + out, finished(Y, X0, out, inside, z, keep, sigma_up, BACKTRACE), mask=inside)
 
 
 def _group(
@@ -192,7 +194,7 @@ def _group(
     y: Tensor,
     x0: Tensor,
     keep: float,
-    gain: float,
+    sigma_up: float,
     bins: int,
     atoms: int,
     key: Key,
@@ -215,7 +217,7 @@ def _group(
             atoms,
             apart,
             keep,
-            gain,
+            sigma_up,
             *key,
             LOGP=logp,
             HADAMARD=hadamard,
@@ -251,7 +253,7 @@ def _group(
         out,
         d,
         keep,
-        gain,
+        sigma_up,
         *key,
         LOGP=logp,
         LOGN=logn,
@@ -267,22 +269,22 @@ def noise(
     bins: int,
     atoms: int,
     bases: int | None,
-    step: int,
+    step_index: int,
     seed: int,
-    unit: int,
+    block: int,
     y: Tensor | None = None,
     x0_hat: Tensor | None = None,
     keep: float = 0.0,
-    gain: float = 0.0,
+    sigma_up: float = 0.0,
 ) -> Tensor:
-    """z(tokens), or the back-trace update when y and x0_hat are given: float32 [B, U, d]. bases: None for the law
+    """z(tokens), or the back-trace update when y and x0_hat are given: float32 [B, U, d]. bases: None for kind
     `independent`."""
-    check(tokens, d, bins, atoms, bases, step, seed, unit)
+    check(tokens, d, bins, atoms, bases, step_index, seed, block)
     columns = tokens.shape[-1]  # one bin may give any number of tokens
     if tokens.dtype != torch.int64 or not tokens.is_contiguous() or columns < 1 or (columns != bins and bins != 1):
         raise ValueError(f"tokens must be contiguous int64 [B, U, {bins}], got {tokens.dtype} {tuple(tokens.shape)}")
-    batch, units = tokens.shape[:2]
-    out = torch.empty((batch, units, d), dtype=torch.float32, device=tokens.device)
+    batch, blocks = tokens.shape[:2]
+    out = torch.empty((batch, blocks, d), dtype=torch.float32, device=tokens.device)
     backtrace = y is not None
     old, clean = (y, x0_hat) if y is not None and x0_hat is not None else (out, out)
     for name, x in (("y", old), ("x0_hat", clean)):
@@ -290,22 +292,24 @@ def noise(
         if x.shape != out.shape or x.device != out.device:
             raise ValueError(f"{name} must be {tuple(out.shape)} on {out.device}, got {tuple(x.shape)} on {x.device}")
     with on(tokens):
-        for b, u in groups(batch, units, 1 << log2_padded(d)):
-            key = Key.of(u.stop - u.start, unit + u.start, step, seed)
+        for b, u in groups(batch, blocks, 1 << log2_padded(d)):
+            key = Key.of(u.stop - u.start, block + u.start, step_index, seed)
             flat, into, y0, x0 = tokens[b, u].reshape(-1, columns), *(x[b, u].reshape(-1, d) for x in (out, old, clean))
-            _group(flat, into, y0, x0, keep, gain, bins, atoms, key, bases is not None, backtrace)
+            _group(flat, into, y0, x0, keep, sigma_up, bins, atoms, key, bases is not None, backtrace)
     return out
 
 
-def hadamard_noise(tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def hadamard_noise(
+    tokens: Tensor, d: int, bins: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0
+) -> Tensor:
     """z(tokens): int64 [B, U, bins] -> float32 [B, U, d] of root mean square 1, the same bits on every device. With one
     bin there may be any number of tokens."""
-    return noise(tokens, d, bins, atoms, bases, step, seed, unit)
+    return noise(tokens, d, bins, atoms, bases, step_index, seed, block)
 
 
-def independent_noise(tokens: Tensor, d: int, bins: int, atoms: int, step: int, seed: int, unit: int = 0) -> Tensor:
+def independent_noise(tokens: Tensor, d: int, bins: int, atoms: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """z(tokens): int64 [B, U, bins] -> float32 [B, U, d] of root mean square 1, the same bits on every device."""
-    return noise(tokens, d, bins, atoms, None, step, seed, unit)
+    return noise(tokens, d, bins, atoms, None, step_index, seed, block)
 
 
 def hadamard_backtrace(
@@ -313,17 +317,17 @@ def hadamard_backtrace(
     x0_hat: Tensor,
     tokens: Tensor,
     keep: float,
-    gain: float,
+    sigma_up: float,
     bins: int,
     atoms: int,
     bases: int,
-    step: int,
+    step_index: int,
     seed: int,
-    unit: int = 0,
+    block: int = 0,
 ) -> Tensor:
-    """(x0_hat + keep (y - x0_hat)) + gain z(tokens), float32 [B, U, D]; keep and gain are rounded to float32 first and
-    every operation on its own, so the bits are those of the same expression over `hadamard_noise` in plain torch."""
-    return noise(tokens, y.shape[-1], bins, atoms, bases, step, seed, unit, y, x0_hat, keep, gain)
+    """(x0_hat + keep (y - x0_hat)) + sigma_up z(tokens), float32 [B, U, D]; keep and sigma_up are rounded to float32 first,
+    and every operation on its own, so the bits are those of the same expression over `hadamard_noise` in plain torch."""
+    return noise(tokens, y.shape[-1], bins, atoms, bases, step_index, seed, block, y, x0_hat, keep, sigma_up)
 
 
 def independent_backtrace(
@@ -331,12 +335,12 @@ def independent_backtrace(
     x0_hat: Tensor,
     tokens: Tensor,
     keep: float,
-    gain: float,
+    sigma_up: float,
     bins: int,
     atoms: int,
-    step: int,
+    step_index: int,
     seed: int,
-    unit: int = 0,
+    block: int = 0,
 ) -> Tensor:
-    """As `hadamard_backtrace`, for the law `independent`."""
-    return noise(tokens, y.shape[-1], bins, atoms, None, step, seed, unit, y, x0_hat, keep, gain)
+    """As `hadamard_backtrace`, for kind `independent`."""
+    return noise(tokens, y.shape[-1], bins, atoms, None, step_index, seed, block, y, x0_hat, keep, sigma_up)

@@ -7,7 +7,6 @@ A signed token's key holds |score| (31 bits of a float32 that is not negative) a
 score may be negative, so its order-preserving integer takes 32 bits, and the atom, without a sign, the other 32.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,9 +30,9 @@ def biased_key(score, atom):
 
 
 @triton.jit
-def unpack_kernel(KEYS, n, BIASED: tl.constexpr, BLOCK: tl.constexpr):
+def unpack_kernel(KEYS, n, BIASED: tl.constexpr, SIZE: tl.constexpr):
     """KEYS [n] int64, in place: keys -> tokens."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     key = tl.load(KEYS + at, mask=at < n, other=0)
     if BIASED:
         token = 2 * (0xFFFFFFFF - (key & 0xFFFFFFFF))
@@ -45,10 +44,4 @@ def unpack_kernel(KEYS, n, BIASED: tl.constexpr, BLOCK: tl.constexpr):
 def unpack(keys: Tensor, biased: bool = False) -> None:
     """Keys -> tokens, in place."""
     if keys.numel():
-        unpack_kernel[(triton.cdiv(keys.numel(), 256),)](keys, keys.numel(), BIASED=biased, BLOCK=256, num_warps=4)
-
-
-def keep_top(best: Tensor | None, keys: Tensor, count: int) -> Tensor:
-    """The `count` largest of `best` [rows, <= count] and `keys` [rows, n], in order; no two keys are equal."""
-    keys = keys if best is None else torch.cat([best, keys], 1)
-    return keys.topk(min(count, keys.shape[1]), dim=1, sorted=True)[0]
+        unpack_kernel[(triton.cdiv(keys.numel(), 256),)](keys, keys.numel(), BIASED=biased, SIZE=256, num_warps=4)

@@ -50,18 +50,18 @@ def test_codebook_is_the_definition(kind, vocab_size, extension, fresh, monkeypa
         monkeypatch.setattr(codebook, "backend", lambda device: reference)
     book = Codebook(kind, vocab_size, int(fresh.integers(2**63)))
     residual = torch.from_numpy(fresh.standard_normal((3, 2, 90), "float32"))
-    step, bins = int(fresh.integers(2**32)), 4
-    tokens = book.select(residual, bins, step)
-    z = book.noise(tokens, 90, step)
+    step_index, bins = int(fresh.integers(2**32)), 4
+    tokens = book.select(residual, bins, step_index)
+    z = book.noise(tokens, 90, step_index)
     for block in range(2):
         shape = book.shape(bins, 90)[: 3 if kind == "hadamard" else 2]
         scores_of = getattr(reference, f"{kind}_select")
         if kind == "hadamard" or not extension:  # the extension quantises `independent` scores, see test_native.py
-            assert torch.equal(tokens[:, block], scores_of(residual[:, block], *shape, step, book.seed, block))
-        total = getattr(reference, f"{kind}_total")(tokens[:, block], 90, *shape, step, book.seed, block)
+            assert torch.equal(tokens[:, block], scores_of(residual[:, block], *shape, step_index, book.seed, block))
+        total = getattr(reference, f"{kind}_total")(tokens[:, block], 90, *shape, step_index, book.seed, block)
         assert torch.equal(z[:, block], reference.unit_rms(total))
     y, x0_hat = torch.from_numpy(fresh.standard_normal((2, 3, 2, 90), "float32"))
-    assert torch.equal(book.backtrace(y, x0_hat, tokens, 0.3, 0.7, step), x0_hat + 0.3 * (y - x0_hat) + 0.7 * z)
+    assert torch.equal(book.backtrace(y, x0_hat, tokens, 0.3, 0.7, step_index), x0_hat + 0.3 * (y - x0_hat) + 0.7 * z)
     assert (z.square().mean(-1) - 1).abs().max() < 1e-6
 
 
@@ -71,10 +71,10 @@ def test_rules_over_one_bin_are_the_definition(kind, vocab_size, extension, fres
     """`top` and `biased` and the noise of their tokens: as good as the definition's, of each block's own codebook."""
     if not extension:
         monkeypatch.setattr(codebook, "backend", lambda device: reference)
-    book, d, step = Codebook(kind, vocab_size, int(fresh.integers(2**63))), 90, int(fresh.integers(2**32))
+    book, d, step_index = Codebook(kind, vocab_size, int(fresh.integers(2**63))), 90, int(fresh.integers(2**32))
     residual = torch.from_numpy(fresh.standard_normal((3, 2, d), "float32"))
     bias = torch.from_numpy(fresh.standard_normal((2, vocab_size // 2), "float32")) * 5
-    top, biased = book.top(residual, 7, step), book.biased(residual, bias, step)
+    top, biased = book.top(residual, 7, step_index), book.biased(residual, bias, step_index)
     assert (top.shape, top.dtype) == ((3, 2, 7), torch.int64)
     assert (biased.shape, biased.dtype) == ((3, 2, 1), torch.int64)
     # int8 scores, with which the extension takes the `top` of `independent`, miss by 1 % of |r| r.m.s.
@@ -83,9 +83,9 @@ def test_rules_over_one_bin_are_the_definition(kind, vocab_size, extension, fres
     for block in range(2):
         r, size = residual[:, block], residual[:, block].norm(dim=-1, keepdim=True)
         if kind == "hadamard":
-            scores = reference.hadamard_scores(r, shape[2], step, book.seed, block).flatten(1)
+            scores = reference.hadamard_scores(r, shape[2], step_index, book.seed, block).flatten(1)
         else:
-            scores = reference.independent_scores(r, vocab_size // 2, step, book.seed, block)
+            scores = reference.independent_scores(r, vocab_size // 2, step_index, book.seed, block)
         chosen = scores.gather(-1, top[:, block] >> 1) * (1 - 2 * (top[:, block] & 1))
         assert all(len(set(row)) == 7 for row in (top[:, block] >> 1).tolist())
         assert ((scores.abs().topk(7)[0] - chosen).abs() <= tolerance * size).all()
@@ -93,11 +93,11 @@ def test_rules_over_one_bin_are_the_definition(kind, vocab_size, extension, fres
         assert (keys.amax(-1, keepdim=True) - keys.gather(-1, biased[:, block] >> 1) <= min(tolerance, 0.01) * size).all()
         assert not (biased & 1).any()
         for tokens in (top, biased):
-            total = getattr(reference, f"{kind}_total")(tokens[:, block], d, *shape, step, book.seed, block)
-            assert torch.equal(book.noise(tokens, d, step, pooled=True)[:, block], reference.unit_rms(total))
+            total = getattr(reference, f"{kind}_total")(tokens[:, block], d, *shape, step_index, book.seed, block)
+            assert torch.equal(book.noise(tokens, d, step_index, pooled=True)[:, block], reference.unit_rms(total))
     y, x0_hat = torch.from_numpy(fresh.standard_normal((2, 3, 2, d), "float32"))
-    right = x0_hat + 0.3 * (y - x0_hat) + 0.7 * book.noise(top, d, step, pooled=True)
-    assert torch.equal(book.backtrace(y, x0_hat, top, 0.3, 0.7, step, pooled=True), right)
+    right = x0_hat + 0.3 * (y - x0_hat) + 0.7 * book.noise(top, d, step_index, pooled=True)
+    assert torch.equal(book.backtrace(y, x0_hat, top, 0.3, 0.7, step_index, pooled=True), right)
 
 
 def test_rules_over_one_bin_refuse_what_does_not_fit():
@@ -142,11 +142,11 @@ def test_best_scores_follow_the_law_of_gaussian_codewords(fresh):
     r = torch.from_numpy(fresh.standard_normal((1, 900)))
     for kind in ("hadamard", "independent"):
         best = []
-        for step in range(60):
+        for step_index in range(60):
             if kind == "hadamard":
-                s = reference.hadamard_scores(r / r.norm(), 4, step, 7).flatten()
+                s = reference.hadamard_scores(r / r.norm(), 4, step_index, 7).flatten()
             else:
-                s = reference.independent_scores(r / r.norm(), 512, step, 7).flatten()
+                s = reference.independent_scores(r / r.norm(), 512, step_index, 7).flatten()
             best.append(float(s.max()))
         k = 4096 if kind == "hadamard" else 512
         u = sorted((0.5 * (1 + erf(b / sqrt(2)))) ** k for b in best)  # uniform if the law holds

@@ -25,26 +25,26 @@ def isa(request):
     native.set_isa(before)
 
 
-def shape_of(law, bins, atoms, bases):
-    return (bins, atoms, bases) if law == "hadamard" else (bins, atoms)
+def shape_of(kind, bins, atoms, bases):
+    return (bins, atoms, bases) if kind == "hadamard" else (bins, atoms)
 
 
 @pytest.mark.parametrize("case", KNOWN["cases"], ids=lambda c: f"{c['law']}-{c['d']}-{c['bins']}x{c['atoms']}x{c['bases']}")
 def test_known_answers(isa, case):
-    law, stream = case["law"], {"step_index": case["step"], "seed": int(case["seed"]), "block": case["unit"]}
-    shape = shape_of(law, case["bins"], case["atoms"], case["bases"])
-    z = NOISE[law](np.array(case["tokens"])[None, None], case["d"], *shape, **stream)
+    kind, stream = case["law"], {"step_index": case["step"], "seed": int(case["seed"]), "block": case["unit"]}
+    shape = shape_of(kind, case["bins"], case["atoms"], case["bases"])
+    z = NOISE[kind](np.array(case["tokens"])[None, None], case["d"], *shape, **stream)
     assert z.dtype == np.float32
     assert z.shape == (1, 1, case["d"])
     assert [float(v).hex() for v in z[0, 0, :4]] == case["z_float32_head_hex"]
     if case["residual"] is None:
         return
-    tokens = SELECT[law](np.array(case["residual"], np.float32)[None, None], *shape, **stream)
+    tokens = SELECT[kind](np.array(case["residual"], np.float32)[None, None], *shape, **stream)
     assert tokens.dtype == np.int64
     assert tokens[0, 0].tolist() == case["tokens"]
 
 
-# law, batch, units, d, bins, atoms, bases, first unit, residuals
+# kind, batch, blocks, d, bins, atoms, bases, first block, residuals
 CASES = [
     ("hadamard", 3, 1, 1, 1, 1, 5, 0, "normal"),
     ("hadamard", 2, 3, 2, 2, 1, 3, 9, "normal"),
@@ -86,33 +86,34 @@ def test_against_the_definition():
     entropy = np.random.SeedSequence().entropy
     rng = np.random.default_rng(entropy)
     quantisation = []
-    for law, batch, units, d, bins, atoms, bases, unit, kind in CASES:
-        step, seed = int(rng.integers(2**32)), int(rng.integers(2**64, dtype=np.uint64))
-        where = f"{law} D={d} M={bins} A={atoms} J={bases} unit={unit} {kind} step={step} seed={seed}; rng {entropy}"
-        shape = shape_of(law, bins, atoms, bases)
-        r = residuals(kind, rng, batch, units, d)
+    for kind, batch, blocks, d, bins, atoms, bases, block, form in CASES:
+        step_index, seed = int(rng.integers(2**32)), int(rng.integers(2**64, dtype=np.uint64))
+        shape = shape_of(kind, bins, atoms, bases)
+        where = f"{kind} {form} D={d} shape={shape} block={block} step_index={step_index} seed={seed}; rng {entropy}"
+        r = residuals(form, rng, batch, blocks, d)
         chosen, made = [], []
         for name in native.available_isas():
             native.set_isa(name)
-            chosen.append(SELECT[law](r, *shape, step, seed, unit))
-            made.append(NOISE[law](chosen[0], d, *shape, step, seed, unit))
+            chosen.append(SELECT[kind](r, *shape, step_index, seed, block))
+            made.append(NOISE[kind](chosen[0], d, *shape, step_index, seed, block))
         native.set_isa(native.available_isas()[0])
         tokens, z = chosen[0], made[0]
-        assert tokens.shape == (batch, units, bins), where
+        assert tokens.shape == (batch, blocks, bins), where
         assert tokens.min() >= 0, where
         assert tokens.max() < 2 * bases * atoms, where
         for other_tokens, other_z in zip(chosen, made, strict=True):
             assert np.array_equal(tokens, other_tokens), where
             assert np.array_equal(bits(z), bits(other_z)), where
-        assert np.array_equal(bits(z), bits(expected_noise(law, tokens, d, bins, atoms, bases, step, seed, unit))), where
-        for u in range(units):
-            loss = losses(law, r[:, u], tokens[:, u], bins, atoms, bases, step, seed, unit + u)
-            if law == "hadamard":
+        right = expected_noise(kind, tokens, d, bins, atoms, bases, step_index, seed, block)
+        assert np.array_equal(bits(z), bits(right)), where
+        for u in range(blocks):
+            loss = losses(kind, r[:, u], tokens[:, u], bins, atoms, bases, step_index, seed, block + u)
+            if kind == "hadamard":
                 assert loss.max() <= 1e-5, where
                 continue
             quantisation.append(loss.ravel())
-            if kind not in ("tiny", "huge"):  # those are rescaled first: the plain float32 sums would overflow or round
-                s = integer_scores(r[:, u], bins * atoms, step, seed, unit + u).reshape(batch, bins, atoms)
+            if form not in ("tiny", "huge"):  # those are rescaled first: the plain float32 sums would overflow or round
+                s = integer_scores(r[:, u], bins * atoms, step_index, seed, block + u).reshape(batch, bins, atoms)
                 assert np.array_equal(tokens[:, u], reference.best_signed(torch.from_numpy(s))), where
     # int8 costs 0.9 % of |r| r.m.s. on a score, so the rule of 1 % holds for all but some choices in a hundred
     loss = np.concatenate(quantisation)
@@ -120,12 +121,12 @@ def test_against_the_definition():
     assert loss.max() <= 0.08, f"{loss.max()}; rng {entropy}"
 
 
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
-def test_ties_and_zero(isa, law):
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_ties_and_zero(isa, kind):
     """Scores of exactly one size everywhere go to atom 0; a zero residual is token 0 in every bin."""
-    assert not SELECT[law](np.zeros((3, 2, 300), np.float32), 4, 20, *([5] if law == "hadamard" else []), 1, 2).any()
-    assert not SELECT[law](-np.zeros((1, 1, 3000), np.float32), 1, 64, *([5] if law == "hadamard" else []), 1, 2).any()
-    if law == "hadamard":  # D = 1: every atom is +1 or -1
+    assert not SELECT[kind](np.zeros((3, 2, 300), np.float32), 4, 20, *([5] if kind == "hadamard" else []), 1, 2).any()
+    assert not SELECT[kind](-np.zeros((1, 1, 3000), np.float32), 1, 64, *([5] if kind == "hadamard" else []), 1, 2).any()
+    if kind == "hadamard":  # D = 1: every atom is +1 or -1
         t = native.hadamard_select(np.full((1, 1, 1), -2.5, np.float32), 1, 1, 400, 3, 4)
         sign = native.hadamard_noise(t, 1, 1, 1, 400, 3, 4)
         assert t[0, 0, 0] in (0, 1)
@@ -163,18 +164,18 @@ def test_threads_do_not_matter(isa):
         assert np.array_equal(bits(one), bits(native.hadamard_noise(t, 3072, 16, 256, 30, 7, 8, threads=n)))
 
 
-def test_units_have_their_own_streams(isa):
+def test_blocks_have_their_own_streams(isa):
     r = residuals("normal", np.random.default_rng(), 2, 3, 96)
-    for law, shape in (("hadamard", (2, 64, 3)), ("independent", (2, 64))):
-        together = SELECT[law](r, *shape, 5, 6, 10)
-        z = NOISE[law](together, 96, *shape, 5, 6, 10)
+    for kind, shape in (("hadamard", (2, 64, 3)), ("independent", (2, 64))):
+        together = SELECT[kind](r, *shape, 5, 6, 10)
+        z = NOISE[kind](together, 96, *shape, 5, 6, 10)
         for u in range(3):
             alone = np.ascontiguousarray(r[:, u : u + 1])
-            assert np.array_equal(SELECT[law](alone, *shape, 5, 6, 10 + u)[:, 0], together[:, u])
-            part = NOISE[law](np.ascontiguousarray(together[:, u : u + 1]), 96, *shape, 5, 6, 10 + u)
+            assert np.array_equal(SELECT[kind](alone, *shape, 5, 6, 10 + u)[:, 0], together[:, u])
+            part = NOISE[kind](np.ascontiguousarray(together[:, u : u + 1]), 96, *shape, 5, 6, 10 + u)
             assert np.array_equal(bits(part[:, 0]), bits(z[:, u]))
         same = np.repeat(r[:, :1], 3, 1)
-        assert len({SELECT[law](same, *shape, 5, 6, 10)[0, u].tobytes() for u in range(3)}) > 1
+        assert len({SELECT[kind](same, *shape, 5, 6, 10)[0, u].tobytes() for u in range(3)}) > 1
 
 
 def test_more_than_2_to_33_entries():
@@ -268,9 +269,9 @@ def test_not_finite(isa, value):
     for d, at in ((1, 0), (3072, 0), (3072, 3071), (100, 50)):
         r = np.ones((2, 2, d), np.float32)
         r[1, 1, at] = value
-        for law, shape in (("hadamard", (1, 1, 2)), ("independent", (1, 1))):
+        for kind, shape in (("hadamard", (1, 1, 2)), ("independent", (1, 1))):
             with pytest.raises(ValueError, match=r"^the residual is not finite$"):
-                SELECT[law](r, *shape, 0, 0)
+                SELECT[kind](r, *shape, 0, 0)
 
 
 R = np.zeros((1, 1, 48), np.float32)
@@ -299,13 +300,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
 @pytest.mark.parametrize(("change", "message"), BAD, ids=str)
-def test_bad_numbers(law, change, message):
+def test_bad_numbers(kind, change, message):
     args = GOOD | change
-    if law == "independent":
+    if kind == "independent":
         del args["bases"]
-    for call in (lambda: SELECT[law](R, **args), lambda: NOISE[law](T, d=48, **args)):
+    for call in (lambda: SELECT[kind](R, **args), lambda: NOISE[kind](T, d=48, **args)):
         with pytest.raises(ValueError, match=message) as error:
             call()
         assert "\n" not in str(error.value)

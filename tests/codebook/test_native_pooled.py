@@ -25,15 +25,15 @@ def everywhere(call):
     return results[0]
 
 
-def streams(rng, unit=0):
-    return int(rng.integers(2**32)), int(rng.integers(2**64, dtype=np.uint64)), unit
+def streams(rng, block=0):
+    return int(rng.integers(2**32)), int(rng.integers(2**64, dtype=np.uint64)), block
 
 
 def norms(r):
     return np.linalg.norm(r.astype(np.float64), axis=-1, keepdims=True)
 
 
-# law, batch, units, d, atoms, bases, first unit, residuals
+# kind, batch, blocks, d, atoms, bases, first block, residuals
 CASES = [
     ("hadamard", 3, 1, 1, 1, 9, 0, "normal"),
     ("hadamard", 2, 3, 2, 2, 20, 9, "normal"),
@@ -55,21 +55,21 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_top_against_the_definition(case, fresh):
-    law, batch, units, d, atoms, bases, unit, kind = case
-    choices, stream = atoms * bases, streams(fresh, unit)
-    shape = (atoms, bases) if law == "hadamard" else (atoms,)
-    r = residuals(kind, fresh, batch, units, d)
+    kind, batch, blocks, d, atoms, bases, block, form = case
+    choices, stream = atoms * bases, streams(fresh, block)
+    shape = (atoms, bases) if kind == "hadamard" else (atoms,)
+    r = residuals(form, fresh, batch, blocks, d)
     for count in {1, min(3, choices), int(fresh.integers(1, choices + 1)), choices}:
-        tokens = everywhere(lambda threads, count=count: TOP[law](r, count, *shape, *stream, threads=threads))
-        assert tokens.shape == (batch, units, count)
+        tokens = everywhere(lambda threads, count=count: TOP[kind](r, count, *shape, *stream, threads=threads))
+        assert tokens.shape == (batch, blocks, count)
         assert tokens.dtype == np.int64
-        for u in range(units):
-            t, where = tokens[:, u], (*stream[:2], unit + u)
-            if law == "independent":
+        for u in range(blocks):
+            t, where = tokens[:, u], (*stream[:2], block + u)
+            if kind == "independent":
                 s = integer_scores(r[:, u], choices, *where)
                 assert np.array_equal(t, reference.top_signed(torch.from_numpy(s), count).numpy())
                 continue
-            s = exact_scores(law, r[:, u], 1, atoms, bases, *where)[:, 0]
+            s = exact_scores(kind, r[:, u], 1, atoms, bases, *where)[:, 0]
             chosen, size = np.take_along_axis(s, t >> 1, -1), norms(r[:, u])
             assert all(len(set(row)) == count for row in (t >> 1).tolist())
             assert (np.abs(np.abs(chosen) + np.sort(-np.abs(s))[:, :count]) <= 1e-5 * size).all()
@@ -79,22 +79,22 @@ def test_top_against_the_definition(case, fresh):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_biased_against_the_definition(case, fresh):
-    law, batch, units, d, atoms, bases, unit, kind = case
-    stream = streams(fresh, unit)
-    r = residuals(kind, fresh, batch, units, d)
+    kind, batch, blocks, d, atoms, bases, block, form = case
+    stream = streams(fresh, block)
+    r = residuals(form, fresh, batch, blocks, d)
     for scale in (0.0, 0.1, 3.0):  # in units of the scores
-        bias = fresh.standard_normal((units, atoms * bases)) * scale * norms(r).max()
+        bias = fresh.standard_normal((blocks, atoms * bases)) * scale * norms(r).max()
         bias = np.clip(bias, -3e38, 3e38).astype(np.float32)
         bias[fresh.random(bias.shape) < 0.2] = -np.inf
-        shape = (atoms, bases) if law == "hadamard" else ()
-        tokens = everywhere(lambda threads, bias=bias, shape=shape: BIASED[law](r, bias, *shape, *stream, threads=threads))
-        assert tokens.shape == (batch, units, 1)
+        shape = (atoms, bases) if kind == "hadamard" else ()
+        tokens = everywhere(lambda threads, bias=bias, shape=shape: BIASED[kind](r, bias, *shape, *stream, threads=threads))
+        assert tokens.shape == (batch, blocks, 1)
         assert tokens.dtype == np.int64
         assert not (tokens & 1).any()
-        for u in range(units):
-            keys = exact_scores(law, r[:, u], 1, atoms, bases, *stream[:2], unit + u)[:, 0] + bias[u]
+        for u in range(blocks):
+            keys = exact_scores(kind, r[:, u], 1, atoms, bases, *stream[:2], block + u)[:, 0] + bias[u]
             chosen = np.take_along_axis(keys, tokens[:, u] >> 1, -1)
-            best, tolerance = keys.max(-1, keepdims=True), 1e-5 if law == "hadamard" else 1e-2
+            best, tolerance = keys.max(-1, keepdims=True), 1e-5 if kind == "hadamard" else 1e-2
             assert (chosen >= best - tolerance * norms(r[:, u])).all(), (scale, u)
 
 
@@ -112,20 +112,24 @@ def test_biased_independent_choices_are_not_quantised(fresh):
 def test_ties_go_to_the_smaller_atom(fresh):
     """Small integers and P a power of 4: all scores are exact, most of them tied, across bases and threads too."""
     r = fresh.integers(-2, 3, (3, 2, 13)).astype(np.float32)
-    step, seed, _ = streams(fresh)
+    step_index, seed, _ = streams(fresh)
     bias = fresh.integers(-2, 3, (2, 16 * 400)).astype(np.float32)
     for count in (1, 500, 6400):
-        tokens = everywhere(lambda threads, count=count: native.hadamard_top(r, count, 16, 400, step, seed, threads=threads))
+        tokens = everywhere(
+            lambda threads, count=count: native.hadamard_top(r, count, 16, 400, step_index, seed, threads=threads)
+        )
         for u in range(2):
-            right = reference.hadamard_top(torch.from_numpy(r[:, u]), count, 16, 400, step, seed, u)
+            right = reference.hadamard_top(torch.from_numpy(r[:, u]), count, 16, 400, step_index, seed, u)
             assert np.array_equal(tokens[:, u], right)
-    tokens = everywhere(lambda threads: native.hadamard_biased(r, bias, 16, 400, step, seed, threads=threads))
-    alike = everywhere(lambda threads: native.independent_biased(r[:, :, :1].copy(), bias, step, seed, threads=threads))
+    tokens = everywhere(lambda threads: native.hadamard_biased(r, bias, 16, 400, step_index, seed, threads=threads))
+    alike = everywhere(
+        lambda threads: native.independent_biased(r[:, :, :1].copy(), bias, step_index, seed, threads=threads)
+    )
     for u in range(2):
         row = torch.from_numpy(r[:, u])
-        right = reference.hadamard_biased(row, torch.from_numpy(bias[u]), 16, 400, step, seed, u)
+        right = reference.hadamard_biased(row, torch.from_numpy(bias[u]), 16, 400, step_index, seed, u)
         assert np.array_equal(tokens[:, u], right)
-        right = reference.independent_biased(row[:, :1], torch.from_numpy(bias[u]), step, seed, u)  # P = 1: +r or -r
+        right = reference.independent_biased(row[:, :1], torch.from_numpy(bias[u]), step_index, seed, u)  # P = 1: +r or -r
         assert np.array_equal(alike[:, u], right)
 
 
@@ -145,28 +149,28 @@ def test_a_zero_residual(d, fresh):
 
 def test_a_large_vocabulary_keeps_the_best(fresh):
     """K = 2^20: the best 1000 are those of the scores of each base, found base by base; the best one is that of `select`."""
-    d, bases, (step, seed, _) = 3072, 256, streams(fresh)
+    d, bases, (step_index, seed, _) = 3072, 256, streams(fresh)
     r = residuals("normal", fresh, 1, 1, d)
-    tokens = everywhere(lambda threads: native.hadamard_top(r, 1000, 4096, bases, step, seed, threads=threads))[0, 0]
-    assert tokens[0] == native.hadamard_select(r, 1, 4096, bases, step, seed)[0, 0, 0]
+    tokens = everywhere(lambda threads: native.hadamard_top(r, 1000, 4096, bases, step_index, seed, threads=threads))[0, 0]
+    assert tokens[0] == native.hadamard_select(r, 1, 4096, bases, step_index, seed)[0, 0, 0]
     assert len(set((tokens >> 1).tolist())) == 1000
-    s = exact_scores("hadamard", r[:, 0], 1, 4096, bases, step, seed, 0)[0, 0]
+    s = exact_scores("hadamard", r[:, 0], 1, 4096, bases, step_index, seed, 0)[0, 0]
     assert (np.abs(np.abs(s[tokens >> 1]) + np.sort(-np.abs(s))[:1000]) <= 1e-5 * norms(r[0, 0])).all()
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7, 300])
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
-def test_noise_of_any_number_of_atoms(law, columns, fresh):
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_noise_of_any_number_of_atoms(kind, columns, fresh):
     """Repeated and cancelling atoms of one bin included."""
-    d, atoms, bases, (step, seed, unit) = 90, 100, 3 if law == "hadamard" else 1, streams(fresh, 6)
-    shape = (1, atoms, bases) if law == "hadamard" else (1, atoms)
+    d, atoms, bases, (step_index, seed, block) = 90, 100, 3 if kind == "hadamard" else 1, streams(fresh, 6)
+    shape = (1, atoms, bases) if kind == "hadamard" else (1, atoms)
     tokens = fresh.integers(0, 2 * atoms * bases, (4, 2, columns))
     tokens[0, 0] = tokens[0, 0, 0]
     tokens[1, 0, columns // 2 :] = tokens[1, 0, 0] ^ 1
-    z = everywhere(lambda threads: NOISE[law](tokens, d, *shape, step, seed, unit, threads))
-    assert np.array_equal(bits(z), bits(expected_noise(law, tokens, d, 1, atoms, bases, step, seed, unit)))
+    z = everywhere(lambda threads: NOISE[kind](tokens, d, *shape, step_index, seed, block, threads))
+    assert np.array_equal(bits(z), bits(expected_noise(kind, tokens, d, 1, atoms, bases, step_index, seed, block)))
     with pytest.raises(ValueError, match="column"):
-        NOISE[law](tokens[..., :0].copy(), d, *shape, step, seed)
+        NOISE[kind](tokens[..., :0].copy(), d, *shape, step_index, seed)
 
 
 @pytest.mark.parametrize(
@@ -199,17 +203,17 @@ def test_one_large_view_by_many_threads(d, bins, bases, fresh):
                 native.hadamard_select(bad, bins, atoms, bases, *stream, threads=threads)
 
 
-def test_large_views_of_many_units(fresh):
+def test_large_views_of_many_blocks(fresh):
     """Views enough for the threads to take one each, and too few for that, give what each gives alone."""
-    d, (step, seed, unit) = 2**18, streams(fresh, 5)
+    d, (step_index, seed, block) = 2**18, streams(fresh, 5)
     r = residuals("smooth", fresh, 3, 2, d)
     for threads in (1, 2, 5):
-        tokens = native.hadamard_select(r, 256, 1024, 1, step, seed, unit, threads)
-        z = native.hadamard_noise(tokens, d, 256, 1024, 1, step, seed, unit, threads)
+        tokens = native.hadamard_select(r, 256, 1024, 1, step_index, seed, block, threads)
+        z = native.hadamard_noise(tokens, d, 256, 1024, 1, step_index, seed, block, threads)
         for b, u in np.ndindex(3, 2):
-            alone = native.hadamard_select(r[b : b + 1, u : u + 1].copy(), 256, 1024, 1, step, seed, unit + u, 1)
+            alone = native.hadamard_select(r[b : b + 1, u : u + 1].copy(), 256, 1024, 1, step_index, seed, block + u, 1)
             assert np.array_equal(tokens[b, u], alone[0, 0])
-            part = native.hadamard_noise(alone, d, 256, 1024, 1, step, seed, unit + u, threads=1)
+            part = native.hadamard_noise(alone, d, 256, 1024, 1, step_index, seed, block + u, threads=1)
             assert np.array_equal(bits(z[b, u]), bits(part[0, 0]))
 
 
@@ -221,15 +225,15 @@ def test_empty_batch():
     assert native.independent_biased(none, bias, 0, 0).shape == (0, 2, 1)
 
 
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
-def test_bad_arguments(law):
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_bad_arguments(kind):
     r = np.zeros((1, 2, 48), np.float32)
-    shape, shape_biased = ((16, 3), (16, 3)) if law == "hadamard" else ((48,), ())
+    shape, shape_biased = ((16, 3), (16, 3)) if kind == "hadamard" else ((48,), ())
     good = np.zeros((2, 48), np.float32)
     for count in (0, -1, 49, 2**70, 1.5, None):
         with pytest.raises(ValueError, match="count"):
-            TOP[law](r, count, *shape, 0, 0)
-    assert TOP[law](r, 48, *shape, 0, 0).shape == (1, 2, 48)
+            TOP[kind](r, count, *shape, 0, 0)
+    assert TOP[kind](r, 48, *shape, 0, 0).shape == (1, 2, 48)
     strided = np.zeros((2, 96), np.float32)[:, ::2]
     for bias in (
         good[:1],
@@ -243,26 +247,26 @@ def test_bad_arguments(law):
         good + np.float32("inf"),
         None,
     ):
-        if law == "independent" and isinstance(bias, np.ndarray) and bias.shape == (2, 47):
+        if kind == "independent" and isinstance(bias, np.ndarray) and bias.shape == (2, 47):
             continue  # a smaller codebook
         with pytest.raises(ValueError, match=r"bias|atoms"):
-            BIASED[law](r, bias, *shape_biased, 0, 0)
+            BIASED[kind](r, bias, *shape_biased, 0, 0)
     bad = r.copy()
     bad[0, 1, 47] = np.nan
     for residual, message in ((bad, "not finite"), (r[0], "residual"), (r.astype(np.float64), "residual")):
         with pytest.raises(ValueError, match=message):
-            TOP[law](residual, 1, *shape, 0, 0)
+            TOP[kind](residual, 1, *shape, 0, 0)
         with pytest.raises(ValueError, match=message):
-            BIASED[law](residual, good, *shape_biased, 0, 0)
+            BIASED[kind](residual, good, *shape_biased, 0, 0)
     for change in ({"step_index": -1}, {"seed": 2**64}, {"block": 2**24 - 1}, {"threads": -1}):
         with pytest.raises(ValueError, match=next(iter(change))):
-            TOP[law](r, 1, *shape, **{"step_index": 0, "seed": 0} | change)
+            TOP[kind](r, 1, *shape, **{"step_index": 0, "seed": 0} | change)
         with pytest.raises(ValueError, match=next(iter(change))):
-            BIASED[law](r, good, *shape_biased, **{"step_index": 0, "seed": 0} | change)
+            BIASED[kind](r, good, *shape_biased, **{"step_index": 0, "seed": 0} | change)
 
 
 def test_count_1_and_select_agree(fresh):
-    """One bin: the best of `top` is the choice of `select`, for both laws."""
+    """One bin: the best of `top` is the choice of `select`, for both kinds."""
     r, stream = residuals("smooth", fresh, 4, 2, 500), streams(fresh)[:2]
-    for law, shape in (("hadamard", (512, 9)), ("independent", (700,))):
-        assert np.array_equal(TOP[law](r, 5, *shape, *stream)[..., :1], SELECT[law](r, 1, *shape, *stream))
+    for kind, shape in (("hadamard", (512, 9)), ("independent", (700,))):
+        assert np.array_equal(TOP[kind](r, 5, *shape, *stream)[..., :1], SELECT[kind](r, 1, *shape, *stream))

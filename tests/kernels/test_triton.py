@@ -38,14 +38,14 @@ def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
     return torch.equal(x.cpu().view(torch.int32), y.cpu().view(torch.int32))
 
 
-def quantised_tokens(residual, bins, atoms, step, seed, unit):
+def quantised_tokens(residual, bins, atoms, step_index, seed, block):
     """The int8 search of `independent` from the definition: residual [B, D] -> tokens [B, bins]."""
     p = reference.next_pow2(residual.shape[-1])
-    a = reference.signs(p, 0, step, reference.STREAM_ROTATION, seed, unit)
+    a = reference.signs(p, 0, step_index, reference.STREAM_ROTATION, seed, block)
     v = reference.fwht(a.float() * torch.nn.functional.pad(residual, (0, p - residual.shape[-1])))
     top = v.abs().amax(-1, keepdim=True).numpy()
     q = np.rint(np.divide(np.float32(127) * v.numpy(), top, out=np.zeros_like(v.numpy()), where=top > 0))
-    u = reference.signs(p, torch.arange(bins * atoms), step, reference.STREAM_INDEPENDENT, seed, unit)
+    u = reference.signs(p, torch.arange(bins * atoms), step_index, reference.STREAM_INDEPENDENT, seed, block)
     scores = torch.from_numpy(q).double() @ u.double().T  # integers: exact
     return reference.best_signed(scores.unflatten(-1, (bins, atoms)))
 
@@ -61,9 +61,9 @@ class Counted:
         return self.kernel[grid]
 
 
-def draw(rng, batch, units, d):
+def draw(rng, batch, blocks, d):
     """Integers, so that float32 scores are exact and equal scores are equal."""
-    return torch.from_numpy(rng.integers(-8, 9, (batch, units, d)).astype(np.float32))
+    return torch.from_numpy(rng.integers(-8, 9, (batch, blocks, d)).astype(np.float32))
 
 
 @pytest.mark.parametrize("case", KNOWN, ids=lambda c: f"{c['law']}-{c['d']}-{c['bins']}x{c['atoms']}x{c['bases']}")
@@ -82,7 +82,7 @@ def test_known_answers(case):
 
 
 @pytest.mark.parametrize(
-    ("batch", "units", "d", "bins", "atoms", "bases", "unit"),
+    ("batch", "blocks", "d", "bins", "atoms", "bases", "block"),
     [
         (1, 1, 1, 1, 1, 5, 0),
         (5, 1, 3, 2, 2, 3, 0),
@@ -96,19 +96,20 @@ def test_known_answers(case):
         (1, 1, 9000, 1, 16384, 2, 0),
     ],
 )
-def test_hadamard(batch, units, d, bins, atoms, bases, unit, fresh):
-    residual, step, seed = draw(fresh, batch, units, d), int(fresh.integers(2**32)), int(fresh.integers(2**63)) * 2 + 1
+def test_hadamard(batch, blocks, d, bins, atoms, bases, block, fresh):
+    residual = draw(fresh, batch, blocks, d)
+    step_index, seed = int(fresh.integers(2**32)), int(fresh.integers(2**63)) * 2 + 1
     residual[0, 0] = 0
     shape = (bins, atoms, bases)
-    tokens = kernels.hadamard_select(residual.to(DEVICE), *shape, step, seed, unit).cpu()
+    tokens = kernels.hadamard_select(residual.to(DEVICE), *shape, step_index, seed, block).cpu()
     assert tokens[0, 0].eq(0).all()
-    for u in range(units):
-        want = reference.hadamard_select(residual[:, u], *shape, step, seed, unit + u)
+    for u in range(blocks):
+        want = reference.hadamard_select(residual[:, u], *shape, step_index, seed, block + u)
         assert torch.equal(tokens[:, u], want)
-    drawn = torch.from_numpy(fresh.integers(0, 2 * bases * atoms, (min(batch, 2), units, bins)))
-    z = kernels.hadamard_noise(drawn.to(DEVICE), d, *shape, step, seed, unit)
-    for u in range(units):
-        total = reference.hadamard_total(drawn[:, u], d, *shape, step, seed, unit + u)
+    drawn = torch.from_numpy(fresh.integers(0, 2 * bases * atoms, (min(batch, 2), blocks, bins)))
+    z = kernels.hadamard_noise(drawn.to(DEVICE), d, *shape, step_index, seed, block)
+    for u in range(blocks):
+        total = reference.hadamard_total(drawn[:, u], d, *shape, step_index, seed, block + u)
         assert same_bits(z[:, u], exact_z(total))
 
 
@@ -146,7 +147,7 @@ def test_the_slack_of_matrix_units_holds(fresh):
 
 
 @pytest.mark.parametrize(
-    ("batch", "units", "d", "count", "atoms", "bases", "unit"),
+    ("batch", "blocks", "d", "count", "atoms", "bases", "block"),
     [
         (2, 2, 48, 9, 64, 3, 5),
         (1, 1, 1, 1, 1, 1, 0),
@@ -155,24 +156,26 @@ def test_the_slack_of_matrix_units_holds(fresh):
         (1, 1, 9000, 40, 9999, 2, 0),
     ],
 )
-def test_hadamard_over_the_whole_vocabulary(batch, units, d, count, atoms, bases, unit, fresh):
+def test_hadamard_over_the_whole_vocabulary(batch, blocks, d, count, atoms, bases, block, fresh):
     """`top` is the definition's choice in its order, `biased` its maximum, and tokens of one bin add up to its noise."""
-    residual, step, seed = draw(fresh, batch, units, d), int(fresh.integers(2**32)), int(fresh.integers(2**63))
+    residual, step_index, seed = draw(fresh, batch, blocks, d), int(fresh.integers(2**32)), int(fresh.integers(2**63))
     residual[0, 0] = 0
-    bias = torch.from_numpy(fresh.integers(-40, 9, (units, atoms * bases)).astype(np.float32))
+    bias = torch.from_numpy(fresh.integers(-40, 9, (blocks, atoms * bases)).astype(np.float32))
     bias[:, fresh.random(atoms * bases) < 0.3] = -float("inf")
-    where = (atoms, bases, step, seed)
-    tokens = kernels.hadamard_top(residual.to(DEVICE), count, *where, unit)
-    biased = kernels.hadamard_biased(residual.to(DEVICE), bias.to(DEVICE), *where, unit)
+    where = (atoms, bases, step_index, seed)
+    tokens = kernels.hadamard_top(residual.to(DEVICE), count, *where, block)
+    biased = kernels.hadamard_biased(residual.to(DEVICE), bias.to(DEVICE), *where, block)
     few = tokens[:2, :, :16].contiguous()  # in the interpreter a token costs a tenth of a second
-    z = kernels.hadamard_noise(few, d, 1, *where, unit)
+    z = kernels.hadamard_noise(few, d, 1, *where, block)
     assert biased.remainder(2).eq(0).all()
-    for u in range(units):
-        assert torch.equal(tokens[:, u].cpu(), reference.hadamard_top(residual[:, u], count, *where, unit + u))
-        scores = reference.hadamard_scores(residual[:, u], bases, step, seed, unit + u)[..., :atoms].flatten(1) + bias[u]
+    for u in range(blocks):
+        assert torch.equal(tokens[:, u].cpu(), reference.hadamard_top(residual[:, u], count, *where, block + u))
+        scores = (
+            reference.hadamard_scores(residual[:, u], bases, step_index, seed, block + u)[..., :atoms].flatten(1) + bias[u]
+        )
         picked = scores.gather(-1, biased[:, u].cpu() >> 1)[:, 0]
         assert (picked >= scores.amax(-1) - 1e-5 * residual[:, u].double().norm(dim=-1) - 1e-5 * 40).all()
-        assert same_bits(z[:, u], exact_z(reference.hadamard_total(few[:, u].cpu(), d, 1, *where, unit + u)))
+        assert same_bits(z[:, u], exact_z(reference.hadamard_total(few[:, u].cpu(), d, 1, *where, block + u)))
 
 
 def test_an_excluded_atom_is_never_chosen(fresh):
@@ -184,13 +187,13 @@ def test_an_excluded_atom_is_never_chosen(fresh):
 
 
 @pytest.mark.parametrize(
-    ("batch", "units", "d", "bins", "atoms", "bases"), [(3, 2, 700, 4, 256, 4), (1, 1, 100_000, 2, 65536, 1)]
+    ("batch", "blocks", "d", "bins", "atoms", "bases"), [(3, 2, 700, 4, 256, 4), (1, 1, 100_000, 2, 65536, 1)]
 )
-def test_hadamard_scores_are_near_the_best(batch, units, d, bins, atoms, bases, fresh):
+def test_hadamard_scores_are_near_the_best(batch, blocks, d, bins, atoms, bases, fresh):
     """Real residuals: the picked atom's exact score is within 1e-5 |r| of the best. The second shape has K D > 2^33."""
-    residual = torch.from_numpy(fresh.standard_normal((batch, units, d)).astype(np.float32))
+    residual = torch.from_numpy(fresh.standard_normal((batch, blocks, d)).astype(np.float32))
     tokens = kernels.hadamard_select(residual.to(DEVICE), bins, atoms, bases, 3, 2**64 - 1).cpu()
-    for u in range(units):
+    for u in range(blocks):
         scores = reference.hadamard_scores(residual[:, u], bases, 3, 2**64 - 1, u)
         scores = scores.unflatten(-1, (bins, -1))[..., :atoms].transpose(1, 2).flatten(2)
         picked = scores.gather(-1, tokens[:, u, :, None] >> 1)[..., 0] * (1 - 2 * (tokens[:, u] & 1))
@@ -202,7 +205,7 @@ def test_hadamard_scores_are_near_the_best(batch, units, d, bins, atoms, bases, 
 
 
 @pytest.mark.parametrize(
-    ("batch", "units", "d", "bins", "atoms", "unit"),
+    ("batch", "blocks", "d", "bins", "atoms", "block"),
     [
         (1, 1, 1, 1, 7, 0),
         (33, 1, 48, 4, 5, 3),
@@ -212,16 +215,16 @@ def test_hadamard_scores_are_near_the_best(batch, units, d, bins, atoms, bases, 
         (1, 1, 6000, 1, 140, 0),
     ],
 )
-def test_independent(batch, units, d, bins, atoms, unit, fresh):
-    residual = torch.from_numpy(fresh.standard_normal((batch, units, d)).astype(np.float32))
+def test_independent(batch, blocks, d, bins, atoms, block, fresh):
+    residual = torch.from_numpy(fresh.standard_normal((batch, blocks, d)).astype(np.float32))
     residual[-1] *= 0 if batch > 1 else 1
-    step, seed = int(fresh.integers(2**32)), int(fresh.integers(2**63)) * 2 + 1
-    tokens = kernels.independent_select(residual.to(DEVICE), bins, atoms, step, seed, unit).cpu()
-    drawn = torch.from_numpy(fresh.integers(0, 2 * atoms, (min(batch, 2), units, bins)))
-    z = kernels.independent_noise(drawn.to(DEVICE), d, bins, atoms, step, seed, unit)
-    for u in range(units):
-        assert torch.equal(tokens[:, u], quantised_tokens(residual[:, u], bins, atoms, step, seed, unit + u))
-        total = reference.independent_total(drawn[:, u], d, bins, atoms, step, seed, unit + u)
+    step_index, seed = int(fresh.integers(2**32)), int(fresh.integers(2**63)) * 2 + 1
+    tokens = kernels.independent_select(residual.to(DEVICE), bins, atoms, step_index, seed, block).cpu()
+    drawn = torch.from_numpy(fresh.integers(0, 2 * atoms, (min(batch, 2), blocks, bins)))
+    z = kernels.independent_noise(drawn.to(DEVICE), d, bins, atoms, step_index, seed, block)
+    for u in range(blocks):
+        assert torch.equal(tokens[:, u], quantised_tokens(residual[:, u], bins, atoms, step_index, seed, block + u))
+        total = reference.independent_total(drawn[:, u], d, bins, atoms, step_index, seed, block + u)
         assert same_bits(z[:, u], exact_z(total))
 
 
@@ -264,15 +267,15 @@ def test_cutting_the_work_changes_nothing(monkeypatch, fresh):
             assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
-def test_backtrace_equals_its_parts(law, fresh):
-    d, shape = 3000, (4, 64, 3) if law == "hadamard" else (4, 64)
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_backtrace_equals_its_parts(kind, fresh):
+    d, shape = 3000, (4, 64, 3) if kind == "hadamard" else (4, 64)
     y, x0 = (torch.from_numpy(fresh.standard_normal((2, 2, d)).astype(np.float32)) for _ in range(2))
-    keep, gain = (float(np.float32(v)) for v in fresh.random(2))
+    keep, sigma_up = (float(np.float32(v)) for v in fresh.random(2))
     tokens = torch.from_numpy(fresh.integers(0, 128, (2, 2, 4))).to(DEVICE)
-    z = getattr(kernels, f"{law}_noise")(tokens, d, *shape, 4, 5, 6).cpu()
-    got = getattr(kernels, f"{law}_backtrace")(y.to(DEVICE), x0.to(DEVICE), tokens, keep, gain, *shape, 4, 5, 6)
-    assert same_bits(got, (x0 + keep * (y - x0)) + gain * z)
+    z = getattr(kernels, f"{kind}_noise")(tokens, d, *shape, 4, 5, 6).cpu()
+    got = getattr(kernels, f"{kind}_backtrace")(y.to(DEVICE), x0.to(DEVICE), tokens, keep, sigma_up, *shape, 4, 5, 6)
+    assert same_bits(got, (x0 + keep * (y - x0)) + sigma_up * z)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -290,9 +293,9 @@ def test_tokens_stay_in_range_when_the_residual_is_not_finite(bad, fresh):
 
 def test_groups_cover_every_view_once(fresh):
     for _ in range(20):
-        batch, units, entries = (int(fresh.integers(0, high)) for high in (9, 9, 24))
-        seen = torch.zeros(batch, units)
-        for b, u in layout.groups(batch, units, 1 << entries):
+        batch, blocks, entries = (int(fresh.integers(0, high)) for high in (9, 9, 24))
+        seen = torch.zeros(batch, blocks)
+        for b, u in layout.groups(batch, blocks, 1 << entries):
             assert seen[b, u].is_contiguous()
             assert seen[b, u].numel() == 1 or seen[b, u].numel() << entries <= layout.GROUP
             seen[b, u] += 1
@@ -316,13 +319,13 @@ def test_passes_cover_every_bit_once(tiles):
         ({"bins": 128}, "bins 128"),
         ({"atoms": 17}, "atoms 17"),
         ({"bases": 0}, "bases 0"),
-        ({"step": 2**32}, "step"),
+        ({"step_index": 2**32}, "step_index"),
         ({"seed": -1}, "seed"),
-        ({"unit": 2**24}, "units"),
+        ({"block": 2**24}, "blocks"),
     ],
 )
 def test_arguments_out_of_range_are_refused(change, message):
-    arguments = {"bins": 4, "atoms": 16, "bases": 2, "step": 0, "seed": 0, "unit": 0} | change
+    arguments = {"bins": 4, "atoms": 16, "bases": 2, "step_index": 0, "seed": 0, "block": 0} | change
     with pytest.raises(ValueError, match=message):
         kernels.hadamard_select(torch.zeros(1, 1, 48, device=DEVICE), **arguments)
 
