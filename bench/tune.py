@@ -117,7 +117,7 @@ def choose(tried: list[dict[str, Any]], margin: float) -> dict[str, Any]:
 
 def install(result: dict[str, Any]) -> None:
     """Puts the tables of the result's device into the package, beside those of other devices."""
-    table = json.loads(tuning.TABLE.read_text())
+    table = tuning.read_table()
     table[result["gpu"]["capability"]] = table.get(result["gpu"]["capability"], {}) | result["table"]
     save(tuning.TABLE, table)
 

@@ -126,7 +126,7 @@ def test_counted_instructions_replace_the_bound():
 def test_instructions_are_counted_in_what_the_compiler_made():
     shape = {"LOGP": 12, "LOGN": 12, "ROWS": 1, "BIASED": False, "num_warps": 4}
     loops = [{"instructions": 252, "products": 8}, {"instructions": 852, "products": 0}]
-    sign = {"K": 128, "BLOCKS": 2, "num_warps": 4}
+    sign = {"K": 128, "DRAWS": 2, "num_warps": 4}
     compiled = [
         {"kernel": "hadamard.search_kernel", "shape": shape, "loops": [{"instructions": 640, "products": 0}]},
         {
