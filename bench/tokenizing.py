@@ -29,9 +29,9 @@ from whole_dataset import write_parquet
 
 import noisebook
 from noisebook.codec.codec import Codec
-from noisebook.datasets.inputs import enumerate_inputs
 from noisebook.datasets.plan import Plan, Settings
 from noisebook.datasets.shard import Tokenizer
+from noisebook.datasets.sources import enumerate_inputs
 from noisebook.datasets.store import Store
 from record import DATA, ROOT, provenance, save, write
 

@@ -26,10 +26,11 @@ from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
 from noisebook.datasets.decoding import Request
 from noisebook.datasets.export import export
-from noisebook.datasets.inputs import File, Item, enumerate_inputs
 from noisebook.datasets.loader import Workers, ahead
 from noisebook.datasets.run import Rank
 from noisebook.datasets.shard import versions
+from noisebook.datasets.sources import enumerate_inputs
+from noisebook.datasets.sources.base import File, Item
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, FormatError, SpecError
 from noisebook.format.container import unpack

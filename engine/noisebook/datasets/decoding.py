@@ -6,12 +6,13 @@ import posixpath
 import threading
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from noisebook.datasets.inputs import Changed, File, Item, filesystem, refuse_changed
+from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, filesystem, refuse_changed
 from noisebook.errors import ImageError, first_line
 from noisebook.images.io import read_image
 
@@ -30,19 +31,6 @@ FORMATS = {
     ".pgm": "PPM",
     ".avif": "AVIF",
 }
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an item has no tokens.
-
-    missing, unreadable, changed  its file; no_image  its sample or row has none; empty  no bytes; not_an_image, damaged,
-    too_large  what Pillow says; other_size  not the size of the data set; codec  the codec does not take it;
-    worker_died, timeout  the process that read it; poisoned  its shard failed on every try
-    """
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -180,6 +168,12 @@ class Request:
     data: bytes | Failure | None
     channels: int
     resize: int
+
+
+def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> list[Request]:
+    """What workers are asked for these items."""
+    images = source.image_bytes(items)
+    return [Request(item, source.files[item.file], data, channels, resize) for item, data in zip(items, images, strict=True)]
 
 
 def serve(requests: list[Request]) -> list[Picture | Failure]:

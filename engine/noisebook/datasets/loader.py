@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisebook.datasets.decoding import Failure, Picture, Request, serve, watch_parent
+from noisebook.datasets.decoding import Picture, Request, serve, watch_parent
+from noisebook.datasets.sources.base import Failure
 from noisebook.errors import DatasetError, first_line
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
 
-from noisebook.datasets.inputs import File, Item, Source
 from noisebook.datasets.ledger import sha256
+from noisebook.datasets.sources import SOURCES, Source
+from noisebook.datasets.sources.base import File, Item
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, FormatError
 from noisebook.spec.spec import CodecSpec
@@ -92,7 +93,7 @@ class Plan:
             items, files = (
                 _rows(kind, store.read(name), about["sha256"][name]) for kind, name in ((Item, ITEMS), (File, FILES))
             )
-            source = Source(about["kind"], files, items, about["columns"], about["image_column"])
+            source = SOURCES[about["kind"]](files, items, about["columns"], about["image_column"])
             given = about["settings"]
             settings = Settings(
                 **{

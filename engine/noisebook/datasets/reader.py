@@ -8,10 +8,9 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from noisebook.datasets import ledger
-from noisebook.datasets.decoding import Failure, Picture, serve
-from noisebook.datasets.inputs import File, Item
+from noisebook.datasets.decoding import Picture, requests_for, serve
 from noisebook.datasets.plan import Plan
-from noisebook.datasets.shard import requests_for
+from noisebook.datasets.sources.base import Failure, Item
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import read_shard, tokens_of
 from noisebook.errors import DatasetError, FormatError, ImageError
@@ -160,4 +159,4 @@ def _ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-__all__ = ["File", "TokenDataset", "TokenStream"]
+__all__ = ["TokenDataset", "TokenStream"]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from noisebook.datasets import ledger
-from noisebook.datasets.decoding import Picture
-from noisebook.datasets.inputs import Source, enumerate_inputs
+from noisebook.datasets.decoding import Picture, requests_for
 from noisebook.datasets.loader import Workers
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan, Settings
-from noisebook.datasets.shard import Tokenizer, requests_for
+from noisebook.datasets.shard import Tokenizer
+from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, SpecError
 

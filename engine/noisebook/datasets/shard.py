@@ -9,7 +9,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from noisebook.datasets.decoding import Failure, Picture, Request, decoder_version
-from noisebook.datasets.inputs import Changed, Item, Source, parquet_images
+from noisebook.datasets.decoding import Picture, decoder_version, requests_for
 from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
 from noisebook.datasets.loader import Batch, Workers, ahead, batches
 from noisebook.datasets.plan import Plan
+from noisebook.datasets.sources.base import Failure
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import shard_bytes, token_column, token_count
-from noisebook.errors import ImageError, NoisebookError, SpecError, first_line
+from noisebook.errors import ImageError, NoisebookError, SpecError
 from noisebook.runtime import __version__
 
 if TYPE_CHECKING:
@@ -56,32 +56,6 @@ class Made:
     pictures: dict[int, Picture] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     begun: float = field(default_factory=time.time)
-
-
-def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> list[Request]:
-    """What workers are asked for these items; the bytes of Parquet rows are read here, once."""
-    data = _parquet_bytes(source, items) if source.kind == "parquet" else [None] * len(items)
-    return [Request(item, source.files[item.file], some, channels, resize) for item, some in zip(items, data, strict=True)]
-
-
-def _parquet_bytes(source: Source, items: Sequence[Item]) -> list[bytes | Failure | None]:
-    import pyarrow as pa
-
-    def failure(error: Exception) -> Failure:
-        return Failure("changed" if isinstance(error, Changed) else "unreadable", first_line(error))
-
-    found: dict[tuple[int, int], bytes | Failure] = {}
-    for file in {item.file: None for item in items if not item.problem}:
-        rows = [item.start for item in items if item.file == file and not item.problem]
-        try:
-            values = parquet_images(source.files[file], source.image_column, rows[0], rows[-1] + 1)
-            for row, value in zip(range(rows[0], rows[-1] + 1), values, strict=True):
-                none = Failure("no_image", "the row has no bytes")
-                found[file, row] = none if value is None else failure(value) if isinstance(value, Exception) else value
-        except (pa.ArrowException, OSError, ValueError) as error:
-            for row in rows:
-                found.setdefault((file, row), failure(error))
-    return [found.get((item.file, item.start)) for item in items]
 
 
 class Tokenizer:
@@ -202,8 +176,7 @@ class Tokenizer:
             try:
                 source.carried([items[row]])
             except unreadable as error:
-                code = "changed" if isinstance(error, Changed) else "unreadable"
-                made.failures[row] = Failure(code, f"what goes along with it: {first_line(error)}")
+                made.failures[row] = Failure.of_reading(error, "what goes along with it: ")
                 del made.tokens[row], made.sizes[row], made.pictures[row]
         return source.carried([items[row] for row in sorted(made.tokens)])
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from noisebook.datasets.inputs import filesystem
+from noisebook.datasets.sources.base import filesystem, is_local
 from noisebook.errors import DatasetError
 from noisebook.runtime.atomic import write_bytes
 
@@ -16,8 +16,7 @@ class Store:
     def __init__(self, url: str | Path):
         self.url = str(url)
         self.fs, self.root = filesystem(self.url)
-        protocol = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        self.local = Path(self.root) if "file" in protocol else None
+        self.local = Path(self.root) if is_local(self.fs) else None
 
     def write(self, name: str, data: bytes) -> None:
         """Raises NoisebookError when the disk is full or the folder cannot be written; then nothing has changed."""
