@@ -1,4 +1,4 @@
-"""Tokenises shards of a plan: what one process does, alone, as a rank among others or as an actor of Ray.
+"""Tokenises shards of a plan: what one process does, by itself, as a rank among others, or as an actor of Ray.
 
 `Tokenizer.run` makes shards one after the other: pictures are read and decoded in worker processes while the codec works
 on the batch before and the finished shard is written by a thread. A shard is committed in two steps, file and ledger, each
@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from noisebook.datasets.loader import Batch, Workers, ahead, batches
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources.base import Failure
 from noisebook.datasets.store import Store
-from noisebook.datasets.table import shard_bytes, token_column, token_count
+from noisebook.datasets.table import shard_bytes, token_column, token_column_name, token_count
 from noisebook.errors import ImageError, NoisebookError, SpecError
 from noisebook.runtime import __version__
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DEPTH = 2  # batches that wait for the codec
+NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 
 
 def versions() -> dict[str, str]:
@@ -48,8 +49,9 @@ def versions() -> dict[str, str]:
 
 
 @dataclass
-class Made:
-    """A shard in the making: tokens int64 [L], pictures and failures by the row of the item in the shard."""
+class ShardInProgress:
+    """What is known of the items of a shard so far, by the row of the item: tokens int64 [L], (height, width) of the coded
+    image, the picture without its pixels, or the failure."""
 
     tokens: dict[int, np.ndarray] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -57,9 +59,23 @@ class Made:
     failures: dict[int, Failure] = field(default_factory=dict)
     begun: float = field(default_factory=time.time)
 
+    def keep(self, row: int, picture: Picture, tokens: np.ndarray) -> None:
+        height, width, _ = picture.pixels.shape
+        self.tokens[row], self.sizes[row] = tokens, (height, width)
+        self.pictures[row] = replace(picture, pixels=NO_PIXELS)
+
+    def drop(self, row: int, failure: Failure) -> None:
+        self.failures[row] = failure
+        del self.tokens[row], self.sizes[row], self.pictures[row]
+
 
 class Tokenizer:
-    """Makes shards of `plan` with `codec` into `store`. `tell(event, fields)` hears of every batch and shard."""
+    """Makes shards of `plan` with `codec` into `store`.
+
+    workers     processes that decode pictures
+    max_errors  images that may fail, of which `failed` have failed before; None: any number
+    tell        is called with (event, fields) after every batch and shard
+    """
 
     def __init__(
         self,
@@ -76,24 +92,24 @@ class Tokenizer:
         self.plan, self.codec, self.store, self.workers = plan, codec, store, workers
         self.max_errors, self.failed, self.tell = max_errors, failed, tell
         size = plan.settings.size
-        self.fixed = token_count(codec.spec, *size) if size else None
+        self.fixed = token_count(codec.spec, *size) if size else None  # tokens of every image, if all have one size
 
     def run(self, shards: Iterable[int]) -> None:
         """Makes and commits these shards. Raises ImageError when more images have failed than may."""
         channels, settings = self.codec.backbone.channels, self.plan.settings
-        asked = ((n, requests_for(self.plan.source, self.plan.items(n), channels, settings.resize)) for n in shards)
-        made, pending = Made(), None
+        requests = ((n, requests_for(self.plan.source, self.plan.items(n), channels, settings.resize)) for n in shards)
+        current, pending = ShardInProgress(), None
         with Workers(self.workers) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
             pin = self.codec.device.type == "cuda"
-            found = ahead(batches(asked, workers, settings.batch_size, settings.size, pin), DEPTH)
-            with contextlib.closing(found):
-                for batch in found:
+            made = ahead(batches(requests, workers, settings.batch_size, settings.size, pin), DEPTH)
+            with contextlib.closing(made):
+                for batch in made:
                     if batch.images is not None:
-                        self._encode(batch, made)
+                        self._encode(batch, current)
                         continue
-                    made.failures |= batch.failures
+                    current.failures |= batch.failures
                     self._wait(pending)
-                    pending, made = writer.submit(self._commit, batch.shard, made), Made()
+                    pending, current = writer.submit(self._commit, batch.shard, current), ShardInProgress()
                 self._wait(pending)
 
     def _wait(self, pending: "Future | None") -> None:
@@ -101,7 +117,7 @@ class Tokenizer:
             self.count(pending.result())
 
     def count(self, failed: int) -> None:
-        """So many images more have failed. Raises ImageError when that is more than may."""
+        """Adds to the number of images that have failed. Raises ImageError when that is more than may."""
         self.failed += failed
         if self.max_errors is not None and self.failed > self.max_errors:
             raise ImageError(
@@ -109,36 +125,28 @@ class Tokenizer:
                 f"{self.store.url}; what is done stays done"
             )
 
-    def _encode(self, batch: Batch, made: Made) -> None:
+    def _encode(self, batch: Batch, current: ShardInProgress) -> None:
         assert batch.images is not None
         begin = time.perf_counter()
         try:
             tokens = self.codec.encode(batch.images).cpu().numpy()
-            for row, picture, one in zip(batch.rows, batch.pictures, tokens, strict=True):
-                self._keep(made, row, picture, one)
+            for row, picture, tokens_of_row in zip(batch.rows, batch.pictures, tokens, strict=True):
+                current.keep(row, picture, tokens_of_row)
         except torch.cuda.OutOfMemoryError as error:
             raise SpecError(
                 f"the device has too little memory for {len(batch.rows)} images of {list(batch.images.shape)}"
                 ": give a smaller --batch-size"
             ) from error
-        except NoisebookError:  # one of them: which
+        except NoisebookError:  # of one of the images, or several: code them one by one
             for row, picture, image in zip(batch.rows, batch.pictures, batch.images, strict=True):
                 try:
-                    self._keep(made, row, picture, self.codec.encode(image[None])[0].cpu().numpy())
+                    current.keep(row, picture, self.codec.encode(image[None])[0].cpu().numpy())
                 except NoisebookError as error:
-                    made.failures[row] = Failure("codec", f"{type(error).__name__}: {error}")
+                    current.failures[row] = Failure("codec", f"{type(error).__name__}: {error}")
         self.tell("batch", {"shard": batch.shard, "images": len(batch.rows), "seconds": time.perf_counter() - begin})
 
-    @staticmethod
-    def _keep(made: Made, row: int, picture: Picture, tokens: np.ndarray) -> None:
-        made.tokens[row], made.sizes[row] = tokens, picture.pixels.shape[:2]  # type: ignore[assignment]
-        empty = np.empty((0, 0, 0), np.uint8)
-        made.pictures[row] = Picture(
-            empty, picture.height, picture.width, picture.remarks
-        )  # its pixels are no longer needed
-
-    def _commit(self, shard: int, made: Made) -> int:
-        """Writes the shard, then its ledger entry; how many of its images failed."""
+    def _commit(self, shard: int, made: ShardInProgress) -> int:
+        """Writes the shard, then its ledger entry; returns how many of its images failed."""
         items = self.plan.items(shard)
         carried = self._carried(shard, made)
         data = self._bytes(shard, made, carried)
@@ -159,12 +167,12 @@ class Tokenizer:
         return entry["n_failed"]
 
     def poison(self, shard: int, reason: str) -> int:
-        """Gives a shard up: every item fails, and the ledger says why; how many. A resumed run tries it again."""
+        """Gives a shard up: every item fails, and the ledger says why. Returns how many; a resumed run tries it again."""
         failures = {row: Failure("poisoned", reason) for row in range(len(self.plan.items(shard)))}
         write_ledger(self.store, shard, self._entry(shard, POISONED, failures))
         return len(failures)
 
-    def _carried(self, shard: int, made: Made) -> "pa.Table":
+    def _carried(self, shard: int, made: ShardInProgress) -> "pa.Table":
         """The columns that go along. A row whose own cannot be read (any more) fails, and the others stay."""
         import pyarrow as pa
 
@@ -176,11 +184,10 @@ class Tokenizer:
             try:
                 source.carried([items[row]])
             except unreadable as error:
-                made.failures[row] = Failure.of_reading(error, "what goes along with it: ")
-                del made.tokens[row], made.sizes[row], made.pictures[row]
+                made.drop(row, Failure.of_reading(error, "what goes along with it: "))
         return source.carried([items[row] for row in sorted(made.tokens)])
 
-    def _bytes(self, shard: int, made: Made, carried: "pa.Table") -> bytes:
+    def _bytes(self, shard: int, made: ShardInProgress, carried: "pa.Table") -> bytes:
         import pyarrow as pa
 
         rows, spec = sorted(made.tokens), self.codec.spec
@@ -189,7 +196,7 @@ class Tokenizer:
         pictures = [made.pictures[row] for row in rows]
         columns = {
             "key": pa.array([item.key for item in items], pa.string()),
-            "payload" if spec.rule == "poisson" else "tokens": token_column(tokens, spec, sizes, self.fixed),
+            token_column_name(spec): token_column(tokens, spec, sizes, self.fixed),
             "height": pa.array([size[0] for size in sizes], pa.int32()),
             "width": pa.array([size[1] for size in sizes], pa.int32()),
             "original_height": pa.array([p.height for p in pictures], pa.int32()),

@@ -1,4 +1,4 @@
-"""A shard: one Parquet file with page checksums, its bytes a function of rows, specification and versions alone."""
+"""A shard: one Parquet file with page checksums; its bytes depend on rows, specification and versions only."""
 
 import io
 import json
@@ -35,14 +35,19 @@ def token_count(spec: CodecSpec, height: int, width: int) -> int:
     return sum(run.count for _, run in spec.runs_for(height, width))
 
 
+def token_column_name(spec: CodecSpec) -> str:
+    """`tokens`, or `payload` for a rule whose codes vary in length."""
+    return "tokens" if spec.rule_type.fixed_length else "payload"
+
+
 def token_column(
     rows: Sequence[np.ndarray], spec: CodecSpec, sizes: Sequence[tuple[int, int]], fixed: int | None
 ) -> "pa.Array":
-    """Tokens int64 [L] a row -> lists of the smallest unsigned type, of fixed size where `fixed` says so; for rule
-    `poisson`, whose codes vary in length, the packed bytes."""
+    """Tokens, int64 [L] per row -> lists of the smallest unsigned type, all of the size `fixed` unless that is None; for a
+    rule whose codes vary in length, the packed bytes."""
     import pyarrow as pa
 
-    if spec.rule == "poisson":
+    if not spec.rule_type.fixed_length:
         packed = [pack(row, [run for _, run in spec.runs_for(*size)]) for row, size in zip(rows, sizes, strict=True)]
         return pa.array(packed, pa.binary())
     dtype = largest_dtype(spec)
@@ -54,7 +59,7 @@ def token_column(
 
 
 def shard_bytes(columns: dict[str, "pa.Array"], carried: "pa.Table", footer: dict[str, Any]) -> bytes:
-    """The file. Columns of the input that are called as one of noisebook's get a trailing underscore."""
+    """The file. Columns of the input that have a name of noisebook's own get a trailing underscore."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -88,12 +93,11 @@ def read_shard(data: bytes, name: str, columns: list[str] | None = None) -> "tup
         names = None if columns is None else [c for c in columns if c in opened.schema_arrow.names]
         return opened.read(columns=names), footer
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MemoryError) as error:
-        reason = first_line(error)
-        raise FormatError(f"{name}: damaged, or not a shard of noisebook's: {reason}") from error
+        raise FormatError(f"{name}: damaged, or not a shard of noisebook's: {first_line(error)}") from error
 
 
 def tokens_of(table: "pa.Table", spec: CodecSpec) -> list[np.ndarray] | np.ndarray:
-    """The tokens of a shard's rows, unsigned: [N, L] where all have as many, else a list of [L]. Raises FormatError where
+    """The tokens of a shard's rows, unsigned: [N, L] where all rows have L, else a list of [L]. Raises FormatError where
     they do not fit the specification."""
     if "payload" in table.column_names:
         sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
