@@ -16,7 +16,8 @@ import faults_deadly
 from faults_kit import KNOBS, LIMIT, Ground, digest, faults_of, png, remove, smooth
 
 from noisebook.datasets import ray as ray_engine
-from noisebook.datasets import run
+from noisebook.datasets.job import Job
+from noisebook.datasets.run import run_job
 
 OPTIONS = ("--engine", "ray", "--actors", "2", "--retries", "9")  # a shard may be hit by more than one of the kills
 
@@ -94,8 +95,8 @@ def make(
             tokenizer, todo, progress, ray_engine.hiring(tokenizer, codec_for, {"num_cpus": 1}), actors, retries
         ).run()
 
-    job = run.Job([str(source)], str(output), resume=True, shard_size=shard_size, batch_size=4, workers=0)
-    return run.tokenize(job, codec_for, lambda _: None, None if retries is None else engine)
+    job = Job([str(source)], str(output), resume=True, shard_size=shard_size, batch_size=4, workers=0)
+    return run_job(job, codec_for, lambda _: None, None if retries is None else engine)
 
 
 def _recipe() -> dict[str, Any]:

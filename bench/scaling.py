@@ -34,7 +34,7 @@ from whole_dataset import write_parquet
 
 from noisebook.datasets.decoding import Picture, decode
 from noisebook.datasets.ledger import sha256
-from noisebook.datasets.plan import Plan, Settings
+from noisebook.datasets.plan import Plan, PlanSettings
 from noisebook.datasets.sources.base import File, Item
 from noisebook.datasets.sources.webdataset import WebDataset
 from noisebook.datasets.store import Store
@@ -177,7 +177,7 @@ def plan(count: int, folder: str) -> None:
         for i in range(count)
     ]
     files = [File(f"train-{i:06d}.tar", f"train-{i:06d}.tar", 1 << 20, "1") for i in range(-(-count // 1000))]
-    made, store = Plan(WebDataset(files, items), Settings(spec, 1000, 32, 0, (256, 256))), Store(folder)
+    made, store = Plan(WebDataset(files, items), PlanSettings(spec, 1000, 32, 0, (256, 256))), Store(folder)
     memory, begin = resident() - before, time.perf_counter()
     made.save(store)
     saved, begin = time.perf_counter() - begin, time.perf_counter()

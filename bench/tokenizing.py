@@ -29,7 +29,7 @@ from whole_dataset import write_parquet
 
 import noisebook
 from noisebook.codec.codec import Codec
-from noisebook.datasets.plan import Plan, Settings
+from noisebook.datasets.plan import Plan, PlanSettings
 from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.sources import enumerate_inputs
 from noisebook.datasets.store import Store
@@ -129,7 +129,7 @@ def pipeline(
     """(images a second from the first batch on, seconds before it, share of the time from then on in which the codec is at
     work) of a data set made anew."""
     begin, clock, store = time.perf_counter(), Clock(), Store(output)
-    plan = Plan(enumerate_inputs([str(source)]), Settings(codec.spec, shard, batch, 0, (side, side)))
+    plan = Plan(enumerate_inputs([str(source)]), PlanSettings(codec.spec, shard, batch, 0, (side, side)))
     plan.save(store)
     tokenizer = Tokenizer(plan, codec, store, workers, tell=clock)
     tokenizer.run(range(plan.shards))

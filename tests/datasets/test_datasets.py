@@ -26,8 +26,8 @@ from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
 from noisebook.datasets.decoding import Request
 from noisebook.datasets.export import export
+from noisebook.datasets.job import Rank
 from noisebook.datasets.loader import Workers, ahead
-from noisebook.datasets.run import Rank
 from noisebook.datasets.shard import versions
 from noisebook.datasets.sources import enumerate_inputs
 from noisebook.datasets.sources.base import File, Item
@@ -268,7 +268,7 @@ def test_resuming(tmp_path, pictures, pixels, net, capsys):
     assert "000003.parquet: damaged shard: it is made anew" in err
     assert shards(out) == whole
     tokenize(pictures, out, net, "--resume", "--seed", "5", code=7)
-    assert "settings are others (spec)" in capsys.readouterr().err
+    assert "settings differ (spec)" in capsys.readouterr().err
     tokenize(pictures, out, net, "--resume", "--batch-size", "5", code=7)
     (pictures / "a/000.png").write_bytes(png(pixels[0] ^ 1))
     tokenize(pictures, out, net, "--resume", code=7)

@@ -6,15 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.cli.options import add_codec_options, add_encoder_options, aim_of, device, load_codec, log, network
+from noisebook.cli.options import KNOBS, add_codec_options, add_encoder_options, device, log, network
 from noisebook.errors import DatasetError, FormatError, ImageError, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from noisebook.codec.codec import Codec
     from noisebook.datasets.reader import TokenDataset
-    from noisebook.datasets.run import Job
+    from noisebook.datasets.recipe import CodecRecipe
 
 ENGINES = ("process", "ray")
 
@@ -77,18 +75,13 @@ def run_tokenize(args: argparse.Namespace) -> int:
     """Does it and prints the counts: 0, or 3 where images have failed (0 as a rank of torchrun). Raises what
     `run.tokenize` raises."""
     needed()
-    from noisebook.datasets.run import Rank, tokenize
+    from noisebook.datasets.run import tokenize
 
-    if args.engine == "ray":
-        from noisebook.datasets import ray as ray_engine
-
-        here = argparse.Namespace(**{**vars(args), "device": "cpu"})  # the driver codes nothing, and may have no GPU
-        engine = ray_engine.engine(codec_for(args), args.device, args.actors, args.retries, log)
-        found = tokenize(job_of(args), codec_for(here), log, engine, Rank())
-    else:
-        if args.device == "cuda" and "LOCAL_RANK" in os.environ:
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        found = tokenize(job_of(args), codec_for(args), log)
+    names = ("resume", "input_format", "image_column", "resize", "mixed_sizes", "shard_size", "batch_size", "workers")
+    names += ("max_errors", "actors", "retries")
+    options = {name: getattr(args, name) for name in names}
+    engine = "ray" if args.engine == "ray" else "local"
+    found = tokenize(args.inputs, args.output, codec=recipe_of(args), engine=engine, log=log, **options)
     if args.json:
         print(json.dumps(found))
     else:
@@ -102,44 +95,13 @@ def run_tokenize(args: argparse.Namespace) -> int:
     return ImageError.code if found["n_failed"] and alone else 0  # torchrun would end the other ranks
 
 
-def job_of(args: argparse.Namespace) -> "Job":
-    """The job that the options name."""
-    from noisebook.datasets.run import Job
+def recipe_of(args: argparse.Namespace) -> "CodecRecipe":
+    """The codec that the options ask for."""
+    from noisebook.datasets.recipe import CodecRecipe
 
-    names = (
-        "output",
-        "resume",
-        "input_format",
-        "image_column",
-        "resize",
-        "mixed_sizes",
-        "shard_size",
-        "batch_size",
-        "workers",
-        "max_errors",
-    )
-    told = {**network(args), "effort": args.effort, "candidates": args.candidates}
-    told["device"] = args.device.split(":")[0]  # another makes other tokens
-    told |= told.pop("conditions")
-    told.pop("graphs")  # they change no token
-    return Job(args.inputs, **{name: getattr(args, name) for name in names}, network={k: str(v) for k, v in told.items()})
-
-
-def codec_for(args: argparse.Namespace) -> "Callable[[tuple[int, int] | None], Codec]":
-    """Size of all images, or None -> the codec that the options ask for."""
-
-    def make(size: tuple[int, int] | None) -> "Codec":
-        if args.bpp is None:
-            if args.max_nfe is not None or args.curve is not None:
-                raise SpecError("--max-nfe and --curve go with --bpp")
-            return load_codec(args)
-        if size is None:
-            raise SpecError("--bpp makes a codec for one size of images: give --resize, or take a preset")
-        aim = aim_of(args, "bpp")
-        bits = args.bpp * size[0] * size[1]
-        return aim.codec(*size, max(2, round(bits / (aim.target.vocab_size.bit_length() - 1))))
-
-    return make
+    changes = {name: getattr(args, name) for name in KNOBS if getattr(args, name) is not None}
+    names = ("preset", "backbone", "device", "bpp", "max_nfe", "curve", "effort", "candidates")
+    return CodecRecipe(changes=changes, **{name: getattr(args, name) for name in names}, **network(args))
 
 
 def add_detokenize(sub: argparse.ArgumentParser) -> None:

@@ -1,20 +1,29 @@
-"""Tokenising whole data sets: plan, shards, ledger; reading them; exporters. See docs/datasets.md."""
+"""Tokenising whole data sets, and what reads them: sources, plan, shards, ledger, exporters. See docs/datasets.md."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from noisebook.datasets.job import Rank
     from noisebook.datasets.pipeline import TokenizeBatch
     from noisebook.datasets.reader import TokenDataset, TokenStream
+    from noisebook.datasets.recipe import CodecRecipe
+    from noisebook.datasets.run import tokenize
 
-_WHERE = {"TokenDataset": "reader", "TokenStream": "reader", "TokenizeBatch": "pipeline"}
 
-
-def __getattr__(name: str) -> Any:  # workers that decode pictures must not wait for torch
-    if name not in _WHERE:
+def __getattr__(name: str) -> Any:  # processes that decode pictures import this package, and must not wait for torch
+    if name in ("TokenDataset", "TokenStream"):
+        from noisebook.datasets import reader as module
+    elif name == "TokenizeBatch":
+        from noisebook.datasets import pipeline as module
+    elif name == "CodecRecipe":
+        from noisebook.datasets import recipe as module
+    elif name == "Rank":
+        from noisebook.datasets import job as module
+    elif name == "tokenize":
+        from noisebook.datasets import run as module
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"noisebook.datasets.{_WHERE[name]}"), name)
+    return getattr(module, name)
 
 
-__all__ = ["TokenDataset", "TokenStream", "TokenizeBatch"]
+__all__ = ["CodecRecipe", "Rank", "TokenDataset", "TokenStream", "TokenizeBatch", "tokenize"]

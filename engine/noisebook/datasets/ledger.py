@@ -1,7 +1,9 @@
-"""What became of every item: one JSON file a shard, written after the shard, so that where it is, the shard is."""
+"""What became of every item: one JSON file per shard, written after the shard, so that where it is, the shard is."""
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from noisebook.datasets.store import Store
@@ -65,3 +67,34 @@ def state_of(store: Store, shard: int, plan_hash: str) -> tuple[str, dict[str, A
     if data is None:
         return "missing", None
     return (DONE, entry) if sha256(data) == entry["sha256"] else ("damaged shard", None)
+
+
+def states(
+    store: Store, shards: Sequence[int], plan_hash: str, log: Callable[[str], None] = lambda _: None
+) -> tuple[list[int], int, int]:
+    """(shards to make, number of shards done, images that failed in these). A shard whose bytes are not those of the ledger
+    is to be made again, and `log` is called with a line about it."""
+    missing, done, failed = [], 0, 0
+    for shard in shards:
+        state, entry = state_of(store, shard, plan_hash)
+        if state == DONE and entry is not None:
+            done, failed = done + 1, failed + entry["n_failed"]
+            continue
+        missing.append(shard)
+        if state not in ("missing", POISONED):
+            log(f"{shard_name(shard)}: {state}: it is made anew")
+    return missing, done, failed
+
+
+def summary(store: Store, shards: Sequence[int], plan_hash: str) -> dict[str, Any]:
+    """Counts over the entries of these shards: images `n_in`, `n_ok`, `n_failed`, `failed_by_code`, `remarks`, and `shards`
+    with an entry, `of_shards`."""
+    entries = [e for e in (read_ledger(store, shard) for shard in shards) if e is not None and e["plan"] == plan_hash]
+    total = {key: sum(entry[key] for entry in entries) for key in ("n_in", "n_ok", "n_failed")}
+    return {
+        **total,
+        "shards": len(entries),
+        "of_shards": len(shards),
+        "failed_by_code": dict(Counter(failure["code"] for entry in entries for failure in entry["failed"])),
+        "remarks": sum(len(entry["remarks"]) for entry in entries),
+    }

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from noisebook.codec.load import load
 from noisebook.datasets.table import largest_dtype
 from noisebook.errors import ImageError
 from noisebook.images.io import read_image
@@ -36,9 +37,7 @@ class TokenizeBatch:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._codec is None:
-            import noisebook
-
-            self._codec = noisebook.load(self.preset, **self.options)
+            self._codec = load(self.preset, **self.options)
         codec = self._codec
         pixels = [_pixels(value, codec.backbone.channels) for value in batch[self.image]]
         out: list[np.ndarray | None] = [None] * len(pixels)

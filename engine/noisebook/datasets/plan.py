@@ -20,24 +20,30 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that shards depend on beside the input. `size`: (height, width) of every image; None: they have many."""
+class PlanSettings:
+    """All that shards depend on beside the input. `size`: (height, width) of every image; None: they have several."""
 
     spec: CodecSpec
     shard_size: int
     batch_size: int
     resize: int
     size: tuple[int, int] | None
-    network: dict[str, str] = field(default_factory=dict)  # what it is told, and how it computes: dtype, prompt, ...
+    network: dict[str, str] = field(default_factory=dict)  # `CodecRecipe.network`: how it computes, and its conditions
 
     def as_dict(self) -> dict:
+        """As plans and footers hold it."""
         return {**asdict(self), "spec": json.loads(self.spec.to_json()), "size": self.size and list(self.size)}
+
+    @classmethod
+    def of_dict(cls, values: dict) -> "PlanSettings":
+        spec, size = CodecSpec.from_json(json.dumps(values["spec"])), values["size"] and tuple(values["size"])
+        return cls(**{**values, "spec": spec, "size": size})
 
 
 class Plan:
     """A source cut in shards of `shard_size` items under some settings."""
 
-    def __init__(self, source: Source, settings: Settings):
+    def __init__(self, source: Source, settings: PlanSettings):
         self.source, self.settings = source, settings
         self.shards = -(-len(source.items) // settings.shard_size)
 
@@ -94,31 +100,23 @@ class Plan:
                 _rows(kind, store.read(name), about["sha256"][name]) for kind, name in ((Item, ITEMS), (File, FILES))
             )
             source = SOURCES[about["kind"]](files, items, about["columns"], about["image_column"])
-            given = about["settings"]
-            settings = Settings(
-                **{
-                    **given,
-                    "spec": CodecSpec.from_json(json.dumps(given["spec"])),
-                    "size": given["size"] and tuple(given["size"]),
-                }
-            )
-            plan = cls(source, settings)
-            told = {name: about[name] for name in plan._summary()}
+            plan = cls(source, PlanSettings.of_dict(about["settings"]))
+            recorded = {name: about[name] for name in plan._summary()}
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             if isinstance(error, FormatError) and "newer" in str(error):
                 raise
             raise FormatError(f"{store.url}: its plan is damaged: tokenise into a new folder") from error
-        if told != plan._summary():
+        if recorded != plan._summary():
             raise FormatError(f"{store.url}: its plan does not match its hash: it is damaged; tokenise into a new folder")
         return plan
 
     def refuse_unless_same(self, other: "Plan", where: str) -> None:
         """Raises DatasetError where `other`, made of what is there now, is not this plan."""
         if self.hash != other.hash:
-            mine, new = self._about(), other._about()
-            changed = [k for k in mine["settings"] if mine["settings"][k] != new["settings"][k]]
+            mine, new = self.settings.as_dict(), other.settings.as_dict()
+            changed = [name for name in mine if mine[name] != new[name]]
             what = (
-                f"its settings are others ({', '.join(changed)})"
+                f"its settings differ ({', '.join(changed)})"
                 if changed
                 else f"the input has changed ({len(self.source.items)} items then, {len(other.source.items)} now)"
             )

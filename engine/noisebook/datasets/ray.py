@@ -1,4 +1,4 @@
-"""Shards made by actors of Ray, one a GPU: the driver hands them out in groups, and gives up on those that kill.
+"""Shards made by actors of Ray, one per GPU: the driver hands them out in groups, and gives up on those that kill.
 
 An actor calls the same idempotent `Tokenizer.run` as a single process. One that dies is replaced, and what it had not
 committed is tried again shard by shard; after `retries` more tries a shard is poisoned: an entry in the ledger, not a hang.
@@ -14,22 +14,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from noisebook.datasets.ledger import states
 from noisebook.datasets.plan import Plan
-from noisebook.datasets.run import Progress, states
+from noisebook.datasets.progress import Progress
+from noisebook.datasets.recipe import CodecMaker
 from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, NoisebookError, SpecError, first_line
 
-if TYPE_CHECKING:
-    from noisebook.codec.codec import Codec
-
 Event = tuple[str, dict[str, Any]]
-MakeCodec = Callable[["tuple[int, int] | None"], "Codec"]
 
-LOOK = 5.0  # seconds between two questions to an actor what it has done
-PATIENCE = 3600.0  # seconds after which an actor that does nothing, not even a batch, is taken for dead
+LOOK = 5.0  # seconds after which an actor is asked again what it has done
+PATIENCE = 3600.0  # seconds after which an actor that does nothing, not even a batch, counts as dead
 PLACE = 600.0  # seconds in which a cluster must find a place for one actor: it may have to start a machine
 STILLBORN = 5  # actors in a row that die before they have a codec
 GROUP = 32  # shards of one call at most: within a call the next shard is decoded while the one before is coded and written
@@ -38,8 +36,8 @@ GROUP = 32  # shards of one call at most: within a call the next shard is decode
 class Worker:
     """What an actor does, in two threads: one works, one says how far that is. Its process may be killed at any moment."""
 
-    def __init__(self, output: str, make: MakeCodec, workers: int):
-        self.output, self.make_codec, self.workers = output, make, workers
+    def __init__(self, output: str, make_codec: CodecMaker, workers: int):
+        self.output, self.make_codec, self.workers = output, make_codec, workers
         self.events: list[Event] = []
         self.lock = threading.Lock()
 
@@ -55,15 +53,15 @@ class Worker:
         return {"host": platform.node(), "process": os.getpid()}
 
     def make(self, shards: list[int]) -> list[Event]:
-        """Makes and commits shards; the events that nobody has heard of."""
+        """Makes and commits shards; the events that were not fetched yet."""
         self.tokenizer.run(shards)
         return self.hear()
 
     def hear(self) -> list[Event]:
-        """The events since the last time."""
+        """The events since the last call."""
         with self.lock:
-            heard, self.events = self.events, []
-        return heard
+            events, self.events = self.events, []
+        return events
 
     def _tell(self, event: str, fields: dict[str, Any]) -> None:
         with self.lock:
@@ -89,8 +87,8 @@ class Crew:
 
     hire      makes an actor of `Worker`
     size      how many at once, as far as there is a place for them
-    patience  seconds after which an actor that does nothing is taken for dead
-    place     seconds in which one of them must have a place
+    patience  seconds after which an actor that does nothing counts as dead
+    place     seconds in which one of them must have a place in the cluster
     """
 
     def __init__(
@@ -141,7 +139,7 @@ class Crew:
                 member.work = member.actor.make.remote(member.shards)
 
     def _group(self) -> list[int]:
-        """The next shards for an actor: fewer and fewer, so that all end together; alone what may have killed one."""
+        """The next shards for an actor: fewer and fewer, so that all end together; by itself what may have killed one."""
         group, wanted = [self.waiting.popleft()], min(GROUP, len(self.waiting) // (2 * self.size))
         while group[0] not in self.alone and len(group) < wanted and self.waiting[0] not in self.alone:
             group.append(self.waiting.popleft())
@@ -158,8 +156,8 @@ class Crew:
                     member.placed, member.heard = True, time.monotonic()
                 self._hear(member, events)
             if member.work in ready:
-                found, member.work = ray.get(member.work), None
-                self._done(member, found)
+                answer, member.work = ray.get(member.work), None
+                self._done(member, answer)
             now = time.monotonic()
             if member.work is not None and member.placed and now - member.heard > self.patience:
                 raise TimeoutError(f"it has done nothing for {self.patience:g} s")
@@ -173,14 +171,14 @@ class Crew:
             lines = str(error).strip().splitlines()  # of an exception while it was made, the last says which
             self._bury(member, lines[-1 if getattr(error, "actor_init_failed", False) else 0].strip())
 
-    def _done(self, member: Member, found: Any) -> None:
+    def _done(self, member: Member, answer: Any) -> None:
         if member.loaded:
-            self._hear(member, found)
+            self._hear(member, answer)
             self.left -= set(member.shards)
             member.shards = []
         else:
             member.loaded, self.stillborn = True, 0
-            self.progress.tell("actor", found)
+            self.progress.tell("actor", answer)
 
     def _hear(self, member: Member, events: list[Event]) -> None:
         for event, fields in events:
@@ -220,7 +218,7 @@ class Crew:
 
     def _refuse_unseen(self) -> None:
         made = [shard for shard in self.todo if self.deaths[shard] <= self.retries]
-        left, _, _ = states(self.tokenizer.plan, self.tokenizer.store, made, lambda _: None)
+        left, _, _ = states(self.tokenizer.store, made, self.tokenizer.plan.hash)
         if left:
             raise DatasetError(
                 f"shards {left[:5]} were reported done, but are not in {self.tokenizer.store.url}: do all nodes share it?"
@@ -248,9 +246,9 @@ def _resources() -> str:
 
 
 def connect() -> bool:
-    """Connects with the cluster that RAY_ADDRESS names (`auto`: the one of this machine); where it names none, or `local`,
-    starts Ray here for this process alone, and does not take the one that somebody else may end: whether it did. Raises
-    DatasetError where the cluster cannot be reached."""
+    """Connects with the cluster that RAY_ADDRESS names (`auto`: the one of this machine). Where it names none, or `local`,
+    starts Ray here for this process only, rather than use one that somebody else may end. Returns whether it started Ray.
+    Raises DatasetError where the cluster cannot be reached."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -264,19 +262,19 @@ def connect() -> bool:
     return address == "local"
 
 
-def hiring(tokenizer: Tokenizer, make_codec: MakeCodec, share: dict[str, Any]) -> Callable[[], Any]:
-    """What makes an actor that has this share of a machine ({"num_gpus": 1}). Ray never restarts it: the crew does."""
+def hiring(tokenizer: Tokenizer, make_codec: CodecMaker, share: dict[str, Any]) -> Callable[[], Any]:
+    """A function that makes an actor with a share of a machine ({"num_gpus": 1}). Ray never restarts it: the crew does."""
     import ray
 
-    how: dict[str, Any] = {**share, "max_concurrency": 2}
-    remote = ray.remote(**how)(Worker)
-    return lambda: remote.remote(tokenizer.store.url, make_codec, tokenizer.workers)
+    options: dict[str, Any] = {**share, "max_concurrency": 2}
+    actor_class = ray.remote(**options)(Worker)
+    return lambda: actor_class.remote(tokenizer.store.url, make_codec, tokenizer.workers)
 
 
 def engine(
-    make_codec: MakeCodec, device: str, actors: int | None = None, retries: int = 2, log: Callable[[str], None] = print
+    make_codec: CodecMaker, device: str, actors: int | None, retries: int, log: Callable[[str], None]
 ) -> Callable[[Tokenizer, list[int], Progress], None]:
-    """The engine as `run.tokenize` takes it: actors on `device`, each with a codec of its own.
+    """The engine as `run.run_job` takes it: actors on `device`, each with a codec of its own that `make_codec` makes there.
 
     actors   how many; None: one per GPU, or per two CPU cores
     retries  of a shard whose actor died
@@ -291,13 +289,13 @@ def engine(
         import ray
 
         started = not ray.is_initialized()
-        alone = connect() if started else False
+        own = connect() if started else False
         try:
             total = ray.cluster_resources()
             count = actors or max(1, int(total.get("GPU", 0) if gpu else total.get("CPU", 2) // 2))
             share: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": min(1.0, total.get("CPU", 1) / count)}
             if gpu and not total.get("GPU", 0):
-                if alone:
+                if own:
                     raise DatasetError("--device cuda: Ray finds no GPU on this machine: give --device cpu, or RAY_ADDRESS")
                 log(f"no GPU in the Ray cluster yet: waiting up to {PLACE:g} s")
             Crew(tokenizer, todo, progress, hiring(tokenizer, make_codec, share), count, retries, PATIENCE, PLACE).run()

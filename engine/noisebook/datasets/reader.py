@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from noisebook.datasets import ledger
 from noisebook.datasets.decoding import Picture, requests_for, serve
+from noisebook.datasets.ledger import DONE, read_ledger, sha256, shard_name
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources.base import Failure, Item
 from noisebook.datasets.store import Store
@@ -29,9 +29,9 @@ class _Shards:
         if plan is None:
             raise DatasetError(f"{folder}: not a data set of noisebook's: there is no plan.json")
         self.plan = plan
-        entries = [ledger.read_ledger(self.store, shard) for shard in range(plan.shards)]
+        entries = [read_ledger(self.store, shard) for shard in range(plan.shards)]
         self.ledgers = [e for e in entries if e is not None and e["plan"] == plan.hash]
-        self.done = [e for e in self.ledgers if e["status"] == ledger.DONE]
+        self.done = [e for e in self.ledgers if e["status"] == DONE]
         if len(self.done) < plan.shards and not partial:
             raise DatasetError(
                 f"{folder}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
@@ -50,11 +50,11 @@ class _Shards:
 
     def read(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a shard. Raises FormatError where its bytes are not those of the ledger."""
-        name = ledger.shard_name(entry["shard"])
+        name = shard_name(entry["shard"])
         data = self.store.read(name)
         if data is None:
             raise DatasetError(f"{self.folder}/{name}: it is gone: tokenize --resume makes it anew")
-        if ledger.sha256(data) != entry["sha256"]:
+        if sha256(data) != entry["sha256"]:
             raise FormatError(f"{self.folder}/{name}: damaged: tokenize --resume makes it anew")
         table, _ = read_shard(data, name)
         tokens = tokens_of(table, self.spec)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from noisebook.datasets import ledger
+from noisebook.datasets.ledger import POISONED, SHARDS, read_ledger, sha256, shard_name
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import check_tokens, read_shard, tokens_of
@@ -13,8 +13,8 @@ def check(folder: str) -> dict[str, Any]:
     """Reads all of a data set: {"shards", "n_in", "n_ok", "n_failed", "problems": [{"name", "error"}], "complete"}.
 
     Of every shard: the ledger's own hash, the file's SHA-256, page checksums, that keys are those of the plan in its order
-    without the failed ones, n_in = n_ok + n_failed, and that every token lies in its vocabulary. Raises DatasetError where
-    there is no data set, FormatError where its plan is damaged.
+    without the failed ones, n_in = n_ok + n_failed, and that every token is below its vocab_size. Raises FormatError where
+    there is no data set, or its plan is damaged.
     """
     store = Store(folder)
     plan = Plan.load(store)
@@ -22,10 +22,10 @@ def check(folder: str) -> dict[str, Any]:
         raise FormatError(f"{folder}: there is no plan.json: not a data set of noisebook's, or never begun")
     out: dict[str, Any] = {"shards": 0, "n_in": 0, "n_ok": 0, "n_failed": 0, "problems": [], "of_shards": plan.shards}
     for shard in range(plan.shards):
-        name = ledger.shard_name(shard)
+        name = shard_name(shard)
         try:
-            entry = ledger.read_ledger(store, shard)
-            if entry is None or entry["status"] == ledger.POISONED:
+            entry = read_ledger(store, shard)
+            if entry is None or entry["status"] == POISONED:
                 why = "not made yet" if entry is None else f"given up: {entry['failed'][0]['message']}"
                 out["problems"].append({"name": name, "error": f"{why}: tokenize --resume"})
                 continue
@@ -36,9 +36,9 @@ def check(folder: str) -> dict[str, Any]:
         out["shards"] += 1
         for key in ("n_in", "n_ok", "n_failed"):
             out[key] += entry[key]
-    known = {ledger.shard_name(n).split("/")[1] for n in range(plan.shards)}
-    for extra in sorted(set(store.names(ledger.SHARDS)) - known):
-        out["problems"].append({"name": f"{ledger.SHARDS}/{extra}", "error": "not a shard of the plan: remove it"})
+    known = {shard_name(n).split("/")[1] for n in range(plan.shards)}
+    for extra in sorted(set(store.names(SHARDS)) - known):
+        out["problems"].append({"name": f"{SHARDS}/{extra}", "error": "not a shard of the plan: remove it"})
     return {**out, "complete": out["shards"] == plan.shards and not out["problems"]}
 
 
@@ -51,7 +51,7 @@ def _check_shard(plan: Plan, shard: int, entry: dict[str, Any], data: bytes | No
     require(entry["plan"] == plan.hash, "it is of another plan")
     require(data is not None, "it is gone")
     assert data is not None
-    require(ledger.sha256(data) == entry["sha256"], "damaged (SHA-256)")
+    require(sha256(data) == entry["sha256"], "damaged (SHA-256)")
     table, footer = read_shard(data, name)
     require((footer["plan"], footer["shard"]) == (plan.hash, shard), "it is another shard, or of another plan")
     failed = {failure["key"] for failure in entry["failed"]}
