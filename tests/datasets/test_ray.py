@@ -20,7 +20,8 @@ from faults_kit import Ground, digest
 
 from common import random_images, tiny_backbone
 from noisebook.cli.main import main
-from noisebook.datasets import TokenizeBatch, ledger
+from noisebook.codec.load import load
+from noisebook.datasets import CodecRecipe, TokenizeBatch, ledger, tokenize
 from noisebook.datasets import ray as ray_engine
 from noisebook.datasets.store import Store
 from noisebook.errors import BackboneError, DatasetError
@@ -68,6 +69,24 @@ def test_a_driver_that_is_killed_is_resumed_to_the_bytes_of_one_process(cluster,
     driver.communicate()
     assert main([*ray_here, "--resume"]) == 3
     assert digest(output) == digest(ground.whole())
+
+
+def test_the_public_function_makes_the_bytes_of_one_process(cluster, ground):
+    """Of a recipe, and of a function, which is carried to the actors by value."""
+    changes, net = faults_ray._recipe(), ground.backbone
+
+    def make(device, size):
+        return load(backbone=net, device=device, **changes)
+
+    digests = []
+    for codec in (CodecRecipe(backbone=net, changes=changes), make):
+        for engine in ("local", "ray"):
+            output = ground.output()
+            counts = tokenize(ground.input, output, codec=codec, engine=engine, actors=1, shard_size=8, batch_size=4)
+            assert (counts["n_in"], counts["shards"]) == (20, 3)
+            digests.append(digest(output))
+    assert digests[0] == digests[1] == digest(ground.whole())
+    assert digests[2] == digests[3]
 
 
 def test_what_is_wrong_for_all_actors_is_an_error_and_poisons_nothing(cluster, ground):
