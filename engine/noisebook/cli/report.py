@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from noisebook.errors import DatasetError, SpecError
-
 
 def add_report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("tokens", nargs="+", metavar="DIR", help="data sets of `noisebook tokenize`, one or several to compare")
@@ -18,25 +16,13 @@ def add_report(sub: argparse.ArgumentParser) -> None:
 
 def run_report(args: argparse.Namespace) -> int:
     """Writes the page. Raises what `TokenDataset` and `Codec.decode` raise."""
-    from noisebook.cli.datasets import decoder, needed
+    from noisebook.cli.datasets import needed
 
     needed()
-    from noisebook.report.collect import Source, choose
-    from noisebook.report.page import page
+    from noisebook.report.build import build_report
     from noisebook.runtime.atomic import write_bytes
 
-    if args.images < 0:
-        raise SpecError(f"--images must be at least 0, not {args.images}")
-    sources = [Source(folder) for folder in args.tokens]
-    for source in sources:
-        if not source.rows:
-            raise DatasetError(f"{source.name}: there is no image in it yet: tokenize --resume")
-    common = choose(sources, args.images)
-    runs = []
-    for source in sources:
-        keys = common if all(key in source.rows for key in common) else choose([source], args.images)
-        runs.append(source.run(decoder(source.data, args.backbone, args.device), keys))
-    write_bytes(args.output, page(runs).encode())
+    write_bytes(args.output, build_report(args.tokens, args.images, args.backbone, args.device).encode())
     print(args.output)
     return 0
 

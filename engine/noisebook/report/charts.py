@@ -1,4 +1,4 @@
-"""Small charts as SVG: text that scales with the page and takes its colours."""
+"""Small charts as SVG, which scales with the page and takes its colours."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
 
 @dataclass(frozen=True)
 class Series:
-    """`points` [(x, y), ...] joined to a line, filled down to the axis (`bars`), or each with its name (`marks`)."""
+    """`points` [(x, y), ...]: joined to a line, filled down to the axis (`bars`), or each marked with its name (`marks`)."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -23,7 +23,7 @@ class Series:
 
 
 def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], from_zero: bool = True) -> str:
-    """An SVG element of a chart with axes; `title` is for those who do not see it."""
+    """An SVG element: a chart with axes. `title` is what screen readers say."""
     points = np.array([p for s in series for p in s.points], float)
     tight = all(s.kind != "marks" for s in series) and points[:, 0].max() > points[:, 0].min()
     x_ticks = ticks(points[:, 0].min(), points[:, 0].max())
@@ -71,7 +71,7 @@ def _drawn(series: Series, places: Sequence[tuple[float, float]], floor: float) 
 
 
 def legend(series: Sequence[Series]) -> str:
-    """Names beside their colours."""
+    """The names of series, each with its colour."""
     names = (f'<span><i class="c{s.colour}"></i>{escape(s.name)}</span>' for s in series)
     return f'<p class="legend">{"".join(names)}</p>'
 
@@ -88,5 +88,5 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """As short as it can be told apart from its neighbours on an axis, with thousands set apart."""
+    """A number as an axis shows it: four significant digits, or whole, with commas between thousands."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,7 +1,8 @@
-"""What a report says of a data set, from its plan, ledger and shards, and from some of its images decoded again."""
+"""What a report says about a data set: from its plan, ledger and shards, and from a few of its images, decoded."""
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ REPEATS = 8  # draws of uniform tokens whose entropy is averaged
 
 @dataclass(frozen=True)
 class Shown:
-    """An image: uint8 [H, W, C] of what was coded (None, and why, where it cannot be read again) and of the decode."""
+    """An image of the page: the original and the decode, uint8 [H, W, C]. `problem`: why there is no original."""
 
     key: str
     original: np.ndarray | None
@@ -36,24 +37,24 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Statistics of the tokens of `images` images that have the most common number of them.
+class TokenStatistics:
+    """Statistics of the tokens of `images` images, all those of the most common size.
 
-    entropy    bits a token at each position, float64 [L], as counted
-    reachable  the same of uniform tokens of as many images: counts of few images show less than there is
-    values     size of the vocabulary at each position, int64 [L]
-    histogram  how often each value of the largest vocabulary is taken, at the positions that have it
+    entropy      bits per token at each position, float64 [L], as counted
+    reachable    what uniform tokens of that many images would show: counts of few images show less than there is
+    vocab_sizes  number of values of a token at each position, int64 [L]
+    histogram    how often each value is taken, at the positions with the largest vocab_size
     """
 
     images: int
     entropy: np.ndarray
     reachable: np.ndarray
-    values: np.ndarray
+    vocab_sizes: np.ndarray
     histogram: np.ndarray
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportRun:
     """A data set as a report shows it."""
 
     name: str
@@ -62,9 +63,9 @@ class Run:
     counts: dict[str, int]
     failed: Counter
     remarks: Counter
-    shards: list[dict[str, Any]]  # ledger entries of those that are done, by the time they were
+    shards: list[dict[str, Any]]  # ledger entries of those that are done, in the order of time
     nfe: int  # network calls of a decode
-    tokens: Tokens | None  # None: codes that vary in length
+    tokens: TokenStatistics | None  # None: codes that vary in length
     shown: list[Shown]
 
     def mean(self, what: str) -> float | None:
@@ -73,8 +74,8 @@ class Run:
         return sum(values) / len(values) if values else None
 
 
-class Source:
-    """A data set whose rows are read once: `ROWS` of them at most, and which keys these have."""
+class ReportSource:
+    """A data set to report: at most `ROWS` of its rows, read once, by their keys."""
 
     def __init__(self, folder: str):
         self.data, self.name = TokenDataset(folder, partial=True), Path(folder.rstrip("/")).name
@@ -88,8 +89,8 @@ class Source:
             for offset, row in enumerate(self.data.read(done[place])):
                 self.rows[row["key"]] = int(starts[place]) + offset, row
 
-    def run(self, codec: "Codec", keys: list[str]) -> Run:
-        """Everything, with these images decoded. Raises CodecMismatchError for another codec."""
+    def run(self, codec: "Codec", keys: list[str]) -> ReportRun:
+        """All that the page says about it, with the images of these keys. Raises CodecMismatchError for another codec."""
         data = self.data
         if codec.spec.hash != data.spec.hash:
             raise CodecMismatchError(f"{self.name}: its tokens are of another codec than the one that was made for them")
@@ -101,7 +102,7 @@ class Source:
             "bytes": sum(e["bytes"] for e in entries),
             "tokens": sum(e["tokens"] for e in entries),
         }
-        return Run(
+        return ReportRun(
             self.name,
             data.plan.settings.as_dict()["spec"],
             data.provenance,
@@ -114,40 +115,40 @@ class Source:
             self._shown(codec, keys),
         )
 
-    def _tokens(self, codec: "Codec") -> Tokens | None:
-        if self.data.spec.rule == "poisson" or not self.rows:
+    def _tokens(self, codec: "Codec") -> TokenStatistics | None:
+        if not self.data.spec.rule_type.fixed_length or not self.rows:
             return None
         sizes = Counter((row["height"], row["width"]) for _, row in self.rows.values())
         size = sizes.most_common(1)[0][0]
-        some = [row["tokens"] for _, row in self.rows.values() if (row["height"], row["width"]) == size]
-        tokens = np.stack(some).astype(np.int64)
-        values = np.asarray(codec.layout_for(*size).vocab_size).astype(np.int64)
-        largest = int(values.max())
-        reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(values)}
-        return Tokens(
+        rows = [row["tokens"] for _, row in self.rows.values() if (row["height"], row["width"]) == size]
+        tokens = np.stack(rows).astype(np.int64)
+        vocab_sizes = np.asarray(codec.layout_for(*size).vocab_size).astype(np.int64)
+        largest = int(vocab_sizes.max())
+        reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(vocab_sizes)}
+        return TokenStatistics(
             len(tokens),
             np.array([entropy(column) for column in tokens.T]),
-            np.array([reachable[int(v)] for v in values]),
-            values,
-            np.bincount(tokens[:, values == largest].ravel(), minlength=largest),
+            np.array([reachable[int(v)] for v in vocab_sizes]),
+            vocab_sizes,
+            np.bincount(tokens[:, vocab_sizes == largest].ravel(), minlength=largest),
         )
 
     def _shown(self, codec: "Codec", keys: list[str]) -> list[Shown]:
         rows = [self.rows[key] for key in keys]
-        found: list[Shown | None] = [None] * len(rows)
+        shown: dict[int, Shown] = {}
         sizes = [(row["height"], row["width"]) for _, row in rows]
         for size in dict.fromkeys(sizes):
             group = [i for i, other in enumerate(sizes) if other == size]
             for first in range(0, len(group), BATCH):
                 part = group[first : first + BATCH]
                 for i, pixels in zip(part, decoded(codec, [rows[i][1] for i in part]), strict=True):
-                    found[i] = self._judged(keys[i], *rows[i], pixels, codec)
-        return [shown for shown in found if shown is not None]
+                    shown[i] = self._judged(keys[i], *rows[i], pixels, codec)
+        return [shown[i] for i in range(len(rows))]
 
     def _judged(self, key: str, index: int, row: dict[str, Any], decoded: np.ndarray, codec: "Codec") -> Shown:
         runs = codec.stream(row["height"], row["width"]).runs
-        varies = self.data.spec.rule == "poisson"
-        bits = 8 * len(pack(row["tokens"].astype(np.int64), runs)) if varies else packed_bits(runs)
+        fixed = self.data.spec.rule_type.fixed_length
+        bits = packed_bits(runs) if fixed else 8 * len(pack(row["tokens"].astype(np.int64), runs))
         bpp = bits / (row["height"] * row["width"])
         try:
             original = self.data.original(index)
@@ -159,19 +160,19 @@ class Source:
 
 
 def entropy(tokens: np.ndarray) -> float:
-    """Bits of the frequencies of integers [N], as counted (the maximum-likelihood estimate, which is too low)."""
+    """Bits per token of integers [N], from their frequencies (the maximum-likelihood estimate, which is too low)."""
     share = np.unique(tokens, return_counts=True)[1] / len(tokens)
     return float(-(share * np.log2(share)).sum())
 
 
-def uniform_entropy(values: int, count: int) -> float:
-    """What `entropy` finds on average in `count` uniform tokens of so many values."""
-    random = np.random.default_rng(0)
-    return float(np.mean([entropy(random.integers(values, size=count)) for _ in range(REPEATS)]))
+def uniform_entropy(vocab_size: int, count: int) -> float:
+    """What `entropy` gives on average for `count` uniform tokens."""
+    rng = np.random.default_rng(0)
+    return float(np.mean([entropy(rng.integers(vocab_size, size=count)) for _ in range(REPEATS)]))
 
 
-def choose(sources: list[Source], count: int) -> list[str]:
-    """Keys of `count` images spread over the first data set, of those that all have; its own where they have none."""
+def choose(sources: Sequence[ReportSource], count: int) -> list[str]:
+    """Keys of `count` images, spread over those that all data sets have, or over the first one's where they share none."""
     keys = list(sources[0].rows)
     common = [key for key in keys if all(key in source.rows for source in sources[1:])]
     keys = common or keys

@@ -1,4 +1,4 @@
-"""The page: HTML that needs nothing beside it. Whatever comes from a file's name or a specification is escaped."""
+"""The page: HTML that needs no other file. Whatever comes from a file's name or a specification is escaped."""
 
 import base64
 import io
@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image
 
 from noisebook.report.charts import Series, chart, legend
-from noisebook.report.collect import Run, Shown, Tokens
+from noisebook.report.collect import ReportRun, Shown, TokenStatistics
 
-LARGEST = 480  # pixels a side of a picture on the page; larger ones are scaled down
-GAIN = 4  # of the error, around grey
+LARGEST = 480  # pixels per side of a picture on the page; larger ones are scaled down
+GAIN = 4  # by which errors are multiplied, around grey
 BARS = 64  # of a histogram, at most
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[ReportRun]) -> str:
     """The whole document, about one data set or several side by side."""
     title = "noisebook: " + ", ".join(run.name for run in runs)
     parts = [f"<h1>{escape(title)}</h1>", _overview(runs)]
@@ -50,9 +50,9 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table>{lines}</table></div>'
 
 
-def _overview(runs: Sequence[Run]) -> str:
-    def codes(found: Counter) -> str:
-        return ", ".join(f"{count:,} {escape(code)}" for code, count in sorted(found.items())) or "none"
+def _overview(runs: Sequence[ReportRun]) -> str:
+    def codes(counts: Counter) -> str:
+        return ", ".join(f"{count:,} {escape(code)}" for code, count in sorted(counts.items())) or "none"
 
     def with_unit(value: float | None, digits: int, unit: str) -> str:
         return "unknown" if value is None else f"{value:.{digits}f}{unit}"
@@ -65,9 +65,9 @@ def _overview(runs: Sequence[Run]) -> str:
         ["shards", *(f"{run.counts['shards']:,} of {run.counts['of_shards']:,}" for run in runs)],
         ["tokens", *(f"{run.counts['tokens']:,}" for run in runs)],
         ["size of the shards", *(f"{run.counts['bytes'] / 1e6:,.2f} MB" for run in runs)],
-        ["network calls of a decode", *(str(run.nfe) for run in runs)],
-        ["images judged below", *(str(len(run.shown)) for run in runs)],
-        ["bits a pixel", *(with_unit(run.mean("bpp"), 4, "") for run in runs)],
+        ["network calls per decode", *(str(run.nfe) for run in runs)],
+        ["images compared below", *(str(len(run.shown)) for run in runs)],
+        ["bits per pixel", *(with_unit(run.mean("bpp"), 4, "") for run in runs)],
         ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],
         ["SSIM", *(with_unit(run.mean("ssim"), 4, "") for run in runs)],
     ]
@@ -79,7 +79,7 @@ def _overview(runs: Sequence[Run]) -> str:
     return f"{_table(rows)}{note}"
 
 
-def _rates(runs: Sequence[Run]) -> str:
+def _rates(runs: Sequence[ReportRun]) -> str:
     series = [
         Series(run.name, [(run.mean("bpp") or 0, run.mean("psnr") or 0)], "marks", i % 5 + 1, [run.name])
         for i, run in enumerate(runs)
@@ -89,12 +89,12 @@ def _rates(runs: Sequence[Run]) -> str:
         return "<p>No original can be read again, so no distortion is known.</p>"
     keys = [[shown.key for shown in run.shown] for run in runs]
     alike = all(k == keys[0] for k in keys)
-    same = "The same images in each." if alike else "Not the same images in each: they have none in common."
-    drawn = chart("bits a pixel and PSNR of each data set", "bits a pixel", "PSNR, dB", series, from_zero=False)
-    return f'{drawn}<p class="soft">Means over the images that are judged. {same}</p>'
+    same = "The same images in each." if alike else "Other images in each: they have none in common."
+    drawn = chart("bits per pixel and PSNR of each data set", "bits per pixel", "PSNR, dB", series, from_zero=False)
+    return f'{drawn}<p class="soft">Means over the images below. {same}</p>'
 
 
-def _pictures(runs: Sequence[Run]) -> str:
+def _pictures(runs: Sequence[ReportRun]) -> str:
     figures = []
     for group in zip(*(run.shown for run in runs), strict=False):
         if len({shown.key for shown in group}) == 1:
@@ -112,7 +112,7 @@ def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
         cells.append(("decoded" if len(group) == 1 else name, shown.decoded))
         if shown.original is not None:
             cells.append(("error", _error(shown)))
-    told = [
+    captions = [
         f"{shown.bpp:.3f} bpp"
         + (f", {shown.psnr:.2f} dB" if shown.psnr is not None else "")
         + (f" ({escape(shown.problem)})" if shown.problem else "")
@@ -124,7 +124,7 @@ def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
         if pixels is not None
     )
     small = " small" if max(first.decoded.shape[:2]) < 128 else ""
-    caption = f"<figcaption>{escape(first.key)}: {'; '.join(told)}</figcaption>"
+    caption = f"<figcaption>{escape(first.key)}: {'; '.join(captions)}</figcaption>"
     return f'<figure><div class="row{small}">{images}</div>{caption}</figure>'
 
 
@@ -143,7 +143,7 @@ def _data(pixels: np.ndarray) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _tokens(runs: Sequence[Run]) -> str:
+def _tokens(runs: Sequence[ReportRun]) -> str:
     out = []
     for run in runs:
         out.append(f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "")
@@ -155,15 +155,15 @@ def _tokens(runs: Sequence[Run]) -> str:
     return "".join(out)
 
 
-def _statistics(tokens: Tokens) -> str:
-    values = len(tokens.histogram)
-    bars = min(BARS, values)
-    edges = np.linspace(0, values, bars + 1).round().astype(int)
-    share = np.add.reduceat(tokens.histogram, edges[:-1]) / max(1, tokens.histogram.sum()) / np.diff(edges) * values
+def _statistics(tokens: TokenStatistics) -> str:
+    vocab_size = len(tokens.histogram)
+    bars = min(BARS, vocab_size)
+    edges = np.linspace(0, vocab_size, bars + 1).round().astype(int)
+    share = np.add.reduceat(tokens.histogram, edges[:-1]) / max(1, tokens.histogram.sum()) / np.diff(edges) * vocab_size
     steps = [(float(edge), float(height)) for i, height in enumerate(share) for edge in edges[i : i + 2]]
-    histogram = [Series("tokens", steps, "bars", 1), Series("uniform", [(0, 1), (values, 1)], "line", 2)]
+    histogram = [Series("tokens", steps, "bars", 1), Series("uniform", [(0, 1), (vocab_size, 1)], "line", 2)]
     length = len(tokens.entropy)
-    counted, uniform, most = tokens.entropy, tokens.reachable, np.log2(tokens.values)
+    counted, uniform, most = tokens.entropy, tokens.reachable, np.log2(tokens.vocab_sizes)
     entropy = [
         Series(name, list(enumerate(bits.tolist())), "line", i)
         for i, (name, bits) in enumerate(
@@ -172,20 +172,20 @@ def _statistics(tokens: Tokens) -> str:
     ]
     about = (
         f"{tokens.images:,} images of one size, {length:,} tokens each: {counted.sum():,.1f} bits as counted at each "
-        f"position for itself, {uniform.sum():,.1f} if they were uniform, of {most.sum():,.1f}."
+        f"position by itself, {uniform.sum():,.1f} if they were uniform, {most.sum():,.1f} at most."
     )
-    note = "Counts of few images show less entropy than there is; the second line is what uniform tokens would show."
+    note = "Counts of few images show less entropy than there is. The second line is what uniform tokens would show."
     return (
         f"<p>{about}</p>"
-        + chart("frequency of token values", f"value of a token, of {values:,}", "times as often as uniform", histogram)
+        + chart("frequency of token values", f"value of a token, of {vocab_size:,}", "times as often as uniform", histogram)
         + legend(histogram)
-        + chart("entropy of the tokens at each position", "position in the stream", "bits a token", entropy)
+        + chart("entropy of the tokens at each position", "position in the stream", "bits per token", entropy)
         + legend(entropy)
         + f'<p class="soft">{note}</p>'
     )
 
 
-def _speed(runs: Sequence[Run]) -> str:
+def _speed(runs: Sequence[ReportRun]) -> str:
     series = [
         Series(run.name, [(i + 1, entry["images_per_s"]) for i, entry in enumerate(run.shards)], "line", k % 5 + 1)
         for k, run in enumerate(runs)
@@ -199,16 +199,16 @@ def _speed(runs: Sequence[Run]) -> str:
             total = where.setdefault((run.name, entry["device"], entry["host"]), [0, 0, 0])
             for i, value in enumerate((1, entry["n_in"], entry["seconds"])):
                 total[i] += value
-    rows = [["data set", "device", "host", "shards", "images", "images a second of a process"]]
+    rows = [["data set", "device", "host", "shards", "images", "images per second of a process"]]
     rows += [
         [*map(escape, key), f"{shards:.0f}", f"{images:,.0f}", f"{images / max(seconds, 1e-9):,.2f}"]
         for key, (shards, images, seconds) in where.items()
     ]
-    drawn = chart("images a second of each shard", "shards, by the time they were done", "images a second", series)
+    drawn = chart("images per second of each shard", "shards, in the order of time", "images per second", series)
     return f"{drawn}{legend(series) if len(series) > 1 else ''}{_table(rows)}"
 
 
-def _specification(run: Run) -> str:
+def _specification(run: ReportRun) -> str:
     versions = ", ".join(f"{escape(name)} {escape(value)}" for name, value in run.versions.items())
     spec: dict[str, Any] = run.spec
     about = _table([[escape(str(k)), escape(_short(v))] for k, v in spec.items()])
