@@ -17,7 +17,7 @@ from noisebook.errors import ImageError, first_line
 from noisebook.images.io import read_image
 
 PNG, ORIENTATION = b"\x89PNG\r\n\x1a\n", 0x0112
-TINY = 16  # pixels a side below which an image is remarked upon
+TINY = 16  # pixels per side; smaller images get a remark
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -37,8 +37,8 @@ FORMATS = {
 class Picture:
     """Pixels uint8 [H, W, C], the upright picture's own height and width, and what was done that is worth a remark.
 
-    exif  broken, passed over · rotated  by its EXIF · bits16  scaled to 8 · gray  in a codec of colours · cmyk, alpha
-    converted, over white · animated  its first frame alone · wrong_extension · tiny  a side below 16 pixels
+    exif  broken, and ignored · rotated  by its EXIF · bits16  scaled to 8 · gray  in a codec of colours · cmyk, alpha
+    converted, over white · animated  its first frame only · wrong_extension · tiny  a side below 16 pixels
     """
 
     pixels: np.ndarray
@@ -56,14 +56,14 @@ def decoder_version() -> str:
 
 
 def read_bytes(file: File, item: Item) -> bytes | Failure:
-    """The bytes of an item that is a file or lies in one."""
+    """The bytes of an item that is a file, or a part of one."""
     try:
         fs, path = filesystem(file.path)
-        refuse_changed(file)  # before: a pipe in its place would be waited for
+        refuse_changed(file)  # before: to open a pipe in its place would wait for ever
         with fs.open(path, "rb") as f:
             f.seek(item.start)
             data = f.read(item.size) if item.size >= 0 else f.read()
-        if "://" not in file.path:  # after: it may be written just now; an object store gives one version whole
+        if "://" not in file.path:  # after: it may have changed meanwhile; an object store gives one whole version
             refuse_changed(file)
     except Changed as error:
         return Failure("changed", str(error))
@@ -76,8 +76,8 @@ def read_bytes(file: File, item: Item) -> bytes | Failure:
 
 
 def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | Failure:
-    """A picture of `channels` channels; with `resize` its shorter side is scaled to so many pixels (bicubic, antialiased)
-    and the square in the middle kept."""
+    """A picture of `channels` channels; with `resize` its shorter side is scaled to that many pixels (bicubic,
+    antialiased), and the square in the middle kept."""
     if not data:
         return Failure("empty", "no bytes")
     try:
@@ -100,7 +100,7 @@ def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | 
 
 
 def _look(data: bytes, name: str, channels: int) -> tuple[str, ...]:
-    """Remarks, from the header alone. Raises ImageError for a PNG whose checksums are wrong."""
+    """Remarks, from the header only. Raises ImageError for a PNG whose checksums are wrong."""
     remarks = []
     if data.startswith(PNG):
         _check_png(data)
@@ -133,7 +133,7 @@ def _look(data: bytes, name: str, channels: int) -> tuple[str, ...]:
 
 
 def _check_png(data: bytes) -> None:
-    """Raises ImageError for a critical chunk with a wrong CRC: Pillow looks at none of those of the pixels."""
+    """Raises ImageError for a critical chunk with a wrong CRC: Pillow does not check those of the pixels."""
     at = len(PNG)
     while at + 12 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
@@ -161,7 +161,7 @@ def _square(pixels: np.ndarray, side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker is asked: the item, its file or its bytes (or why there are none), and how to decode."""
+    """What a worker decodes: the item, its file or its bytes (or why there are none), and how."""
 
     item: Item
     file: File
@@ -171,13 +171,13 @@ class Request:
 
 
 def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> list[Request]:
-    """What workers are asked for these items."""
+    """A request for each of these items."""
     images = source.image_bytes(items)
     return [Request(item, source.files[item.file], data, channels, resize) for item, data in zip(items, images, strict=True)]
 
 
 def serve(requests: list[Request]) -> list[Picture | Failure]:
-    """What a worker answers, one for each request."""
+    """What a worker answers: a picture or a failure for each request."""
     return [_answer(request) for request in requests]
 
 

@@ -26,8 +26,9 @@ def detokenize(
     steps: int | None = None,
     tell: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, Any]:
-    """Writes OUTPUT/KEY.png of the first `first` images (None: of all), batches of one size at a time; those that are there
-    already are left alone, so that the same call goes on where it was stopped. Returns {"written", "skipped"}.
+    """Writes OUTPUT/KEY.png of the first `first` images (None: of all), batch by batch of one size. Files that are there
+    are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps of each.
+    `tell` is called with the number of images after each batch. Returns {"written", "skipped"}.
 
     Raises CodecMismatchError for another codec, DatasetError for a key that leads out of the folder."""
     if codec.spec.hash != data.spec.hash:
@@ -42,7 +43,7 @@ def detokenize(
 
 
 def decoded(codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None) -> np.ndarray:
-    """Pictures uint8 [B, H, W, C] of rows of one size, of all or so many `steps`."""
+    """Pictures uint8 [B, H, W, C] of rows of one size, decoded in all steps or only the first `steps`."""
     tokens = torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64))
     return pixels_of(codec.decode(tokens, (rows[0]["height"], rows[0]["width"]), steps))
 
@@ -67,7 +68,7 @@ def _batches(
 
 def _path(output: Path, key: str) -> Path:
     """Where an image goes: its key, whatever its ending was, as a PNG inside the folder."""
-    inside = PurePosixPath(key)
-    if inside.is_absolute() or ".." in inside.parts or not inside.parts:
-        raise DatasetError(f"the key {key!r} leads out of the folder: the data set is not one to be unpacked")
-    return output / inside.with_name(inside.name + ".png")
+    name = PurePosixPath(key)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise DatasetError(f"the key {key!r} leads out of the folder: the data set is not safe to unpack")
+    return output / name.with_name(name.name + ".png")

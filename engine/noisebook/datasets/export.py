@@ -24,13 +24,14 @@ MEGATRON = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64"
 def export(folder: str, output: str | Path, form: str, partial: bool = False) -> dict[str, Any]:
     """Writes the data set `folder` to `output`, whole or not at all; returns {"output", "images", "tokens"}.
 
-    webdataset  a folder of tars, one a shard: KEY.tokens.npy (unsigned [L]) and KEY.json (size, label, ...); slashes in
+    webdataset  a folder of tars, one per shard: KEY.tokens.npy (unsigned [L]) and KEY.json (size, label, ...); slashes in
                 keys become "__", dots "_", and a name that is taken by then ends in "__2", ...: KEY.json has the key
-    npy         a folder: tokens.npy [N, L], where all images have as many, and rows.jsonl
-    megatron    a folder: tokens.bin and tokens.idx, an image a document of one sequence (format of Megatron-LM's
-                IndexedDataset, version 1), and rows.jsonl
+    npy         a folder: tokens.npy [N, L], where all images have L tokens, and rows.jsonl
+    megatron    a folder: tokens.bin and tokens.idx, each image a document of one sequence (format of
+                Megatron-LM's IndexedDataset, version 1), and rows.jsonl
 
-    Raises DatasetError where `output` exists, SpecError for npy of images that differ in tokens.
+    Raises DatasetError where `output` exists, SpecError for npy of images that differ in their
+    number of tokens.
     """
     if form not in FORMATS:
         raise SpecError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
@@ -85,7 +86,7 @@ def _webdataset(data: TokenDataset, folder: Path) -> int:
 
 
 def _stem(key: str, taken: set[str]) -> str:
-    """A sample's name in its tar: WebDataset cuts at the first dot, and takes neighbours of one name for one sample."""
+    """A sample's name in its tar: WebDataset cuts names at the first dot, and neighbours of equal names are one sample."""
     plain = key.replace("/", "__").replace(".", "_")
     stem = next(name for name in chain([plain], (f"{plain}__{n}" for n in count(2))) if name not in taken)
     taken.add(stem)

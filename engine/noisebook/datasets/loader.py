@@ -22,15 +22,15 @@ from noisebook.errors import DatasetError, first_line
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
 LOOK = 1.0  # seconds between two looks whether a worker is dead
-TRIES = 2  # deaths of the workers that one request is asked of alone
-LOST = (BrokenProcessPool, CancelledError)  # what was asked is not answered
-PATIENCE = 120.0  # seconds after which a worker that answers nothing is taken for dead
+TRIES = 2  # workers that may die while they have one request only, before it is blamed
+LOST = (BrokenProcessPool, CancelledError)  # the request will not be answered
+PATIENCE = 120.0  # seconds after which a worker that answers nothing counts as dead
 
 
 class Workers:
     """Decodes requests in order, in `count` processes (0: in this one), a few chunks ahead.
 
-    A process that dies takes the whole pool with it; the requests in flight are then asked one by one, so that the one
+    A process that dies takes the whole pool with it. The requests in flight are then sent again one by one, so that the one
     that kills is found, and becomes a Failure."""
 
     def __init__(self, count: int, patience: float = PATIENCE):
@@ -50,27 +50,27 @@ class Workers:
             for chunk in chunks:
                 yield from serve(chunk)
             return
-        ahead: deque[tuple[list[Request], Future]] = deque()
+        in_flight: deque[tuple[list[Request], Future]] = deque()
         for chunk in chunks:
-            ahead.append((chunk, self._ask(chunk)))
-            if len(ahead) > 2 * self.count:
-                yield from self._first(ahead)
-        while ahead:
-            yield from self._first(ahead)
+            in_flight.append((chunk, self._submit(chunk)))
+            if len(in_flight) > 2 * self.count:
+                yield from self._first(in_flight)
+        while in_flight:
+            yield from self._first(in_flight)
 
-    def _ask(self, chunk: list[Request]) -> Future:
+    def _submit(self, chunk: list[Request]) -> Future:
         try:
             return self._started().submit(serve, chunk)
         except (BrokenProcessPool, EOFError, OSError) as error:  # a worker, or what starts them, died between two chunks:
-            broken: Future = Future()  # the one who waits for this one will see
+            broken: Future = Future()  # whoever waits for this one will see it
             broken.set_exception(BrokenProcessPool(str(error)))
             return broken
 
     def _result(self, future: Future) -> list[Picture | Failure]:
         """What a worker answers. Raises FutureTimeout, BrokenProcessPool, CancelledError.
 
-        A worker that was killed while it sent its answer leaves half of it in the pipe, and the pool waits for the rest: so
-        this looks for itself whether one is dead."""
+        A worker that was killed while it sent its answer leaves half of it in the pipe, and the pool waits for the rest.
+        Therefore this looks itself whether a worker is dead."""
         end, dead = time.monotonic() + self.patience, False
         while True:
             try:
@@ -81,22 +81,23 @@ class Workers:
                 processes = list((getattr(self._pool, "_processes", None) or {}).values())
                 dead = bool(wait([process.sentinel for process in processes], 0))
 
-    def _first(self, ahead: "deque[tuple[list[Request], Future]]") -> list[Picture | Failure]:
-        chunk, future = ahead.popleft()
+    def _first(self, in_flight: "deque[tuple[list[Request], Future]]") -> list[Picture | Failure]:
+        """The answers to the first chunk. If they are lost, its requests are sent one by one, and other chunks again."""
+        chunk, future = in_flight.popleft()
         try:
             return self._result(future)
         except (*LOST, FutureTimeout):
             self._end(kill=True)
-            again = [(some, None if _failed(f) else f) for some, f in ahead]
-            answers = [self._alone(request) for request in chunk]
-            ahead.clear()  # what was lost with the pool is asked anew
-            ahead.extend((some, f or self._ask(some)) for some, f in again)
+            others = [(other, None if _failed(f) else f) for other, f in in_flight]
+            answers = [self._by_itself(request) for request in chunk]
+            in_flight.clear()
+            in_flight.extend((other, f or self._submit(other)) for other, f in others)
             return answers
 
-    def _alone(self, request: Request) -> Picture | Failure:
-        for _ in range(TRIES):  # it may be another's death, or a kill from outside
+    def _by_itself(self, request: Request) -> Picture | Failure:
+        for _ in range(TRIES):  # the worker may have died of something else, or been killed from outside
             try:
-                return self._result(self._ask([request]))[0]
+                return self._result(self._submit([request]))[0]
             except FutureTimeout:
                 self._end(kill=True)
                 return Failure("timeout", f"not decoded after {self.patience:g} s")
@@ -106,18 +107,18 @@ class Workers:
         return Failure("worker_died", "the process that decodes it dies of it, or of too little memory")
 
     def _refuse_if_none_lives(self) -> None:
-        """Raises DatasetError where workers die that are asked nothing: no image is to blame then."""
+        """Raises DatasetError where workers die without any request: no image is to blame then."""
         error: BaseException | None = None
         for _ in range(TRIES):
             try:
-                self._result(self._ask([]))
+                self._result(self._submit([]))
                 return
             except (*LOST, FutureTimeout) as lost:
                 self._end(kill=True)
                 error = lost
         why = first_line(error) if error else "no answer"
         raise DatasetError(
-            f"processes that decode cannot be started ({why}): give them memory, or decode in this one with --workers 0"
+            f"processes that decode cannot be started ({why}): give them memory, or decode in this process with --workers 0"
         ) from error
 
     def _started(self) -> ProcessPoolExecutor:
@@ -133,7 +134,7 @@ class Workers:
         for process in list((getattr(pool, "_processes", None) or {}).values()) if kill else ():
             process.kill()  # one that hangs would be waited for
         if kill and (answers := getattr(pool, "_result_queue", None)) is not None:
-            answers._writer.close()  # so that half an answer is not waited for
+            answers._writer.close()  # so that the pool does not wait for the rest of half an answer
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -155,7 +156,8 @@ def _chunks(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
 
 @dataclass
 class Batch:
-    """Images of one size, uint8 [B, C, H, W], and which of the shard's items they are. No images: the shard is complete."""
+    """Images of one size, uint8 [B, C, H, W], and the rows of the shard's items that they are. No images: the shard is
+    complete."""
 
     shard: int
     rows: list[int]
@@ -165,31 +167,31 @@ class Batch:
 
 
 def batches(
-    shards: Iterable[tuple[int, list[Request]]], workers: Workers, size: int, only: tuple[int, int] | None, pin: bool
+    shards: Iterable[tuple[int, list[Request]]], workers: Workers, batch_size: int, size: tuple[int, int] | None, pin: bool
 ) -> Iterator[Batch]:
-    """The images of each shard in batches of `size`, a bucket for each (height, width): in the order of the items, what is
-    left in a bucket at the end of the shard. What a batch holds depends on its shard alone. Then one without images, with
-    the failures. `only`: other sizes fail."""
-    asked: deque[tuple[int, int]] = deque()  # (shard, its items), as the requests are drawn from it
+    """The images of each shard in batches of `batch_size`, a bucket for each (height, width): in the order of the items, and
+    at the end of the shard what is left in the buckets. What a batch holds depends on its shard only. After them comes a
+    batch without images, with the failures. `size`: the (height, width) of all images, others fail; None: any."""
+    started: deque[tuple[int, int]] = deque()  # (shard, number of its items), as the requests are drawn
 
     def requests() -> Iterator[Request]:
-        for shard, some in shards:
-            asked.append((shard, len(some)))
-            yield from some
+        for shard, requests_of_shard in shards:
+            started.append((shard, len(requests_of_shard)))
+            yield from requests_of_shard
 
     answers = workers.map(requests())
     first = next(answers, None)
-    while asked:
-        shard, count = asked.popleft()
+    while started:
+        shard, count = started.popleft()
         buckets: dict[tuple[int, ...], list[tuple[int, Picture]]] = {}
         failures: dict[int, Failure] = {}
         for row in range(count):
             answer, first = (first, None) if first is not None else (next(answers), None)
-            if isinstance(answer, Picture) and only and answer.pixels.shape[:2] != only:
+            if isinstance(answer, Picture) and size and answer.pixels.shape[:2] != size:
                 height, width = answer.pixels.shape[:2]
                 answer = Failure(
                     "other_size",
-                    f"{height} x {width}; the first ones have {only[0]} x {only[1]}: give --resize, or --mixed-sizes",
+                    f"{height} x {width}; the first ones have {size[0]} x {size[1]}: give --resize, or --mixed-sizes",
                 )
             if isinstance(answer, Failure):
                 failures[row] = answer
@@ -197,12 +199,12 @@ def batches(
             assert answer is not None
             bucket = buckets.setdefault(answer.pixels.shape, [])
             bucket.append((row, answer))
-            if len(bucket) == size:
+            if len(bucket) == batch_size:
                 yield _batch(shard, buckets.pop(answer.pixels.shape), pin)
         for bucket in buckets.values():
             yield _batch(shard, bucket, pin)
         yield Batch(shard, [], None, [], failures)
-        if not asked:  # the next shard's requests may not have been drawn yet
+        if not started:  # the next shard's requests may not have been drawn yet
             first = next(answers, None)
 
 
@@ -216,13 +218,13 @@ def _batch(shard: int, bucket: list[tuple[int, Picture]], pin: bool) -> Batch:
 
 def ahead(items: Iterator[Any], depth: int) -> Generator[Any]:
     """The same items, made by a thread that is up to `depth` of them ahead. What it raises is raised here."""
-    made: queue.Queue = queue.Queue(depth)
+    ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
     def put(value: tuple[str, Any]) -> None:
         while not stop.is_set():
             try:
-                return made.put(value, timeout=0.2)
+                return ready.put(value, timeout=0.2)
             except queue.Full:
                 continue
 
@@ -233,14 +235,14 @@ def ahead(items: Iterator[Any], depth: int) -> Generator[Any]:
                 if stop.is_set():
                     return
             put(("end", None))
-        except BaseException as error:  # carried over to the thread that asks
+        except BaseException as error:  # raised again in the thread that waits
             put(("error", error))
 
     thread = threading.Thread(target=work, name="noisebook-loader", daemon=True)
     thread.start()
     try:
         while True:
-            kind, value = made.get()
+            kind, value = ready.get()
             if kind == "error":
                 raise value
             if kind == "end":

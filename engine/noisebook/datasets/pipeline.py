@@ -1,7 +1,7 @@
 """Tokens inside somebody else's pipeline: Ray Data's `map_batches`, Hugging Face `datasets.map`."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from noisebook.images.io import read_image
 
 
 class TokenizeBatch:
-    """A callable: a batch of columns -> the same with `tokens` (unsigned [L] an image) in place of the images.
+    """A callable: a batch of columns -> the same with `tokens` (unsigned [L] per image) in place of the images.
 
         datasets.map(TokenizeBatch("photo"), batched=True, batch_size=32, remove_columns="image")
         ray.data.map_batches(TokenizeBatch, fn_constructor_kwargs={"preset": "photo"}, batch_size=32, concurrency=2)
@@ -25,7 +25,7 @@ class TokenizeBatch:
     tokens            the column to make
 
     Images of one size in a batch are coded together. Raises ImageError for one that cannot be read: what becomes of it is
-    the pipeline's affair, and so is resuming. For exactly once and a ledger: `noisebook tokenize`.
+    up to the pipeline, and so is resuming. For each image exactly once, and a ledger: `noisebook.datasets.tokenize`.
     """
 
     def __init__(self, preset: str = "photo", image: str = "image", tokens: str = "tokens", **options: Any):
@@ -40,24 +40,24 @@ class TokenizeBatch:
             self._codec = load(self.preset, **self.options)
         codec = self._codec
         pixels = [_pixels(value, codec.backbone.channels) for value in batch[self.image]]
-        out: list[np.ndarray | None] = [None] * len(pixels)
+        tokens_of: dict[int, np.ndarray] = {}
         dtype = largest_dtype(codec.spec)
         for shape in dict.fromkeys(x.shape for x in pixels):
             rows = [i for i, x in enumerate(pixels) if x.shape == shape]
             images = torch.from_numpy(np.stack([pixels[i] for i in rows])).permute(0, 3, 1, 2)
             for i, tokens in zip(rows, codec.encode(images).cpu().numpy(), strict=True):
-                out[i] = tokens.astype(dtype)
+                tokens_of[i] = tokens.astype(dtype)
         rest = {name: column for name, column in batch.items() if name != self.image}
-        return {**rest, self.tokens: _column(out)}
+        return {**rest, self.tokens: _column([tokens_of[i] for i in range(len(pixels))])}
 
 
-def _column(rows: Sequence[np.ndarray | None]) -> Any:
-    """[N, L] where all have as many, else a list."""
-    return np.stack(rows) if len({len(r) for r in rows if r is not None}) == 1 else list(rows)  # type: ignore[arg-type]
+def _column(rows: list[np.ndarray]) -> Any:
+    """[N, L] where all rows have L tokens, else the list."""
+    return np.stack(rows) if len({len(row) for row in rows}) == 1 else rows
 
 
 def _pixels(value: Any, channels: int) -> np.ndarray:
-    """uint8 [H, W, C] of whatever pipelines hold images as."""
+    """uint8 [H, W, C] of an image in any form that pipelines hold."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, (bytes, bytearray)):
@@ -68,7 +68,7 @@ def _pixels(value: Any, channels: int) -> np.ndarray:
         return read_image(buffer, channels)
     pixels = np.asarray(value)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise ImageError(f"an image is uint8 [H, W, C], bytes or of PIL, not {pixels.dtype} {list(pixels.shape)}")
+        raise ImageError(f"an image is uint8 [H, W, C], bytes or a PIL image, not {pixels.dtype} {list(pixels.shape)}")
     return read_image(_png(pixels), channels) if pixels.ndim == 2 or pixels.shape[2] != channels else pixels
 
 

@@ -1,4 +1,4 @@
-"""What is to be done, written down before it is begun: the items in their order, cut in shards, and the settings, hashed."""
+"""What is to be done, written down before it begins: the items in their order, cut in shards, and the settings, hashed."""
 
 import hashlib
 import io
@@ -153,7 +153,7 @@ def _rows(kind: type, data: bytes | None, digest: str) -> list:
     import pyarrow.parquet as pq
 
     if data is None or sha256(data) != digest:
-        raise ValueError("missing, or damaged where page checksums do not look")
+        raise ValueError("missing, or damaged where no page checksum is")
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

@@ -20,7 +20,7 @@ KEPT = 16  # shards held in memory
 
 
 class _Shards:
-    """What both kinds share: the folder, its plan and ledgers, and shards read and checked."""
+    """What both kinds of data set share: the folder, its plan and ledgers, and reading shards with their checks."""
 
     def __init__(self, folder: str, partial: bool):
         self.folder = str(folder)
@@ -59,7 +59,7 @@ class _Shards:
         table, _ = read_shard(data, name)
         tokens = tokens_of(table, self.spec)
         rest = table.drop_columns(["payload" if "payload" in table.column_names else "tokens"]).to_pylist()
-        return [{**row, "tokens": some} for row, some in zip(rest, tokens, strict=True)]
+        return [{**row, "tokens": tokens_of_row} for row, tokens_of_row in zip(rest, tokens, strict=True)]
 
 
 class TokenDataset(_Shards, Dataset):
@@ -67,7 +67,7 @@ class TokenDataset(_Shards, Dataset):
     coded image), `original_height`, `original_width` and the columns that were carried through, such as `label`.
 
     Any index at any time: a shard is read once and checked against the ledger's SHA-256, the last `kept` are held. Ranks
-    share it by torch's DistributedSampler. `partial`: take the shards that are done.
+    share it by torch's DistributedSampler. `partial`: only the shards that are done.
 
     Raises DatasetError where there is no data set or it is not complete, FormatError for a damaged shard.
     """
@@ -117,10 +117,10 @@ class TokenDataset(_Shards, Dataset):
 
 class TokenStream(_Shards, IterableDataset):
     """A tokenised data set as a stream of the rows of `TokenDataset`, each exactly once over all ranks and workers of a
-    DataLoader: they share it shard by shard, so lengths differ by up to a shard.
+    DataLoader. They share it shard by shard, so that their lengths differ by up to a shard.
 
     shuffle      the order of shards, and of the rows in each, by `seed` and `set_epoch`
-    rank, world  which share; default: torch.distributed's where it is initialised, else all
+    rank, world  the share of one rank; default: torch.distributed's where it is initialised, else all
     """
 
     def __init__(
@@ -134,22 +134,22 @@ class TokenStream(_Shards, IterableDataset):
     ):
         super().__init__(folder, partial)
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
-        self.rank, self.world = (*_ranks(),) if rank is None or world is None else (rank, world)
+        self.rank, self.world = _ranks() if rank is None or world is None else (rank, world)
 
     def set_epoch(self, epoch: int) -> None:
         """Another order of the shuffle."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(len(self.done)) if self.shuffle else np.arange(len(self.done))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.done)) if self.shuffle else np.arange(len(self.done))
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         for place in order[self.rank :: self.world][worker::workers]:
             rows = self.read(self.done[place])
             if self.shuffle:
-                inside = np.random.default_rng([self.seed, self.epoch, int(place)])
-                rows = [rows[i] for i in inside.permutation(len(rows))]
+                rng = np.random.default_rng([self.seed, self.epoch, int(place)])
+                rows = [rows[i] for i in rng.permutation(len(rows))]
             yield from rows
 
 

@@ -1,4 +1,4 @@
-"""Where a data set is written: whole files or none, on a local disk by rename, on an object store in one upload."""
+"""Where a data set is written: whole files or none, on a local disk by a rename, on an object store in one upload."""
 
 import contextlib
 import os
@@ -37,23 +37,13 @@ class Store:
         except OSError as error:
             raise DatasetError(f"{self.url}/{name}: cannot be read: {error.strerror or error}") from error
 
-    def size(self, name: str) -> int | None:
-        try:
-            return self.fs.info(f"{self.root}/{name}")["size"]
-        except OSError:
-            return None
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(f"{self.root}/{name}")
-
     def names(self, folder: str = "") -> list[str]:
         """The files in a folder, by name, without temporary ones."""
         try:
-            found = self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
+            paths = self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name for name in (path.rstrip("/").split("/")[-1] for path in found) if not name.startswith("."))
+        return sorted(name for name in (path.rstrip("/").split("/")[-1] for path in paths) if not name.startswith("."))
 
     def collect_strays(self, folders: tuple[str, ...]) -> int:
         """Removes temporary files that killed processes have left; only while no other process writes here."""

@@ -56,7 +56,7 @@ def _check_shard(plan: Plan, shard: int, entry: dict[str, Any], data: bytes | No
     require((footer["plan"], footer["shard"]) == (plan.hash, shard), "it is another shard, or of another plan")
     failed = {failure["key"] for failure in entry["failed"]}
     keys = [item.key for item in items if item.key not in failed]
-    require(table["key"].to_pylist() == keys, "its keys are not those of the plan less the failed ones")
+    require(table["key"].to_pylist() == keys, "its keys are not those of the plan without the failed ones")
     require(entry["n_in"] == len(items) == entry["n_ok"] + entry["n_failed"], "its counts do not add up")
     require((entry["n_ok"], entry["n_failed"]) == (len(keys), len(failed)), "its counts are not those of its rows")
     spec = plan.settings.spec

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the input: its path, how it is named in the plan, and what tells whether it changed."""
+    """A file of the input: its path, its name in the plan, and what shows whether it changed."""
 
     path: str
     name: str  # relative to the input, so that a plan does not depend on where the input lies
@@ -115,7 +115,7 @@ def is_local(fs: Any) -> bool:
 
 
 def stamp_of(info: dict[str, Any]) -> str:
-    """Size and what else tells one version of a file from another, of what `fs.info` says."""
+    """What distinguishes versions of a file, in what `fs.info` says: its size, and a tag or time of change."""
     for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"):
         if info.get(key) is not None:
             return f"{info['size']} {info[key]}"
