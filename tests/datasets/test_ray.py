@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from noisebook.codec.load import load
 from noisebook.datasets import CodecRecipe, TokenizeBatch, ledger, tokenize
 from noisebook.datasets import ray as ray_engine
 from noisebook.datasets.store import Store
-from noisebook.errors import BackboneError, DatasetError
+from noisebook.errors import BackboneError, DatasetError, SpecError
 
 PROBE = (
     "import ray; ray.init('local', num_cpus=1, include_dashboard=False); assert ray.get(ray.remote(lambda: 7).remote()) == 7"
@@ -87,6 +88,14 @@ def test_the_public_function_makes_the_bytes_of_one_process(cluster, ground):
             digests.append(digest(output))
     assert digests[0] == digests[1] == digest(ground.whole())
     assert digests[2] == digests[3]
+
+
+def test_a_codec_that_cannot_go_to_actors_is_an_error(cluster, ground):
+    codec, lock = load(backbone=ground.backbone, **faults_ray._recipe()), threading.Lock()
+    with pytest.raises(SpecError, match="stays in its process"):
+        tokenize(ground.input, ground.output(), codec=codec, engine="ray")
+    with pytest.raises(SpecError, match="cannot be pickled"):
+        tokenize(ground.input, ground.output(), codec=lambda device, size: lock and codec, engine="ray", actors=1)
 
 
 def test_what_is_wrong_for_all_actors_is_an_error_and_poisons_nothing(cluster, ground):

@@ -6,6 +6,7 @@ committed is tried again shard by shard; after `retries` more tries a shard is p
 
 import contextlib
 import os
+import pickle
 import platform
 import socket
 import threading
@@ -268,7 +269,14 @@ def hiring(tokenizer: Tokenizer, make_codec: CodecMaker, share: dict[str, Any]) 
 
     options: dict[str, Any] = {**share, "max_concurrency": 2}
     actor_class = ray.remote(**options)(Worker)
-    return lambda: actor_class.remote(tokenizer.store.url, make_codec, tokenizer.workers)
+
+    def hire() -> Any:
+        try:
+            return actor_class.remote(tokenizer.store.url, make_codec, tokenizer.workers)
+        except (TypeError, pickle.PicklingError) as error:
+            raise SpecError(f"what makes the codec cannot be pickled for the actors: {first_line(error)}") from error
+
+    return hire
 
 
 def engine(
