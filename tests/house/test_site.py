@@ -15,7 +15,7 @@ def site(tmp_path_factory) -> Path:
     pytest.importorskip("mkdocs", reason="pip install 'noisebook[docs]'")
     pytest.importorskip("mkdocstrings", reason="pip install 'noisebook[docs]'")
     out = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(out)]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(out)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)  # strict: a dead link or anchor is an error
     assert done.returncode == 0, done.stdout + done.stderr
     return out
