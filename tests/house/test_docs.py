@@ -90,3 +90,17 @@ def test_commands_and_options_named_in_the_readme_exist(capsys):
     for option in set(re.findall(r"`(--[a-z-]+)", section)):
         assert option in helps, option
     assert blocks(ROOT / "README.md", "bash")[0].count("\n") == 2, "two commands do all the set-up"
+
+
+def test_the_format_page_has_every_key_beside_its_name_in_code():
+    from dataclasses import fields
+
+    from noisebook import CodecSpec
+    from noisebook.spec import curve, spec
+
+    page = (ROOT / "docs/format.md").read_text()
+    for attribute, key in (spec.KEYS | curve.KEYS).items():
+        assert f"| `{key}` | `{attribute}`" in page, key
+    tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    for field in (*fields(CodecSpec), *fields(curve.Curve)):
+        assert f"`{field.name}`" in tables, field.name
