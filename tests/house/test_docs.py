@@ -8,7 +8,7 @@ import pytest
 
 from common import ROOT
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(path, language):
@@ -90,6 +90,26 @@ def test_commands_and_options_named_in_the_readme_exist(capsys):
     for option in set(re.findall(r"`(--[a-z-]+)", section)):
         assert option in helps, option
     assert blocks(ROOT / "README.md", "bash")[0].count("\n") == 2, "two commands do all the set-up"
+
+
+def test_every_option_of_a_command_in_the_docs_exists(capsys):
+    from noisebook.cli.main import main
+
+    helps: dict[str, str] = {}
+    for path in DOCS:
+        for line in "".join(blocks(path, "bash")).replace("\\\n", " ").splitlines():
+            command = re.search(r"(?:^|\s)noisebook ([a-z][a-z-]+)((?: [^#&|]+)?)", line)
+            if command is None:
+                continue
+            verb, given = command.groups()
+            if verb not in helps:
+                with pytest.raises(SystemExit) as stop:
+                    main([verb, "--help"])
+                assert stop.value.code == 0, f"{path.name}: no command {verb}"
+                helps[verb] = capsys.readouterr().out
+            for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", given):
+                assert re.search(rf"{option}(?![\w-])", helps[verb]), f"{path.name}: {verb} has no {option}"
+    assert len(helps) > 10
 
 
 def test_the_format_page_has_every_key_beside_its_name_in_code():
