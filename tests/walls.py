@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 FRONT = "__init__"  # the package's own __init__.py
@@ -22,6 +22,19 @@ class Import:
     name: str
     line: int
     deep: bool
+
+
+@cache
+def nodes_of(text: str) -> list[tuple[ast.stmt | ast.expr, bool]]:
+    """The nodes of a file that may name a module, and whether they stand in a function."""
+    found: list[tuple[ast.stmt | ast.expr, bool]] = []
+    todo: list[tuple[ast.AST, bool]] = [(ast.parse(text), False)]
+    for node, deep in todo:
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Attribute, ast.Call)):
+            found.append((node, deep))
+        deep = deep or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        todo += [(child, deep) for child in ast.iter_child_nodes(node)]
+    return found
 
 
 class House:
@@ -47,20 +60,14 @@ class House:
         return {module: list(self._imports(module, path)) for module, path in self.files.items()}
 
     def _imports(self, module: str, path: Path) -> Iterator[Import]:
-        tree = ast.parse(path.read_text())
-        deep = {
-            id(inner)
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            for inner in ast.walk(node)
-        }
+        nodes = nodes_of(path.read_text())
         aliases = {self.package}
-        for node in ast.walk(tree):
+        for node, _ in nodes:
             if isinstance(node, ast.Import):
                 aliases |= {alias.asname for alias in node.names if alias.name == self.package and alias.asname}
-        for node in ast.walk(tree):
+        for node, deep in nodes:
             for name in self._named(node, module, path, aliases):
-                yield Import(name, node.lineno, id(node) in deep)  # type: ignore[attr-defined]
+                yield Import(name, node.lineno, deep)
 
     def _named(self, node: ast.AST, module: str, path: Path, aliases: set[str]) -> list[str]:
         if isinstance(node, ast.Import):
