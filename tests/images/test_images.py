@@ -1,16 +1,14 @@
 """Reading pictures of every kind a folder may hold, and writing files whole or not at all."""
 
 import io
-import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from noisebook import ImageError, NoisebookError
+from noisebook import ImageError
 from noisebook.images import io as images
 from noisebook.images import metrics
-from noisebook.runtime import atomic
 
 
 def save(path, array, **options):
@@ -69,36 +67,6 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         path = save(tmp_path / f"{side}.png", np.zeros((side, side), np.uint8))
         with pytest.raises(ImageError, match="more pixels"):
             images.read_image(path)
-
-
-def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    target = tmp_path / "new" / "f.bin"
-    atomic.write_bytes(target, b"one")
-    atomic.write_bytes(target, b"two")
-    assert target.read_bytes() == b"two"
-    for name in ("fsync", "replace"):
-
-        def full(*_):
-            raise OSError(28, "No space left on device")
-
-        with monkeypatch.context() as m:
-            m.setattr(os, name, full)
-            with pytest.raises(NoisebookError, match="No space left"):
-                atomic.write_bytes(target, b"three")
-        assert target.read_bytes() == b"two"
-        assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as m:
-        m.setattr(os, "fsync", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            atomic.write_bytes(target, b"four")
-    assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(NoisebookError, match="cannot be written"):
-        atomic.write_bytes(tmp_path / "file" / "x", b"")
 
 
 def test_psnr_and_ssim(fresh):

@@ -1,7 +1,6 @@
 """The one-file checkpoint of noisebook's own backbones: safetensors whose metadata says the kind and the config."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from noisebook.errors import BackboneError
+from noisebook.runtime.atomic import replacing
 
 
 def write_checkpoint(path: str | Path, kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -17,14 +17,11 @@ def write_checkpoint(path: str | Path, kind: str, config: dict[str, Any], tensor
 
     Raises BackboneError where the file cannot be written."""
     path, metadata = Path(path), {"noisebook": json.dumps({"kind": kind, "config": config}, sort_keys=True)}
-    part = path.with_name(path.name + ".part")
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata)
-        os.replace(part, path)
+        with replacing(path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"{path}: cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

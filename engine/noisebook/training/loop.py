@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from noisebook.errors import NoisebookError, first_line
+from noisebook.runtime.atomic import replacing
 from noisebook.training.data import Crops
 from noisebook.training.objectives import Objective
 from noisebook.training.optimizer import Optimizer
@@ -108,9 +109,12 @@ def train(
         parts = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
         state = {**parts, **run, "settings": _identity(settings)}
         try:
-            _replace(out / "state.pt", lambda path: torch.save(state, path))
-            _replace(out / "model.safetensors", lambda path: write(average, path))
-            _replace(out / "log.json", lambda path: path.write_text(json.dumps(run["log"], indent=1) + "\n"))
+            with replacing(out / "state.pt") as path:
+                torch.save(state, path)
+            with replacing(out / "model.safetensors") as path:
+                write(average, path)
+            with replacing(out / "log.json") as path:
+                path.write_text(json.dumps(run["log"], indent=1) + "\n")
         except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
             reason = first_line(error)
             raise TrainingError(f"{out}: cannot be written ({reason}); what was saved before is whole: resume") from error
@@ -144,17 +148,6 @@ def train(
     if not run["log"] or run["log"][-1]["iteration"] < run["iteration"]:
         save()
     return run["log"]
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        write(unfinished)
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _identity(settings: Settings) -> str:

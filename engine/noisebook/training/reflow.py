@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from noisebook.runtime.atomic import replacing
 from noisebook.spec.schedule import karras
 from noisebook.training.objectives import LEAST, MOST, column
 
@@ -35,9 +36,8 @@ def pairs(model: nn.Module, shape: tuple[int, ...], count: int, steps: int, path
             images.append(ode(model, noise.to(device), steps).half().cpu())
             noises.append(noise.half())
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".tmp")
-        save_file({"x0": torch.cat(images), "noise": torch.cat(noises)}, unfinished)
-        unfinished.replace(path)
+        with replacing(path) as temporary:
+            save_file({"x0": torch.cat(images), "noise": torch.cat(noises)}, temporary)
     stored = load_file(path, device=device)
 
     def draw(wanted: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,85 @@
+"""Files are written whole or not at all, by this package and by libraries that it lets write."""
+
+import os
+import stat
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from noisebook.errors import NoisebookError
+from noisebook.runtime import atomic
+
+
+def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "new" / "f.bin"
+    atomic.write_bytes(target, b"one")
+    atomic.write_bytes(target, b"two")
+    assert target.read_bytes() == b"two"
+    for name in ("fsync", "replace"):
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as m:
+            m.setattr(os, name, full)
+            with pytest.raises(NoisebookError, match="No space left"):
+                atomic.write_bytes(target, b"three")
+        assert target.read_bytes() == b"two"
+        assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            atomic.write_bytes(target, b"four")
+    assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NoisebookError, match="cannot be written"):
+        atomic.write_bytes(tmp_path / "file" / "x", b"")
+
+
+def test_what_a_library_writes_is_whole_or_not_there(tmp_path, monkeypatch):
+    target = tmp_path / "f.bin"
+    with atomic.replacing(target) as temporary:
+        temporary.write_bytes(b"one")
+        assert not target.exists()
+    assert target.read_bytes() == b"one"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as m:
+            m.setattr(os, name, full)
+            with pytest.raises(OSError, match="No space left"), atomic.replacing(target) as temporary:
+                temporary.write_bytes(b"two")
+
+    def half(path, error):
+        path.write_bytes(b"half")
+        raise error
+
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), atomic.replacing(target) as temporary:
+            half(temporary, error)
+    with pytest.raises(FileNotFoundError), atomic.replacing(target):
+        pass  # nothing is written: that is no reason to lose what was there
+    assert target.read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["f.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_permissions_that_the_user_gives_to_new_ones(tmp_path, mask):
+    """safetensors gives its files to their owner only."""
+    old = os.umask(mask)
+    try:
+        atomic.write_bytes(tmp_path / "a", b"")
+        with atomic.replacing(tmp_path / "b") as temporary:
+            save_file({"x": torch.zeros(1)}, temporary)
+    finally:
+        os.umask(old)
+    for name in "ab":
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
