@@ -43,6 +43,10 @@ class DatasetError(NoisebookError):
     code = 7
 
 
+class TrainingError(NoisebookError):
+    """A training run that cannot start, or cannot go on, as asked."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: its first line with text, or the name of its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,9 +13,8 @@ from noisebook.backbones.cod.cod import CoD, network
 from noisebook.backbones.cod.nets import CodConfig
 from noisebook.backbones.nets.autoencoders import TinyAutoencoder
 from noisebook.cli import main as cli
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, TrainingError
 from noisebook.training import cod
-from noisebook.training.loop import TrainingError
 
 TINY = CodConfig(hidden=64, heads=1, blocks=3, cond_blocks=2, hidden_x=8, ds=8, bits=3, width=32, cell=4)
 NETWORK = ["--widths", "64", "32", "--blocks", "3", "--patch", "4", "--stride", "8", "--bits", "3"]

@@ -12,9 +12,11 @@ from noisebook import backbones
 from noisebook.backbones.nets.convnet import ConvDenoiser
 from noisebook.backbones.nets.gaussian import DCTPrior, fit_dct
 from noisebook.cli import main as cli
+from noisebook.errors import TrainingError
+from noisebook.spec.schedule import karras
 from noisebook.training import objectives
 from noisebook.training.data import Crops
-from noisebook.training.loop import Settings, TrainingError, train
+from noisebook.training.loop import TrainingSettings, train
 from noisebook.training.optimizer import Optimizer
 from noisebook.training.reflow import ode, pairs
 
@@ -122,6 +124,27 @@ def test_the_ode_ends_where_the_closed_form_does(fresh):
     assert errors[1] < errors[0] / 6  # second order
 
 
+def test_the_ode_is_heuns_method_bit_for_bit(fresh):
+    """Written out; pairs that were made by one release are those that the next would make."""
+    net, noise, calls = network(fresh).eval(), torch.from_numpy(fresh.standard_normal((3, 3, 16, 16), np.float32)), 0
+
+    def model(y, sigma):
+        nonlocal calls
+        calls += 1
+        return net(y, torch.full((len(y),), sigma))
+
+    levels = karras(80.0, 0.02, 7)
+    with torch.no_grad():
+        y = levels[0] * noise
+        for sigma, sigma_next in zip(levels, levels[1:], strict=False):
+            slope = (y - model(y, sigma)) / sigma
+            end = y + (sigma_next - sigma) * slope
+            after = (end - model(end, sigma_next)) / sigma_next
+            y = y + (sigma_next - sigma) * 0.5 * (slope + after)
+        assert torch.equal(ode(net, noise, 7), model(y, levels[-1]))
+    assert calls == 2 * 7 + 1
+
+
 def test_pairs_are_made_once_and_stay_together(tmp_path, fresh):
     net, path = network(fresh), tmp_path / "run" / "pairs.safetensors"
     draw = pairs(net, (3, 16, 16), 6, 2, path, "cpu", seed=1)
@@ -175,7 +198,7 @@ def test_training_learns_what_the_prior_does_not_know(tmp_path):
     def new() -> ConvDenoiser:
         return ConvDenoiser(prior, widths=(8, 8), blocks=1, patch=4)
 
-    settings = Settings(minutes=0.08, sizes=(16,), pixels=1024, learning_rate=2e-2, decay=0.9, held_out=8)
+    settings = TrainingSettings(minutes=0.08, sizes=(16,), pixels=1024, learning_rate=2e-2, decay=0.9, held_out=8)
     log = train(new, objectives.edm(1.0, 0.3), grey, tmp_path, lambda net, path: path.touch(), settings)
     assert log[-1]["iteration"] > 10
     assert log[-1]["mse@3.0"] < 0.7 * 0.25
@@ -228,7 +251,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):
             images,
             tmp_path,
             lambda net, path: path.touch(),
-            Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
+            TrainingSettings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
             save_every=1e-4,
         )
 
@@ -254,7 +277,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_save_whole(tmp_path, fresh):
             list(pictures(fresh)),
             tmp_path,
             write,
-            Settings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
+            TrainingSettings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
         )
 
     spent = go(lambda net, path: path.write_bytes(b"whole"), 0.005)[-1]["minutes"]  # more than asked on a busy machine
@@ -320,7 +343,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, fresh):
             list(pictures(fresh)),
             tmp_path,
             lambda net, path: path.touch(),
-            Settings(sizes=(16,), pixels=1024, held_out=8),
+            TrainingSettings(sizes=(16,), pixels=1024, held_out=8),
         )
     assert not list(tmp_path.iterdir())
 

@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import first_line
+from noisebook.errors import TrainingError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
     from noisebook.backbones.nets.convnet import PriorDenoiser
-    from noisebook.training.loop import Settings
+    from noisebook.training.loop import TrainingSettings
     from noisebook.training.objectives import Objective
 
 ABOUT = {
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from noisebook.backbones.checkpoint import write_checkpoint
     from noisebook.backbones.nets.convnet import ConvDenoiser, checkpoint_tensors
     from noisebook.images.archive import load_npz_images
-    from noisebook.training.loop import TrainingError, train
+    from noisebook.training.loop import train
 
     if args.objective in ("consistency", "reflow") and not args.init:
         raise TrainingError(f"{args.objective} starts from a trained network: give --init")
@@ -162,7 +162,7 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
     from noisebook.backbones.checkpoint import write_checkpoint
     from noisebook.backbones.cod.nets import CodConfig
     from noisebook.training import cod
-    from noisebook.training.loop import TrainingError, train
+    from noisebook.training.loop import train
 
     hidden, width = (*(args.widths or ()), *(192, 64)[len(args.widths or ()) :])[:2]
     blocks, cell = args.blocks or 8, args.patch or (16 if args.autoencoder else 4)
@@ -198,7 +198,7 @@ def _train_cod(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str
     def write(average: "nn.Module", path: Path) -> None:
         write_checkpoint(path, "cod", *cod.tensors_of(average))
 
-    def new_model() -> "nn.Module":
+    def new_model() -> cod.CodModel:
         return cod.CodModel(config, features, autoencoder)
 
     objective = cod.cod(args.share, args.dropped, extractor=extractor)
@@ -213,7 +213,6 @@ def _latents(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str, 
 
     from noisebook.backbones.cod.cod import read_autoencoder
     from noisebook.training.data import Crops
-    from noisebook.training.loop import TrainingError
 
     if any(size % 8 for size in args.sizes) or (args.patch or 16) % 8:
         raise TrainingError("a latent is 8 x 8 pixels: --sizes and --patch are multiples of 8")
@@ -221,15 +220,15 @@ def _latents(args: argparse.Namespace, images: "list[np.ndarray]") -> dict[str, 
     module = module.to(args.device).eval().requires_grad_(False)
     crops = Crops(images[: -args.held_out]).sample(64, args.sizes[-1], np.random.default_rng(args.seed))
     with torch.no_grad():
-        power = float(module.encode(crops.to(args.device)).square().mean())  # type: ignore[operator]
+        power = float(module.encode(crops.to(args.device)).square().mean())
     return {"latent": True, "latents": args.latents, "scale": power**-0.5, "autoencoder": module}
 
 
-def _settings(args: argparse.Namespace) -> "Settings":
-    from noisebook.training.loop import Settings
+def _settings(args: argparse.Namespace) -> "TrainingSettings":
+    from noisebook.training.loop import TrainingSettings
 
     dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
-    return Settings(
+    return TrainingSettings(
         minutes=args.minutes,
         sizes=tuple(args.sizes),
         pixels=args.pixels,
@@ -256,7 +255,6 @@ def _loaded(name: str) -> "PriorDenoiser":
     from noisebook.backbones.nets.convnet import PriorBackbone
     from noisebook.backbones.wrappers.reparameterised import unviewed
     from noisebook.backbones.wrappers.tiled import Tiled
-    from noisebook.training.loop import TrainingError
 
     backbone = backbones.load(name)
     backbone = unviewed(backbone.inner if isinstance(backbone, Tiled) else backbone)
@@ -272,7 +270,6 @@ def _fresh(args: argparse.Namespace, images: "list[np.ndarray]") -> "PriorDenois
     from noisebook import backbones
     from noisebook.backbones.nets.convnet import ConvDenoiser
     from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior, fit_dct
-    from noisebook.training.loop import TrainingError
 
     if {image.shape[:2] for image in images} == {(args.sizes[-1], args.sizes[-1])}:
         prior = DCTPrior(**fit_dct(np.stack(images[: -args.held_out]))[1])

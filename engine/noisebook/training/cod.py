@@ -1,35 +1,37 @@
-"""Training of CoD (arXiv 2511.18706): flow matching and one-step prediction at once, told a vector-quantised condition."""
+"""Training of CoD (arXiv 2511.18706): flow matching and one-step prediction at once, on a vector-quantised condition."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.backbones.cod.nets import Block, CodConfig, CodNet
+from noisebook.backbones.nets.autoencoders import Autoencoder
+from noisebook.errors import TrainingError
+from noisebook.training.objectives import Objective
 
-if TYPE_CHECKING:
-    from noisebook.training.objectives import Objective
-
-COMMITMENT = 0.25  # of the encoder's part in the loss of quantisation, and the weight of that loss
-DROPPED = 0.1  # share of images whose condition is the one for none; 1: a plain model, and the codec stays as it is
-ALIGNED = 0.5  # weight of each of the two alignments with given features
-SHARE = 0.75  # of images at a random time; the others are at t = 0, where one step must do
+COMMITMENT = 0.25  # weight of the encoder's part in the loss of quantisation, and of that loss in the whole
+DROPPED = 0.1  # share of images that get the condition for "none"; 1: a plain flow, and the condition codec is not trained
+ALIGNED = 0.5  # weight of each of the two alignments with the features of another network
+SHARE = 0.75  # share of images at a random time; the others are at t = 0, where one step must do
 
 
 class CodModel(nn.Module):
-    """What is trained: the network, and small heads that only training has: from the condition straight to pixels, and,
-    for `features` above 0, from the condition and from the state of an early block to so many given features a place.
+    """What is trained: the network, and small heads that only training has. One head leads from the condition straight to
+    pixels. With `features` above 0, two more lead from the condition and from the state of an early block to that many
+    features at each place.
 
-    Called as any model that is trained here, D(y [B, C, h, w], sigma [B]) -> x0_hat, without a condition.
-    `autoencoder`, of a latent model, is not trained and no part of it; `states` are what the network works on."""
+    It is called as any model that is trained here, D(y [B, C, h, w], sigma [B]) -> x0_hat, without a condition.
+    A latent model has an `autoencoder`, which is not trained and no part of the module; `states` are what the network
+    works on."""
 
-    def __init__(self, config: CodConfig, features: int = 0, autoencoder: nn.Module | None = None):
+    def __init__(self, config: CodConfig, features: int = 0, autoencoder: Autoencoder | None = None):
         super().__init__()
-        self.encode = autoencoder.encode if autoencoder is not None else None
+        self.encode: Callable[[Tensor], Tensor] | None = autoencoder.encode if autoencoder is not None else None
         self.net, self.mixed = CodNet(config), False
         wide, out = config.hidden, config.channels * config.patch**2
         self.recon = nn.Sequential(
@@ -41,9 +43,8 @@ class CodModel(nn.Module):
         codes = self.net.y_embedder.bottleneck.embedding.weight
         nn.init.uniform_(codes, -1 / len(codes), 1 / len(codes))  # near together, so that all are used
         for block in self.net.blocks:  # each begins as the identity (DiT, arXiv 2212.09748)
-            if hasattr(block, "adaLN_modulation"):
-                nn.init.zeros_(block.adaLN_modulation[0].weight)  # type: ignore[index, union-attr]
-                nn.init.zeros_(block.adaLN_modulation[0].bias)  # type: ignore[index, union-attr]
+            for p in block.adaLN_modulation.parameters() if isinstance(block, Block) else ():
+                nn.init.zeros_(p)
 
     @property
     def channels(self) -> int:
@@ -57,7 +58,7 @@ class CodModel(nn.Module):
     @torch.no_grad()
     def states(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> what the network works on: themselves, or scaled latents, [B, C, h, w]."""
-        return images if self.encode is None else self.encode(images) * self.net.config.scale  # type: ignore[operator]
+        return images if self.encode is None else self.encode(images) * self.net.config.scale
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
         t = 1 / (1 + sigma)
@@ -86,33 +87,32 @@ Extractor = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [-1, 1] -> feat
 
 
 def read_extractor(path: Path, device: str, side: int) -> tuple[Extractor, int]:
-    """(the TorchScript network in a file, its features C), tried on an image of `side` pixels. Raises TrainingError for a
-    file that is none, or that gives something else than [B, C, h, w]."""
-    from noisebook.training.loop import TrainingError
+    """(the TorchScript network in a file, its features C), tried on an image of `side` pixels.
 
+    Raises TrainingError where the file holds no such network, or one that gives something else than [B, C, h, w]."""
     try:
         net = torch.jit.load(str(path), map_location=device).eval()
         with torch.no_grad():
-            found = net(torch.zeros(1, 3, side, side, device=device))
+            features = net(torch.zeros(1, 3, side, side, device=device))
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # TorchScript ends with what went wrong
         raise TrainingError(f"{path}: no TorchScript network that takes images [B, 3, {side}, {side}] ({reason})") from error
-    if not isinstance(found, Tensor) or found.ndim != 4:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise TrainingError(f"{path}: gives {shape}, not features [B, C, h, w]: fold its places into a grid")
-    return net, found.shape[1]
+    return net, features.shape[1]
 
 
 def cod(
     share: float = SHARE, dropped: float = DROPPED, reconstruct: float = 1.0, extractor: Extractor | None = None
-) -> "Objective":
-    """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step; t = sigmoid of a normal
-    number for `share` of the images and 0 for the others (unified training), and `dropped` of them are told nothing. With
-    it the loss of quantisation, and `reconstruct` times the error of the pixels, or latents, that are read off the
-    condition alone.
+) -> Objective:
+    """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step. t is the sigmoid of a normal
+    number for a `share` of the images and 0 for the others (unified training); a share `dropped` of the images gets no
+    condition. To this are added the loss of quantisation, and `reconstruct` times the error of the pixels, or latents,
+    that are read off the condition only.
 
-    With an `extractor`, and a model that has its `features`, also 1 - cos of these with what the model's heads make of the
-    condition and of an early block's state, place by place (as REPA, arXiv 2410.06940)."""
+    An `extractor`, for a model that has its `features`, adds 1 - cos between these and what the model's heads make of the
+    condition and of an early block's state, place by place (as in REPA, arXiv 2410.06940)."""
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
         assert isinstance(model, CodModel)
@@ -134,14 +134,14 @@ def _loss(
     codes, quantisation = model.quantised(x0 / 2 + 0.5)
     condition = model.net.y_embedder.decoder(codes)
     seen = F.pixel_shuffle(model.recon(condition), model.net.config.patch)
-    which = (torch.rand(count, device=device) < dropped)[:, None, None, None]
-    told = torch.where(which, none.to(condition.dtype), condition)
+    without = (torch.rand(count, device=device) < dropped)[:, None, None, None]
+    given = torch.where(without, none.to(condition.dtype), condition)
     if extractor is None:
-        flow = _flow(model, states, share, told)
+        flow = _flow(model, states, share, given)
     else:
         early: list[Tensor] = []
-        with model.net.blocks[model.early - 1].register_forward_hook(lambda *seen: early.append(seen[-1])):
-            flow = _flow(model, states, share, told)
+        with model.net.blocks[model.early - 1].register_forward_hook(lambda *call: early.append(call[-1])):
+            flow = _flow(model, states, share, given)
         both = (condition.flatten(2).transpose(1, 2), early[0])
         flow = flow + ALIGNED * _apart(model, extractor, x0, both, (condition.shape[2], condition.shape[3]))
     return flow + reconstruct * F.mse_loss(seen.float(), states) + COMMITMENT * quantisation
@@ -150,7 +150,7 @@ def _loss(
 def _apart(
     model: CodModel, extractor: Extractor, x0: Tensor, states: tuple[Tensor, Tensor], grid: tuple[int, int]
 ) -> Tensor:
-    """Sum over both states [B, N, hidden] of 1 - cos of what their heads make of them with the features at their places."""
+    """Sum over both states [B, N, hidden] of 1 - cos between what their heads make of them and the features there."""
     with torch.no_grad():
         features = F.interpolate(extractor(x0).float(), grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
     pairs = zip(model.proj, states, strict=True)
@@ -166,6 +166,6 @@ def _flow(model: CodModel, x0: Tensor, share: float, condition: Tensor) -> Tenso
 
 
 def tensors_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config, weights in bfloat16) of a checkpoint of kind `cod`: what training alone has is left out."""
+    """(config, weights in bfloat16) of a checkpoint of kind `cod`, without the heads that only training has."""
     assert isinstance(model, CodModel)
     return asdict(model.net.config), {k: v.to(torch.bfloat16) for k, v in model.net.state_dict().items()}

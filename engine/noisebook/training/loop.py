@@ -1,7 +1,7 @@
 """The one training loop: a budget of minutes, a moving average of the weights, checkpoints that resume.
 
-The learning rate follows the share of the budget that is spent, so a run that is stopped and resumed ends as one that was
-not. A run's folder holds `state.pt` (to resume), `model.safetensors` (the moving average, bf16) and `log.json`; each is
+The learning rate follows the share of the budget that is spent, so a run that is stopped and resumed ends like a run in one
+piece. A run's folder holds `state.pt` (to resume), `model.safetensors` (the moving average, bf16) and `log.json`; each is
 replaced whole, so a killed run loses at most the minutes since the last save.
 """
 
@@ -19,19 +19,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from noisebook.errors import NoisebookError, first_line
+from noisebook.backbones.nets.convnet import PriorDenoiser
+from noisebook.errors import TrainingError, first_line
 from noisebook.runtime.atomic import replacing
+from noisebook.training.cod import CodModel
 from noisebook.training.data import Crops
 from noisebook.training.objectives import Objective
 from noisebook.training.optimizer import Optimizer
 
-
-class TrainingError(NoisebookError):
-    """A run cannot start or go on as asked."""
+Trainable = PriorDenoiser | CodModel
+CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}  # torch's annotations of Module.to leave it out
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Numbers of a run; all but `minutes` must be the same when it is resumed.
 
     sizes      sides of the crops in pixels: each takes an equal share of the budget
@@ -49,7 +50,7 @@ class Settings:
     optimizer: str = "adamw"
     dtype: str = "float32"  # or "bfloat16"
     held_out: int = 64  # the last images are never trained on
-    recipe: str = ""  # what else makes the run what it is, in the caller's words
+    recipe: str = ""  # what else must be the same when the run is resumed, as the caller writes it
 
 
 @torch.no_grad()
@@ -67,29 +68,30 @@ def validate(model: nn.Module, x0: Tensor, levels: tuple[float, ...] = (0.1, 0.3
 
 
 def train(
-    new_model: Callable[[], nn.Module],
+    new_model: Callable[[], Trainable],
     objective: Objective,
     images: list[np.ndarray],
     out: Path,
     write: Callable[[nn.Module, Path], None],
-    settings: Settings,
+    settings: TrainingSettings,
     device: str = "cpu",
     save_every: float = 5.0,
 ) -> list[dict[str, float]]:
     """Trains until `settings.minutes` of training time (summed over resumed runs) are spent; returns the log.
 
-    `new_model()` gives a fresh network, `write(average, path)` a checkpoint of it. In bfloat16 it computes what it can
-    (its attribute `mixed`). Raises TrainingError where `out` holds a run of other settings, or an image is too small.
+    `new_model()` gives a fresh network, `write(average, path)` writes a checkpoint of it. With dtype bfloat16 the network
+    computes what it can in that type (its attribute `mixed`). Raises TrainingError where `out` holds a run of other
+    settings, or an image is too small.
     """
     if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
         raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     torch.set_flush_denormal(True)  # zero-initialised layers fill Adam's moments with denormals: slow on a CPU
-    model, average = (new_model().to(device).to(memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
+    model, average = (new_model().to(device).to(**CHANNELS_LAST) for _ in range(2))
     average.load_state_dict(model.state_dict())
     average.requires_grad_(False)
-    model.mixed = settings.dtype == "bfloat16"  # type: ignore[assignment]  # the average is measured as it will be used
+    model.mixed = settings.dtype == "bfloat16"  # not the average: it is measured as it will be used
     optimizer = Optimizer(model, settings.optimizer)
     run: dict[str, Any] = {"spent": 0.0, "iteration": 0, "log": []}
     if (out / "state.pt").exists():
@@ -100,7 +102,7 @@ def train(
     held_out = (
         Crops(images[-settings.held_out :]).sample(max(32, settings.held_out), size, np.random.default_rng(1)).to(device)
     )
-    held_out = model.states(held_out) if hasattr(model, "states") else held_out  # type: ignore[operator]
+    held_out = model.states(held_out) if isinstance(model, CodModel) else held_out
 
     def save() -> None:
         entry = {"minutes": run["spent"] / 60, "iteration": run["iteration"], "loss": running}
@@ -150,12 +152,12 @@ def train(
     return run["log"]
 
 
-def _identity(settings: Settings) -> str:
+def _identity(settings: TrainingSettings) -> str:
     """What must not change between the parts of a run."""
     return json.dumps({k: v for k, v in asdict(settings).items() if k != "minutes"}, sort_keys=True)
 
 
-def _resume(path: Path, settings: Settings, device: str, **parts: Any) -> dict[str, Any]:
+def _resume(path: Path, settings: TrainingSettings, device: str, **parts: Any) -> dict[str, Any]:
     """Loads the parts from a saved state; returns the run's counters and log."""
     try:
         state = torch.load(path, weights_only=True, map_location=device)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from noisebook.backbones.nets.convnet import LEAST, MOST
+from noisebook.backbones.nets.convnet import LEAST, MOST, PriorDenoiser
 
 Objective = Callable[[nn.Module, Tensor, float], Tensor]
 
@@ -25,9 +25,10 @@ def edm(mean: float = -0.7, spread: float = 1.3) -> Objective:
     """
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
+        assert isinstance(model, PriorDenoiser)
         sigma = (torch.randn(len(x0), device=x0.device) * spread + mean).exp().clamp(LEAST, MOST)
         error = model(x0 + column(sigma) * torch.randn_like(x0), sigma) - x0
-        return (model.scale(column(sigma)) ** -2 * error.square()).mean()  # type: ignore[operator]
+        return (model.scale(column(sigma)) ** -2 * error.square()).mean()
 
     return loss
 

@@ -26,7 +26,8 @@ class Optimizer:
     def step(self, learning_rate: float) -> None:
         """One step down the gradients that the model's parameters hold, which are then empty."""
         for p, matrix in self.matrices:
-            matrix.grad, p.grad = _matrix(p.grad.contiguous(memory_format=torch.channels_last)), None  # type: ignore[union-attr]
+            assert p.grad is not None
+            matrix.grad, p.grad = _matrix(p.grad.contiguous(memory_format=torch.channels_last)), None
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate

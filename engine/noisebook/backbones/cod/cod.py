@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.cod.nets import CodConfig, CodNet
 from noisebook.backbones.families.network import NetworkBackbone, full
-from noisebook.backbones.nets.autoencoders import read_taesd
+from noisebook.backbones.nets.autoencoders import Autoencoder, read_taesd
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.errors import BackboneError, ImageError, SpecError
 from noisebook.runtime.cuda_graphs import graph_cached
@@ -163,7 +163,7 @@ def network(config: CodConfig, tensors: dict[str, Tensor]) -> CodNet:
     return net.eval().requires_grad_(False)
 
 
-def read_autoencoder(place: str, channels: int) -> tuple[nn.Module, str]:
+def read_autoencoder(place: str, channels: int) -> tuple[Autoencoder, str]:
     """(an autoencoder of 8 x 8 pixels, its fingerprint), from a folder or ENCODER:DECODER, see `complete`. Raises
     BackboneError where there is none of so many channels."""
     encoder, _, decoder = place.rpartition(":")

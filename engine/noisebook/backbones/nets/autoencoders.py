@@ -132,3 +132,6 @@ class DiffusersAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z [B, c, h, w] -> images [B, C, H, W], about in [-1, 1]."""
         return self.vae.decode(z).sample  # type: ignore[operator]
+
+
+Autoencoder = TinyAutoencoder | DiffusersAutoencoder
