@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,17 @@ from noisebook import backbones
 from noisebook.backbones.nets.convnet import ConvDenoiser
 from noisebook.backbones.nets.gaussian import DCTPrior, fit_dct
 from noisebook.cli import main as cli
+from noisebook.cli.main import parser
 from noisebook.errors import TrainingError
 from noisebook.spec.schedule import karras
 from noisebook.training import objectives
+from noisebook.training import run as training
 from noisebook.training.data import Crops
-from noisebook.training.loop import TrainingSettings, train
+from noisebook.training.job import TrainingJob
+from noisebook.training.loop import TrainingSettings, _identity, train
 from noisebook.training.optimizer import Optimizer
 from noisebook.training.reflow import ode, pairs
+from noisebook.training.run import settings_of
 
 PLAIN = ["--budget-last", "2", "--scale-pixels", "0", "--start-budget", "0"]
 SMALL = ["--widths", "8", "8", "--blocks", "1", "--sizes", "16", "--patch", "2", "--pixels", "2048", "--held-out", "8"]
@@ -392,3 +398,61 @@ def test_muon_trains_and_resumes_as_a_run_in_a_piece(tmp_path, fresh):
         assert torch.equal(a, b)
     assert not torch.equal(nets[0].enter.weight, weights["enter.weight"])
     assert not torch.equal(nets[0].down_blocks[0][0].conv1.weight, weights["down_blocks.0.0.conv1.weight"])
+
+
+# ---- from Python ----------------------------------------------------------------------------------------------------------
+JOB = {"sizes": (16,), "pixels": 2048, "held_out": 8, "widths": (8, 8), "blocks": 1, "patch": 2}
+
+
+def test_a_run_needs_no_command_line_and_is_the_same_run(archive, tmp_path):
+    """What a job in Python has begun, the command goes on with: both make the same settings."""
+    out = tmp_path / "run"
+    job = TrainingJob("edm", archive, out, minutes=0.005, learning_rate=1e-3, **JOB)
+    made = training.run(job)
+    assert made["output"] == str(out / "model.safetensors")
+    assert made["iteration"] > 0
+    assert backbones.load(out / "model.safetensors").channels == 3
+    assert run("edm", archive, "-o", out, "--minutes", made["minutes"] + 0.005, *SMALL, "--learning-rate", 1e-3) == 0
+    log = json.loads((out / "log.json").read_text())
+    assert log[-1]["iteration"] > made["iteration"]
+    with pytest.raises(TrainingError, match="other settings"):
+        training.run(replace(job, seed=1))
+
+
+def test_every_default_of_the_command_is_that_of_a_job():
+    args = parser().parse_args(["train", "flow", "data.npz", "-o", "run"])
+    job = TrainingJob("flow", "data.npz", Path("run"))
+    for field in fields(TrainingJob):
+        given, default = getattr(args, field.name), getattr(job, field.name)
+        assert (tuple(given) if isinstance(given, list) else given) == default, field.name
+
+
+def test_the_recipe_in_a_runs_state_keeps_its_spelling():
+    """Runs that were begun by an earlier release resume: these are its words."""
+    job = TrainingJob("edm", "d", "o", widths=(64, 96), level=(-0.7, 1.3), init=None)
+    assert job.recipe == (
+        "objective=edm init=None network=conv widths=[64, 96] blocks=None patch=None level=[-0.7, 1.3] pairs=4096"
+    )
+    assert replace(job, objective="cod", widths=None, level=None, align=Path("x.pt"), autoencoder="a:b").recipe == (
+        "objective=cod init=None network=conv widths=None blocks=None patch=None level=None pairs=4096 "
+        "stride=8 bits=8 share=0.75 dropped=0.1 align=x.pt autoencoder=a:b latents=4"
+    )
+    assert json.loads(_identity(settings_of(job))) == {
+        "sizes": [64, 128],
+        "pixels": 49152,
+        "learning_rate": 0.0005,
+        "decay": 0.9995,
+        "seed": 0,
+        "optimizer": "adamw",
+        "dtype": "float32",
+        "held_out": 64,
+        "recipe": job.recipe,
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"objective": "gan"}, {"network": "vit"}, {"optimizer": "sgd"}, {"dtype": "float16"}, {"sizes": ()}]
+)
+def test_a_job_that_the_command_would_refuse_is_refused(wrong):
+    with pytest.raises(TrainingError):
+        TrainingJob(**{"objective": "edm", "data": "d", "output": "o", **wrong})

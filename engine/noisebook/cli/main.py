@@ -106,11 +106,11 @@ def parser() -> argparse.ArgumentParser:
 
     for name, module in (("convert", convert), ("fit-prior", fit_prior)):
         module.add(command(name, module.run, module.ABOUT))
-    from noisebook.cli.train import add_options
+    from noisebook.cli import train
 
     for name, (add, run, about) in (datasets.COMMANDS | report.COMMANDS).items():
         add(command(name, run, about))
-    add_options(command("train", run_train, "Trains a small denoiser on images of your own, within a budget of minutes."))
+    train.add(command("train", train.run, train.ABOUT))
     return top
 
 
@@ -401,15 +401,6 @@ def run_backbones(args: argparse.Namespace) -> int:
 
 def run_calibrate(args: argparse.Namespace) -> int:
     result = calibrating.run(args)
-    print(json.dumps(result) if args.json else f"written: {result['output']}")
-    return 0
-
-
-def run_train(args: argparse.Namespace) -> int:
-    from noisebook.cli import train as command
-
-    device(args.device)
-    result = command.run(args)
     print(json.dumps(result) if args.json else f"written: {result['output']}")
     return 0
 
