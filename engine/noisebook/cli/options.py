@@ -1,4 +1,4 @@
-"""Options of the command line that several commands share, and what they make: a codec, or an encoder with a target."""
+"""Options that several verbs share, and what they make: a codec, or an encoder with a target."""
 
 import argparse
 import contextlib
@@ -6,10 +6,12 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import ImageError, SpecError, first_line
+from noisebook.errors import DatasetError, ImageError, SpecError
+from noisebook.runtime.devices import usable_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,35 +42,80 @@ KNOBS = {
     "solver_steps": "steps of the ODE solver",
     "rule": "how tokens are chosen: bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC)",
     "coefficient_bits": "rule pursuit: bits of the coefficient of each atom after the first",
-    "condition": "the backbone's own tokens (CoD): none; first, before the others, which are told them; or only: the image "
-    "is drawn from them in --steps steps",
-    "free_steps": "so many of the last steps carry no tokens (Turbo-DDCM)",
+    "condition": "the backbone's own tokens (CoD): none; first: they come before the others, which are conditioned on them; "
+    "only: the image is drawn from them in --steps steps",
+    "free_steps": "how many of the last steps carry no tokens (Turbo-DDCM)",
 }
-
 
 CONDITIONS = {
     "prompt": (str, "text for a model that reads text (default: empty)"),
     "negative_prompt": (str, "text that guidance leads away from (default: empty)"),
     "guidance": (
         float,
-        "weight of the prompt, class or condition against none; 1 = none, one network call (default: 1); of "
-        "a CoD, that of an ODE solver, which a decoder chooses anew",
+        "weight of the prompt, class or condition against none; 1 = no guidance, one network call per step (default: 1); "
+        "with a CoD, it steers an ODE solver, and a decoder chooses it anew",
     ),
     "label": (int, "class, for a class-conditional model"),
-    "autoencoder": (str, "of a latent CoD: a folder in diffusers layout, or ENCODER:DECODER of TAESD"),
+    "autoencoder": (str, "for a latent CoD: a folder in diffusers layout, or ENCODER:DECODER of TAESD"),
 }
+TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
 
 
 def log(message: str) -> None:
-    with contextlib.suppress(OSError):  # a log on a full disk: the exit code still tells
+    """One line on stderr."""
+    with contextlib.suppress(OSError):  # a log on a full disk: the exit code still says it
         print(message, file=sys.stderr, flush=True)
 
 
-def add_codec_options(sub: argparse.ArgumentParser) -> None:
+def need_datasets() -> None:
+    """Raises DatasetError where the libraries of the extra `datasets` are missing."""
+    missing = [name for name in ("pyarrow", "fsspec", "tqdm") if find_spec(name) is None]
+    if missing:
+        raise DatasetError(f"{', '.join(missing)} missing: pip install 'noisebook[datasets]'")
+
+
+# ---- options ------------------------------------------------------------------------------------------------------------
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """The pictures of `encode`, `roundtrip` and `eval`."""
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of them")
+    parser.add_argument("--samples", action="store_true", help="also the three photographs that scikit-image carries")
+
+
+def add_embed_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--embed-spec",
+        action=argparse.BooleanOptionalAction,
+        help="write the whole specification into each file (done anyway when the codec is not a preset, unless "
+        "--no-embed-spec: such a file is decoded with the options it was made with)",
+    )
+
+
+def add_output_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("noisebook-out"),
+        metavar="DIR",
+        help="folder to write to (default: noisebook-out)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+
+def add_data_set(parser: argparse.ArgumentParser) -> None:
+    """Where a data set's backbone is, and on which device it decodes."""
+    parser.add_argument("--backbone", metavar="NAME|FILE|DIR", help="where it is, if it did not come with the package")
+    add_device(parser)
+
+
+def add_codec_options(parser: argparse.ArgumentParser) -> None:
     from noisebook.spec.presets import DEFAULT, Recipe
 
-    group = sub.add_argument_group("codec", "a preset, and every number of its recipe")
+    group = parser.add_argument_group("codec", "a preset, and every number of its recipe")
     group.add_argument("--preset", help=f"codec by name (default: {DEFAULT}); see `noisebook backbones`")
     group.add_argument(
         "--backbone",
@@ -81,17 +128,17 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
             assert field.default is not MISSING
             kind = float if field.default is None or field.name == "budget" else type(field.default)
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
-    group = sub.add_argument_group("conditions", "for backbones that take one; a file decodes under the same alone")
+    group = parser.add_argument_group("conditions", "for backbones that take one; a file decodes only under the same")
     for name, (kind, about) in CONDITIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
-    group = sub.add_argument_group(
+    group = parser.add_argument_group(
         "speed", "how the network computes; files decode under any of these, see docs/performance.md"
     )
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the network's inside (default: float32); a file decodes best under the one it was made with",
+        help="the type in which the network computes (default: float32); a file decodes best under the one it was made with",
     )
     group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
     group.add_argument("--compile", action="store_true", help="torch.compile the network; each new size compiles anew")
@@ -103,22 +150,29 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def add_target_options(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group(
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
         "target", "ask for a rate or a quality instead of a preset; needs a backbone with a curve"
     )
     group.add_argument("--bpp", type=float, help="bits per pixel of the whole file")
     group.add_argument("--bytes", type=int, help="size of each file, not exceeded")
     group.add_argument("--psnr", type=float, help="dB of the decoded picture: tries a few times")
-    group.add_argument("--max-nfe", type=int, help="network calls of a decode, the solver's included (default: 25)")
-    group.add_argument("--curve", metavar="FILE", help="what `noisebook calibrate` wrote; shipped backbones have one")
-    add_encoder_options(sub).add_argument(
+    add_limits(group)
+    add_encoder_options(parser).add_argument(
         "--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white counts most, black a tenth of it"
     )
 
 
-def add_encoder_options(sub: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
-    group = sub.add_argument_group("encoder", "how tokens are chosen; files decode without knowing")
+def add_limits(group: "argparse._ArgumentGroup") -> None:
+    """What a target is reached with."""
+    group.add_argument(
+        "--max-nfe", type=int, help="most network calls (NFE) of a decode, the solver's included (default: 25)"
+    )
+    group.add_argument("--curve", metavar="FILE", help="what `noisebook calibrate` wrote; shipped backbones have one")
+
+
+def add_encoder_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    group = parser.add_argument_group("encoder", "how tokens are chosen; how a file decodes does not depend on it")
     group.add_argument("--effort", type=int, default=1, help="how often the tokens of a step are chosen anew (default: 1)")
     group.add_argument(
         "--candidates",
@@ -129,30 +183,28 @@ def add_encoder_options(sub: argparse.ArgumentParser) -> "argparse._ArgumentGrou
     return group
 
 
+# ---- what they make -----------------------------------------------------------------------------------------------------
 def load_codec(args: argparse.Namespace) -> "Codec":
     """The codec that the options ask for."""
-    from noisebook import load
+    from noisebook.codec.load import load
     from noisebook.spec import presets
 
     name = args.preset or presets.DEFAULT
     changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
     how = {name: getattr(args, name) for name in ("effort", "candidates") if hasattr(args, name)}
-    codec = load(name, backbone=args.backbone, device=device(args.device), **network(args), **how, **changes)
+    codec = load(name, backbone=args.backbone, device=usable_device(args.device), **network(args), **how, **changes)
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
     return codec
 
 
-TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")
-
-
 def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[bytes, Codec]], Callable[[], Any], int]":
-    """(pixels -> (file, the codec that made it), what to say of the codec, channels of the images), as the options say."""
+    """(pixels -> (file, the codec that made it), what --json says of the codec, channels of the images)."""
     from noisebook.images.files import encode_picture
 
-    asked = [name for name in TARGETS if getattr(args, name) is not None]
-    if not asked:
+    targets = [name for name in TARGETS if getattr(args, name) is not None]
+    if not targets:
         codec = load_codec(args)
         weights = _roi(args)
         return (
@@ -163,9 +215,9 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     if args.embed_spec is False:
         raise SpecError(
             "without its specification a file is decoded with the options it was made with, and "
-            f"--{asked[0].replace('_', '-')} is not among them: leave out --no-embed-spec"
+            f"--{targets[0].replace('_', '-')} is not among them: leave out --no-embed-spec"
         )
-    aim = aim_of(args, asked[0])
+    aim = aim_of(args, targets[0])
     weights = _roi(args)
     made: dict[str, Any] = {}
 
@@ -177,20 +229,20 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     return encode, lambda: list(made.values()), aim.backbone.channels
 
 
-def aim_of(args: argparse.Namespace, asked: str) -> "Aim":
-    """What makes codecs for the target that the options name, `asked` among them."""
+def aim_of(args: argparse.Namespace, option: str) -> "Aim":
+    """What makes codecs for the target that the options name; `option` is one of them."""
     from noisebook import backbones
     from noisebook.images.targets import Aim, Target, curve_of
     from noisebook.spec.presets import DEFAULT, get
 
     other = [k for k in KNOBS if k not in ("vocab_size", "seed") and getattr(args, k) is not None]
     if args.preset or other:
-        both = [name.replace("_", "-") for name in (asked, (other or ["preset"])[0])]
+        both = [name.replace("_", "-") for name in (option, (other or ["preset"])[0])]
         raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocab-size and --seed, not with --{both[1]}")
     options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_nfe", "vocab_size", "seed")}
     target = Target(**{k: v for k, v in options.items() if v is not None})
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
-    backbone = backbones.load(name, device(args.device), **how["conditions"])
+    backbone = backbones.load(name, usable_device(args.device), **how["conditions"])
     if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
         backbone.accelerate(args.dtype, args.channels_last, args.compile)
     return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
@@ -218,23 +270,13 @@ def _roi(args: argparse.Namespace) -> "Callable[[np.ndarray], np.ndarray | None]
 
 
 def network(args: argparse.Namespace) -> dict[str, Any]:
-    """How the network is told to compute, and of what."""
-    told = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
-    return {**{name: getattr(args, name) for name in SPEED}, "conditions": told}
-
-
-def device(name: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device {name!r} cannot be used: {first_line(error)}") from error
-    return name
+    """How the network computes, and under which condition."""
+    conditions = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
+    return {**{name: getattr(args, name) for name in SPEED}, "conditions": conditions}
 
 
 def codec_info(codec: "Codec") -> dict[str, Any]:
+    """What --json says of a codec."""
     from noisebook.images.files import preset_number
 
     info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_nfe": codec.nfe}

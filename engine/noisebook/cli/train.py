@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from noisebook.cli.options import device
 from noisebook.training.job import CHOICES, OBJECTIVES, TrainingJob
 
 ABOUT = "Trains a small denoiser on images of your own, within a budget of minutes."
@@ -137,7 +136,6 @@ def _add_cod(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, or goes on. Raises what `training.run` raises."""
-    device(args.device)
     job = TrainingJob(**{field.name: _plain(getattr(args, field.name)) for field in fields(TrainingJob)})
     from noisebook.training.run import run as train
 

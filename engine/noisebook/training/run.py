@@ -5,6 +5,7 @@ from typing import Any
 
 from noisebook.errors import TrainingError
 from noisebook.images.archive import load_npz_images
+from noisebook.runtime.devices import usable_device
 from noisebook.training import start
 from noisebook.training.job import TrainingJob
 from noisebook.training.loop import TrainingSettings, train
@@ -14,8 +15,9 @@ def run(job: TrainingJob) -> dict[str, Any]:
     """Trains as the job says, or goes on with a run of the same job in its folder. Returns the checkpoint's path as
     "output", the device, and the last line of the log.
 
-    Raises TrainingError, BackboneError or ImageError.
+    Raises TrainingError, BackboneError, ImageError, or SpecError for a device that cannot be used.
     """
+    usable_device(job.device)
     images = load_npz_images(job.data)
     if len(images) <= job.held_out:
         raise TrainingError(f"{len(images)} images are too few: the last {job.held_out} are held out, see --held-out")

@@ -1,0 +1,33 @@
+"""`noisebook backbones`: what comes with the package."""
+
+import argparse
+import json
+
+ABOUT = "The backbones and presets that come with the package."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    from noisebook import backbones
+    from noisebook.spec import presets
+
+    entries = []
+    for name in backbones.shipped():
+        weights = backbones.VIEWS.get(name, ("", name))[1]
+        size = (backbones.WEIGHTS / f"{weights}.safetensors").stat().st_size if weights == name else 0
+        entries.append({"name": name, "bytes": size, "view_of": None if weights == name else weights})
+    codecs = [{"name": p.name, "backbone": p.spec.backbone, "about": p.about} for p in presets.presets().values()]
+    if args.json:
+        print(json.dumps({"backbones": entries, "presets": codecs}))
+        return 0
+    print("backbones")
+    for entry in entries:
+        size = f"{entry['bytes'] / 1024:8.0f} KiB"
+        print(f"  {entry['name']:20s} {size if entry['view_of'] is None else 'a view of ' + entry['view_of']}")
+    print("  and any .safetensors file of noisebook's, diffusers folder or hub id: --backbone PATH|OWNER/NAME\npresets")
+    for entry in codecs:
+        print(f"  {entry['name']:20s} {entry['about']} (backbone {entry['backbone']})")
+    return 0

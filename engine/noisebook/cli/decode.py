@@ -1,0 +1,81 @@
+"""`noisebook decode`: .nbk files to pictures."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisebook.cli import options
+from noisebook.cli.options import KNOBS
+from noisebook.cli.pictures import NBK, Names, each
+from noisebook.cli.table import file_row
+from noisebook.errors import CodecMismatchError
+from noisebook.runtime.devices import usable_device
+
+if TYPE_CHECKING:
+    from noisebook.codec.codec import Codec
+    from noisebook.format.container import Container
+
+ABOUT = (
+    "The .nbk files to PNG pictures. --steps N without other codec options decodes "
+    "only the first N steps of each file: what the beginning of its tokens says."
+)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
+    options.add_output_folder(parser)
+    options.add_device(parser)
+    options.add_codec_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decodes every file; one that fails does not stop the others."""
+    from noisebook.format.container import Container
+    from noisebook.images.files import decode_picture
+    from noisebook.images.io import find_files, png_bytes
+    from noisebook.runtime.atomic import write_bytes
+
+    names, prefix = Names(args.output), None
+    if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
+        prefix, args.steps = args.steps, None
+    codecs: dict[bytes, Codec] = {}
+
+    def work(name: str, path: Path) -> dict[str, Any]:
+        container = Container.read(path)
+        if container.codec_hash not in codecs:
+            codecs[container.codec_hash] = codec_of(args, container)
+        codec = codecs[container.codec_hash]
+        pixels = decode_picture(codec, container, prefix)
+        write_bytes(names(name, ".png"), png_bytes(pixels))
+        return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix))
+
+    def info() -> Any:
+        return [options.codec_info(codec) for codec in codecs.values()]
+
+    return each(args, ((str(path), path) for path in find_files(args.files, NBK)), work, info)
+
+
+def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
+    """The codec that a file was made with, or that the options name. Raises CodecMismatchError where its hash is another."""
+    from noisebook.codec.load import load
+    from noisebook.images.files import codec_name, spec_of
+    from noisebook.spec import presets
+
+    if args.preset or any(getattr(args, k) is not None for k in KNOBS):
+        codec = options.load_codec(args)
+        if codec.spec.hash != container.codec_hash:
+            made = spec_of(container)
+            by = codec_name(made) if made else "an unknown codec"
+            raise CodecMismatchError(
+                f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
+                f"{codec_name(codec.spec)} (hash {codec.spec.hash.hex()})"
+            )
+        return codec
+    spec = spec_of(container)
+    if spec is None:
+        known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())
+        raise CodecMismatchError(
+            f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
+            f"{container.preset}); known: {known}; give the options it was made with"
+        )
+    return load(spec, backbone=args.backbone, device=usable_device(args.device), **options.network(args))

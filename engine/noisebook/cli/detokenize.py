@@ -1,0 +1,49 @@
+"""`noisebook detokenize`: a data set of tokens back to pictures."""
+
+import argparse
+import json
+from pathlib import Path
+
+from noisebook.cli import options
+from noisebook.errors import SpecError
+
+ABOUT = "A tokenised data set back to PNG pictures."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tokens", metavar="DIR", help="a data set of `noisebook tokenize`")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the pictures, KEY.png; those that are there already are not made again",
+    )
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="only the first N steps of each; of a codec without steps: in N steps"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="images decoded at once (default: 32)")
+    parser.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
+    options.add_data_set(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the pictures. Raises what `TokenDataset` and `detokenize` raise."""
+    options.need_datasets()
+    from noisebook.datasets.detokenize import detokenize
+    from noisebook.datasets.reader import TokenDataset
+    from noisebook.datasets.recipe import decoder
+
+    if args.batch_size < 1 or (args.first is not None and args.first < 0):
+        raise SpecError("--batch-size must be at least 1, --first at least 0")
+    data = TokenDataset(args.tokens, args.partial)
+    codec = decoder(data.spec, data.plan.settings.network, args.backbone, args.device)
+    from tqdm import tqdm
+
+    with tqdm(total=len(data) if args.first is None else min(args.first, len(data)), unit="img") as bar:
+        counts = detokenize(data, codec, args.output, args.batch_size, args.first, args.steps, bar.update)
+    text = f"{args.output}: {counts['written']} written, {counts['skipped']} were there"
+    print(json.dumps(counts) if args.json else text)
+    return 0

@@ -1,0 +1,20 @@
+"""`noisebook eval`: the table of `roundtrip`, without writing pictures."""
+
+import argparse
+
+from noisebook.cli import options
+from noisebook.cli.roundtrip import measure
+
+ABOUT = "The roundtrip table of a folder, without writing pictures."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.add_images(parser)
+    options.add_device(parser)
+    options.add_codec_options(parser)
+    options.add_target_options(parser)
+    parser.set_defaults(embed_spec=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    return measure(args, None)

@@ -1,0 +1,68 @@
+"""Rows about pictures, one each: as a line on stderr while the work goes on, as a table or JSON on stdout at the end."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noisebook.format.container import Container
+
+KEYS = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "nfe", "seconds", "height", "width", "error")
+LINE = (  # key, decimals, unit
+    ("bpp", 4, "bpp"),
+    ("payload_bpp", 4, "payload"),
+    ("psnr", 2, "dB"),
+    ("ssim", 4, "SSIM"),
+    ("nfe", 0, "NFE"),
+    ("seconds", 1, "s"),
+)
+COLUMNS = (  # key, title, form
+    ("name", "image", "{}"),
+    ("bytes", "bytes", "{:d}"),
+    ("bpp", "bpp", "{:.4f}"),
+    ("payload_bpp", "payload", "{:.4f}"),
+    ("psnr", "PSNR", "{:.2f}"),
+    ("ssim", "SSIM", "{:.4f}"),
+    ("nfe", "NFE", "{:d}"),
+    ("seconds", "seconds", "{:.2f}"),
+)
+
+
+def row_of(name: str, **values: Any) -> dict[str, Any]:
+    """A row with all KEYS; those without a value are None."""
+    return {"name": name, **dict.fromkeys(KEYS), **values}
+
+
+def file_row(name: str, data: bytes, container: "Container", **values: Any) -> dict[str, Any]:
+    """A row with the size of a file: bits per original pixel of the whole file, and of its payload."""
+    pixels = container.height * container.width
+    sizes = {"bpp": 8 * len(data) / pixels, "payload_bpp": 8 * len(container.payload) / pixels, "bytes": len(data)}
+    return row_of(name, **sizes, height=container.height, width=container.width, **values)
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    if row["error"]:
+        return f"{row['name']}: {row['error']}"
+    parts = [f"{row[key]:.{decimals}f} {unit}" for key, decimals, unit in LINE if row[key] is not None]
+    return f"{row['name']}: " + ", ".join(parts)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The rows without an error as a table, with their mean; then what failed."""
+    good = [row for row in rows if not row["error"]]
+    columns = [column for column in COLUMNS if any(row[column[0]] is not None for row in good)]
+    cells = [[form.format(row[key]) if row[key] is not None else "" for key, _, form in columns] for row in good]
+    if len(good) > 1:
+        mean = ["mean"]
+        for key, _, form in columns[1:]:
+            values = [row[key] for row in good if row[key] is not None]
+            mean.append(form.replace("d", ".0f").format(sum(values) / len(values)))
+        cells.append(mean)
+    if cells:
+        lines = [[title for _, title, _ in columns], *cells]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            first, *others = zip(line, widths, strict=True)
+            print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+    for row in rows:
+        if row["error"]:
+            print(f"failed: {row['name']}: {row['error']}")

@@ -1,0 +1,113 @@
+"""`noisebook tokenize`: a whole data set to shards of tokens."""
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING
+
+from noisebook.cli import options
+from noisebook.errors import ImageError
+
+if TYPE_CHECKING:
+    from noisebook.datasets.recipe import CodecRecipe
+
+ABOUT = "A whole data set to shards of tokens (Parquet): resumable, each image once."
+ENGINES = ("process", "ray")
+JOB = (
+    "resume",
+    "input_format",
+    "image_column",
+    "resize",
+    "mixed_sizes",
+    "shard_size",
+    "batch_size",
+    "workers",
+    "max_errors",
+    "actors",
+    "retries",
+)
+CODEC = ("preset", "backbone", "device", "bpp", "max_nfe", "curve", "effort", "candidates")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a folder of pictures, WebDataset .tar files, or .parquet "
+        "files with image bytes; or folders or patterns (*) of them; local, or of fsspec",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder or URL of the data set of tokens")
+    parser.add_argument("--resume", action="store_true", help="go on with what is there (an empty folder too)")
+    parser.add_argument("--input-format", choices=("pictures", "webdataset", "parquet"), help="where there are several")
+    parser.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images (default: the first of bytes)")
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="SIDE",
+        help="scale the shorter side to that many pixels and keep the square in the middle",
+    )
+    parser.add_argument(
+        "--mixed-sizes",
+        action="store_true",
+        help="take images of any size, in lists that differ in length "
+        "(default: only if the first 64 already differ; other sizes fail otherwise)",
+    )
+    parser.add_argument("--shard-size", type=int, default=1000, help="images per shard, the unit of work (default: 1000)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images coded at once (default: 32)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that decode pictures; 0: none (default: %(default)s)",
+    )
+    parser.add_argument("--max-errors", type=int, help="stop when more images have failed (default: never)")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="process",
+        help="process: this one, or one of several ranks that "
+        "torchrun or Slurm starts; ray: actors of a Ray cluster (default: process)",
+    )
+    parser.add_argument("--actors", type=int, help="ray: how many (default: one per GPU, or per two CPU cores)")
+    parser.add_argument("--retries", type=int, default=2, help="ray: more tries of a shard whose actor died (default: 2)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, ...; cuda under torchrun: that of the local rank (default: cpu)"
+    )
+    options.add_codec_options(parser)
+    group = parser.add_argument_group("target", "a rate instead of a preset, for images of one size")
+    group.add_argument("--bpp", type=float, help="bits per pixel of the tokens")
+    options.add_limits(group)
+    options.add_encoder_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenises and prints the counts: 0, or 3 where images have failed (0 for a rank of torchrun). Raises what
+    `datasets.run.tokenize` raises."""
+    options.need_datasets()
+    from noisebook.datasets.run import tokenize
+
+    engine = "ray" if args.engine == "ray" else "local"
+    values = {name: getattr(args, name) for name in JOB}
+    counts = tokenize(args.inputs, args.output, codec=recipe_of(args), engine=engine, log=options.log, **values)
+    if args.json:
+        print(json.dumps(counts))
+    else:
+        codes = ", ".join(f"{count} {code}" for code, count in sorted(counts["failed_by_code"].items()))
+        print(
+            f"{args.output}: {counts['shards']} of {counts['of_shards']} shards, {counts['n_in']} images: "
+            f"{counts['n_ok']} ok, {counts['n_failed']} failed{f' ({codes})' if codes else ''}, "
+            f"{counts['remarks']} remarks"
+        )
+    ranked = args.engine != "ray" and "TORCHELASTIC_RUN_ID" in os.environ
+    return ImageError.code if counts["n_failed"] and not ranked else 0  # torchrun would end the other ranks
+
+
+def recipe_of(args: argparse.Namespace) -> "CodecRecipe":
+    """The codec that the options ask for."""
+    from noisebook.datasets.recipe import CodecRecipe
+
+    changes = {name: getattr(args, name) for name in options.KNOBS if getattr(args, name) is not None}
+    values = {name: getattr(args, name) for name in CODEC}
+    return CodecRecipe(changes=changes, **values, **options.network(args))
