@@ -80,6 +80,7 @@ def test_presets_are_calibrated_until_levels_or_bins_are_asked_for(monkeypatch):
     assert levels(tokens=900)[1] > levels()[1] > levels(tokens=20_000)[1]
     assert levels(budget=9)[:2] == levels(tokens=0)[:2] == [recipe.sigma_max, recipe.sigma_min]
     assert levels(sigma_max=5, sigma_min=0.5) == [5, 0.5, recipe.start_budget]
+    assert levels(tokens=0, budget=9, sigma_max=5) == levels(budget=9, sigma_max=5)  # said twice is not wrong
     for wrong in ({"tokens": 900, "sigma_max": 5}, {"tokens": -1}, {"tokens": 5, "scale_pixels": 0}):
         with pytest.raises(SpecError):
             presets.changed(recipe, **wrong).build(backbone)

@@ -197,8 +197,9 @@ def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: i
 
 def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int = 65536, seed: int = 0) -> CodecSpec:
     """The codec of a curve for images of `dims` dimensions: the default rule and codebook, solver `mean`.
-    Under a condition its
-    first tokens are no start, but those of a step more, from pure noise: what the condition tells is known by then."""
+
+    Under a condition its first tokens are no start, but those of a step more, from pure noise: what the condition says is
+    known by then."""
     start, schedule = schedule_for(curve, dims, tokens, steps, vocab_size)
     if curve.condition:
         start, schedule = 0, (Step(math.inf, 0.0, schedule[0].sigma, start), *schedule)

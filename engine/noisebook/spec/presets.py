@@ -192,7 +192,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
         raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
     if changes.get("condition", "none") != "none":  # it takes the place of a start; by itself it is drawn as in CoD's paper
         changes = {"start_budget": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
-    return replace(recipe, **({"tokens": 0} if other else {}), **changes)
+    return replace(recipe, **({"tokens": 0} if other else {}) | changes)
 
 
 def to_json(entries: list[Preset]) -> str:
