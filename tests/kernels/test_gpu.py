@@ -11,7 +11,8 @@ from common import RECIPES, Shrink, random_images
 from noisebook import CodecMismatchError, FormatError, ImageError, backbones
 from noisebook.backbones.cod.cod import CoD
 from noisebook.backbones.cod.nets import CodConfig, CodNet
-from noisebook.codec.codec import Codec
+from noisebook.codec.codec import Codec, decode
+from noisebook.codec.encoder import encode
 from noisebook.format import container
 from noisebook.images import io as images
 from noisebook.spec.presets import Recipe
@@ -142,11 +143,11 @@ def test_weights_that_move_make_new_graphs(fresh):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
-def test_cores_do_not_wait_for_the_host(law, name, fresh):
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_cores_do_not_wait_for_the_host(kind, name, fresh):
     """torch raises at every operation that synchronises; run plainly, after a first call that fills the caches."""
-    codec = build(network(name), graphs=False, codebook=law, start_budget=2, start_vocab_size=256)
-    plan = codec.stream(32, 48)
+    codec = build(network(name), graphs=False, codebook=kind, start_budget=2, start_vocab_size=256)
+    stream = codec.stream(32, 48)
     x = random_images(fresh, 2, 32, 48).cuda()
     tokens, payload = codec.encode(x), codec.encode_packed(x)
     codec.decode(tokens, (32, 48))
@@ -155,10 +156,10 @@ def test_cores_do_not_wait_for_the_host(law, name, fresh):
     try:
         torch.cuda.set_sync_debug_mode("error")
         with torch.no_grad():
-            status, again, _ = codec._encode_core(plan, True, False, x)
-            _, packed = codec._encode_core(plan, False, True, x)
-            codec._decode_core(plan, tokens)
-            codec._decode_core(plan, payload)
+            status, again, _ = encode(codec.parts, 1, stream, True, False, x)
+            _, packed = encode(codec.parts, 1, stream, False, True, x)
+            decode(codec.parts, stream, tokens)
+            decode(codec.parts, stream, payload)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert status.is_cuda
