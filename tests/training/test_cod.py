@@ -104,12 +104,12 @@ def test_features_that_are_given_lead_the_condition_and_an_early_block(tmp_path,
     aligned = cod.cod(extractor=extractor)(net, x0, 0.0)
     codes = net.net.y_embedder.bottleneck.vectors(net.net.y_embedder.tokens(x0 / 2 + 0.5))
     condition = net.net.y_embedder.decoder(codes).flatten(2).transpose(1, 2)
-    features = torch.nn.functional.avg_pool2d(extractor(x0), 2).flatten(2).transpose(1, 2)  # 8 x 8 -> the grid of 4 x 4
+    features = torch.nn.functional.interpolate(extractor(x0), (4, 4), mode="bilinear", antialias=True)  # from 8 x 8
+    features = features.flatten(2).transpose(1, 2)
     expected = 0.0
     for head, state in zip(net.proj, (condition, states[-1]), strict=True):
         expected += 0.5 * (1 - torch.nn.functional.cosine_similarity(head(state), features, -1).mean())
-    # bilinear with antialiasing is wider than the mean of 2 x 2, but not by much
-    assert float(aligned - plain) == pytest.approx(float(expected), rel=0.05)
+    assert float(aligned - plain) == pytest.approx(float(expected), rel=1e-4)
     aligned.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.proj.parameters())
     assert not [k for k in cod.tensors_of(net)[1] if k.startswith(("proj", "recon"))]
