@@ -46,7 +46,7 @@ def test_the_public_names_are_rendered(site):
     import noisebook
 
     page = (site / "api.html").read_text()
-    data = ("TokenDataset", "TokenStream", "TokenizeBatch", "tokenize", "export")
+    data = ("TokenDataset", "TokenStream", "TokenizeBatch", "tokenize", "export", "TrainingJob", "run_training")
     for name in (*noisebook.__all__, "Codec.encode", "Codec.decode", "Recipe", "Container", *data):
         if name != "__version__":
             assert re.search(rf'id="noisebook[\w.]*\b{re.escape(name)}"', page), name

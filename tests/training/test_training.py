@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,10 +19,8 @@ from noisebook.cli import main as cli
 from noisebook.cli.main import parser
 from noisebook.errors import TrainingError
 from noisebook.spec.schedule import karras
-from noisebook.training import objectives
-from noisebook.training import run as training
+from noisebook.training import TrainingJob, objectives, run_training
 from noisebook.training.data import Crops
-from noisebook.training.job import TrainingJob
 from noisebook.training.loop import TrainingSettings, _identity, train
 from noisebook.training.optimizer import Optimizer
 from noisebook.training.reflow import ode, pairs
@@ -408,7 +408,7 @@ def test_a_run_needs_no_command_line_and_is_the_same_run(archive, tmp_path):
     """What a job in Python has begun, the command goes on with: both make the same settings."""
     out = tmp_path / "run"
     job = TrainingJob("edm", archive, out, minutes=0.005, learning_rate=1e-3, **JOB)
-    made = training.run(job)
+    made = run_training(job)
     assert made["output"] == str(out / "model.safetensors")
     assert made["iteration"] > 0
     assert backbones.load(out / "model.safetensors").channels == 3
@@ -416,7 +416,7 @@ def test_a_run_needs_no_command_line_and_is_the_same_run(archive, tmp_path):
     log = json.loads((out / "log.json").read_text())
     assert log[-1]["iteration"] > made["iteration"]
     with pytest.raises(TrainingError, match="other settings"):
-        training.run(replace(job, seed=1))
+        run_training(replace(job, seed=1))
 
 
 def test_every_default_of_the_command_is_that_of_a_job():
@@ -456,3 +456,9 @@ def test_the_recipe_in_a_runs_state_keeps_its_spelling():
 def test_a_job_that_the_command_would_refuse_is_refused(wrong):
     with pytest.raises(TrainingError):
         TrainingJob(**{"objective": "edm", "data": "d", "output": "o", **wrong})
+
+
+def test_importing_the_job_is_light():
+    """`noisebook --help` reads it."""
+    code = "import sys; from noisebook.training import TrainingJob; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

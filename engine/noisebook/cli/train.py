@@ -135,11 +135,11 @@ def _add_cod(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, or goes on. Raises what `training.run` raises."""
+    """Trains, or goes on. Raises what `run_training` raises."""
     job = TrainingJob(**{field.name: _plain(getattr(args, field.name)) for field in fields(TrainingJob)})
-    from noisebook.training.run import run as train
+    from noisebook.training.run import run_training
 
-    result = train(job)
+    result = run_training(job)
     print(json.dumps(result) if args.json else f"written: {result['output']}")
     return 0
 

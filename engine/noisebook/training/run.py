@@ -11,7 +11,7 @@ from noisebook.training.job import TrainingJob
 from noisebook.training.loop import TrainingSettings, train
 
 
-def run(job: TrainingJob) -> dict[str, Any]:
+def run_training(job: TrainingJob) -> dict[str, Any]:
     """Trains as the job says, or goes on with a run of the same job in its folder. Returns the checkpoint's path as
     "output", the device, and the last line of the log.
 
