@@ -228,14 +228,14 @@ def drawn_table() -> str:
 
 def coded_table() -> str:
     rows, lines = report.load(NAME)["coded"], []
-    cases = dict.fromkeys((r["model"], r["told"], r["rule"], r["finish"]) for r in rows)
-    for model, told, rule, finish in cases:
-        found = {r["bpp"]: r for r in rows if (r["model"], r["told"], r["rule"], r["finish"]) == (model, told, rule, finish)}
+    cases = dict.fromkeys((r["model"], r["told"], r["rule"], r["solver"]) for r in rows)
+    for model, told, rule, solver in cases:
+        found = {r["bpp"]: r for r in rows if (r["model"], r["told"], r["rule"], r["solver"]) == (model, told, rule, solver)}
         cells = [f"{found[b]['psnr'][0]:.2f} ({found[b]['cifar_fd']:.1f})" if b in found else "" for b in RATES]
         name = WORDS[model] + (
             ", told its tokens" if told else ", told nothing" if model in ("unified", "plain", "gpu") else ""
         )
-        lines.append([name, rule + (", drawn" if finish == "ab2" else ""), *cells])
+        lines.append([name, rule + (", drawn" if solver == "ab2" else ""), *cells])
     return report.table(["model", "rule", *(f"{b:g} bpp" for b in RATES)], lines)
 
 
@@ -253,7 +253,7 @@ def _findings(told_name: str, alone: str) -> str:
         found = {
             (r["model"], r["told"]): r["psnr"][0]
             for r in rows
-            if (r["bpp"], r["rule"], r["finish"]) == (bpp, "default", "mean")
+            if (r["bpp"], r["rule"], r["solver"]) == (bpp, "default", "mean")
         }
         told = one["psnr"][0] if bpp == RATES[0] else found[told_name, True]
         parts.append(

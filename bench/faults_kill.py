@@ -137,10 +137,10 @@ class Steps:
 
     def __init__(self, at: int, act: Callable[[], None], told: int):
         self.at, self.act, self.told = at, act, told  # `told`: a pipe that hears the name of the call
-        self.count, self.net_input = 0, threading.local()
+        self.count, self.inside = 0, threading.local()
 
     def step(self, name: str) -> None:
-        if getattr(self.net_input, "yes", False):
+        if getattr(self.inside, "yes", False):
             self.count += 1
             if self.count - 1 == self.at:
                 os.write(self.told, name.encode())
@@ -172,11 +172,11 @@ class Steps:
                 self.file.write(data[len(data) // 2 :])
 
         def write_bytes(path: Any, data: bytes) -> None:
-            self.net_input.yes = True
+            self.inside.yes = True
             try:
                 whole(path, data)
             finally:
-                self.net_input.yes = False
+                self.inside.yes = False
 
         atomic.tempfile = type("Tempfile", (), {"NamedTemporaryFile": lambda **k: Halves(named(**k))})  # type: ignore
         store.write_bytes = write_bytes

@@ -30,10 +30,12 @@ HADAMARD = 12.5  # instructions a codeword at P = 4096: two 64 x 64 x 64 product
 BUTTERFLY = 1.0  # instructions a codeword for every further bit of P: one addition
 INDEPENDENT = 0.98  # instructions for each sign of a codeword
 
-Instructions = dict[str, dict[str, float]]  # law -> log2 P -> instructions a codeword (hadamard) or a sign (independent)
+Instructions = dict[
+    str, dict[str, float]
+]  # codebook -> log2 P -> instructions a codeword (hadamard) or a sign (independent)
 SIZES = (3072, 16384, 786432)
 BATCHES = (1, 16, 64, 256, 1024)
-LAWS = ("hadamard", "independent")
+CODEBOOKS = ("hadamard", "independent")
 
 
 def padded(d: int) -> int:
@@ -41,13 +43,13 @@ def padded(d: int) -> int:
     return 1 << (d - 1).bit_length()
 
 
-def instructions(law: str, d: int, counted: Instructions | None = None) -> float:
+def instructions(codebook: str, d: int, counted: Instructions | None = None) -> float:
     """Instructions a codeword of `hadamard`, or a sign of `independent`: as counted for this P, or the bound."""
     logp = padded(d).bit_length() - 1
-    found = (counted or {}).get(law, {}).get(str(logp))
+    found = (counted or {}).get(codebook, {}).get(str(logp))
     if found is not None:
         return found
-    return HADAMARD + BUTTERFLY * max(0, logp - 12) if law == "hadamard" else INDEPENDENT
+    return HADAMARD + BUTTERFLY * max(0, logp - 12) if codebook == "hadamard" else INDEPENDENT
 
 
 def matrix_flop(p: int) -> int:
@@ -58,7 +60,7 @@ def matrix_flop(p: int) -> int:
 
 
 def select(
-    law: str, d: int, codewords: int, batch: int, bins: int = 1, bias: bool = False, counted: Instructions | None = None
+    codebook: str, d: int, codewords: int, batch: int, bins: int = 1, bias: bool = False, counted: Instructions | None = None
 ) -> dict[str, float]:
     """Floors in ms of one search by what binds: {issue, tensor, generation, l2, hbm}.
 
@@ -68,8 +70,8 @@ def select(
     p = padded(d)
     slots = SM * CLOCK * ISSUE
     residual, rotated, tokens = 4 * batch * d, 4 * batch * p, 8 * batch * bins
-    count = instructions(law, d, counted)
-    if law == "hadamard":
+    count = instructions(codebook, d, counted)
+    if codebook == "hadamard":
         issue = codewords * batch * count / slots
         tensor = codewords * batch * matrix_flop(p) / BF16
         generation = codewords / 32 * PHILOX / slots
@@ -86,13 +88,13 @@ def select(
     return {"issue": 1e3 * issue, "tensor": 1e3 * tensor, "generation": 1e3 * generation, "l2": 1e3 * l2, "hbm": 1e3 * hbm}
 
 
-def update(law: str, d: int, codewords: int, batch: int, bins: int, backtrace: bool) -> dict[str, float]:
+def update(codebook: str, d: int, codewords: int, batch: int, bins: int, backtrace: bool) -> dict[str, float]:
     """Floors in ms of `noise` and `backtrace`: the signs of every base or codeword that a token names, one transform, and
     the traffic of tokens, states and the answer."""
     p = padded(d)
     logp = p.bit_length() - 1
     traffic = 8 * batch * bins + 4 * batch * d * (3 if backtrace else 1)
-    vectors = min(bins, max(1, codewords // p)) if law == "hadamard" else bins
+    vectors = min(bins, max(1, codewords // p)) if codebook == "hadamard" else bins
     count = p * logp + vectors * p / 32 * PHILOX + d * (4 if backtrace else 1)  # add; flip; scale and mix
     l2 = traffic + 8 * batch * p * (-(-logp // SHARED) - 1)
     return {"issue": 1e3 * batch * count / (SM * CLOCK * ISSUE), "l2": 1e3 * l2 / L2, "hbm": 1e3 * traffic / HBM}
@@ -105,30 +107,30 @@ def binding(floors: dict[str, float]) -> tuple[str, float]:
 
 
 def of_kernel(
-    kernel: str, law: str, d: int, codewords: int, batch: int, bins: int, counted: Instructions | None = None
+    kernel: str, codebook: str, d: int, codewords: int, batch: int, bins: int, counted: Instructions | None = None
 ) -> dict[str, float]:
-    """Floors of the kernel `LAW_KERNEL`, with kernel one of select, top, biased, noise, backtrace; bins: tokens a view."""
+    """Floors of the kernel `CODEBOOK_KERNEL`, with kernel one of select, top, biased, noise, backtrace; bins: tokens a view."""
     if kernel in ("noise", "backtrace"):
-        return update(law, d, codewords, batch, bins, kernel == "backtrace")
-    return select(law, d, codewords, batch, bins, kernel == "biased", counted)
+        return update(codebook, d, codewords, batch, bins, kernel == "backtrace")
+    return select(codebook, d, codewords, batch, bins, kernel == "biased", counted)
 
 
 def table(counted: Instructions | None = None) -> list[dict[str, Any]]:
-    """Every size, law and batch at K = 2^20, and K = 2^30 for one image."""
+    """Every size, codebook and batch at K = 2^20, and K = 2^30 for one image."""
     rows = []
-    cases = [(law, d, 20, batch) for law in LAWS for d in SIZES for batch in BATCHES]
-    cases += [(law, d, 30, 1) for law in LAWS for d in SIZES]
-    for law, d, logk, batch in cases:
-        floors = select(law, d, 1 << logk, batch, counted=counted)
+    cases = [(codebook, d, 20, batch) for codebook in CODEBOOKS for d in SIZES for batch in BATCHES]
+    cases += [(codebook, d, 30, 1) for codebook in CODEBOOKS for d in SIZES]
+    for codebook, d, logk, batch in cases:
+        floors = select(codebook, d, 1 << logk, batch, counted=counted)
         name, least = binding(floors)
         rows.append(
             {
-                "law": law,
+                "codebook": codebook,
                 "d": d,
                 "p": padded(d),
                 "codewords": 1 << logk,
                 "batch": batch,
-                "instructions": instructions(law, d, counted),
+                "instructions": instructions(codebook, d, counted),
                 "floors_ms": floors,
                 "binds": name,
                 "floor_ms": least,
@@ -200,9 +202,9 @@ def main() -> None:
     written = result(count(json.loads(options.compiled.read_text())) if options.compiled else None)
     save(RESULTS / "floors.json", written)
     names = "  ".join(f"{name:>10}" for name in written["rows"][0]["floors_ms"])
-    print("law          D       K        B   floor ms  binds      ", names)
+    print("codebook          D       K        B   floor ms  binds      ", names)
     for row in written["rows"]:
-        size = f"{row['law']:12s} {row['d']:<7d} 2^{math.log2(row['codewords']):.0f} {row['batch']:5d}"
+        size = f"{row['codebook']:12s} {row['d']:<7d} 2^{math.log2(row['codewords']):.0f} {row['batch']:5d}"
         values = "  ".join(f"{v:10.4f}" for v in row["floors_ms"].values())
         print(f"{size} {row['floor_ms']:10.4f}  {row['binds']:11s} {values}")
 

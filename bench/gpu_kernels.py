@@ -29,7 +29,7 @@ from noisebook.codebook import Codebook, reference
 from record import provenance, save
 
 STEP, SEED, KEEP, GAIN = 5, 0x9E3779B97F4A7C15, 0.75, 0.5
-LAWS = floors.LAWS
+CODEBOOKS = floors.CODEBOOKS
 SLACK = {"hadamard": 1e-5, "independent": 0.06}  # of the best score over |r|: float32 sums; int8 scores
 TOKENS = 64  # most input copies of kernels that read tokens alone
 
@@ -39,7 +39,7 @@ class Case:
     """One row. codewords: atoms of all bins and bases; bins: tokens a view (for `top`, `biased`: of one bin)."""
 
     kernel: str
-    law: str
+    codebook: str
     d: int
     codewords: int
     batch: int
@@ -48,48 +48,50 @@ class Case:
     @property
     def name(self) -> str:
         logk = self.codewords.bit_length() - 1
-        return f"{self.law}_{self.kernel} D={self.d} K=2^{logk} B={self.batch} M={self.bins}"
+        return f"{self.codebook}_{self.kernel} D={self.d} K=2^{logk} B={self.batch} M={self.bins}"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """What the wrapper calls (bins, atoms[, bases]), of one bin for `top` and `biased`."""
         bins = 1 if self.kernel in ("top", "biased") else self.bins
-        shape = Codebook(self.law, 2 * self.codewords // bins, SEED).shape(bins, self.d)
-        return shape if self.law == "hadamard" else shape[:2]
+        shape = Codebook(self.codebook, 2 * self.codewords // bins, SEED).shape(bins, self.d)
+        return shape if self.codebook == "hadamard" else shape[:2]
 
     @property
     def floor(self) -> tuple[str, float, dict[str, float]]:
         """(what binds, its floor in ms, all floors in ms), see floors.py."""
-        bounds = floors.of_kernel(self.kernel, self.law, self.d, self.codewords, self.batch, self.bins, floors.committed())
+        bounds = floors.of_kernel(
+            self.kernel, self.codebook, self.d, self.codewords, self.batch, self.bins, floors.committed()
+        )
         return *floors.binding(bounds), bounds
 
     @property
     def function(self) -> Callable[..., Tensor]:
         """The wrapper in noisebook_kernels."""
-        return getattr(kernels, f"{self.law}_{self.kernel}")
+        return getattr(kernels, f"{self.codebook}_{self.kernel}")
 
 
 def cases(dry: bool) -> Iterator[Case]:
     """In order of value; each once. The searches that the baselines are compared with come first."""
     if dry:
         for kernel in ("select", "backtrace", "noise", "top", "biased"):
-            yield from (Case(kernel, law, 20, 1 << 6, 2, 2 if kernel == "top" else 1) for law in LAWS)
+            yield from (Case(kernel, codebook, 20, 1 << 6, 2, 2 if kernel == "top" else 1) for codebook in CODEBOOKS)
         yield Case("select", "hadamard", 40, 1 << 8, 1, 4)
         return
     d, k, ends = floors.SIZES[0], 1 << 20, (256, 1)
-    for law in LAWS:
-        yield from (Case("select", law, d, k, b) for b in (256, 64, 16, 1024, 1))
+    for codebook in CODEBOOKS:
+        yield from (Case("select", codebook, d, k, b) for b in (256, 64, 16, 1024, 1))
     yield Case("select", "hadamard", d, 1 << 30, 1)
     for kernel in ("backtrace", "noise"):
-        yield from (Case(kernel, law, d, k, b) for law in LAWS for b in ends)
+        yield from (Case(kernel, codebook, d, k, b) for codebook in CODEBOOKS for b in ends)
     for kernel, bins in (("top", 64), ("biased", 1)):
-        yield from (Case(kernel, law, d, k, b, bins) for law in LAWS for b in ends)
+        yield from (Case(kernel, codebook, d, k, b, bins) for codebook in CODEBOOKS for b in ends)
     for kernel in ("select", "backtrace"):
-        yield from (Case(kernel, law, d, k, 256, bins) for law in LAWS for bins in (64, 1024))
+        yield from (Case(kernel, codebook, d, k, 256, bins) for codebook in CODEBOOKS for bins in (64, 1024))
     for d in floors.SIZES[1:]:
-        for law in LAWS:
-            yield from (Case("select", law, d, k, b) for b in floors.BATCHES)
-            yield from (Case("backtrace", law, d, k, b, bins) for b in ends for bins in (1, 64))
+        for codebook in CODEBOOKS:
+            yield from (Case("select", codebook, d, k, b) for b in floors.BATCHES)
+            yield from (Case("backtrace", codebook, d, k, b, bins) for b in ends for bins in (1, 64))
 
 
 # ---- values -----------------------------------------------------------------------------------------------------------
@@ -97,16 +99,16 @@ def check(case: Case, device: torch.device) -> None:
     """AssertionError unless the kernel of `case` agrees with the definition on a fresh random sample, smaller in K and B."""
     bins = 1 if case.kernel == "biased" else 4
     p = floors.padded(case.d)
-    most = case.codewords if case.law == "hadamard" else max(16, min(1 << 10, (1 << 24) // p))
-    small = Case(case.kernel, case.law, case.d, min(case.codewords, most), 2, bins)
+    most = case.codewords if case.codebook == "hadamard" else max(16, min(1 << 10, (1 << 24) // p))
+    small = Case(case.kernel, case.codebook, case.d, min(case.codewords, most), 2, bins)
     r = torch.randn(2, 1, case.d)
     if case.kernel in ("noise", "backtrace"):
         check_synthesis(small, r, device)
         return
     inputs, rest = arguments(small, r.to(device), device)
     tokens = small.function(inputs, *rest, STEP, SEED).cpu()[:, 0]
-    scores = getattr(reference, f"{case.law}_scores")
-    if case.law == "hadamard":  # [B, J, P] -> [B, bins, J A]
+    scores = getattr(reference, f"{case.codebook}_scores")
+    if case.codebook == "hadamard":  # [B, J, P] -> [B, bins, J A]
         atoms = small.shape[1]
         scores = scores(r[:, 0], small.shape[2], STEP, SEED).unflatten(-1, (small.shape[0], -1))[..., :atoms]
         scores = scores.transpose(1, 2).flatten(2)
@@ -125,14 +127,14 @@ def check(case: Case, device: torch.device) -> None:
         picked = scores.gather(-1, (tokens >> 1)[..., None])[..., 0] * (1 - 2 * (tokens & 1))
         best = scores.abs().amax(-1)
     short = ((best - picked) / r[:, 0].double().norm(dim=-1, keepdim=True)).max().item()
-    assert short <= SLACK[case.law], f"{small.name}: picked scores fall short of the best by {short:.2g} |r|"
+    assert short <= SLACK[case.codebook], f"{small.name}: picked scores fall short of the best by {short:.2g} |r|"
 
 
 def check_synthesis(small: Case, y: Tensor, device: torch.device) -> None:
     """`noise` and `backtrace` make the same bits as the definition in plain torch."""
     choices = 2 * small.codewords // small.bins
     tokens = torch.randint(0, choices, (2, 1, small.bins))
-    total = getattr(reference, f"{small.law}_total")(tokens[:, 0], small.d, *small.shape, STEP, SEED)
+    total = getattr(reference, f"{small.codebook}_total")(tokens[:, 0], small.d, *small.shape, STEP, SEED)
     want = reference.unit_rms(total)[:, None]
     if small.kernel == "noise":
         got = small.function(tokens.to(device), small.d, *small.shape, STEP, SEED)
@@ -151,7 +153,7 @@ def arguments(case: Case, residual: Tensor, device: torch.device) -> tuple[Tenso
     if case.kernel == "top":
         return residual, (case.bins, *case.shape[1:])
     bias = baselines.arrival_bias(case.codewords, SEED % 2**32, device).float()[None]
-    return residual, (bias, *(case.shape[1:] if case.law == "hadamard" else ()))
+    return residual, (bias, *(case.shape[1:] if case.codebook == "hadamard" else ()))
 
 
 def fresh(device: torch.device) -> torch.Generator:
@@ -190,7 +192,7 @@ def row(case: Case, clock: Clock) -> dict[str, Any]:
     return {
         "name": case.name,
         "kernel": case.kernel,
-        "law": case.law,
+        "codebook": case.codebook,
         "d": case.d,
         "p": floors.padded(case.d),
         "codewords": case.codewords,
@@ -290,10 +292,10 @@ def main() -> int:
     passed: dict[tuple[str, str, int], bool] = {}
 
     def add(case: Case) -> None:
-        key = (case.kernel, case.law, case.d)
+        key = (case.kernel, case.codebook, case.d)
         if key not in passed:
             passed[key] = attempt(result, f"check {case.name}", lambda: check(case, device))
-            result["checked"].append({"kernel": f"{case.law}_{case.kernel}", "d": case.d, "ok": passed[key]})
+            result["checked"].append({"kernel": f"{case.codebook}_{case.kernel}", "d": case.d, "ok": passed[key]})
         if passed[key]:
             attempt(result, case.name, lambda: result["rows"].append(row(case, clock)))
 

@@ -70,7 +70,7 @@ def hits() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calls", type=int, default=targets.CALLS, help="network calls of a decode")
+    parser.add_argument("--calls", type=int, default=targets.NFE, help="network calls of a decode")
     parser.add_argument("--check", action="store_true", help="only say whether the page follows from the results")
     args = parser.parse_args()
     if not args.check:

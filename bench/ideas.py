@@ -66,7 +66,7 @@ def turns() -> list[dict]:
         tokens = [in_turn(book, residual, bins, groups) for groups in (1, 4, 16)]
         tokens.append(refined(book, residual, tokens[0], STEP))
         found = [share(book.noise(t, D, STEP), residual, bits) for t in tokens]
-        rows.append({"budget": bins, "log_vocabulary": log, "share": found})
+        rows.append({"budget": bins, "log_vocab_size": log, "share": found})
     return rows
 
 
@@ -262,17 +262,14 @@ def percent(found: tuple[float, float]) -> str:
 def share_table(name: str, head: list[str]) -> str:
     lines = []
     for row in report.load(NAME)[name]:
-        log = row.get("log_vocabulary", 16)
-        lines.append([f"{row['bins']} of 2^{log}", *map(percent, row["share"])])
+        log = row.get("log_vocab_size", 16)
+        lines.append([f"{row['budget']} of 2^{log}", *map(percent, row["share"])])
     return report.table(["tokens of a step", *head], lines)
 
 
 def psnr_table(name: str, head: list[str]) -> str:
     lines = [
-        [
-            f"{row['bpp']:g} bpp" + (f", {row['calls']} calls" if "calls" in row else ""),
-            *(f"{p:.2f} dB" for p in row["psnr"]),
-        ]
+        [f"{row['bpp']:g} bpp" + (f", {row['nfe']} calls" if "nfe" in row else ""), *(f"{p:.2f} dB" for p in row["psnr"])]
         for row in report.load(NAME)[name]
     ]
     return report.table(["", *head], lines)

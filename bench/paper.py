@@ -251,7 +251,7 @@ class Bench:
                 continue
             r = self.result["rows"][name]
             print(
-                f"{i}/{len(rows)} {row.section}: {row.label}: {r['bits']:.0f} bits, {r['calls']} calls, "
+                f"{i}/{len(rows)} {row.section}: {row.label}: {r['bits']:.0f} bits, {r['nfe']} calls, "
                 f"{r['psnr'][0]:.2f} +- {r['psnr'][1]:.2f} dB, {r['seconds']:.0f} s",
                 flush=True,
             )
@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry and args.out == parser.get_default("out"):
         parser.error("a dry run is no result: give another --out")
     cuda = args.device.startswith("cuda")
-    rows = [r for r in paper_rows.stream(args.dry) if not args.only or r.section in args.only]
+    rows = [r for r in paper_rows.plan(args.dry) if not args.only or r.section in args.only]
     rows = [r for r in rows if args.long or cuda or not r.long]
     if args.list:
         print(listing(rows))

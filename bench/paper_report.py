@@ -43,7 +43,7 @@ class Results:
     def __init__(self, result: dict[str, Any]):
         self.raw, self.by_label, self.sections = result, {}, {}
         trials = {name: trial["psnr"] for name, trial in result["trials"].items()}
-        for row in paper_rows.stream(result["dry"]):
+        for row in paper_rows.plan(result["dry"]):
             wanted = paper_rows.resolved(row, trials)
             found = result["rows"].get(paper_rows.key(wanted)) if wanted else None
             if found:
@@ -97,7 +97,7 @@ def section(name: str) -> Callable[[Results], str]:
         if not rows:
             return MISSING.capitalize() + "."
         reference = rows.get(REFERENCES[name] or "")
-        head = ["", "levels sigma", "tokens", "bits", "bpp", "calls", "PSNR", "SSIM", "CIFAR-FD"]
+        head = ["", "levels sigma", "tokens", "bits", "bpp", "NFE", "PSNR", "SSIM", "CIFAR-FD"]
         lines = []
         for label, r in rows.items():
             fd = "" if r["cifar_fd"] is None else f"{r['cifar_fd']:.2f}"
@@ -155,7 +155,7 @@ def curves(results: Results, name: str) -> dict[str, Curve]:
     out: dict[str, Curve] = {}
     for label, r in results.sections.get(name, {}).items():
         line = label.rsplit(",", 1)[0]
-        x = np.log2(r["settings"]["recipe"]["vocabulary"] if name == "k" else r["tokens"])
+        x = np.log2(r["settings"]["recipe"]["vocab_size"] if name == "k" else r["tokens"])
         out.setdefault(line, []).append((float(x), r["psnr"][0]))
     return {label: sorted(points) for label, points in out.items() if len(points) > 2}
 
@@ -238,7 +238,7 @@ def signs(results: Results) -> str:
         [label, f"{gap(r):.2f} dB", "; ".join(re.split("[:;]", w)[0] for w in r["warnings"]) or "nothing"]
         for label, r in results.sections.get("failure", {}).items()
     ]
-    head = ["", "below the best row of no more bits", "what the engine warns of"]
+    head = ["", "below the best row of no more bits", "what the engine warned of (lam: sigma)"]
     square = [
         [name, str(counts[warned, True]), str(counts[warned, False])]
         for name, warned in (("warned", True), ("not warned", False))

@@ -10,8 +10,8 @@ noise on top of it gives, in this project's coordinates,
 where gDDCM has sigma_down / sigma in place of sigma_next / sigma (the back-trace: first below sigma_next,
 then up by the noise). With x0_hat = x0 the variance of y - x0 is sigma_next^2 at every step of gDDCM, but here it is too
 large by the factor
-1 + sum over steps of (1 - (sigma_next / sigma)^2), so the network is told a level that is not the state's. Levels, codebook,
-start, tokens and finish are those of the codec that it is held against, so bits and network calls are equal too.
+1 + sum over steps of (1 - (sigma_next / sigma)^2), so the level that the network gets is not the state's. Levels, codebook,
+start, tokens and solver are those of the codec that it is held against, so bits and network calls are equal too.
 """
 
 import metrics
@@ -23,36 +23,36 @@ from noisebook.spec.step import Step, StepIndex
 
 
 def excess(schedule: tuple[Step, ...]) -> float:
-    """Variance of y - x0 at the end of `forced`, in units of what the network is told, for a perfect x0_hat at p = 1/2."""
+    """Variance of y - x0 at the end of `forced`, in units of the level that the network gets, for a perfect x0_hat at p = 1/2."""
     return 1 + sum(1 - (step.sigma_next / step.sigma) ** 2 for step in schedule)
 
 
 @torch.no_grad()
 def forced(codec: Codec, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 images [B, C, H, W] -> (tokens [B, L], decoded [B, C, H, W] float32, the last state before the finish).
+    """uint8 images [B, C, H, W] -> (tokens [B, L], decoded [B, C, H, W] float32, the last state before the solver).
 
-    `codec` has a codebook start, p = 1/2, one token run at every step and the finish `mean`; images need no padding.
+    `codec` has a codebook start, p = 1/2, one token run at every step and the solver `mean`; images need no padding.
     """
-    plan, book = codec.stream(*images.shape[2:]), codec.start_rule.book
-    x0 = plan.views(codec.backbone.encode(metrics.signed(images.to(codec.device))))
-    bins = {some.step_index: some.budget for some in plan.segments}
-    tokens = [book.select(x0, bins[StepIndex.START], StepIndex.START)]
-    y = codec.spec.schedule[0].sigma * book.noise(tokens[0], plan.dims, StepIndex.START)
+    stream, book = codec.stream(*images.shape[2:]), codec.start_rule.book
+    x0 = stream.views(codec.backbone.encode(metrics.signed(images.to(codec.device))))
+    budgets = {segment.step_index: segment.budget for segment in stream.segments}
+    tokens = [book.select(x0, budgets[StepIndex.START], StepIndex.START)]
+    y = codec.spec.schedule[0].sigma * book.noise(tokens[0], stream.dims, StepIndex.START)
     for i, step in enumerate(codec.spec.schedule):
-        x0_hat = plan.views(codec.backbone(plan.join(y), step.sigma))
-        tokens.append(codec.rule.book.select(x0 - x0_hat, bins[i], i))
+        x0_hat = stream.views(codec.backbone(stream.join(y), step.sigma))
+        tokens.append(codec.rule.book.select(x0 - x0_hat, budgets[i], i))
         y = codec.rule.book.backtrace(y, x0_hat, tokens[-1], step.sigma_next / step.sigma, step.sigma_up, i)
-    y = plan.join(y)
+    y = stream.join(y)
     decoded = codec.backbone.decode(codec.backbone(y, codec.spec.schedule[-1].sigma_next))
     return torch.cat([t.flatten(1) for t in tokens], 1), decoded, y
 
 
 def block_means(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean over each block of the noise that its tokens stand for: tokens [B, L] -> float32 [B * runs, U]."""
-    plan = codec.stream(*size)
+    stream = codec.stream(*size)
     out = []
-    for some in plan.segments:
-        rule = codec.start_rule if some.step_index == StepIndex.START else codec.rule
-        part = tokens[:, some.offset : some.offset + some.count]
-        out.append(rule.noise(part, (plan.blocks, plan.dims), some.budget, some.step_index).mean(2))
-    return torch.stack(out, 1).reshape(-1, plan.blocks)
+    for segment in stream.segments:
+        rule = codec.start_rule if segment.step_index == StepIndex.START else codec.rule
+        part = tokens[:, segment.offset : segment.offset + segment.count]
+        out.append(rule.noise(part, (stream.blocks, stream.dims), segment.budget, segment.step_index).mean(2))
+    return torch.stack(out, 1).reshape(-1, stream.blocks)

@@ -1,4 +1,4 @@
-"""PSNR of both codebook laws on CIFAR-10 under the exact linear denoiser: the table that every change is held against.
+"""PSNR of both codebooks on CIFAR-10 under the exact linear denoiser: the table that every change is held against.
 
     python bench/quality.py                 # needs the data folder ($NOISEBOOK_DATA or ../shared/data)
 
@@ -20,7 +20,7 @@ from noisebook.codec.codec import Codec
 from noisebook.spec.presets import Recipe
 from record import DATA, write
 
-ROWS = [  # (steps, sigma_max, sigma_min, bins, vocabulary, law, PSNR that method.md and the issue name)
+ROWS = [  # (steps, sigma_max, sigma_min, budget, vocab_size, codebook, PSNR that method.md and the issue name)
     (50, 5.0, 0.1, 1, 256, "hadamard", 21.2),
     (50, 5.0, 0.1, 1, 256, "independent", 21.2),
     (50, 5.0, 0.1, 1, 4096, "hadamard", 23.2),
@@ -56,14 +56,14 @@ def main() -> None:
     with np.load(DATA / "cifar10_test5k.npz") as data:
         images = torch.from_numpy(data["images"][: args.images]).permute(0, 3, 1, 2)
     rows = []
-    for steps, sigma_max, sigma_min, bins, vocab_size, law, expected in ROWS:
+    for steps, sigma_max, sigma_min, budget, vocab_size, codebook, expected in ROWS:
         recipe = Recipe(
             steps=steps,
             sigma_max=sigma_max,
             sigma_min=sigma_min,
-            budget=bins,
+            budget=budget,
             vocab_size=vocab_size,
-            codebook=law,
+            codebook=codebook,
             seed=args.seed,
         )
         codec = Codec(recipe.build(prior), prior)
@@ -73,10 +73,10 @@ def main() -> None:
         psnr = mean_psnr(images, codec.decode(tokens))
         rows.append(
             {
-                "law": law,
+                "codebook": codebook,
                 "steps": steps,
-                "bins": bins,
-                "vocabulary": vocab_size,
+                "budget": budget,
+                "vocab_size": vocab_size,
                 "sigma": [sigma_max, sigma_min],
                 "bits": codec.layout.bits,
                 "psnr": psnr,
@@ -86,7 +86,7 @@ def main() -> None:
             }
         )
         print(
-            f"{law:12s} {steps} steps x {bins:3d} tokens, V = {vocab_size:6d}, {codec.layout.bits:6.0f} bits: "
+            f"{codebook:12s} {steps} steps x {budget:3d} tokens, V = {vocab_size:6d}, {codec.layout.bits:6.0f} bits: "
             f"{psnr:.2f} dB (expected {expected})",
             flush=True,
         )

@@ -218,11 +218,11 @@ def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batc
         "spec": {
             "hash": spec.hash.hex(),
             "rule": spec.rule,
-            "law": spec.codebook,
-            "vocabulary": spec.vocab_size,
+            "codebook": spec.codebook,
+            "vocab_size": spec.vocab_size,
             "rows": spec.rows,
             "columns": spec.columns,
-            "bins": [spec.start_budget, *(s.budget for s in spec.schedule)],
+            "budget": [spec.start_budget, *(s.budget for s in spec.schedule)],
             "levels": [float(f"{s.sigma:.5g}") for s in spec.schedule],
         },
     }

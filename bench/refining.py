@@ -21,18 +21,18 @@ from record import RESULTS, ROOT, write
 
 NAME, PAGE = "refining", ROOT / "docs/findings/refining-tokens.md"
 D, DRAWS, PASSES = 3072, 64, (0, 1, 2, 3)
-STEPS = [(64, 1 << 16), (16, 1 << 16), (256, 1 << 10), (64, 1 << 12), (256, 1 << 5)]  # bins, vocabulary
+STEPS = [(64, 1 << 16), (16, 1 << 16), (256, 1 << 10), (64, 1 << 12), (256, 1 << 5)]  # budget, vocab_size
 BACKBONE, IMAGES = "cifar10-flow", 64
 
 
 def shares() -> list[dict]:
     rows = []
     draw = torch.Generator().manual_seed(0)
-    for bins, vocab_size in STEPS:
-        book, row = Codebook("hadamard", vocab_size, 1), {"budget": bins, "vocab_size": vocab_size, "share": []}
+    for budget, vocab_size in STEPS:
+        book, row = Codebook("hadamard", vocab_size, 1), {"budget": budget, "vocab_size": vocab_size, "share": []}
         residual = torch.randn(DRAWS, 1, D, generator=draw)
-        tokens = book.select(residual, bins, 3)
-        limit = 2 * bins * math.log2(vocab_size) * math.log(2) / D
+        tokens = book.select(residual, budget, 3)
+        limit = 2 * budget * math.log2(vocab_size) * math.log(2) / D
         for _ in PASSES:
             z = book.noise(tokens, D, 3)
             cosine = torch.nn.functional.cosine_similarity(z, residual, dim=-1).flatten().double()
@@ -65,17 +65,17 @@ def share_table() -> str:
     lines = []
     for row in result["shares"]:
         cells = [f"{100 * mean:.1f} % ± {100 * half:.1f}" for mean, half in row["share"]]
-        lines.append([f"{row['bins']} of 2^{row['vocabulary'].bit_length() - 1}", *cells])
+        lines.append([f"{row['budget']} of 2^{row['vocab_size'].bit_length() - 1}", *cells])
     return report.table(head, lines) + "\n\n" + report.source(result, NAME)
 
 
 def image_table() -> str:
     result = report.load(NAME)
     lines = [
-        [f"2^{r['vocabulary'].bit_length() - 1}", f"{r['bpp']} bpp", *(f"{p:.2f} dB" for p in r["psnr"])]
+        [f"2^{r['vocab_size'].bit_length() - 1}", f"{r['bpp']} bpp", *(f"{p:.2f} dB" for p in r["psnr"])]
         for r in result["images"]
     ]
-    return report.table(["vocabulary", "", "no pass", "1 pass", "2 passes"], lines)
+    return report.table(["vocab_size", "", "no pass", "1 pass", "2 passes"], lines)
 
 
 def main() -> None:

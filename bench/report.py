@@ -71,7 +71,16 @@ def kodak() -> str:
                 some = f" ({other['images']} images; `{run['preset']}` on these {sum(there) / len(there):.2f} dB)"
                 label = f"{kind}, not larger{some if len(there) < len(run['images']) else ''}"
                 rows.append([label, "", f"{other['mean']['bpp']:.3f}", f"{other['mean']['psnr']:.2f} dB", "", "", "", ""])
-    head = ["preset", "backbone", "bits per pixel", "PSNR", "worst image", "SSIM", "network calls", "seconds an image"]
+    head = [
+        "preset",
+        "backbone",
+        "bits per pixel",
+        "PSNR",
+        "worst image",
+        "SSIM",
+        "NFE (network calls)",
+        "seconds per image",
+    ]
     return f"{table(head, rows)}\n\n{result['about']}. {source(result, 'kodak')}"
 
 
@@ -79,9 +88,9 @@ def quality() -> str:
     result = load("quality")
     rows = []
     for r in result["rows"]:
-        size = [f"{r['steps']} x {r['bins']}", f"{r['vocabulary']:,}", f"{r['bits']:,.0f}"]
-        rows.append([f"`{r['law']}`", *size, f"{r['psnr']:.2f} dB"])
-    head = ["codebook", "steps x tokens", "vocabulary", "bits", "PSNR"]
+        size = [f"{r['steps']} x {r['budget']}", f"{r['vocab_size']:,}", f"{r['bits']:,.0f}"]
+        rows.append([f"`{r['codebook']}`", *size, f"{r['psnr']:.2f} dB"])
+    head = ["codebook", "steps x budget", "vocab_size", "bits", "PSNR"]
     return f"{table(head, rows)}\n\n{result['about']}. {source(result, 'quality')}"
 
 
@@ -91,10 +100,10 @@ def search() -> str:
     for entry in result["benchmarks"]:
         info = entry["extra_info"]
         if "times_torch" in info:
-            law = "hadamard" if "hadamard" in entry["name"] else "independent"
+            codebook = "hadamard" if "hadamard" in entry["name"] else "independent"
             rows.append(
                 [
-                    f"`{law}`",
+                    f"`{codebook}`",
                     f"{info['codewords']:,}",
                     str(info["batch"]),
                     str(info["threads"]),
@@ -119,7 +128,7 @@ def threads() -> str:
     for entry in result["benchmarks"]:
         info, name = entry["extra_info"], entry["name"].split("[")[0]
         if name == "test_isa_and_threads":
-            what = f"`{info['law']}`, {info['codewords']:,} codewords, {info['batch']} images, D = {info['dimensions']}"
+            what = f"`{info['codebook']}`, {info['codewords']:,} codewords, {info['batch']} images, D = {info['dimensions']}"
         elif name == "test_photo" and info["bases"] == 8:
             what = f"`hadamard`, {info['bases'] * info['dimensions']:,} codewords, 1 image, D = {info['dimensions']:,}"
         else:
@@ -154,11 +163,11 @@ def figure(value: float) -> str:
 
 
 def pick(
-    kernels: Result, law: str, batch: int, codewords: int = 1 << 20, kernel: str = "select", bins: int = 1
+    kernels: Result, codebook: str, batch: int, codewords: int = 1 << 20, kernel: str = "select", bins: int = 1
 ) -> Result | None:
     """The row of a search at D = 3072."""
-    wanted = (kernel, law, 3072, codewords, batch, bins)
-    keys = ("kernel", "law", "d", "codewords", "batch", "bins")
+    wanted = (kernel, codebook, 3072, codewords, batch, bins)
+    keys = ("kernel", "codebook", "d", "codewords", "batch", "bins")
     return next((r for r in kernels.get("rows", []) if tuple(r[k] for k in keys) == wanted), None)
 
 
@@ -167,7 +176,7 @@ def graph_ms(row: Result | None) -> float | None:
 
 
 def worst_ratio(kernels: Result, _: Result) -> float | None:
-    """The largest multiple of its floor over the batches of law `independent`."""
+    """The largest multiple of its floor over the batches of codebook `independent`."""
     rows = [pick(kernels, "independent", batch) for batch in (16, 64, 256, 1024)]
     return max((r["ratio"] for r in rows if r), default=None) if all(rows) else None
 
@@ -187,11 +196,11 @@ def baselines_at(kernels: Result, batch: int) -> list[Result]:
     return [b for b in kernels.get("baselines", []) if (b["d"], b["codewords"], b["batch"]) == wanted]
 
 
-def times_chunked(law: str) -> Callable[[Result, Result], float | None]:
-    """How many times faster the search of `law` is than the fastest chunked torch: 64 images and plain launches in both."""
+def times_chunked(codebook: str) -> Callable[[Result, Result], float | None]:
+    """How many times faster the search of `codebook` is than the fastest chunked torch: 64 images and plain launches in both."""
 
     def find(kernels: Result, _: Result) -> float | None:
-        row = pick(kernels, law, 64)
+        row = pick(kernels, codebook, 64)
         theirs = [b["times"]["plain"]["median_ms"] for b in baselines_at(kernels, 64) if b["kind"].startswith("chunked")]
         return min(theirs) / row["times"]["plain"]["median_ms"] if theirs and row else None
 
@@ -199,13 +208,13 @@ def times_chunked(law: str) -> Callable[[Result, Result], float | None]:
 
 
 def end_to_end(key: str) -> Callable[[Result, Result], float | None]:
-    """`key` of the fastest encode with graphs, 256 images, law `hadamard`."""
+    """`key` of the fastest encode with graphs, 256 images, codebook `hadamard`."""
 
     def find(_: Result, throughput: Result) -> float | None:
         rows = [
             r
             for r in throughput.get("rows", [])
-            if r.get("verb") == "encode" and r["graphs"] and r["batch"] == 256 and r["law"] == "hadamard"
+            if r.get("verb") == "encode" and r["graphs"] and r["batch"] == 256 and r["codebook"] == "hadamard"
         ]
         return 100 * max(rows, key=lambda r: r["images_per_s"])[key] if rows else None
 
@@ -227,14 +236,15 @@ GOALS = [
 
 
 def searches(kernels: Result) -> str:
-    """Every search of 2^20 codewords with one token: law and D down, images across."""
+    """Every search of 2^20 codewords with one token: codebook and D down, images across."""
     rows: dict[tuple[str, int], dict[int, str]] = {}
     for r in kernels["rows"]:
         if (r["kernel"], r["codewords"], r["bins"]) == ("select", 1 << 20, 1):
-            cells = rows.setdefault((r["law"], r["d"]), {})
+            cells = rows.setdefault((r["codebook"], r["d"]), {})
             cells[r["batch"]] = f"{graph_ms(r):.3g} ms ({r['ratio']:.1f} x)"
     lines = [
-        [f"`{law}`, D = {d:,}", *(cells.get(b, "") for b in floors.BATCHES)] for (law, d), cells in sorted(rows.items())
+        [f"`{codebook}`, D = {d:,}", *(cells.get(b, "") for b in floors.BATCHES)]
+        for (codebook, d), cells in sorted(rows.items())
     ]
     head = ["search, in brackets times its computed floor", "1 image", *(f"{b:,}" for b in floors.BATCHES[1:])]
     return table(head, lines)
@@ -247,31 +257,31 @@ def against(kernels: Result) -> str:
         for other in baselines_at(kernels, batch):
             kernel, bins = SAME_WORK[other["kind"].split()[0]]
             slow, cells = other["times"]["plain"]["median_ms"], []
-            for law in floors.LAWS:
-                row = pick(kernels, law, batch, kernel=kernel, budget=bins)
+            for codebook in floors.CODEBOOKS:
+                row = pick(kernels, codebook, batch, kernel=kernel, bins=bins)
                 if row is None:
                     cells += ["", ""]
                     continue
                 plain, graph = (row["times"][way]["median_ms"] for way in ("plain", "graph"))
                 cells += [f"{plain:.3g} ms ({figure(slow / plain)} x)", f"{graph:.3g} ms"]
             lines.append([other["kind"], str(batch), f"{slow:.3g} ms", *cells])
-    ours = [f"`{law}`, {way}" for law in floors.LAWS for way in ("plain", "graph")]
+    ours = [f"`{codebook}`, {way}" for codebook in floors.CODEBOOKS for way in ("plain", "graph")]
     return table(["a search of 2^20 codewords", "images", "plain", *ours], lines)
 
 
 def fastest_other(kernels: Result) -> str:
     """The default search of one image against the fastest of the other ways for one image; "" where one is missing."""
     other = min(baselines_at(kernels, 1), key=lambda b: b["times"]["plain"]["median_ms"], default=None)
-    rows = {law: pick(kernels, law, 1) for law in floors.LAWS}
+    rows = {codebook: pick(kernels, codebook, 1) for codebook in floors.CODEBOOKS}
     if other is None or None in rows.values():
         return ""
     slow = other["times"]["plain"]["median_ms"]
     ratios = {
-        law: [figure(slow / row["times"][way]["median_ms"]) for way in ("plain", "graph")]
-        for law, row in rows.items()
+        codebook: [figure(slow / row["times"][way]["median_ms"]) for way in ("plain", "graph")]
+        for codebook, row in rows.items()
         if row
     }
-    plain, graph = (" and ".join(f"{r[i]} (`{law}`)" for law, r in ratios.items()) for i in (0, 1))
+    plain, graph = (" and ".join(f"{r[i]} (`{codebook}`)" for codebook, r in ratios.items()) for i in (0, 1))
     return (
         f"One image, the default search against the fastest of these ways, {other['kind']}: {plain} times faster with plain "
         f"launches in both; {graph} times with ours in a graph and the other not."
@@ -284,14 +294,14 @@ def encodes(throughput: Result) -> str:
     for r in throughput["rows"]:
         if r.get("graphs"):
             way = ", ".join(str(v) if k == "dtype" else k.replace("_", " ") for k, v in r["way"].items() if v)
-            rows.setdefault((r["law"], way), {})[r["verb"]] = r
+            rows.setdefault((r["codebook"], way), {})[r["verb"]] = r
     lines = []
-    for (law, way), verbs in rows.items():
+    for (codebook, way), verbs in rows.items():
         cells = (
             f"{r['images_per_s']:,.0f} a second ({100 * r['share_outside']:.1f} % outside)" if r else ""
             for r in map(verbs.get, ("encode", "decode"))
         )
-        lines.append([f"`{law}`", way, *cells])
+        lines.append([f"`{codebook}`", way, *cells])
     return table(["codebook", "network", "encode, in brackets time outside the network", "decode"], lines)
 
 
@@ -369,9 +379,11 @@ def roofline() -> bool:
         (axes[1], "tensor", floors.INT8, "int8 operations"),
     )
     for axis, kind, roof, unit in roofs:
-        rows = [r for r in result["rows"] if (r["law"] == "independent" and "tensor" in r["floors_ms"]) is (axis is axes[1])]
-        for label in sorted({f"{r['law']} {r['kernel']}" for r in rows}):
-            points = [point(r, kind, roof) for r in rows if f"{r['law']} {r['kernel']}" == label]
+        rows = [
+            r for r in result["rows"] if (r["codebook"] == "independent" and "tensor" in r["floors_ms"]) is (axis is axes[1])
+        ]
+        for label in sorted({f"{r['codebook']} {r['kernel']}" for r in rows}):
+            points = [point(r, kind, roof) for r in rows if f"{r['codebook']} {r['kernel']}" == label]
             axis.loglog(*zip(*points, strict=True), "o", ms=4, label=label)
         span = [0.1, 10 * max(point(r, kind, roof)[0] for r in rows)] if rows else [0.1, 1e4]
         steps = [span[0] * (span[1] / span[0]) ** (i / 200) for i in range(201)]

@@ -156,7 +156,7 @@ def decoding() -> list[Result]:
     return rows
 
 
-PLAN = "import sys; sys.path.insert(0, {bench!r}); import scaling; scaling.stream({count}, {folder!r})"
+PLAN = "import sys; sys.path.insert(0, {bench!r}); import scaling; scaling.plan({count}, {folder!r})"
 
 
 def resident() -> int:
@@ -244,7 +244,7 @@ def speeds() -> list[tuple[str, float, float | None, str]]:
     row = next(
         r
         for r in measured["rows"]
-        if r.get("graphs") and r["verb"] == "encode" and r["law"] == "hadamard" and r["way"]["dtype"] == "bfloat16"
+        if r.get("graphs") and r["verb"] == "encode" and r["codebook"] == "hadamard" and r["way"]["dtype"] == "bfloat16"
     )
     whole = max((r for r in cod["rows"] if r["verb"] == "encode"), key=lambda r: r["images_per_s"])
     name = f"U-Net of {row['parameters'] / 1e6:.0f} M weights, {row['steps']} calls"

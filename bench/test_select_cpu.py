@@ -102,13 +102,13 @@ def test_independent_batch(bench):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("law", ["hadamard", "independent"])
-def test_isa_and_threads(bench, law, isa, threads):
+@pytest.mark.parametrize("codebook", ["hadamard", "independent"])
+def test_isa_and_threads(bench, codebook, isa, threads):
     """K = 65536, 16 images, every instruction set."""
     native.set_isa(isa)
-    bench.extra_info.update(isa=isa, threads=threads, law=law, batch=16, codewords=2**16, dimensions=D)
+    bench.extra_info.update(isa=isa, threads=threads, codebook=codebook, batch=16, codewords=2**16, dimensions=D)
     r = residuals(16)
-    if law == "hadamard":
+    if codebook == "hadamard":
         bench.pedantic(lambda: native.hadamard_select(r, 1, 4096, 16, 5, 99, threads=threads), rounds=50, warmup_rounds=1)
     else:
         rounds = 3 if isa == "portable" else 9
@@ -134,7 +134,7 @@ ISA = pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bases", [1, 8])
 def test_photo(bench, bases, isa, threads):
     """Selection in one photo."""
-    facts = {"law": "hadamard", "dimensions": PHOTO, "batch": 1, "bins": 1024, "bases": bases}
+    facts = {"codebook": "hadamard", "dimensions": PHOTO, "batch": 1, "bins": 1024, "bases": bases}
     r = np.random.default_rng().standard_normal((1, 1, PHOTO), dtype=np.float32)
     timed(bench, 15, native.hadamard_select, r, 1024, 1024, bases, 5, 99, isa=isa, threads=threads, **facts)
 
@@ -144,7 +144,7 @@ def test_photo(bench, bases, isa, threads):
 @pytest.mark.parametrize("bases", [1, 8])
 def test_photo_synthesis(bench, bases, isa, threads):
     """The decoder's side of one photo."""
-    facts = {"law": "hadamard", "dimensions": PHOTO, "batch": 1, "bins": 1024, "bases": bases}
+    facts = {"codebook": "hadamard", "dimensions": PHOTO, "batch": 1, "bins": 1024, "bases": bases}
     t = np.random.default_rng().integers(0, 2048 * bases, (1, 1, 1024))
     timed(bench, 15, native.hadamard_noise, t, PHOTO, 1024, 1024, bases, 5, 99, isa=isa, threads=threads, **facts)
 
@@ -154,7 +154,7 @@ def test_photo_synthesis(bench, bases, isa, threads):
 @pytest.mark.parametrize("bins", [1, 64])
 def test_synthesis(bench, bins, isa, threads):
     """The decoder's side: 16 views of noise from tokens, D = 3072."""
-    facts = {"law": "hadamard", "dimensions": D, "batch": 16, "bins": bins}
+    facts = {"codebook": "hadamard", "dimensions": D, "batch": 16, "bins": bins}
     t = native.hadamard_select(residuals(16), bins, 4096 // bins, 16, 5, 99)
     timed(bench, 50, native.hadamard_noise, t, D, bins, 4096 // bins, 16, 5, 99, isa=isa, threads=threads, **facts)
 
@@ -164,7 +164,7 @@ def test_synthesis(bench, bins, isa, threads):
 @pytest.mark.parametrize(("count", "codewords"), [(1, 2**20), (64, 2**20), (1000, 2**20), (1000, 2**14)])
 def test_hadamard_top(bench, count, codewords, isa, threads):
     """The `count` best of one bin, one image."""
-    facts = {"law": "hadamard", "dimensions": D, "batch": 1, "codewords": codewords, "count": count}
+    facts = {"codebook": "hadamard", "dimensions": D, "batch": 1, "codewords": codewords, "count": count}
     shape = (count, 4096, codewords // 4096)
     timed(bench, 30, native.hadamard_top, residuals(1), *shape, 5, 99, isa=isa, threads=threads, **facts)
 
@@ -173,7 +173,7 @@ def test_hadamard_top(bench, count, codewords, isa, threads):
 @ISA
 def test_hadamard_biased(bench, isa, threads):
     """The best of score + bias over K = 2^20, one image."""
-    facts = {"law": "hadamard", "dimensions": D, "batch": 1, "codewords": 2**20}
+    facts = {"codebook": "hadamard", "dimensions": D, "batch": 1, "codewords": 2**20}
     bias = np.random.default_rng().standard_normal((1, 2**20), dtype=np.float32)
     timed(bench, 30, native.hadamard_biased, residuals(1), bias, 4096, 256, 5, 99, isa=isa, threads=threads, **facts)
 
@@ -183,7 +183,7 @@ def test_hadamard_biased(bench, isa, threads):
 @pytest.mark.parametrize("rule", ["top", "biased"])
 def test_independent_pooled(bench, rule, isa, threads):
     """The best 64 of one bin, and the best of score + bias: K = 16384, 16 images."""
-    facts = {"law": "independent", "rule": rule, "dimensions": D, "batch": 16, "codewords": 2**14}
+    facts = {"codebook": "independent", "rule": rule, "dimensions": D, "batch": 16, "codewords": 2**14}
     bias = np.random.default_rng().standard_normal((1, 2**14), dtype=np.float32)
     function, args = (native.independent_top, (64, 2**14)) if rule == "top" else (native.independent_biased, (bias,))
     timed(bench, 5, function, residuals(16), *args, 5, 99, isa=isa, threads=threads, **facts)

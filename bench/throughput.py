@@ -46,20 +46,20 @@ def backbone_for(way: dict[str, Any], device: torch.device, dry: bool) -> UNetBa
     return backbone
 
 
-def spec_for(backbone: UNetBackbone, law: Any, steps: int, vocab_size: int) -> CodecSpec:
+def spec_for(backbone: UNetBackbone, codebook: Any, steps: int, vocab_size: int) -> CodecSpec:
     levels = schedule.log_uniform(*LEVELS, steps)
     return CodecSpec(
-        backbone.name, backbone.fingerprint, schedule.falling(levels, P, 1), codebook=law, vocab_size=vocab_size, seed=7
+        backbone.name, backbone.fingerprint, schedule.falling(levels, P, 1), codebook=codebook, vocab_size=vocab_size, seed=7
     )
 
 
 @torch.no_grad()
-def network_alone(clock: Clock, backbone: UNetBackbone, lams: list[float], batch: int, graph: bool) -> dict[str, Any]:
-    """Times of one network call for each of `lams`, one after the other on the same input, in one graph where wanted."""
+def network_alone(clock: Clock, backbone: UNetBackbone, levels: list[float], batch: int, graph: bool) -> dict[str, Any]:
+    """Times of one network call for each of `levels`, one after the other on the same input, in one graph where wanted."""
     y = torch.randn(batch, 3, SIDE, SIDE, device=clock.device)
 
     def calls(_: int) -> Tensor:
-        for sigma in lams:
+        for sigma in levels:
             out = backbone(y, sigma)
         return out
 
@@ -71,22 +71,24 @@ def end_to_end(clock: Clock, call: Callable[[Tensor], Any], batches: list[Tensor
     return clock.time(lambda i: call(batches[i]), len(batches), seconds=1.5)
 
 
-def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int, vocab_size: int, dry: bool) -> list[dict]:
+def rows_of(
+    way: dict[str, Any], clock: Clock, codebook: str, batch: int, steps: int, vocab_size: int, dry: bool
+) -> list[dict]:
     """The rows encode and decode of one way, with and without graphs, every one beside the network alone."""
     backbone = backbone_for(way, clock.device, dry)
-    spec = spec_for(backbone, law, steps, vocab_size)
+    spec = spec_for(backbone, codebook, steps, vocab_size)
     images = [torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device=clock.device) for _ in range(4)]
     parameters = sum(p.numel() for p in backbone.parameters())
-    decode_lams = [s.sigma for s in spec.schedule] + [spec.schedule[-1].sigma_next]
+    decode_levels = [s.sigma for s in spec.schedule] + [spec.schedule[-1].sigma_next]
     rows, tokens, alone = [], {}, {}
-    for name, lams in (("encode", decode_lams[:-1]), ("decode", decode_lams)):
-        alone[name] = network_alone(clock, backbone, lams, batch, clock.cuda)
+    for name, levels in (("encode", decode_levels[:-1]), ("decode", decode_levels)):
+        alone[name] = network_alone(clock, backbone, levels, batch, clock.cuda)
         rows.append(
             {
                 "name": f"network {name} {way_name(way)} B={batch}",
                 "times": {"network": alone[name]},
                 "images_per_s": 1e3 * batch / alone[name]["median_ms"],
-                "nfe": len(lams),
+                "nfe": len(levels),
             }
         )
     for graphs in (True, False) if clock.cuda else (False,):
@@ -100,14 +102,14 @@ def rows_of(way: dict[str, Any], clock: Clock, law: str, batch: int, steps: int,
             network = alone[name]["median_ms"]
             rows.append(
                 {
-                    "name": f"{name} {law} {way_name(way)} {'graph' if graphs else 'plain'} B={batch}",
+                    "name": f"{name} {codebook} {way_name(way)} {'graph' if graphs else 'plain'} B={batch}",
                     "verb": name,
-                    "law": law,
+                    "codebook": codebook,
                     "way": way,
                     "graphs": graphs,
                     "batch": batch,
                     "steps": steps,
-                    "vocabulary": vocab_size,
+                    "vocab_size": vocab_size,
                     "parameters": parameters,
                     "times": {"total": times},
                     "network_ms": network,
@@ -149,22 +151,22 @@ def main() -> int:
     if not cuda:  # dense codewords of this many take a CPU minutes a step
         cases = [(PLAIN, "hadamard")]
     longest = 0.0
-    for way, law in cases:
-        name = f"{law} {way_name(way)}"
+    for way, codebook in cases:
+        name = f"{codebook} {way_name(way)}"
         if time.monotonic() - begin + longest > 0.9 * 60 * options.minutes:
             result["left_out"].append(name)
             continue
         started = time.monotonic()
         try:
-            known = {row["name"] for row in result["rows"]}  # the network alone is timed once more beside each law
-            rows = rows_of(way, clock, law, batch, steps, vocab_size, options.dry)
+            known = {row["name"] for row in result["rows"]}  # the network alone is timed once more beside each codebook
+            rows = rows_of(way, clock, codebook, batch, steps, vocab_size, options.dry)
             result["rows"] += [row for row in rows if row["name"] not in known]
         except Exception as error:
             traceback.print_exc()
             result["failed"].append({"name": name, "error": f"{type(error).__name__}: {error}"[:500]})
         longest = max(longest, time.monotonic() - started)
         for row in result["rows"]:
-            if "share_outside" in row and row["way"] == way and row["law"] == law:
+            if "share_outside" in row and row["way"] == way and row["codebook"] == codebook:
                 print(f"{row['name']:60s} {row['images_per_s']:10.1f} images/s  outside {100 * row['share_outside']:5.1f} %")
         save(options.file, result)
     return 1 if result["failed"] or not result["rows"] else 0

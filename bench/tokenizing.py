@@ -39,9 +39,9 @@ NAME, PAGE = "tokenizing", ROOT / "docs/datasets.md"
 FLOW = {
     "backbone": "cifar10-flow",
     "steps": 8,
-    "bins": 4,
+    "budget": 4,
     "budget_last": 4,
-    "vocabulary": 4096,
+    "vocab_size": 4096,
     "scale_pixels": 0,
     "start_budget": 0,
 }

@@ -62,22 +62,22 @@ def forced(module: ModuleType, name: str, candidate: Settings) -> Iterator[Force
 def cases(dry: bool) -> Iterator[Case]:
     """Sizes in order of value: the largest P first, the most images first."""
     if dry:
-        yield from (Case("select", law, 20, 1 << 6, 2) for law in MODULES)
+        yield from (Case("select", codebook, 20, 1 << 6, 2) for codebook in MODULES)
         return
     for logp in (12, 10, 11, 9, 8):
-        for law in MODULES:
-            yield from (Case("select", law, 1 << logp, 1 << 20, batch) for batch in (256, 64, 16, 1))
+        for codebook in MODULES:
+            yield from (Case("select", codebook, 1 << logp, 1 << 20, batch) for batch in (256, 64, 16, 1))
 
 
 def tune(case: Case, clock: Clock, margin: float) -> dict[str, Any]:
     """Times of the defaults and of all candidates for one size, and which of them to keep."""
-    module = MODULES[case.law]
+    module = MODULES[case.codebook]
     call, copies = prepare(case, clock.device)
     tried: list[dict[str, Any]] = []
     want = None
     candidates = module.CANDIDATES if clock.cuda else module.CANDIDATES[:1]
     for candidate in [{}, *candidates]:
-        with forced(module, case.law, candidate) as asked:
+        with forced(module, case.codebook, candidate) as asked:
             try:
                 tokens = call(0).clone()
                 want = tokens if want is None else want
@@ -95,7 +95,7 @@ def tune(case: Case, clock: Clock, margin: float) -> dict[str, Any]:
     best = choose(tried, margin)
     return {
         "name": case.name,
-        "kernel": case.law,
+        "kernel": case.codebook,
         "buckets": tried[0]["buckets"],
         "best": best["settings"],
         "gain": 1 - median(best) / median(tried[0]),
@@ -159,7 +159,7 @@ def main() -> int:
         else:
             result["rows"].append(row)
             for bucket in row["buckets"]:
-                result["table"].setdefault(case.law, {})[bucket] = row["best"]
+                result["table"].setdefault(case.codebook, {})[bucket] = row["best"]
             print(f"{case.name:46s} {row['best']}  {100 * row['gain']:.0f} % faster than the defaults", flush=True)
         save(options.file, result)
     if result["table"] and not options.dry:

@@ -177,13 +177,13 @@ def gpu_results(kernels_ms):
     rows = []
     searches = [("select", 1, batch, 2**20) for batch in (256, 64, 16, 1024, 1)]
     searches += [("select", 1, 1, 2**30), ("top", 64, 1, 2**20), ("biased", 1, 1, 2**20)]
-    for law in floors.LAWS:
+    for codebook in floors.CODEBOOKS:
         for kernel, bins, batch, codewords in searches:
             ms = kernels_ms * {"select": 1, "top": 5, "biased": 4}[kernel]
-            row = timed(f"{law} {kernel} {batch}", ms)
+            row = timed(f"{codebook} {kernel} {batch}", ms)
             row["times"]["plain"] = timed("", 2 * ms)["times"]["graph"]
-            size = {"kernel": kernel, "law": law, "d": 3072, "codewords": codewords, "batch": batch, "bins": bins}
-            bounds = floors.of_kernel(kernel, law, 3072, codewords, batch, bins)
+            size = {"kernel": kernel, "codebook": codebook, "d": 3072, "codewords": codewords, "batch": batch, "bins": bins}
+            bounds = floors.of_kernel(kernel, codebook, 3072, codewords, batch, bins)
             ratio = ms / floors.binding(bounds)[1]
             rows.append(row | size | {"ratio": ratio, "workspace_mib": 3.0, "floors_ms": bounds})
     slow = [
@@ -197,7 +197,7 @@ def gpu_throughput(of_network):
     rows = [
         {
             "verb": verb,
-            "law": "hadamard",
+            "codebook": "hadamard",
             "graphs": graphs,
             "batch": 256,
             "images_per_s": speed - 500 * (not graphs),

@@ -229,9 +229,9 @@ def test_gpu_sh_runs_dry(tmp_path):
     assert not kernels["failed"]
     assert not kernels["left_out"]
     assert all(c["ok"] for c in kernels["checked"])
-    names = {f"{row['law']}_{row['kernel']}" for row in kernels["rows"]}
+    names = {f"{row['codebook']}_{row['kernel']}" for row in kernels["rows"]}
     rules = ("select", "top", "biased", "noise", "backtrace")
-    assert names == {f"{law}_{rule}" for law in floors.LAWS for rule in rules}
+    assert names == {f"{codebook}_{rule}" for codebook in floors.CODEBOOKS for rule in rules}
     for row in kernels["rows"] + kernels["baselines"] + read["throughput.json"]["rows"]:
         for times in row["times"].values():
             assert 0 < times["q1_ms"] <= times["median_ms"] <= times["q3_ms"]

@@ -18,6 +18,7 @@ import torch
 from common import ROOT, Shrink, random_images
 from noisebook.backbones import Backbone
 from noisebook.codec.codec import Codec
+from noisebook.codec.walk import walk
 from noisebook.images.metrics import psnr, ssim
 from noisebook.spec.presets import Recipe
 
@@ -163,13 +164,12 @@ def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     r = (0.2 / 3.0) ** (1 / 12)
     assert claimed == pytest.approx(1 + 12 * (1 - r * r))
     assert float((y - x0).square().mean()) / 0.2**2 == pytest.approx(claimed, rel=0.25)
-    plan = codec.stream(32, 32)
-    own = codec.walk(
-        plan,
-        1,
-        lambda some, x: codec.start_rule.book.select(plan.views(x0) - x, some.budget, some.step_index).flatten(1),
-        finish=False,
-    )
+    stream = codec.stream(32, 32)
+
+    def choose(segment, x0_hat):
+        return codec.start_rule.book.select(stream.views(x0) - x0_hat, segment.budget, segment.step_index).flatten(1)
+
+    own, _ = walk(codec.parts, stream, 1, choose, len(codec.spec.schedule))
     assert float((own - x0).square().mean()) / 0.2**2 == pytest.approx(1, rel=0.25)
 
 
@@ -184,13 +184,13 @@ def test_forced_and_own_walk_differ_in_the_back_trace_only(fresh):
     backtrace = type(book).backtrace
 
     class Traced(type(book)):
-        def backtrace(self, y, x0_hat, tokens, keep, gain, step, pooled=False):
-            s = codec.spec.schedule[step]
+        def backtrace(self, y, x0_hat, tokens, keep, sigma_up, step_index, pooled=False):
+            s = codec.spec.schedule[step_index]
             assert keep == s.sigma_next / s.sigma > s.keep
-            return backtrace(self, y, x0_hat, tokens, s.keep, gain, step, pooled)
+            return backtrace(self, y, x0_hat, tokens, s.keep, sigma_up, step_index, pooled)
 
     assert not torch.equal(paper_walks.forced(codec, images)[1], decoded)
-    codec.rule = dataclasses.replace(codec.rule, book=Traced(book.codebook, book.vocab_size, book.seed))
+    codec.rule = dataclasses.replace(codec.rule, book=Traced(book.kind, book.vocab_size, book.seed))
     forced_tokens, forced_decoded, _ = paper_walks.forced(codec, images)
     assert torch.equal(forced_tokens, tokens)
     assert torch.allclose(forced_decoded, decoded, atol=1e-6)
