@@ -30,9 +30,8 @@ HADAMARD = 12.5  # instructions a codeword at P = 4096: two 64 x 64 x 64 product
 BUTTERFLY = 1.0  # instructions a codeword for every further bit of P: one addition
 INDEPENDENT = 0.98  # instructions for each sign of a codeword
 
-Instructions = dict[
-    str, dict[str, float]
-]  # codebook -> log2 P -> instructions a codeword (hadamard) or a sign (independent)
+#: codebook -> log2 P -> instructions per codeword (hadamard) or per sign (independent)
+Instructions = dict[str, dict[str, float]]
 SIZES = (3072, 16384, 786432)
 BATCHES = (1, 16, 64, 256, 1024)
 CODEBOOKS = ("hadamard", "independent")
@@ -109,7 +108,7 @@ def binding(floors: dict[str, float]) -> tuple[str, float]:
 def of_kernel(
     kernel: str, codebook: str, d: int, codewords: int, batch: int, bins: int, counted: Instructions | None = None
 ) -> dict[str, float]:
-    """Floors of the kernel `CODEBOOK_KERNEL`, with kernel one of select, top, biased, noise, backtrace; bins: tokens a view."""
+    """Floors of the kernel `CODEBOOK_KERNEL`; kernel: select, top, biased, noise or backtrace; bins: tokens per view."""
     if kernel in ("noise", "backtrace"):
         return update(codebook, d, codewords, batch, bins, kernel == "backtrace")
     return select(codebook, d, codewords, batch, bins, kernel == "biased", counted)

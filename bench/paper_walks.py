@@ -23,7 +23,7 @@ from noisebook.spec.step import Step, StepIndex
 
 
 def excess(schedule: tuple[Step, ...]) -> float:
-    """Variance of y - x0 at the end of `forced`, in units of the level that the network gets, for a perfect x0_hat at p = 1/2."""
+    """Variance of y - x0 at the end of `forced` for a perfect x0_hat at p = 1/2, over the squared level the network gets."""
     return 1 + sum(1 - (step.sigma_next / step.sigma) ** 2 for step in schedule)
 
 

@@ -197,7 +197,7 @@ def baselines_at(kernels: Result, batch: int) -> list[Result]:
 
 
 def times_chunked(codebook: str) -> Callable[[Result, Result], float | None]:
-    """How many times faster the search of `codebook` is than the fastest chunked torch: 64 images and plain launches in both."""
+    """How many times faster the search is than the fastest chunked torch: 64 images and plain launches in both."""
 
     def find(kernels: Result, _: Result) -> float | None:
         row = pick(kernels, codebook, 64)
