@@ -4,18 +4,18 @@
 #   kernels     every kernel and the baselines                   -> kernels.json
 #   throughput  encode and decode end to end                     -> throughput.json
 #   cod         CoD of full size, random weights: tokens a second, a decode -> cod_speed.json
-#   tokenizing  `noisebook tokenize` against the codec alone, on what carry/ has or random images; needs pyarrow -> tokenizing.json
+#   tokenizing  `noisebook tokenize` beside the codec by itself, on what carry/ has or random images; needs pyarrow -> tokenizing.json
 #   tune        launch settings                                  -> tuned.json (and kernels/noisebook_kernels/tuned.json)
-#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod); needs what `python bench/carry.py photos`
+#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod); needs what `python -m tools.carry photos`
 #               or `... cifar10` packs -> $MODEL.safetensors, $MODEL.json
-#   paper       the experiments of bench/paper.py; needs `python bench/paper.py --carry carry/paper`. Resumes -> paper.json
-#   rates       bench/rate_distortion.py; needs `python bench/rate_distortion.py --carry carry/rates`. Resumes -> rate_distortion.json
+#   paper       the experiments of bench/paper; needs `python -m bench.paper.run --carry carry/paper`. Resumes -> paper.json
+#   rates       bench/quality/rate_distortion.py; needs `python -m bench.quality.rate_distortion --carry carry/rates`. Resumes -> rate_distortion.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
 # Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, COD_MINUTES, TOKENIZING_MINUTES, TUNE_MINUTES, PAPER_MINUTES, RATES_MINUTES, and MINUTES of training (8), in all:
 # with twice as many a second call continues the run in runs/$MODEL while the machine is warm; two calls are what a model
 # may cost. The first three steps stay below nine.
 # DRY=1, and any machine without CUDA: all at tiny sizes on the CPU, which proves this script and measures nothing.
-# To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput, then python bench/report.py
+# To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput, then python -m bench.report
 set -uo pipefail
 OUT=$(mkdir -p "${OUT:?where results go}" && cd "$OUT" && pwd)
 cd "$(dirname "$0")/.."
@@ -36,8 +36,8 @@ else  # there is no network here
   within "${INSTALL_MINUTES:-1.5}" -m pip install --quiet --no-deps --no-build-isolation -e . || failed=install
 fi
 "$PYTHON" -c 'import noisebook, noisebook_kernels' 2>/dev/null || export PYTHONPATH="$PWD/engine:$PWD/kernels:${PYTHONPATH:-}"
-"$PYTHON" bench/record.py machine "$OUT/machine.json" $dry || exit 1
-[ -z "$failed" ] || "$PYTHON" bench/record.py step "$OUT/machine.json" install 1 "$SECONDS"
+"$PYTHON" -m bench.lib.record machine "$OUT/machine.json" $dry || exit 1
+[ -z "$failed" ] || "$PYTHON" -m bench.lib.record step "$OUT/machine.json" install 1 "$SECONDS"
 
 train() {  # model
   local state=runs/$1 what fresh=(--patch 2 --widths 64 96 128 --optimizer muon --learning-rate 2e-3)
@@ -64,30 +64,30 @@ run_step() {
       "$PYTHON" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && what+=(-n 8)  # most of the time is compilation
       within "${TESTS_MINUTES:-2.5}" -m pytest "${what[@]}" -p no:cacheprovider --junitxml="$OUT/gpu_tests.xml" ;;
     kernels)
-      within "${KERNELS_MINUTES:-3}" bench/gpu_kernels.py "$OUT/kernels.json" --minutes "${KERNELS_MINUTES:-3}" $dry ;;
+      within "${KERNELS_MINUTES:-3}" -m bench.speed.gpu_kernels "$OUT/kernels.json" --minutes "${KERNELS_MINUTES:-3}" $dry ;;
     throughput)
-      within "${THROUGHPUT_MINUTES:-1.75}" bench/throughput.py "$OUT/throughput.json" \
+      within "${THROUGHPUT_MINUTES:-1.75}" -m bench.speed.throughput "$OUT/throughput.json" \
         --minutes "${THROUGHPUT_MINUTES:-1.75}" $dry ;;
     cod)
-      within "${COD_MINUTES:-2}" bench/cod_speed.py "$OUT/cod_speed.json" --minutes "${COD_MINUTES:-2}" $dry ;;
+      within "${COD_MINUTES:-2}" -m bench.speed.cod_speed "$OUT/cod_speed.json" --minutes "${COD_MINUTES:-2}" $dry ;;
     tokenizing)  # needs pyarrow, which the package asks for with the extra `datasets`
-      NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry} within "${TOKENIZING_MINUTES:-3}" bench/tokenizing.py "$OUT/tokenizing.json" \
+      NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry} within "${TOKENIZING_MINUTES:-3}" -m bench.speed.tokenizing "$OUT/tokenizing.json" \
         --minutes "${TOKENIZING_MINUTES:-2}" $dry ;;
     tune)
-      within "${TUNE_MINUTES:-4}" bench/tune.py "$OUT/tuned.json" --minutes "${TUNE_MINUTES:-4}" $dry ;;
+      within "${TUNE_MINUTES:-4}" -m tools.tune "$OUT/tuned.json" --minutes "${TUNE_MINUTES:-4}" $dry ;;
     train) train "${MODEL:-photo}" ;;
     paper)
       local results=runs/paper.json device=(--device cuda --minutes "${PAPER_MINUTES:-8}")
       [ -z "$dry" ] || results=$OUT/paper.json device=(--dry --only finish)
       mkdir -p runs
-      NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry/paper} within "${PAPER_MINUTES:-9}" bench/paper.py "${device[@]}" --out "$results" \
+      NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry/paper} within "${PAPER_MINUTES:-9}" -m bench.paper.run "${device[@]}" --out "$results" \
         && { [ "$results" = "$OUT/paper.json" ] || cp "$results" "$OUT/"; } ;;
     rates)
       local results=runs/rate_distortion.json device=(--device cuda --minutes "${RATES_MINUTES:-5}")
       [ -z "$dry" ] || { echo "rates: not in a dry run"; return 0; }
       mkdir -p runs
       NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry/rates} within "$((${RATES_MINUTES:-5} + 1))" \
-        bench/rate_distortion.py "${device[@]}" --no-report --out "$results"
+        -m bench.quality.rate_distortion "${device[@]}" --no-report --out "$results"
       cp "$results" "$OUT/" ;;
   esac
 }
@@ -96,7 +96,7 @@ for step; do
   echo "== $step"
   begin=$SECONDS
   run_step "$step" || { code=$?; failed=$step; echo "== $step FAILED: exit code $code" >&2; }
-  "$PYTHON" bench/record.py step "$OUT/machine.json" "$step" "${code:-0}" $((SECONDS - begin))
+  "$PYTHON" -m bench.lib.record step "$OUT/machine.json" "$step" "${code:-0}" $((SECONDS - begin))
   unset code
 done
 [ -z "$failed" ]

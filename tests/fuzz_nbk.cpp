@@ -1,4 +1,4 @@
-// Fuzzing of csrc/nbk.cpp: fuzz_nbk CORPUS SEED FIRST COUNT [DUMP]. bench/fuzz.py compiles it with sanitizers.
+// Fuzzing of csrc/nbk.cpp: fuzz_nbk CORPUS SEED FIRST COUNT [DUMP]. bench/reliability/fuzz.py compiles it with sanitizers.
 //
 // Input i of a seed is the same in every run, so that a failure is `SEED i 1`. Each goes through parse, check and
 // unpack; whatever is accepted must come out of a writer of this file's own as the same bytes. An input is never a file

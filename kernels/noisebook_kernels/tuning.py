@@ -1,8 +1,8 @@
 """Launch settings (tile sizes, warps) from a committed table, so that a first call neither searches nor stalls.
 
 `tuned.json` holds {compute capability: {kernel: {bucket: settings}}}; a bucket is the problem's sizes rounded up to powers
-of two, "P12 B64". `bench/tune.py` measures candidates on a GPU and writes it. A size that is not in the table takes the
-nearest one that is; a device that is not takes the kernel's defaults. Results do not depend on the settings.
+of two, "P12 B64". `python -m tools.tune` measures candidates on a GPU and writes it. A size that is not in the table takes
+the nearest one that is; a device that is not takes the kernel's defaults. Results do not depend on the settings.
 """
 
 import functools
@@ -13,15 +13,11 @@ from pathlib import Path
 import torch
 
 TABLE = Path(__file__).with_name("tuned.json")
-Table = dict[str, dict[str, dict[str, dict[str, int]]]]
 
 
-def read_table() -> Table:
-    """What `tuned.json` holds; nothing where it is not there."""
-    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
-
-
-_table = functools.cache(read_table)
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    return json.loads(TABLE.read_text())
 
 
 @functools.cache

@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 
-import compare
-import floors
 import pytest
-import report
 
-import record
+from bench import report, report_gpu
+from bench.lib import floors, page, record
+from bench.speed import compare
 from common import ROOT
 
 
@@ -24,8 +23,8 @@ def result(*rows, device="a GPU", dry=False, **rest):
 def run_compare(tmp_path, old, new, *options):
     for name, content in (("old", old), ("new", new)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    command = [sys.executable, ROOT / "bench/compare.py", tmp_path / "old.json", tmp_path / "new.json", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.speed.compare", tmp_path / "old.json", tmp_path / "new.json", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -161,8 +160,8 @@ def test_a_command_line_names_no_place_outside_the_checkout(monkeypatch):
         "--steps=3",
         "edm",
     ]
-    monkeypatch.setattr(record.sys, "argv", [str(record.ROOT / "bench/recipes.py"), *arguments])
-    assert record.command_line() == "python bench/recipes.py first=a.safetensors b.json bench/c.json --steps=3 edm"
+    monkeypatch.setattr(record.sys, "argv", [str(record.ROOT / "bench/findings/recipes.py"), *arguments])
+    assert record.command_line() == "python -m bench.findings.recipes first=a.safetensors b.json bench/c.json --steps=3 edm"
 
 
 # ---- report.py ----------------------------------------------------------------------------------------------------------
@@ -213,23 +212,23 @@ def gpu_throughput(of_network):
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "PLOT", tmp_path / "roofline.svg")
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr(report_gpu, "PLOT", tmp_path / "roofline.svg")
     return tmp_path
 
 
 def test_without_gpu_results_the_readme_lists_what_is_unmeasured(results):
-    text = report.gpu()
+    text = report_gpu.gpu()
     assert text.startswith("Nothing here was measured on a GPU yet.")
     assert "reached" not in text
-    assert text.count("\n| ") == len(report.GOALS) + 2
-    assert not report.roofline()
+    assert text.count("\n| ") == len(report_gpu.GOALS) + 2
+    assert not report_gpu.roofline()
     assert not any(results.iterdir())
 
 
 def test_gpu_tables_come_from_measured_json(results):
     (results / "gpu_kernels.json").write_text(json.dumps(gpu_results(0.2)))
-    lines = report.gpu().splitlines()
+    lines = report_gpu.gpu().splitlines()
     assert "| `hadamard` search, 256 images | <= 0.25 ms | 0.2 ms | yes |" in lines
     assert "| `hadamard` search, 64 images | <= 0.1 ms | 0.2 ms | no |" in lines
     assert (
@@ -247,20 +246,20 @@ def test_gpu_tables_come_from_measured_json(results):
     assert "made-up GPU, driver 1" in lines[-1]
     throughput = gpu_throughput(0.985)
     (results / "gpu_throughput.json").write_text(json.dumps(throughput))
-    lines = report.gpu().splitlines()
+    lines = report_gpu.gpu().splitlines()
     assert "| encode, time outside a 50 M parameter network | <= 2 % | 1.5 % | yes |" in lines
     assert "| encode, of the images a second of the network alone | >= 95 % | 98.5 % | yes |" in lines
     assert (
         "| `hadamard` | bfloat16, channels last | 1,000 a second (1.5 % outside) | 900 a second (1.5 % outside) |" in lines
     )
     text = "head\n<!-- gpu -->\nold\n<!-- /gpu -->\ntail\n"
-    assert report.render(text, report.TABLES) == f"head\n<!-- gpu -->\n{report.gpu()}\n<!-- /gpu -->\ntail\n"
+    assert page.render(text, report.TABLES) == f"head\n<!-- gpu -->\n{report_gpu.gpu()}\n<!-- /gpu -->\ntail\n"
 
 
 def test_other_ways_stand_beside_the_same_work_on_the_same_number_of_images(results):
     """No ratio divides a batch by one image, or a graph by plain launches without saying so."""
     (results / "gpu_kernels.json").write_text(json.dumps(gpu_results(0.2)))
-    text = report.gpu()
+    text = report_gpu.gpu()
     ours = {"DDCM float16": "0.4 ms (22.5 x) | 0.2 ms", "Turbo-DDCM float16 M=64": "2 ms (5 x) | 1 ms",
             "DiffC": "1.6 ms (2.5 x) | 0.8 ms", "chunked tf32": "0.4 ms (65 x) | 0.2 ms"}  # fmt: skip
     for kind, batch, ms in OTHERS:
@@ -271,13 +270,13 @@ def test_other_ways_stand_beside_the_same_work_on_the_same_number_of_images(resu
     some = gpu_results(0.2)
     some["rows"] = [row for row in some["rows"] if row["kernel"] != "top" and row["batch"] != 1]  # out of time
     (results / "gpu_kernels.json").write_text(json.dumps(some))
-    assert "| DiffC | 1 | 4 ms |  |  |  |  |\n" in report.gpu()
-    assert "of these ways" not in report.gpu()
+    assert "| DiffC | 1 | 4 ms |  |  |  |  |\n" in report_gpu.gpu()
+    assert "of these ways" not in report_gpu.gpu()
 
 
 def test_figures_of_a_dry_run_are_refused(results, capsys):
     (results / "gpu_kernels.json").write_text(json.dumps({**gpu_results(0.2), "dry": True}))
-    for show in (report.gpu, report.roofline):
+    for show in (report_gpu.gpu, report_gpu.roofline):
         with pytest.raises(SystemExit) as stop:
             show()
         assert stop.value.code == 2
@@ -286,17 +285,17 @@ def test_figures_of_a_dry_run_are_refused(results, capsys):
 
 def test_an_open_place_is_refused():
     with pytest.raises(SystemExit, match="'gpu' is not closed"):
-        report.render("head\n<!-- gpu -->\ntail\n", report.TABLES)
+        page.render("head\n<!-- gpu -->\ntail\n", report.TABLES)
 
 
 def test_roofline_is_drawn_from_measured_json(results):
     pytest.importorskip("matplotlib")
     (results / "gpu_kernels.json").write_text(json.dumps(gpu_results(0.2)))
-    assert report.roofline()
+    assert report_gpu.roofline()
     assert "<svg" in (results / "roofline.svg").read_text()
     row = json.loads((results / "gpu_kernels.json").read_text())["rows"][0]
     work = 2**28 * 12.5
-    assert report.point(row, "issue", floors.SM * floors.CLOCK * floors.ISSUE) == (
+    assert report_gpu.point(row, "issue", floors.SM * floors.CLOCK * floors.ISSUE) == (
         pytest.approx(work / (4 * 256 * 3072 + 8 * 256)),
         pytest.approx(work / 0.2e-3),
     )

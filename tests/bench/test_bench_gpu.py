@@ -13,11 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
 
-import baselines
-import floors
-import timing
-
 import fake_cuda
+from bench.lib import baselines, floors, timing
 from common import ROOT
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,18 +154,19 @@ WRONG = {
 
 @pytest.mark.parametrize("kernel", WRONG)
 def test_a_wrong_kernel_fails_the_check_before_it_is_timed(kernel, monkeypatch):
-    import gpu_kernels  # not before all tests are collected: the kernels are decorated then
+    from bench.lib import kernels  # not before all tests are collected: the kernels are decorated then
+    from bench.speed import gpu_kernels
 
-    case = gpu_kernels.Case(kernel, "hadamard", 48, 64, 2, 2 if kernel == "top" else 1)
+    case = kernels.Case(kernel, "hadamard", 48, 64, 2, 2 if kernel == "top" else 1)
     gpu_kernels.check(case, torch.device(DEVICE))
     right = case.function
-    monkeypatch.setattr(gpu_kernels.kernels, f"hadamard_{kernel}", lambda *args: WRONG[kernel](right(*args)))
+    monkeypatch.setattr(kernels.kernels, f"hadamard_{kernel}", lambda *args: WRONG[kernel](right(*args)))
     with pytest.raises(AssertionError, match=f"hadamard_{kernel}|chosen twice"):
         gpu_kernels.check(case, torch.device(DEVICE))
 
 
 def test_every_row_is_planned_once_and_searches_come_first():
-    import gpu_kernels
+    from bench.speed import gpu_kernels
 
     names = [one.name for one in gpu_kernels.plan(dry=False)]
     assert len(names) == len(set(names)) > 60
@@ -180,7 +178,7 @@ def test_every_row_is_planned_once_and_searches_come_first():
 
 
 def test_settings_with_other_tokens_are_never_chosen():
-    import tune
+    from tools import tune
 
     def entry(ms, **rest):
         return {
@@ -238,9 +236,9 @@ def test_gpu_sh_runs_dry(tmp_path):
     assert {b["kind"].split()[0] for b in kernels["baselines"]} == {"chunked", "DDCM", "Turbo-DDCM", "DiffC"}
     assert {r.get("verb") for r in read["throughput.json"]["rows"]} == {"encode", "decode", None}
     assert read["tuned.json"]["table"].keys() == {"hadamard", "independent"}
-    done = subprocess.run([sys.executable, ROOT / "bench/compare.py", files["kernels.json"], files["kernels.json"]])
+    done = subprocess.run([sys.executable, "-m", "bench.speed.compare", *[files["kernels.json"]] * 2], cwd=ROOT)
     assert done.returncode == 2
-    done = subprocess.run([sys.executable, ROOT / "bench/tune.py", "--install", files["tuned.json"]])
+    done = subprocess.run([sys.executable, "-m", "tools.tune", "--install", files["tuned.json"]], cwd=ROOT)
     assert done.returncode == 2
 
 

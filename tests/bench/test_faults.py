@@ -1,4 +1,4 @@
-"""A seeded sample of bench/faults.py: what a data set survives. Linux alone: processes fork, and /proc tells of them."""
+"""A sample of bench/reliability/faults.py: what a data set survives. Linux only: processes fork, and /proc is read."""
 
 import os
 import sys
@@ -12,10 +12,8 @@ pytest.importorskip("pyarrow")
 if not sys.platform.startswith("linux"):
     pytest.skip("forks, and looks into /proc", allow_module_level=True)
 
-import faults_bits
-import faults_inputs
-import faults_kill
-from faults_kit import Ground
+from bench.reliability import faults_bits, faults_inputs, faults_kill, faults_zoo
+from bench.reliability.faults_kit import Ground
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def test_resuming_another_job_is_refused(ground):
 
 
 def test_every_animal_of_the_zoo_has_its_row(ground):
-    found = faults_inputs.zoo_run(ground)
+    found = faults_zoo.zoo_run(ground)
     assert not found["faults"]
     assert found["good_unchanged"] == 16
 

@@ -6,20 +6,19 @@ import json
 import math
 import re
 
-import metrics
 import numpy as np
-import paper
-import paper_report
-import paper_rows
-import paper_walks
 import pytest
 import torch
 
+from bench.lib import metrics, per_image, priors, trials
+from bench.lib.rows import LOG, Row, ends, key, resolved
+from bench.paper import claims, plots, report, results, run, sections, walks
 from common import ROOT, Shrink, random_images
 from noisebook.backbones import Backbone
 from noisebook.codec.codec import Codec
 from noisebook.codec.walk import walk
 from noisebook.images.metrics import psnr, ssim
+from noisebook.runtime.pixels import from_uint8, to_uint8
 from noisebook.spec.presets import Recipe
 
 
@@ -60,11 +59,11 @@ def test_intervals_hold_the_mean_as_often_as_they_say(fresh):
 
 def test_psnr_and_ssim_are_those_of_the_package(fresh):
     a = random_images(fresh, 3, 20, 24)
-    b = metrics.to_uint8(metrics.signed(a) + 0.1 * torch.from_numpy(fresh.normal(size=a.shape).astype(np.float32)))
+    b = to_uint8(from_uint8(a) + 0.1 * torch.from_numpy(fresh.normal(size=a.shape).astype(np.float32)))
     for i, (x, y) in enumerate(zip(a.permute(0, 2, 3, 1).numpy(), b.permute(0, 2, 3, 1).numpy(), strict=True)):
         assert float(metrics.psnr(a, b)[i]) == pytest.approx(psnr(x, y), abs=1e-9)
         assert float(metrics.ssim(a, b)[i]) == pytest.approx(ssim(x, y), abs=1e-9)
-    assert torch.equal(metrics.to_uint8(metrics.signed(a)), a)
+    assert torch.equal(to_uint8(from_uint8(a)), a)
     assert metrics.psnr(a, a).tolist() == [99.0] * 3
 
 
@@ -117,7 +116,7 @@ def test_networks_that_a_user_gives_are_named_by_their_hash(tmp_path, fresh):
     given = metrics.GivenNetworks(tmp_path / "lpips.pt", tmp_path / "inception.pt", "cpu")
     a, b = random_images(fresh, 6, 8, 8), random_images(fresh, 6, 8, 8)
     out = given(a, b)
-    x, y = metrics.signed(a), metrics.signed(b)
+    x, y = from_uint8(a), from_uint8(b)
     assert out["lpips"] == pytest.approx(float((x - y).abs().mean()), rel=1e-5)
     assert out["frechet_inception"] == pytest.approx(metrics.frechet(x.mean((2, 3)), y.mean((2, 3))), rel=1e-5)
     assert 1 <= out["inception_score"] <= 3
@@ -147,7 +146,7 @@ class Oracle(Backbone):
 def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     """By 1 + sum (1 - r^2) in variance for a perfect prediction, where the codec's own walk is at its level."""
     image = random_images(fresh, 1, 32, 32)
-    x0 = metrics.signed(image)
+    x0 = from_uint8(image)
     recipe = Recipe(
         steps=12,
         sigma_max=3.0,
@@ -159,8 +158,8 @@ def test_forced_ddcm_is_noisier_than_the_network_is_told(fresh):
     )
     oracle = Oracle(x0 + 1e-3 * torch.from_numpy(fresh.normal(size=x0.shape).astype(np.float32)))  # no residual is zero
     codec = Codec(recipe.build(oracle), oracle, graphs=False)
-    _, _, y = paper_walks.forced(codec, image)
-    claimed = paper_walks.excess(codec.spec.schedule)
+    _, _, y = walks.forced(codec, image)
+    claimed = walks.excess(codec.spec.schedule)
     r = (0.2 / 3.0) ** (1 / 12)
     assert claimed == pytest.approx(1 + 12 * (1 - r * r))
     assert float((y - x0).square().mean()) / 0.2**2 == pytest.approx(claimed, rel=0.25)
@@ -189,16 +188,16 @@ def test_forced_and_own_walk_differ_in_the_back_trace_only(fresh):
             assert keep == s.sigma_next / s.sigma > s.keep
             return backtrace(self, y, x0_hat, tokens, s.keep, sigma_up, step_index, pooled)
 
-    assert not torch.equal(paper_walks.forced(codec, images)[1], decoded)
+    assert not torch.equal(walks.forced(codec, images)[1], decoded)
     codec.rule = dataclasses.replace(codec.rule, book=Traced(book.kind, book.vocab_size, book.seed))
-    forced_tokens, forced_decoded, _ = paper_walks.forced(codec, images)
+    forced_tokens, forced_decoded, _ = walks.forced(codec, images)
     assert torch.equal(forced_tokens, tokens)
     assert torch.allclose(forced_decoded, decoded, atol=1e-6)
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------------
 def test_rows_have_the_bits_that_they_are_compared_at():
-    for row in paper_rows.plan():
+    for row in sections.plan():
         choice = row.choices[0] if row.choices else {}
         recipe = Recipe(**row.with_choice(choice)["recipe"])
         spec = recipe.build(Shrink())
@@ -214,77 +213,77 @@ def test_rows_have_the_bits_that_they_are_compared_at():
             assert layout.bits / 65536 == 0.25
         if row.label.startswith("512 bits"):
             assert layout.bits == 512
-    blocks = {label: label for label, _ in paper_report.AT_EQUAL_BITS}
-    assert blocks.keys() <= {row.label for row in paper_rows.blocks()}
+    blocks = {label: label for label, _ in results.AT_EQUAL_BITS}
+    assert blocks.keys() <= {row.label for row in sections.blocks()}
 
 
 def test_every_row_that_the_report_names_is_planned():
-    planned = {(row.section, row.label) for row in paper_rows.plan()}
-    named = [("forced", pair) for pair in paper_report.FORCED] + [("start", pair) for pair in paper_report.STARTS]
-    named += [("finish", pair) for pair in paper_report.ENDINGS]
-    named += [("blocks", pair) for pair in paper_report.AT_EQUAL_CALLS + paper_report.AT_EQUAL_BITS]
+    planned = {(row.section, row.label) for row in sections.plan()}
+    named = [("forced", pair) for pair in results.FORCED] + [("start", pair) for pair in results.STARTS]
+    named += [("finish", pair) for pair in results.ENDINGS]
+    named += [("blocks", pair) for pair in results.AT_EQUAL_CALLS + results.AT_EQUAL_BITS]
     for name, pair in named:
         assert {(name, label) for label in pair} <= planned
-    assert {(name, label) for name, label in paper_report.REFERENCES.items() if label} <= planned
-    for network in paper_rows.NETWORKS:
-        assert ("families", f"{network}, {paper_report.LOG}") in planned
-        assert ("families", f"{network}, {paper_report.FIXED}") in planned
-    assert len(planned) == len(paper_rows.plan()), "a label is used twice in a section"
+    assert {(name, label) for name, label in report.REFERENCES.items() if label} <= planned
+    for network in sections.NETWORKS:
+        assert ("families", f"{network}, {results.LOG}") in planned
+        assert ("families", f"{network}, {results.FIXED}") in planned
+    assert len(planned) == len(sections.plan()), "a label is used twice in a section"
 
 
 def test_the_best_choice_is_taken_once_all_are_tried():
-    row = paper_rows.Row("p", "a row", "photo", paper_rows.LOG, paper_rows.ends(0.1, 0.2, 0.3))
-    names = [paper_rows.key(trial) for _, trial in row.tuning()]
-    assert paper_rows.resolved(row, dict(zip(names[:2], (20.0, 21.0), strict=True))) is None
-    found = paper_rows.resolved(row, dict(zip(names, (20.0, 21.0, 20.5), strict=True)))
+    row = Row("p", "a row", "photo", LOG, ends(0.1, 0.2, 0.3))
+    names = [key(trial) for _, trial in row.tuning()]
+    assert resolved(row, dict(zip(names[:2], (20.0, 21.0), strict=True))) is None
+    found = resolved(row, dict(zip(names, (20.0, 21.0, 20.5), strict=True)))
     assert found is not None
-    assert found["recipe"] == {**paper_rows.LOG, "sigma_min": 0.2}
+    assert found["recipe"] == {**LOG, "sigma_min": 0.2}
 
 
 # ---- the script ---------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
     path = tmp_path_factory.mktemp("paper") / "paper.json"
-    assert paper.main(["--dry", "--out", str(path)]) == 0
+    assert run.main(["--dry", "--out", str(path)]) == 0
     return path
 
 
 def test_dry_run_measures_every_row_and_goes_on_where_it_was(dry, capsys, monkeypatch):
     result = json.loads(dry.read_text())
-    results = paper_report.Results(result)
-    planned = [row for row in paper_rows.plan(True) if not row.long]
-    assert set(results.by_label) >= {(row.section, row.label) for row in planned}
+    found = results.Results(result)
+    planned = [row for row in sections.plan(True) if not row.long]
+    assert set(found.by_label) >= {(row.section, row.label) for row in planned}
     assert len(result["rows"]) > 50
     measured = []
-    monkeypatch.setattr(paper.Bench, "measure", lambda self, wanted: measured.append(wanted))
-    assert paper.main(["--dry", "--out", str(dry)]) == 0
+    monkeypatch.setattr(trials.Bench, "measure", lambda self, wanted: measured.append(wanted))
+    assert run.main(["--dry", "--out", str(dry)]) == 0
     assert not measured
-    row = results.by_label["p", "fixed level, p = 0"]
-    assert row["psnr"] == pytest.approx(metrics.interval(paper_report.unpacked(row["psnr_of_images"])), abs=0.006)
+    row = found.by_label["p", "fixed level, p = 0"]
+    assert row["psnr"] == pytest.approx(metrics.interval(per_image.unpacked(row["psnr_of_images"])), abs=0.006)
     with pytest.raises(SystemExit, match="of other images"):
-        paper.main(["--dry", "--images", "3", "--out", str(dry)])
+        run.main(["--dry", "--images", "3", "--out", str(dry)])
 
 
 def test_sections_measured_apart_come_together(dry, tmp_path, monkeypatch):
     parts, whole = [tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "whole.json"
     for path, name in zip(parts, ("start", "finish"), strict=True):
-        assert paper.main(["--dry", "--only", name, "--out", str(path)]) == 0
-    monkeypatch.setattr(paper.Bench, "measure", lambda self, wanted: pytest.fail("measured again"))
+        assert run.main(["--dry", "--only", name, "--out", str(path)]) == 0
+    monkeypatch.setattr(trials.Bench, "measure", lambda self, wanted: pytest.fail("measured again"))
     only = ["--only", "start", "--only", "finish"]
-    assert paper.main(["--dry", *only, "--merge", *map(str, parts), "--out", str(whole)]) == 0
+    assert run.main(["--dry", *only, "--merge", *map(str, parts), "--out", str(whole)]) == 0
     result, measured = json.loads(whole.read_text()), [json.loads(path.read_text()) for path in parts]
     assert result["rows"] == measured[0]["rows"] | measured[1]["rows"]
     assert len(result["rows"]) > max(len(part["rows"]) for part in measured)
     assert [part["command"] for part in result["parts"]] == [part["command"] for part in measured]
     with pytest.raises(SystemExit, match="other images"):
-        paper.main(["--dry", "--images", "3", "--merge", str(parts[0]), "--out", str(tmp_path / "c.json")])
+        run.main(["--dry", "--images", "3", "--merge", str(parts[0]), "--out", str(tmp_path / "c.json")])
 
 
 def test_the_end_point_of_a_gaussian_is_where_small_steps_of_its_ode_lead(fresh):
     """dy / dlam = (y - x0_hat) / sigma, by Euler in ln sigma; and unlike the mean it has the images' own variance."""
-    prior = paper.small_gaussian()
+    prior = priors.small_gaussian()
     y = torch.from_numpy(fresh.normal(size=(400, 3, 16, 16))).float() * 2 + prior.mean.view(3, 16, 16)
-    end, x = paper.EndPoint(prior)(y, 2.0), y.double()
+    end, x = priors.EndPoint(prior)(y, 2.0), y.double()
     levels = np.geomspace(2.0, 1e-3, 2000)
     for sigma, lower in zip(levels, levels[1:], strict=False):
         x = x + (lower - sigma) / sigma * (x - prior(x.float(), sigma).double())
@@ -294,34 +293,34 @@ def test_the_end_point_of_a_gaussian_is_where_small_steps_of_its_ode_lead(fresh)
         + torch.from_numpy(fresh.normal(size=(400, len(prior.mean)))).float() * prior.variances.sqrt() @ prior.vectors.T
     )
     noisy = signal.view(400, 3, 16, 16) + 2 * torch.from_numpy(fresh.normal(size=(400, 3, 16, 16))).float()
-    assert float(paper.EndPoint(prior)(noisy, 2.0).var(0).sum() / prior.variances.sum()) == pytest.approx(1, abs=0.15)
+    assert float(priors.EndPoint(prior)(noisy, 2.0).var(0).sum() / prior.variances.sum()) == pytest.approx(1, abs=0.15)
 
 
 def test_tables_of_a_dry_run(dry):
-    results = paper_report.Results(json.loads(dry.read_text()))
+    found = results.Results(json.loads(dry.read_text()))
     page = (ROOT / "docs/paper.md").read_text()
-    text = paper_report.render(page, results)
-    for name in paper_rows.SECTIONS:
+    text = report.render(page, found)
+    for name in sections.SECTIONS:
         part = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
-        assert part.count("\n|") >= len([r for r in paper_rows.SECTIONS[name]() if not r.long]) + 2, name
-    claims = text.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
-    assert "not measured yet" not in claims.replace(paper_report.distances(results), "")
-    a, b = (results.by_label["start", label] for label in paper_report.STARTS[0])
-    difference = paper_report.unpacked(a["psnr_of_images"]) - paper_report.unpacked(b["psnr_of_images"])
+        assert part.count("\n|") >= len([r for r in sections.SECTIONS[name]() if not r.long]) + 2, name
+    claimed = text.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
+    assert "not measured yet" not in claimed.replace(claims.distances(found), "")
+    a, b = (found.by_label["start", label] for label in results.STARTS[0])
+    difference = per_image.unpacked(a["psnr_of_images"]) - per_image.unpacked(b["psnr_of_images"])
     shown = f"{difference.mean():+.2f} ± {1.959964 * difference.std(ddof=1) / 2:.2f} dB"
     assert shown in text.split("<!-- start -->")[1].split("<!-- /start -->")[0]
 
 
 def test_plots_are_drawn(dry, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(paper_report, "PLOTS", tmp_path)
-    assert paper_report.draw(paper_report.Results(json.loads(dry.read_text()))) == list(paper_report.DRAWN)
-    assert all("<svg" in (tmp_path / f"paper-{name}.svg").read_text() for name in paper_report.DRAWN)
+    monkeypatch.setattr(plots, "PLOTS", tmp_path)
+    assert plots.draw(results.Results(json.loads(dry.read_text()))) == list(plots.DRAWN)
+    assert all("<svg" in (tmp_path / f"paper-{name}.svg").read_text() for name in plots.DRAWN)
 
 
 def test_a_dry_run_is_no_result(dry, capsys):
     with pytest.raises(SystemExit) as stop:
-        paper.main(["--report", "--out", str(dry)])
+        run.main(["--report", "--out", str(dry)])
     assert stop.value.code == 2
     assert "dry run" in capsys.readouterr().err
 
@@ -331,10 +330,10 @@ def test_a_dry_run_is_no_result(dry, capsys):
     [((1.0, 0.5), 0, "yes"), ((-1.0, 0.5), 0, "no"), ((0.4, 0.5), 0, "no difference seen"), ((2.4, 0.3), 2, "yes")],
 )
 def test_verdicts_follow_from_the_intervals(pair, least, word):
-    assert paper_report.verdict(pair, least) == word
+    assert claims.verdict(pair, least) == word
 
 
 def test_the_page_is_what_the_results_say(capsys):
-    assert paper.main(["--report", "--check"]) == 0, capsys.readouterr().err
+    assert run.main(["--report", "--check"]) == 0, capsys.readouterr().err
     page = (ROOT / "docs/paper.md").read_text()
-    assert all(f"<!-- {name} -->" in page for name in paper_report.TABLES)
+    assert all(f"<!-- {name} -->" in page for name in report.TABLES)

@@ -1,21 +1,16 @@
 """What the comparison computes with: delta rates of curves that are known, MS-SSIM, the rivals' bits, classical codecs."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from common import ROOT, Shrink, random_images
+from common import Shrink, random_images
 
-sys.path.insert(0, str(ROOT / "bench"))
-classical = pytest.importorskip("classical", reason="needs what bench needs", exc_type=ImportError)
-import metrics  # noqa: E402
-import rate_distortion  # noqa: E402
-import rates  # noqa: E402
-import rivals  # noqa: E402
-
+classical = pytest.importorskip("bench.lib.classical", reason="needs what bench needs", exc_type=ImportError)
+from bench.lib import comparison, metrics, rates, rivals  # noqa: E402
+from bench.quality import rate_distortion, rate_report  # noqa: E402
 from noisebook.codec.codec import Codec  # noqa: E402
 from noisebook.format import entropy as coding  # noqa: E402
 from noisebook.spec import curve as calibration  # noqa: E402
@@ -121,9 +116,9 @@ def test_a_row_has_the_distances_of_networks_that_are_given(tmp_path, fresh, mon
         shown.append(((decoded + 1) * 127.5).round().clamp(0, 255).byte())
         return shown[-1]
 
-    monkeypatch.setattr(rate_distortion.metrics, "to_uint8", kept)
+    monkeypatch.setattr(rate_distortion, "to_uint8", kept)
     batches = [random_images(fresh, 3, 32, 32), random_images(fresh, 1, 32, 48)]
-    row = rate_distortion.Row("CIFAR-10", "gaussian-prior", "default", 1.0, 5)
+    row = comparison.Row("CIFAR-10", "gaussian-prior", "default", 1.0, 5)
     out = rate_distortion.measure(row, [str(i) for i in range(4)], batches, "cpu", 2, given)
     originals = [batches[0][:2], batches[0][2:], batches[1]]
     each = [float((a.float() - b.float()).abs().mean() / 127.5) * len(a) for a, b in zip(originals, shown, strict=True)]
@@ -134,7 +129,6 @@ def test_a_row_has_the_distances_of_networks_that_are_given(tmp_path, fresh, mon
 
 def test_the_page_leads_with_the_comparison_that_is_like_with_like():
     """Where it is not, the page names it; of Turbo-DDCM with too small a K on photographs it draws no figure."""
-    rate_report = pytest.importorskip("rate_report")
     results = rate_report.Results()
     assert rate_report.ahead(results).startswith("**Rule against rule**, CIFAR-10")
     for line in rate_report.bd(results).splitlines()[2:]:

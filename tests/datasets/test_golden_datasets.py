@@ -5,17 +5,17 @@ import json
 import os
 from pathlib import Path
 
-import golden_datasets as golden
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from golden_datasets import FOLDER, HALF, OPTIONS, made_with, pixels_sha256, resume
 from PIL import Image
 
 from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenStream
 from noisebook.errors import DatasetError
+from tools import golden_datasets as golden
+from tools.golden_datasets import FOLDER, HALF, OPTIONS, made_with, pixels_sha256, resume
 
 EXPECTED = json.loads(golden.EXPECTED.read_text())
 FINISHED = [name for name in OPTIONS if name != HALF]

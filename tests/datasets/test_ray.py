@@ -1,4 +1,4 @@
-"""Data sets made by actors of Ray: a small one of bench/faults.py's trials, and what a wrong cluster says."""
+"""Data sets made by actors of Ray: a small trial of bench/reliability/faults.py, and what a wrong cluster says."""
 
 import os
 import subprocess
@@ -16,9 +16,8 @@ pytest.importorskip("pyarrow")
 if not sys.platform.startswith("linux"):
     pytest.skip("looks into /proc", allow_module_level=True)
 
-import faults_ray
-from faults_kit import Ground, digest
-
+from bench.reliability import faults_ray
+from bench.reliability.faults_kit import Ground, digest
 from common import random_images, tiny_backbone
 from noisebook.cli.main import main
 from noisebook.codec.load import load

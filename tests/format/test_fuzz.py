@@ -1,12 +1,12 @@
-"""Damaged and hostile `.nbk` files: a sample of bench/fuzz.py, on fresh inputs every time."""
+"""Damaged and hostile `.nbk` files: a sample of bench/reliability/fuzz.py, on fresh inputs every time."""
 
 import json
 import subprocess
 
-import fuzz
 import numpy as np
 import pytest
 
+from bench.reliability import fuzz
 from noisebook import FormatError, SpecError
 from noisebook.format import container
 from noisebook.format.container import MAX_CODED, MAX_FILE, Container, crc32c, pack, unpack

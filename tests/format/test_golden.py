@@ -2,13 +2,13 @@
 
 import json
 
-import golden_nbk
 import pytest
 
 from noisebook import CodecSpec
 from noisebook.format import container
 from noisebook.format.container import Container, pack, unpack
 from noisebook.images.files import spec_of, token_runs
+from tools import golden_nbk
 
 EXPECTED = json.loads(golden_nbk.EXPECTED.read_text())
 

@@ -34,7 +34,7 @@ def test_every_preset_is_its_recipe_on_the_shipped_backbone():
     for preset in entries.values():
         assert 0 < preset.number < 256
         built = preset.recipe.build(backbones.load(preset.spec.backbone))
-        assert built.fingerprint == preset.spec.fingerprint, "the weights changed: run bench/make_presets.py"
+        assert built.fingerprint == preset.spec.fingerprint, "the weights changed: run tools/make_presets.py"
         for a, b in zip(built.schedule, preset.spec.schedule, strict=True):  # another libm may round otherwise
             assert dataclasses.astuple(a) == pytest.approx(dataclasses.astuple(b), rel=1e-12)
         assert dataclasses.replace(built, schedule=preset.spec.schedule) == preset.spec

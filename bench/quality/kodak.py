@@ -1,0 +1,106 @@
+"""What a user gets: `noisebook roundtrip` with three presets on the Kodak pictures, recomputed from the written PNGs.
+
+    python -m bench.quality.kodak           # needs the data folder ($NOISEBOOK_DATA or ../shared/data)
+
+Writes bench/results/kodak.json: every image's bits per pixel (whole file), PSNR, SSIM, network calls and seconds.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.lib.images import PRESETS
+from bench.lib.record import DATA, write
+from noisebook.cli.main import main as noisebook
+from noisebook.images.io import read_image
+from noisebook.images.metrics import psnr
+from noisebook.spec import presets
+
+
+def roundtrip(argv: list[str]) -> list[dict]:
+    """The rows that `noisebook roundtrip` reports, after a check of each PSNR against the picture it wrote."""
+    with tempfile.TemporaryDirectory() as out:
+        captured = io.StringIO()
+        with contextlib.redirect_stdout(captured):
+            if noisebook(["roundtrip", "--json", "-o", out, *argv]):
+                raise SystemExit("noisebook roundtrip failed")
+        rows = json.loads(captured.getvalue())["images"]
+        for row in rows:
+            row["name"] = Path(row["name"]).name
+            both = np.asarray(Image.open(Path(out) / f"{Path(row['name']).stem}.png"))
+            row["psnr_of_png"] = psnr(both[:, : row["width"]], both[:, row["width"] :])
+            if abs(row["psnr_of_png"] - row["psnr"]) > 0.02:
+                raise SystemExit(f"{row['name']}: the PNG has {row['psnr_of_png']} dB, reported were {row['psnr']}")
+    return rows
+
+
+def classical(kind: str, pixels: np.ndarray, limit: int) -> dict | None:
+    """Pillow's JPEG or WebP at the best quality whose file is not larger than `limit` bytes; None where none is."""
+    options = {"optimize": True, "progressive": True} if kind == "JPEG" else {"method": 6}
+    best, low, high = None, 1, 100
+    while low <= high:
+        quality = (low + high) // 2
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind, quality=quality, **options)
+        if len(buffer.getvalue()) <= limit:
+            best, low = (quality, buffer), quality + 1
+        else:
+            high = quality - 1
+    if best is None:
+        return None
+    decoded = np.asarray(Image.open(best[1]).convert("RGB"))
+    size = len(best[1].getvalue())
+    return {"quality": best[0], "bpp": 8 * size / (pixels.shape[0] * pixels.shape[1]), "psnr": psnr(pixels, decoded)}
+
+
+def beside(rows: list[dict]) -> dict:
+    """JPEG and WebP at no more bytes than each image has in `rows`: mean bits and PSNR over the images where that exists."""
+    out = {}
+    for kind in ("JPEG", "WEBP"):
+        files = {row["name"]: read_image(DATA / "kodak" / row["name"]) for row in rows}
+        found = [classical(kind, files[row["name"]], row["bytes"]) for row in rows]
+        there = [f for f in found if f]
+        mean = {k: sum(f[k] for f in there) / len(there) for k in ("bpp", "psnr")} if there else None
+        out[kind] = {"images": len(there), "mean": mean, "rows": found}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backbone", action="append", help="also with this backbone in place of the presets' (repeatable)")
+    args = parser.parse_args()
+    runs = []
+    for backbone in [None, *(args.backbone or [])]:
+        for name in PRESETS:
+            preset = presets.get(name)
+            extra = ["--backbone", backbone] if backbone else []
+            rows = roundtrip(["--preset", name, *extra, str(DATA / "kodak")])
+            mean = {k: sum(r[k] for r in rows) / len(rows) for k in ("bpp", "payload_bpp", "psnr", "ssim", "seconds")}
+            runs.append(
+                {
+                    "preset": name,
+                    "backbone": backbone or preset.spec.backbone,
+                    "codec_hash": preset.spec.hash.hex(),
+                    "mean": mean,
+                    "least_psnr": min(r["psnr"] for r in rows),
+                    "images": rows,
+                }
+            )
+            if backbone is None:
+                runs[-1]["beside"] = beside(rows)
+            print(f"{name} on {runs[-1]['backbone']}: " + ", ".join(f"{k} {v:.4g}" for k, v in mean.items()), flush=True)
+    by_preset = {r["preset"]: {i["name"]: i for i in r["images"]} for r in runs if r["backbone"] == runs[0]["backbone"]}
+    ladder = sorted(by_preset.values(), key=lambda images: sum(i["bpp"] for i in images.values()))
+    rises = all(a[n]["psnr"] < b[n]["psnr"] for a, b in zip(ladder, ladder[1:], strict=False) for n in a)
+    about = "12 Kodak pictures at native size, portrait and landscape in one run"
+    print("written:", write("kodak", {"about": about, "psnr_rises_on_every_image": rises, "runs": runs}, 0).name)
+
+
+if __name__ == "__main__":
+    main()
