@@ -4,7 +4,7 @@
 like. `ddcm` and `turbo` have the published grids on Stable Diffusion's noise, made for its latents; K is 2^14 on photographs
 too, where Turbo-DDCM's authors advise a larger one. `diffc` follows the calibrated curve (a divergence-matched schedule is
 DiffC's own idea): its budgets were measured on other pictures, where DiffC as published takes each picture's own. All have
-law `hadamard`, which matches independent codewords and takes no hours.
+the codebook `hadamard`, which matches independent codewords and takes no hours.
 """
 
 import math

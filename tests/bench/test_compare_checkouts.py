@@ -16,13 +16,13 @@ from common import ROOT
 from compare_checkouts import differences
 
 PLANTED = """
-_load = load
-
 
 def load(*args, **changes):
+    from noisebook.codec.load import load as real
+
     if changes.get("rule") == "top":
         changes["seed"] = 1
-    return _load(*args, **changes)
+    return real(*args, **changes)
 """
 ONE = {"rule/top": {"tokens": "ab", "decode": "cd"}, "spacing/log": {"tokens": "ef"}}
 

@@ -96,7 +96,7 @@ def test_the_folders_are_no_packages_and_hold_nothing_else():
 def test_the_index_lists_every_script_and_every_result():
     index = (BENCH / "README.md").read_text()
     scripts = {path for path in FILES if '__name__ == "__main__"' in path.read_text() or path.name.startswith("test_")}
-    named = set(re.findall(r"`([a-z_/]+\.py)`", index))
+    named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", index))
     assert {path.relative_to(BENCH).as_posix() for path in scripts} <= named
     assert all((BENCH / name).exists() for name in named), "a script that is not there"
     results = {path.name for path in (BENCH / "results").glob("*.json")}
