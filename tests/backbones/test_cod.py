@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import pickle
 from dataclasses import replace
 
@@ -590,7 +589,7 @@ def test_the_modes_know_a_condition(fresh):
         modes.restore(codec, torch.zeros(1, 3, 32, 32), modes.downsample(2), (64, 64))
 
 
-@pytest.mark.skipif(not os.environ.get("NOISEBOOK_SLOW"), reason="gigabytes and minutes: set NOISEBOOK_SLOW=1")
+@pytest.mark.slow  # gigabytes and minutes
 @pytest.mark.parametrize("config", [CodConfig(), LATENT], ids=["pixel", "latent"])
 def test_a_network_of_full_size_codes_an_image(config, tmp_path, fresh):
     """Random weights in bfloat16 in the published layout, a file of 1.8 GB: loads, tokenises and samples 64 x 64 pixels."""

@@ -279,6 +279,7 @@ def test_sections_measured_apart_come_together(dry, tmp_path, monkeypatch):
         run.main(["--dry", "--images", "3", "--merge", str(parts[0]), "--out", str(tmp_path / "c.json")])
 
 
+@pytest.mark.slow
 def test_the_end_point_of_a_gaussian_is_where_small_steps_of_its_ode_lead(fresh):
     """dy / dlam = (y - x0_hat) / sigma, by Euler in ln sigma; and unlike the mean it has the images' own variance."""
     prior = priors.small_gaussian()

@@ -53,10 +53,12 @@ def test_killed_actors_lose_and_double_nothing(cluster, ground, fresh):
     assert found["kills"] == 2
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_actors_ends_in_the_ledger(cluster, ground):
     assert not faults_ray.poison(ground)["faults"]
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_is_resumed_to_the_bytes_of_one_process(cluster, ground, monkeypatch):
     output = ground.output()
     ray_here = ground.arguments(output, "--engine", "ray", "--actors", "1")
@@ -122,6 +124,7 @@ def test_a_cluster_that_is_not_there_is_an_error(monkeypatch):
         ray_engine.connect()
 
 
+@pytest.mark.slow
 def test_a_batch_of_ray_data(cluster, fresh, tmp_path):
     pixels = random_images(fresh, 10, 16, 16)
     net = tiny_backbone(tmp_path / "tiny.safetensors")

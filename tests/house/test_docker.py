@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -146,7 +145,7 @@ def test_the_context_holds_the_package_and_nothing_else(tmp_path):
         assert ignored(ROOT / folder / "x"), folder
 
 
-@pytest.mark.skipif("NOISEBOOK_SLOW" not in os.environ, reason="compiles the extension: NOISEBOOK_SLOW=1")
+@pytest.mark.slow  # compiles the extension
 def test_the_context_makes_a_whole_wheel(tmp_path):
     context(tmp_path / "src")
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path / "wheels"), "."]

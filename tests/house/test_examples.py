@@ -32,6 +32,7 @@ def planted(random: torch.Generator, count: int) -> torch.Tensor:
     return torch.stack([free, (free + torch.arange(3)) % 16], 2).flatten(1)
 
 
+@pytest.mark.slow
 def test_a_dependence_is_learned_and_a_shuffled_one_is_not(example, fresh):
     random = torch.Generator().manual_seed(int(fresh.integers(1 << 30)))
     train, held_out = planted(random, 1500), planted(random, 200)

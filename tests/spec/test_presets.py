@@ -111,6 +111,7 @@ def test_load_takes_presets_specifications_and_changes():
         noisebook.load("photo", backbone="nothing")
 
 
+@pytest.mark.slow
 def test_kodak_at_native_size(data):
     """Landscape and portrait in one run: the default preset is above 20 dB and keeps its rate."""
     codec = noisebook.load("photo")
