@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from noisebook.datasets.recipe import CodecRecipe
 
 ABOUT = "A whole data set to shards of tokens (Parquet): resumable, each image once."
-ENGINES = ("process", "ray")
+ENGINES = ("local", "ray")
 JOB = (
     "resume",
     "input_format",
@@ -66,9 +66,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        default="process",
-        help="process: this one, or one of several ranks that "
-        "torchrun or Slurm starts; ray: actors of a Ray cluster (default: process)",
+        default="local",
+        help="local: this process, or one of several ranks that "
+        "torchrun or Slurm starts; ray: actors of a Ray cluster (default: local)",
     )
     parser.add_argument("--actors", type=int, help="ray: how many (default: one per GPU, or per two CPU cores)")
     parser.add_argument("--retries", type=int, default=2, help="ray: more tries of a shard whose actor died (default: 2)")
@@ -88,9 +88,8 @@ def run(args: argparse.Namespace) -> int:
     options.need_datasets()
     from noisebook.datasets.run import tokenize
 
-    engine = "ray" if args.engine == "ray" else "local"
     values = {name: getattr(args, name) for name in JOB}
-    counts = tokenize(args.inputs, args.output, codec=recipe_of(args), engine=engine, log=options.log, **values)
+    counts = tokenize(args.inputs, args.output, codec=recipe_of(args), engine=args.engine, log=options.log, **values)
     if args.json:
         print(json.dumps(counts))
     else:
