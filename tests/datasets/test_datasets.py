@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import whole_dataset
 from PIL import Image
 
 import noisebook
+from bench.reliability import whole_dataset
 from common import TINY, random_images, tiny_backbone
 from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
