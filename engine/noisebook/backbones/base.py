@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,61 @@ from torch import Tensor, nn
 from noisebook.errors import BackboneError, ImageError
 
 
-class Backbone(nn.Module):
-    """Base of all adapters. `y = x0 + sigma * eps` in noise-to-signal coordinates, whatever the model's family uses inside.
+@dataclass(frozen=True)
+class Description:
+    """What describes a backbone, as one value. Each field is an attribute of `Backbone`, whose comment says what it is.
 
-    A subclass sets the attributes below and implements `denoise`; a latent one also `encode`, `decode`, `state_shape`; one
-    with a `condition_grid` also `encode_condition` and `condition`.
+    A wrapper copies the record whole and replaces what it changes, so that no field is dropped on the way.
+    """
+
+    name: str
+    channels: int
+    multiple: int
+    size: tuple[int, int] | None
+    fingerprint: str
+    pure_noise: bool
+    capturable: bool
+    condition_grid: tuple[int, int, int] | None
+    unfingerprinted_options: tuple[str, ...]
+
+
+class Backbone(nn.Module):
+    """Base of all adapters. `y = x0 + sigma * eps` in noise-to-signal coordinates, whatever the model's family uses itself.
+
+    A subclass sets those of the attributes below that differ, on the class or on an instance, and implements `denoise`. A
+    latent one also implements `encode`, `decode` and `state_shape`; one with a `condition_grid` also `encode_condition` and
+    `condition`. A backbone around another one is a `wrappers.base.Wrapper`.
     """
 
     name: str = "unnamed"  # what a codec's specification calls it
     channels: int = 3  # of the images: 3 (RGB) or 1 (grey)
     multiple: int = 1  # height and width of the images it takes are multiples of this
-    size: tuple[int, int] | None = None  # the one (height, width) it takes; None: any
+    size: tuple[int, int] | None = None  # the only (height, width) it takes; None: any
     fingerprint: str = ""  # SHA-256 over weights and config, see `fingerprint_of`
     pure_noise: bool = False  # knows sigma = inf, see `denoise`
     capturable: bool = True  # `denoise` can be recorded as a CUDA graph: see docs/performance.md
-    # of a model with tokens of its own, which `encode_condition` makes and `condition` reads: (pixels of a token on each
-    # axis, its values, what heights and widths are a multiple of)
+    # of a model with tokens of its own, which `encode_condition` makes and `condition` reads: (pixels per token on each
+    # axis, how many values a token has, what heights and widths are a multiple of)
     condition_grid: tuple[int, int, int] | None = None
-    #: options of `load` that are not in the fingerprint: they change no token, or are paths
+    # options of `load` that are not in the fingerprint: they change no token, or are paths
     unfingerprinted_options: tuple[str, ...] = ()
-    version: int = 0  # grows when the weights move or change type: a graph holds the addresses of the old ones
+
+    _moves: int = 0  # how often weights of its own moved or changed their type
+
+    @property
+    def description(self) -> Description:
+        """The attributes above as one frozen record; assigning a record sets them all."""
+        return Description(**{field.name: getattr(self, field.name) for field in fields(Description)})
+
+    @description.setter
+    def description(self, description: Description) -> None:
+        for name, value in vars(description).items():
+            setattr(self, name, value)
+
+    @property
+    def version(self) -> int:
+        """Grows when weights move or change their type: a CUDA graph holds the addresses of the old ones."""
+        return self._moves
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, *state_shape] float32 at noise-to-signal ratio sigma > 0 -> the prediction x0_hat, same shape and dtype.
@@ -40,6 +76,15 @@ class Backbone(nn.Module):
         For a CUDA graph it reads nothing back from the device and copies nothing to it: `torch.full`, not `torch.tensor`.
         """
         raise NotImplementedError
+
+    def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """As `denoise`, with one level per image: sigma [B], on y's device. A model may do without; a view needs it."""
+        raise BackboneError(f"backbone {self.name!r} has no denoise_each(y, sigma [B])")
+
+    @property
+    def has_denoise_each(self) -> bool:
+        """Whether it implements `denoise_each`."""
+        return type(self).denoise_each is not Backbone.denoise_each
 
     def forward(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         return self.denoise(y, sigma, cond)
@@ -57,14 +102,14 @@ class Backbone(nn.Module):
         if kind not in (torch.float32, torch.bfloat16):
             raise BackboneError(f"a network runs in float32 or bfloat16, not {dtype}")
         self._accelerate(kind, channels_last, compile)
-        self.version += 1
+        self._moves += 1
         return self
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         raise BackboneError(f"backbone {self.name!r} has no network to run in another precision or layout, or compiled")
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Backbone":  # behind .to(), .cuda(), .half() and the like
-        self.version += 1
+        self._moves += 1
         return super()._apply(fn, recurse)
 
     def round_sigma(self, sigma: float) -> float:
@@ -104,7 +149,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def guided(self, cond: Any) -> Any:
-        """The `cond` that an ODE finish uses in place of `condition`'s: with guidance, where a model has any."""
+        """The `cond` that an ODE solver uses in place of `condition`'s: with guidance, where a model has any."""
         return cond
 
     def encode(self, images: Tensor) -> Tensor:
@@ -125,12 +170,12 @@ def identify(
     options: Mapping[str, Any],
 ) -> None:
     """Names a backbone after its file, and gives it the fingerprint of all that it was made of: the file's config and
-    tensors, those of the `options` that are not for decoding alone, and what its builder left in `fingerprint`."""
-    told = {name: value for name, value in options.items() if name not in backbone.unfingerprinted_options}
+    tensors, those of the `options` that change tokens, and what its builder left in `fingerprint`."""
+    header = {"kind": kind, "config": config}
+    header |= {name: value for name, value in options.items() if name not in backbone.unfingerprinted_options}
     if backbone.fingerprint:
-        told["behind"] = backbone.fingerprint
-    backbone.name = path.stem
-    backbone.fingerprint = fingerprint_of({"kind": kind, "config": config, **told}, tensors)
+        header["behind"] = backbone.fingerprint
+    backbone.name, backbone.fingerprint = path.stem, fingerprint_of(header, tensors)
 
 
 def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

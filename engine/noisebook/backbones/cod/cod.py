@@ -169,9 +169,8 @@ def read_autoencoder(place: str, channels: int) -> tuple[Autoencoder, str]:
     encoder, _, decoder = place.rpartition(":")
     if encoder and not Path(place).is_dir():
         module = read_taesd(encoder, decoder)
-        found = module.decoder[1].in_channels
-        if found != channels:
-            raise BackboneError(f"{place}: latents of {found} channels; the network takes {channels}")
+        if module.latent_channels != channels:
+            raise BackboneError(f"{place}: latents of {module.latent_channels} channels; the network takes {channels}")
         return module, fingerprint_of({}, module.state_dict())
     from noisebook.backbones.diffusers.folder import autoencoder_in
 

@@ -25,7 +25,7 @@ class Clamp(nn.Module):
         return 3 * torch.tanh(z / 3)
 
 
-class Block(nn.Module):
+class TinyBlock(nn.Module):
     """Residual block of three 3 x 3 convolutions; those of newer models see group statistics of the whole image first."""
 
     def __init__(self, pooled: bool):
@@ -52,32 +52,33 @@ class TinyAutoencoder(nn.Module):
 
     def __init__(self, latent_channels: int = 4, pooled: bool = False, channels: int = 3):
         super().__init__()
+        self.latent_channels = latent_channels
         halve: dict[str, Any] = {"stride": 2, "bias": False}
         self.encoder = nn.Sequential(
             conv(channels),
-            Block(False),
+            TinyBlock(False),
             conv(WIDTH, **halve),
-            *(Block(False) for _ in range(3)),
+            *(TinyBlock(False) for _ in range(3)),
             conv(WIDTH, **halve),
-            *(Block(False) for _ in range(3)),
+            *(TinyBlock(False) for _ in range(3)),
             conv(WIDTH, **halve),
-            *(Block(pooled) for _ in range(3)),
+            *(TinyBlock(pooled) for _ in range(3)),
             conv(WIDTH, latent_channels),
         )
         self.decoder = nn.Sequential(
             Clamp(),
             conv(latent_channels),
             nn.ReLU(),
-            *(Block(pooled) for _ in range(3)),
+            *(TinyBlock(pooled) for _ in range(3)),
             nn.Upsample(scale_factor=2),
             conv(WIDTH, bias=False),
-            *(Block(False) for _ in range(3)),
+            *(TinyBlock(False) for _ in range(3)),
             nn.Upsample(scale_factor=2),
             conv(WIDTH, bias=False),
-            *(Block(False) for _ in range(3)),
+            *(TinyBlock(False) for _ in range(3)),
             nn.Upsample(scale_factor=2),
             conv(WIDTH, bias=False),
-            Block(False),
+            TinyBlock(False),
             conv(WIDTH, channels),
         )
 
@@ -120,18 +121,20 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 class DiffusersAutoencoder(nn.Module):
     """An `AutoencoderKL` or `AutoencoderTiny` of diffusers. Of a posterior its mean is taken, never a sample."""
 
+    vae: Any  # a module of theirs
+
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] -> z [B, c, h, w]."""
-        out = self.vae.encode(images)  # type: ignore[operator]
+        out = self.vae.encode(images)
         return out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
 
     def decode(self, z: Tensor) -> Tensor:
         """z [B, c, h, w] -> images [B, C, H, W], about in [-1, 1]."""
-        return self.vae.decode(z).sample  # type: ignore[operator]
+        return self.vae.decode(z).sample
 
 
 Autoencoder = TinyAutoencoder | DiffusersAutoencoder

@@ -1,11 +1,13 @@
 """A backbone of one fixed size made to take larger images: overlapping tiles, blended."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisebook.backbones.base import Backbone, fingerprint_of
+from noisebook.backbones.wrappers.base import Wrapper
 from noisebook.errors import BackboneError, ImageError
 from noisebook.runtime.cuda_graphs import graph_cached
 
@@ -31,40 +33,34 @@ def tile_weights(length: int, tile: int, overlap: int, device: torch.device) -> 
     return torch.stack([ramp / total[a : a + tile] for a in starts]).float().to(device)
 
 
-class Tiled(Backbone):
+class Tiled(Wrapper):
     """`inner`, a pixel backbone of one fixed size, on images of that size or larger; sizes are those of the images.
 
     `overlap` is in pixels, on both axes (None: a quarter of the shorter side of a tile). Raises BackboneError where
-    `inner` has no fixed size or works in a latent space, or where overlap is not in 0 .. shorter side - 1.
+    `inner` has no fixed size, works in a latent space or has a condition, which is of a whole image and not of its tiles,
+    and where overlap is not in 0 .. shorter side - 1.
     """
 
     def __init__(self, inner: Backbone, overlap: int | None = None):
-        super().__init__()
         if inner.size is None or inner.state_shape(*inner.size) != (inner.channels, *inner.size):
             raise BackboneError(f"only a pixel backbone of one fixed size can be tiled; {inner.name!r} is not one")
-        self.min_size: tuple[int, int] = inner.size
-        self.overlap = min(inner.size) // 4 if overlap is None else overlap
-        if not 0 <= self.overlap < min(inner.size):
+        if inner.condition_grid is not None:
+            raise BackboneError(f"{inner.name!r} cannot be tiled: its condition is of a whole image, and a tile has none")
+        shorter = min(inner.size)
+        pixels = shorter // 4 if overlap is None else overlap
+        if not 0 <= pixels < shorter:
             raise BackboneError(f"an overlap of {overlap} pixels does not fit tiles of {inner.size}")
-        self.inner, self.name, self.channels, self.capturable = inner, inner.name, inner.channels, inner.capturable
-        self.pure_noise = inner.pure_noise
-        self.fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": self.overlap}, {})
-
-    @property
-    def native_size(self) -> tuple[int, int]:
-        """The size of a tile."""
-        return self.min_size
-
-    def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
-        self.inner.accelerate(dtype, channels_last, compile)
-
-    def round_sigma(self, sigma: float) -> float:
-        """The inner backbone's level nearest to sigma."""
-        return self.inner.round_sigma(sigma)
+        fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": pixels}, {})
+        super().__init__(inner, size=None, multiple=1, fingerprint=fingerprint)
+        self.min_size, self.overlap = inner.size, pixels
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The smallest size (height, width), in pixels, that holds such an image and that `denoise` takes."""
         return max(height, self.min_size[0]), max(width, self.min_size[1])
+
+    def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """[C, H, W]: the state is the image."""
+        return (self.channels, height, width)
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, C, H, W] float32 at sigma > 0 -> the tiles' x0_hat, blended, same shape and dtype.
@@ -73,6 +69,14 @@ class Tiled(Backbone):
         """
         if cond is not None:
             raise BackboneError("a tiled backbone takes no condition")
+        return self._blend(y, lambda tiles: self.inner.denoise(tiles, sigma))
+
+    def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """As `denoise`, with one level per image: sigma [B]."""
+        return self._blend(y, lambda tiles: self.inner.denoise_each(tiles, sigma.repeat(len(tiles) // len(y))))
+
+    def _blend(self, y: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """`predict`(tiles [n B, C, h, w], tile by tile) -> as tiles, for all tiles of y, and their blend."""
         (height, width), (h, w) = y.shape[-2:], self.min_size
         if height < h or width < w:
             raise ImageError(f"{height} x {width} pixels are less than one tile of {h} x {w}: pad the image first")
@@ -85,7 +89,7 @@ class Tiled(Backbone):
         out, per_call = torch.zeros_like(y), max(1, BATCH // max(1, len(y)))
         for first in range(0, len(places), per_call):
             group = places[first : first + per_call]
-            tiles = self.inner.denoise(torch.cat([y[..., a, b] for a, b, _ in group]), sigma)
+            tiles = predict(torch.cat([y[..., a, b] for a, b, _ in group]))
             for (a, b, weight), tile in zip(group, tiles.split(len(y)), strict=True):
                 out[..., a, b] += weight * tile
         return out

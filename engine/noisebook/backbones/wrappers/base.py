@@ -1,0 +1,70 @@
+"""What every backbone around another backbone is built on: it does all that the inner one does."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisebook.backbones.base import Backbone
+
+
+class Wrapper(Backbone):
+    """A backbone around another one, `inner`, which it is like in all that a subclass does not change.
+
+    Its description is a copy of inner's, with the fields in `changes` replaced. Every method and property of `Backbone` is
+    passed on to `inner`, so a subclass overrides only what it does otherwise. `device` is not: it is read off all weights.
+    """
+
+    def __init__(self, inner: Backbone, **changes: Any):
+        super().__init__()
+        self.inner = inner
+        self.description = replace(inner.description, **changes)
+
+    @property
+    def version(self) -> int:
+        return self._moves + self.inner.version  # the inner backbone may also be moved directly
+
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        return self.inner.native_size
+
+    @property
+    def has_denoise_each(self) -> bool:
+        return self.inner.has_denoise_each
+
+    def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
+        return self.inner.denoise(y, sigma, cond)
+
+    def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
+        return self.inner.denoise_each(y, sigma)
+
+    def accelerate(
+        self, dtype: torch.dtype | str = torch.float32, channels_last: bool = False, compile: bool = False
+    ) -> Backbone:
+        self.inner.accelerate(dtype, channels_last, compile)
+        return self
+
+    def round_sigma(self, sigma: float) -> float:
+        return self.inner.round_sigma(sigma)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        return self.inner.padded(height, width)
+
+    def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.inner.state_shape(height, width)
+
+    def encode_condition(self, images: Tensor) -> Tensor:
+        return self.inner.encode_condition(images)
+
+    def condition(self, tokens: Tensor, height: int, width: int) -> Any:
+        return self.inner.condition(tokens, height, width)
+
+    def guided(self, cond: Any) -> Any:
+        return self.inner.guided(cond)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.inner.encode(images)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.inner.decode(x0)
