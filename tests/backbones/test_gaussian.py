@@ -13,6 +13,7 @@ from common import ROOT
 from noisebook import backbones
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
 from noisebook.backbones.nets import gaussian
+from noisebook.backbones.registry import WEIGHTS
 from noisebook.cli import main as cli
 from noisebook.errors import BackboneError, ImageError
 from noisebook.images.archive import load_npz_images
@@ -128,7 +129,7 @@ def test_spectrum_fit_recovers_a_known_spectrum():
 
 def test_checkpoints_keep_results_and_fingerprint(tmp_path):
     config, tensors = gaussian.fit_pca(smooth_images(30, 4, 3))
-    for kind, c, t in (("pca-prior", config, tensors), read_checkpoint(backbones.WEIGHTS / "gaussian-prior.safetensors")):
+    for kind, c, t in (("pca-prior", config, tensors), read_checkpoint(WEIGHTS / "gaussian-prior.safetensors")):
         write_checkpoint(tmp_path / "a.safetensors", kind, c, t)
         first, again = (backbones.load(tmp_path / "a.safetensors") for _ in range(2))
         built = getattr(gaussian, kind.removesuffix("-prior") + "_from_checkpoint")(c, t)
@@ -153,7 +154,7 @@ def test_wrong_tensors_and_sizes_are_refused():
     ):
         with pytest.raises(BackboneError):
             gaussian.pca_from_checkpoint(bad_config, bad)
-    _, config, tensors = read_checkpoint(backbones.WEIGHTS / "gaussian-prior.safetensors")
+    _, config, tensors = read_checkpoint(WEIGHTS / "gaussian-prior.safetensors")
     for bad_config, bad in (
         ({**config, "nodes": [0, 1]}, tensors),
         (config, {**tensors, "mean": torch.zeros(1)}),

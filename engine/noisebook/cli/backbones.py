@@ -11,13 +11,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from noisebook import backbones
+    from noisebook.backbones.registry import VIEWS, WEIGHTS, shipped
     from noisebook.spec import presets
 
     entries = []
-    for name in backbones.shipped():
-        weights = backbones.VIEWS.get(name, ("", name))[1]
-        size = (backbones.WEIGHTS / f"{weights}.safetensors").stat().st_size if weights == name else 0
+    for name in shipped():
+        weights = VIEWS.get(name, ("", name))[1]
+        size = (WEIGHTS / f"{weights}.safetensors").stat().st_size if weights == name else 0
         entries.append({"name": name, "bytes": size, "view_of": None if weights == name else weights})
     codecs = [{"name": p.name, "backbone": p.spec.backbone, "about": p.about} for p in presets.presets().values()]
     if args.json:

@@ -121,9 +121,13 @@ class CoD(NetworkBackbone):
 def from_checkpoint(
     config: dict[str, Any], tensors: dict[str, Tensor], guidance: float = 1.0, autoencoder: str | None = None
 ) -> "CoD | Latent":
-    """The backbone in a file that `cod_files.convert` wrote; see `complete`. Raises BackboneError for tensors of another
-    network."""
-    return complete(CoD(network(CodConfig(**config), tensors), guidance), autoencoder)
+    """The backbone in a file that `files.convert` wrote; see `complete`. Raises BackboneError for another config, or for
+    tensors of another network."""
+    try:
+        sizes = CodConfig(**config)
+    except TypeError as error:
+        raise BackboneError(f"the checkpoint's config is not a CoD's: {error}") from error
+    return complete(CoD(network(sizes, tensors), guidance), autoencoder)
 
 
 def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":

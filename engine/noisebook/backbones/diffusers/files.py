@@ -3,7 +3,6 @@
 Pickles are never read: only safetensors.
 """
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from noisebook.backbones.base import fingerprint_of
+from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
 
 MODEL, TEXT_MODEL = "diffusion_pytorch_model", "model"  # names of weight files, without endings: diffusers, transformers
@@ -23,14 +23,6 @@ SCHEDULER = ("scheduler/scheduler_config.json", "scheduler_config.json")
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 # What the libraries raise where a config and tensors do not fit each other.
 MISFIT = (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError, OSError)
-
-
-def library(name: str, extra: str) -> Any:
-    """The module of that name. Raises BackboneError that says which extra of noisebook brings it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BackboneError(f"this backbone needs {name}: pip install 'noisebook[{extra}]'") from error
 
 
 def one_line(error: Exception) -> str:
@@ -151,7 +143,9 @@ class Folder:
 
     def module(self, part: str, kind: str, tensors: dict[str, Tensor] | None = None) -> nn.Module:
         """The part as a module of diffusers' class `kind`, in float32; `tensors`, unless given, are the part's own."""
-        cls = getattr(library("diffusers", "diffusers"), kind)
+        with needs("diffusers", "diffusers"):
+            import diffusers
+        cls = getattr(diffusers, kind)
         config = self.config(part)
         tensors = self.tensors(part) if tensors is None else tensors
         try:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from noisebook.backbones.base import Backbone
-from noisebook.backbones.diffusers.files import MODEL, SCHEDULER, TEXT_MODEL, Folder, library, one_line
+from noisebook.backbones.diffusers.files import MODEL, SCHEDULER, TEXT_MODEL, Folder, one_line
 from noisebook.backbones.diffusers.models import AUTOENCODERS, BUILDERS, Network, Options
+from noisebook.backbones.extras import needs
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.errors import BackboneError
@@ -49,7 +50,8 @@ def from_folder(
     from safetensors only and run in float32. Raises BackboneError where something is missing, damaged, of a kind that is
     not read, or where an option does not apply.
     """
-    library("diffusers", "diffusers")
+    with needs("diffusers", "diffusers"):
+        import diffusers  # noqa: F401 (said before a file is read)
     if not math.isfinite(guidance):
         raise BackboneError(f"guidance must be a finite number, not {guidance}")
     folder, options = Folder(path, variant), Options(prompt, negative_prompt, float(guidance), label)
@@ -68,9 +70,10 @@ def from_hub(repo_id: str, *, revision: str | None = None, variant: str | None =
     Only configs, tokenizers and the safetensors of the parts that may be used are fetched; offline the cache must hold
     them. Raises BackboneError, naming the repository and the file that is missing.
     """
-    hub = library("huggingface_hub", "diffusers")
+    with needs("huggingface_hub", "diffusers"):
+        import huggingface_hub
     try:
-        path = hub.snapshot_download(repo_id, revision=revision, allow_patterns=hub_patterns(variant))
+        path = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=hub_patterns(variant))
     except (OSError, ValueError, RuntimeError) as error:  # the hub's own errors are of these kinds
         raise BackboneError(
             f"{repo_id}: no model_index.json: it is not in the local cache, and the hub does not give it "

@@ -5,8 +5,9 @@ from typing import Any
 from torch import nn
 
 from noisebook.backbones.base import Backbone
-from noisebook.backbones.diffusers.files import MISFIT, library, one_line
+from noisebook.backbones.diffusers.files import MISFIT, one_line
 from noisebook.backbones.diffusers.nets import ScoreOfEps
+from noisebook.backbones.extras import needs
 from noisebook.backbones.families.consistency import Consistency
 from noisebook.backbones.families.ddpm import DDPM
 from noisebook.backbones.families.edm import EDM
@@ -46,9 +47,11 @@ def adapter(net: nn.Module, schedule: dict[str, Any], place: Any, **shape: Any) 
             f"{place}: {kind} has no beta_schedule, and is none of the flow, score, consistency and EDM "
             "schedulers that are read"
         )
+    with needs("diffusers", "diffusers"):
+        import diffusers
+    library: Any = diffusers  # its classes are loaded when they are named
     try:
-        cls = library("diffusers", "diffusers").DDPMScheduler
-        scheduler = cls.from_config({name: schedule[name] for name in BETAS if name in schedule})
+        scheduler = library.DDPMScheduler.from_config({name: schedule[name] for name in BETAS if name in schedule})
     except MISFIT as error:
         raise BackboneError(f"{place}: the scheduler's config makes no betas: {one_line(error)}") from error
     abars = (1 - scheduler.betas.double()).cumprod(0).tolist()

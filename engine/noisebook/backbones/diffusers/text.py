@@ -8,13 +8,15 @@ the fingerprint.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebook.backbones.diffusers.files import MISFIT, TEXT_MODEL, Folder, library, one_line, read_json
+from noisebook.backbones.diffusers.files import MISFIT, TEXT_MODEL, Folder, one_line, read_json
+from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
 
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
@@ -56,7 +58,8 @@ class TextEncoders:
 
         Raises BackboneError where a part is missing, damaged or of another class.
         """
-        transformers = library("transformers", "text")
+        with needs("transformers", "text"):
+            transformers: Any = import_module("transformers")  # a type checker reads a plain import of it for 15 seconds
         tokenizer = self._tokenizer(transformers, f"tokenizer{suffix}")
         part = f"text_encoder{suffix}"
         kind = self._kind(part, ENCODERS)

@@ -1,15 +1,14 @@
 """diffusers' `UNet2DModel` in the place of the plain network of `convnet`: what `noisebook train --network unet` trains."""
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from noisebook.backbones.extras import needs
 from noisebook.backbones.nets.convnet import PriorBackbone, PriorDenoiser, prior_backbone
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
-from noisebook.errors import BackboneError
 
 
 class UNetDenoiser(PriorDenoiser):
@@ -22,13 +21,12 @@ class UNetDenoiser(PriorDenoiser):
         self, prior: SpectrumPrior | DCTPrior, widths: Sequence[int] = (64, 128, 128), blocks: int = 1, patch: int = 2
     ):
         super().__init__(prior, {"widths": list(widths), "blocks": blocks, "patch": patch})
-        try:
-            diffusers: Any = importlib.import_module("diffusers")
-        except ImportError as error:
-            raise BackboneError("this network needs diffusers: pip install 'noisebook[diffusers]'") from error
+        with needs("diffusers", "diffusers"):
+            import diffusers
+        library: Any = diffusers  # its classes are loaded when they are named
         self.patch, self.multiple = patch, patch << (len(widths) - 1)
         plain, channels = len(widths) - 1, self.channels * patch**2
-        self.unet = diffusers.UNet2DModel(
+        self.unet = library.UNet2DModel(
             in_channels=2 * channels,
             out_channels=channels,
             block_out_channels=tuple(widths),

@@ -1,0 +1,100 @@
+"""Which backbones there are: the kinds of checkpoint, the shipped names, and how a name is turned into a backbone.
+
+A new kind of checkpoint is a file in `families/` or `nets/` with a function (config, tensors, options) -> Backbone, and one
+line in `KINDS`. Everything imported here is light: diffusers and transformers are imported when a model of theirs is built.
+"""
+
+import re
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from noisebook.backbones.base import Backbone, identify
+from noisebook.backbones.checkpoint import read_checkpoint
+from noisebook.backbones.cod import cod
+from noisebook.backbones.cod.files import load_published
+from noisebook.backbones.diffusers.folder import from_folder, from_hub
+from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
+from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
+from noisebook.backbones.wrappers.tiled import Tiled
+from noisebook.errors import BackboneError
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+# kind of checkpoint -> what builds the backbone from (config, tensors) and the options of `load` that it takes
+KINDS: dict[str, Callable[..., Backbone]] = {
+    "convnet": convnet.from_checkpoint,
+    "cod": cod.from_checkpoint,
+    "dct-prior": gaussian.dct_from_checkpoint,
+    "nvidia-edm": nvidia_edm.from_checkpoint,
+    "pca-prior": gaussian.pca_from_checkpoint,
+    "spectrum-prior": gaussian.spectrum_from_checkpoint,
+    "unet": unet.from_checkpoint,
+}
+# shipped name that is a view of shipped weights, possibly of weights of its own -> (the view, the name of the weights)
+VIEWS: dict[str, tuple[Callable[[Backbone], Backbone], str]] = {
+    "cifar10-ddpm": (ddpm_view, "cifar10-edm"),
+    "cifar10-flow": (flow_view, "cifar10-flow"),
+}
+
+
+def shipped() -> list[str]:
+    """Names of the backbones that come with the package."""
+    return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} | set(VIEWS))
+
+
+def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
+    """The backbone of that name, file, folder or hub id, on `device`, in evaluation mode; a pixel model that takes only one
+    size is tiled, so that it takes any.
+
+    options  what a model is conditioned on: `prompt`, `negative_prompt`, `guidance`, `label`; and `autoencoder` of a latent
+             CoD; see docs/backbones.md
+
+    Raises BackboneError when there is none, it cannot be read, or it does not know an option.
+    """
+    backbone = _find(str(name), {key: value for key, value in options.items() if value is not None})
+    if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
+        backbone = Tiled(backbone)
+    return backbone.to(device).eval().requires_grad_(False)
+
+
+def _find(name: str, options: dict[str, Any]) -> Backbone:
+    """The backbone of that name, as its adapter makes it."""
+    if name in VIEWS:
+        view, weights = VIEWS[name]
+        backbone = view(_read(WEIGHTS / f"{weights}.safetensors", options))
+        backbone.name = name
+        return backbone
+    path = WEIGHTS / f"{name}.safetensors" if name in shipped() else Path(name)
+    if path.is_file() and path.suffix in (".pt", ".ckpt"):
+        if other := sorted(set(options) - {"guidance", "autoencoder"}):
+            raise BackboneError(f"{path}: a published CoD takes guidance and autoencoder, not {', '.join(other)}")
+        return load_published(path, **options)
+    if path.is_file():
+        return _read(path, options)
+    known = ["prompt", "negative_prompt", "guidance", "label", "variant", *(() if path.is_dir() else ("revision",))]
+    if not set(options) <= set(known):
+        raise BackboneError(f"{name} takes the options {', '.join(known)}, not {', '.join(sorted(options))}")
+    if path.is_dir():
+        return from_folder(path, **options)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return from_hub(name, **options)
+    raise BackboneError(
+        f"no backbone {name!r}: give one of {', '.join(shipped())}, a .safetensors file, a diffusers folder, or a hub's "
+        "OWNER/NAME"
+    )
+
+
+def _read(path: Path, options: dict[str, Any]) -> Backbone:
+    """The backbone in a checkpoint of noisebook's."""
+    kind, config, tensors = read_checkpoint(path)
+    if kind not in KINDS:
+        raise BackboneError(f"{path}: unknown kind of backbone {kind!r}; this version knows {', '.join(KINDS)}")
+    try:
+        call = signature(KINDS[kind]).bind(config, tensors, **options)
+    except TypeError as error:
+        raise BackboneError(f"{path}: a backbone of kind {kind!r} takes no {', '.join(options)}") from error
+    backbone = KINDS[kind](*call.args, **call.kwargs)
+    identify(backbone, path, kind, config, tensors, options)
+    return backbone
