@@ -301,8 +301,8 @@ class Known(CoD):
 
     rows = 0
 
-    def _velocity(self, x, t, told):
-        assert len(told) in (1, len(x))
+    def _velocity(self, x, t, cond):
+        assert len(cond) in (1, len(x))
         self.rows += len(x)
         s = 1 - t
         return (0.25 * t - s) / (0.25 * t * t + s * s) * x

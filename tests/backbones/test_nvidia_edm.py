@@ -18,7 +18,7 @@ from common import random_images
 from noisebook.backbones import checkpoint as checkpoints
 from noisebook.backbones import fingerprint_of
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
-from noisebook.backbones.nets import nvidia_edm
+from noisebook.backbones.nets import nvidia_edm, nvidia_pickle
 from noisebook.backbones.nets.song_unet import DhariwalUNet, SongUNet
 from noisebook.backbones.wrappers import tiled
 from noisebook.cli import main as cli
@@ -205,7 +205,7 @@ def test_numbers_of_numpy_and_tensors_that_are_views_are_read(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     content = [np.float64(0.3), np.float32(2), np.int64(-7), base.t(), base[1:, ::2], nn.Parameter(base[2])]
     for protocol in (3, 4, 5):  # the defaults of Python 3
-        got = nvidia_edm.read_pickle(write(tmp_path / "a.pkl", content, protocol))
+        got = nvidia_pickle.read_pickle(write(tmp_path / "a.pkl", content, protocol))
         assert got[:3] == [np.float64(0.3), 2, -7]
         assert all(torch.equal(a, b) for a, b in zip(got[3:], content[3:], strict=True))
 
@@ -291,7 +291,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
     base = torch.zeros(4)
     for fake, said in ((base.expand(2**40, 4), "larger"), (Fake(base, 3, (2,), (1,)), "out of bounds")):
         with pytest.raises(BackboneError, match=said):
-            nvidia_edm.read_pickle(write(tmp_path / "a.pkl", fake))
+            nvidia_pickle.read_pickle(write(tmp_path / "a.pkl", fake))
 
 
 class Fake:

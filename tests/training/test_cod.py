@@ -45,7 +45,7 @@ def test_the_loss_is_flow_one_step_reconstruction_and_quantisation(share, fresh)
     codec = net.net.y_embedder
     z = codec.encoder(x0 / 2 + 0.5)
     e = codec.bottleneck.vectors(codec.tokens(x0 / 2 + 0.5))
-    condition, none = codec.decoder(e), codec.nothing(16, 16, x0)
+    condition, none = codec.decoder(e), codec.unconditional(16, 16, x0)
     total = 0.0
     for i in range(6):
         t = float(times[i]) if random[i] else 0.0
@@ -72,7 +72,7 @@ def test_a_model_that_is_told_nothing_is_a_plain_flow(fresh):
     torch.rand(6)
     times, eps = torch.sigmoid(torch.randn(6)), torch.randn(x0.shape)
     at = times[:, None, None, None]
-    v = net.net(at * x0 + (1 - at) * eps, times, net.net.y_embedder.nothing(16, 16, x0))
+    v = net.net(at * x0 + (1 - at) * eps, times, net.net.y_embedder.unconditional(16, 16, x0))
     assert loss.item() == pytest.approx((v - (x0 - eps)).square().mean().item(), rel=1e-5)
     assert all(p.grad is None for p in net.net.y_embedder.parameters())
 

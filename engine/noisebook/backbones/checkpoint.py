@@ -32,3 +32,8 @@ def read_checkpoint(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Te
             return header["kind"], header["config"], {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise BackboneError(f"{path}: not a noisebook checkpoint ({type(error).__name__}); see docs/backbones.md") from error
+
+
+def one_line(error: object) -> str:
+    """What an error of another library says about a file, as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]

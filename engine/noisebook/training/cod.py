@@ -64,7 +64,7 @@ class CodModel(nn.Module):
         t = 1 / (1 + sigma)
         x = y * t[:, None, None, None]
         factor = self.net.config.cell // self.net.config.patch
-        none = self.net.y_embedder.nothing(y.shape[2] * factor, y.shape[3] * factor, y)
+        none = self.net.y_embedder.unconditional(y.shape[2] * factor, y.shape[3] * factor, y)
         return x + (1 - t)[:, None, None, None] * self.net(x, t, none)
 
     def quantised(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ def _loss(
 ) -> Tensor:
     device, count = x0.device, len(x0)
     with torch.no_grad():
-        none = model.net.y_embedder.nothing(x0.shape[2], x0.shape[3], x0)
+        none = model.net.y_embedder.unconditional(x0.shape[2], x0.shape[3], x0)
     states = model.states(x0)
     if dropped == 1:
         return _flow(model, states, share, none)

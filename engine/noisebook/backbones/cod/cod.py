@@ -1,7 +1,7 @@
 """CoD (arXiv 2511.18706): a compression-oriented diffusion model as a tokenizer and as a backbone.
 
-Its condition codec turns an image into a small grid of tokens, one pass of convolutions; its network, told that condition,
-samples an image by flow matching. In the loop it is a backbone like any other, conditioned or not.
+Its condition codec turns an image into a small grid of tokens, one pass of convolutions. Its network, conditioned on them,
+samples an image by flow matching. In the loop it is a backbone like any other, with the condition or without.
 """
 
 import math
@@ -20,14 +20,14 @@ from noisebook.backbones.wrappers.latent import Latent
 from noisebook.errors import BackboneError, ImageError, SpecError
 from noisebook.runtime.cuda_graphs import graph_cached
 
-GUIDED = (0.1, 1.0)  # times between which guidance is used
+GUIDED_TIMES = (0.1, 1.0)  # guidance is used between these
 
 
 @dataclass(frozen=True)
 class Guided:
     """A condition that is used with guidance."""
 
-    told: Tensor
+    cond: Tensor
     weight: float
 
 
@@ -37,9 +37,9 @@ class CoD(NetworkBackbone):
     A latent model walks on latents: wrap it in `Latent` with an autoencoder and its config's scale. Images, tokens and
     `condition_grid` count pixels all the same.
 
-    guidance  of a conditional codec's ODE finish, where no token is chosen: v = v_none + guidance (v_told - v_none) for
-              times inside `GUIDED`; elsewhere, and for 1, the network runs once. The published pixel models have 3, the
-              latent ones 1.25
+    guidance  of a conditional codec's ODE solver, where no token is chosen: v = v_none + guidance (v_cond - v_none) for
+              times inside `GUIDED_TIMES`; elsewhere, and for 1, the network runs once. The published pixel models have 3,
+              the latent ones 1.25
     """
 
     net: CodNet
@@ -51,9 +51,9 @@ class CoD(NetworkBackbone):
         super().__init__(net, channels=net.config.channels, multiple=side // self.factor)
         self.pure_noise, self.guidance, self.unfingerprinted_options = True, guidance, ("guidance", "autoencoder")
         self.condition_grid = (self.stride, 1 << net.config.bits, side)
-        if self._kind() != torch.float32:
-            self.net_input = {"dtype": self._kind()}
-        self._nothing = graph_cached()(self._make_nothing)
+        if self._dtype() != torch.float32:
+            self.net_input = {"dtype": self._dtype()}
+        self._none_of_size = graph_cached()(self._make_none)
 
     # ---- the tokenizer --------------------------------------------------------------------------------------------------
     def encode_condition(self, images: Tensor) -> Tensor:
@@ -67,11 +67,11 @@ class CoD(NetworkBackbone):
             )
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float() / 2 + 0.5
         with torch.no_grad():
-            return self.net.y_embedder.tokens(x.to(self._kind()))
+            return self.net.y_embedder.tokens(x.to(self._dtype()))
 
     def condition(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """Condition tokens int64 [B, h w] of images of height x width pixels, row by row -> what `denoise` takes as `cond`,
-        [B, hidden, H / cell, W / cell]. Tokens are inside the vocabulary. Raises SpecError for another number of them."""
+        """Condition tokens int64 [B, h w], row by row, of images of height x width pixels -> what `denoise` takes as `cond`,
+        [B, hidden, H / cell, W / cell]. Raises SpecError for another number of them; their values are not checked."""
         grid = (height // self.stride, width // self.stride)
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != math.prod(grid):
             raise SpecError(
@@ -82,7 +82,7 @@ class CoD(NetworkBackbone):
             return self.net.y_embedder.condition(tokens.unflatten(1, grid))
 
     def guided(self, cond: Tensor) -> "Tensor | Guided":
-        """The condition as an ODE finish uses it."""
+        """The condition as an ODE solver uses it."""
         return cond if self.guidance == 1 else Guided(cond, self.guidance)
 
     # ---- the backbone ---------------------------------------------------------------------------------------------------
@@ -95,26 +95,26 @@ class CoD(NetworkBackbone):
             return x + (1 - t) * self._guided(x, t, cond)
         return x + (1 - t) * self._velocity(x, t, self._none(y) if cond is None else cond)
 
-    def _guided(self, x: Tensor, t: float, cond: Guided) -> Tensor:
-        if not GUIDED[0] < t < GUIDED[1]:
-            return self._velocity(x, t, cond.told)
-        both = torch.cat([self._none(x).expand_as(cond.told), cond.told])
-        v_none, v_told = self._velocity(torch.cat([x, x]), t, both).chunk(2)
-        return v_none + cond.weight * (v_told - v_none)
+    def _guided(self, x: Tensor, t: float, guided: Guided) -> Tensor:
+        if not GUIDED_TIMES[0] < t < GUIDED_TIMES[1]:
+            return self._velocity(x, t, guided.cond)
+        both = torch.cat([self._none(x).expand_as(guided.cond), guided.cond])
+        v_none, v_cond = self._velocity(torch.cat([x, x]), t, both).chunk(2)
+        return v_none + guided.weight * (v_cond - v_none)
 
-    def _velocity(self, x: Tensor, t: float, told: Tensor) -> Tensor:
-        return self.call(x, full(x, t), told)
+    def _velocity(self, x: Tensor, t: float, cond: Tensor) -> Tensor:
+        return self.call(x, full(x, t), cond)
 
     def _none(self, x: Tensor) -> Tensor:
-        """The condition that stands for none at the state's size: kept, for every size by itself."""
-        return self._nothing(x.shape[2], x.shape[3], self.version)
+        """The condition that means none at the state's size: kept for each size."""
+        return self._none_of_size(x.shape[2], x.shape[3], self.version)
 
-    def _make_nothing(self, height: int, width: int, version: int) -> Tensor:
+    def _make_none(self, height: int, width: int, version: int) -> Tensor:
         with torch.no_grad():
             like = next(self.net.parameters())
-            return self.net.y_embedder.nothing(height * self.factor, width * self.factor, like)
+            return self.net.y_embedder.unconditional(height * self.factor, width * self.factor, like)
 
-    def _kind(self) -> torch.dtype:
+    def _dtype(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
 
 
@@ -131,8 +131,8 @@ def from_checkpoint(
 
 
 def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":
-    """A pixel model itself; a latent one behind its autoencoder, whose fingerprint it bears: that in a folder of diffusers'
-    layout, or ENCODER:DECODER, a pair of TAESD files.
+    """A pixel model itself; a latent one behind its autoencoder, whose fingerprint it has until it is named. `autoencoder`
+    is a folder in diffusers layout, or ENCODER:DECODER, a pair of TAESD files.
 
     Raises BackboneError where a latent model has no autoencoder, or a pixel model one."""
     if not cod.net.config.latent:
@@ -150,7 +150,7 @@ def complete(cod: CoD, autoencoder: str | None) -> "CoD | Latent":
 
 
 def network(config: CodConfig, tensors: dict[str, Tensor]) -> CodNet:
-    """The network with these weights, each of them and none else. Raises BackboneError that names what does not fit."""
+    """The network with these weights, each of them and no other. Raises BackboneError that names what does not fit."""
     with torch.device("meta"):
         net = CodNet(config)
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
@@ -169,7 +169,7 @@ def network(config: CodConfig, tensors: dict[str, Tensor]) -> CodNet:
 
 def read_autoencoder(place: str, channels: int) -> tuple[Autoencoder, str]:
     """(an autoencoder of 8 x 8 pixels, its fingerprint), from a folder or ENCODER:DECODER, see `complete`. Raises
-    BackboneError where there is none of so many channels."""
+    BackboneError where there is none with that many channels."""
     encoder, _, decoder = place.rpartition(":")
     if encoder and not Path(place).is_dir():
         module = read_taesd(encoder, decoder)

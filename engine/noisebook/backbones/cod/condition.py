@@ -175,7 +175,7 @@ class ConditionCodec(nn.Module):
         """int64 [B, h, w] -> [B, hidden, H / cell, W / cell]."""
         return self.decoder(self.bottleneck.vectors(tokens))
 
-    def nothing(self, height: int, width: int, like: Tensor) -> Tensor:
-        """The condition that stands for none, [1, hidden, H / cell, W / cell]: that of an image of constant -1."""
+    def unconditional(self, height: int, width: int, like: Tensor) -> Tensor:
+        """The condition that means none, [1, hidden, H / cell, W / cell]: that of an image of constant -1."""
         empty = torch.full((1, 3, height, width), -1.0, dtype=like.dtype, device=like.device)
         return self.condition(self.tokens(empty))

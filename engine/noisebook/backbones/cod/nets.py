@@ -35,7 +35,7 @@ class CodConfig:
     width: int = WIDTH
     latents: int = 4  # channels, of a latent model
     scale: float = LATENT_SCALE  # of its latents
-    cell: int = 16  # pixels that a token of the DiT stands for, each way: a patch of so many, or of latents of 8
+    cell: int = 16  # pixels that a token of the DiT stands for, each way: a patch of that size, or of latents of 8 pixels
 
     @property
     def channels(self) -> int:
@@ -98,7 +98,7 @@ class SwiGLU(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """A DiT block, shifted, scaled and gated by c [B, 1 or N, hidden]."""
 
     def __init__(self, hidden: int, heads: int):
@@ -185,11 +185,11 @@ class CodNet(nn.Module):
         self.y_embedder = ConditionCodec(c.ds, c.bits, c.up2x, c.cell, c.hidden, c.light, c.width)
         self.t_embedder = TimeEmbedding(c.hidden)
         self.s_embedder = PatchEmbedding(patch + c.hidden, c.hidden)
-        dit: list[nn.Module] = [Block(c.hidden, c.heads) for _ in range(c.cond_blocks)]
+        dit: list[nn.Module] = [DiTBlock(c.hidden, c.heads) for _ in range(c.cond_blocks)]
         late = c.blocks - c.cond_blocks
         if c.latent:
             self.x_embedder = PatchEmbedding(patch + c.hidden, c.hidden)
-            dit += [Block(c.hidden, c.heads) for _ in range(late)]
+            dit += [DiTBlock(c.hidden, c.heads) for _ in range(late)]
             self.final_layer = LatentFinal(c.hidden, patch)
         else:
             self.y_embedder_x = nn.Linear(c.hidden, c.hidden_x * c.patch**2)
@@ -202,22 +202,22 @@ class CodNet(nn.Module):
         c, (height, width) = self.config, (n // self.config.patch for n in x.shape[2:])
         rotations = rope(height, width, c.hidden // c.heads, x.device)
         patches = F.unfold(x, c.patch, stride=c.patch).transpose(1, 2)  # [B, N, channels of pixels in order]
-        told = condition.flatten(2).transpose(1, 2).expand(len(x), -1, -1).to(patches.dtype)
+        cond = condition.flatten(2).transpose(1, 2).expand(len(x), -1, -1).to(patches.dtype)
         time = self.t_embedder(t)[:, None]
-        s = self.s_embedder(torch.cat([patches, told], -1))
+        s = self.s_embedder(torch.cat([patches, cond], -1))
         for block in self.blocks[: c.cond_blocks]:
             s = block(s, F.silu(time), rotations)
         s = F.silu(time + s)
         late = self.blocks[c.cond_blocks :]
         if c.latent:
-            h = self.x_embedder(torch.cat([patches, told], -1))
+            h = self.x_embedder(torch.cat([patches, cond], -1))
             for block in late:
                 h = block(h, s, rotations)
             out = self.final_layer(h, s)
         else:
             pixels = patches.unflatten(-1, (c.channels, -1)).transpose(-1, -2).flatten(0, 1)  # [B N, patch^2, 3]
-            about = self.y_embedder_x(told).unflatten(-1, (-1, c.hidden_x)).flatten(0, 1)
-            h = self.x_embedder(torch.cat([pixels, about], -1))
+            conditions = self.y_embedder_x(cond).unflatten(-1, (-1, c.hidden_x)).flatten(0, 1)
+            h = self.x_embedder(torch.cat([pixels, conditions], -1))
             for block in late:
                 h = block(h, s.flatten(0, 1))
             out = self.final_layer(h).transpose(-1, -2).reshape(patches.shape)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from noisebook.backbones.base import fingerprint_of
+from noisebook.backbones.checkpoint import one_line
 from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
 
@@ -23,11 +24,6 @@ SCHEDULER = ("scheduler/scheduler_config.json", "scheduler_config.json")
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 # What the libraries raise where a config and tensors do not fit each other.
 MISFIT = (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError, OSError)
-
-
-def one_line(error: Exception) -> str:
-    """The error's message as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,7 +127,7 @@ class Folder:
         path = next((p for p in places if p.is_file()), None)
         if path is None:
             raise BackboneError(
-                f"{self.path}: no {' or '.join(SCHEDULER)}: the weights alone do not say which noise levels they know"
+                f"{self.path}: no {' or '.join(SCHEDULER)}: the weights do not say which noise levels they know"
             )
         return read_json(path)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from noisebook.backbones.base import Backbone
-from noisebook.backbones.diffusers.files import MODEL, SCHEDULER, TEXT_MODEL, Folder, one_line
+from noisebook.backbones.checkpoint import one_line
+from noisebook.backbones.diffusers.files import MODEL, SCHEDULER, TEXT_MODEL, Folder
 from noisebook.backbones.diffusers.models import AUTOENCODERS, BUILDERS, Network, Options
 from noisebook.backbones.extras import needs
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
@@ -42,7 +43,7 @@ def from_folder(
 
     prompt            of a model that reads text; default: the empty prompt
     negative_prompt   what guidance leads away from; default: as in the pipelines, zeros for SDXL, else the empty prompt
-    guidance          1: one network call a level. Otherwise twice the batch, unless the model knows guidance itself (Flux)
+    guidance          1: one network call per level. Otherwise twice the batch, unless the model knows guidance itself (Flux)
     label             of a class-conditional model; default: its extra class that means none, if it has one
     variant           of the weight files, fp16 for example; default: the plain ones, or else fp16 or bf16
 
@@ -86,8 +87,8 @@ def from_hub(repo_id: str, *, revision: str | None = None, variant: str | None =
 
 
 def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencoder, str]:
-    """(the autoencoder in a folder that holds it alone, its fingerprint). Raises BackboneError unless there is one whose
-    latents have so many channels and 8 x 8 pixels each."""
+    """(the autoencoder in a folder that holds nothing else, its fingerprint). Raises BackboneError unless its latents have
+    that many channels and 8 x 8 pixels each."""
     folder = Folder(path)
     kind = str(folder.config("").get("_class_name"))
     if kind not in AUTOENCODERS:
@@ -105,13 +106,13 @@ def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencode
 
 def hub_patterns(variant: str | None = None) -> list[str]:
     """The files of a repository that a pipeline may need, as patterns of `snapshot_download`: no pickles, one variant."""
-    shard, found = "-?????-of-?????", ["model_index.json", "config.json", *SCHEDULER]
-    found += [f"{part}{name}" for part in TOKENIZERS for name in ("*.json", "*.txt", "*.model")]
+    shard, patterns = "-?????-of-?????", ["model_index.json", "config.json", *SCHEDULER]
+    patterns += [f"{part}{name}" for part in TOKENIZERS for name in ("*.json", "*.txt", "*.model")]
     for part, stem in WEIGHTS.items():
-        found += [f"{part}config.json", f"{part}{stem}*.index*.json"]
+        patterns += [f"{part}config.json", f"{part}{stem}*.index*.json"]
         ends = (f".{variant}", f".{variant}{shard}", f"{shard}.{variant}") if variant else ("", shard)
-        found += [f"{part}{stem}{end}.safetensors" for end in ends]
-    return list(dict.fromkeys(found))
+        patterns += [f"{part}{stem}{end}.safetensors" for end in ends]
+    return list(dict.fromkeys(patterns))
 
 
 def _named(backbone: Backbone, name: str) -> Backbone:

@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from noisebook.backbones.base import Backbone
-from noisebook.backbones.diffusers.files import MISFIT, one_line
+from noisebook.backbones.checkpoint import one_line
+from noisebook.backbones.diffusers.files import MISFIT
 from noisebook.backbones.diffusers.nets import ScoreOfEps
 from noisebook.backbones.extras import needs
 from noisebook.backbones.families.consistency import Consistency

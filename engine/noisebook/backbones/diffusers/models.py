@@ -43,7 +43,7 @@ class Options:
     label: int | None = None
 
     def refuse(self, what: str, *names: str) -> None:
-        """Raises BackboneError if one of these options is given, for which `what` has no use."""
+        """Raises BackboneError if one of these options, for which `what` has no use, is set."""
         for name in names:
             if getattr(self, name) != getattr(Options, name):
                 raise BackboneError(f"{what} takes no {name}; leave it out")
@@ -66,51 +66,53 @@ class Network:
 
 
 # ---- models of pixels --------------------------------------------------------------------------------------------------
-def pixel_unet(found: Network, options: Options) -> Backbone:
+def pixel_unet(network: Network, options: Options) -> Backbone:
     """`UNet2DModel` in discrete time, or as a score (VE, VP), consistency, EDM or flow model; with classes or without."""
-    folder, config, schedule = found.folder, found.config, found.schedule
+    folder, config, schedule = network.folder, network.config, network.schedule
     kind = schedule.get("_class_name")
     options.refuse("a UNet2DModel", "prompt", "negative_prompt")
     if config.get("class_embed_type") is not None:
-        raise BackboneError(f"{found.place}: class_embed_type {config['class_embed_type']!r} is not read")
+        raise BackboneError(f"{network.place}: class_embed_type {config['class_embed_type']!r} is not read")
     fourier = config.get("time_embedding_type", "positional") == "fourier"
     if fourier != (kind == "ScoreSdeVeScheduler"):
         embedding = "fourier" if fourier else "positional"
-        raise BackboneError(f"{found.place}: a {kind} does not go with a {embedding} time embedding")
+        raise BackboneError(f"{network.place}: a {kind} does not go with a {embedding} time embedding")
     channels, out = config.get("in_channels", 3), config.get("out_channels", 3)
     learned = str(schedule.get("variance_type")).startswith("learned")
     if channels not in (1, 3) or out not in (channels, channels * (1 + learned)):
-        raise BackboneError(f"{found.place}: {channels} channels in, {out} out; only 1 or 3 are read")
+        raise BackboneError(f"{network.place}: {channels} channels in, {out} out; only 1 or 3 are read")
     conditions: dict[str, Tensor] = {}
-    classes, told = config.get("num_class_embeds"), {}
+    classes, more = config.get("num_class_embeds"), {}
     if classes is None:
         options.refuse("an unconditional model", "label", "guidance")
     else:
         names = folder.index.get("id2label") or config.get("id2label") or ()
-        labels = class_labels(found, classes, len(names) if classes == len(names) + 1 else None, options)
-        conditions, told = {"class_labels": torch.tensor(labels)}, {"labels": labels, "guidance": options.guidance}
+        labels = class_labels(network, classes, len(names) if classes == len(names) + 1 else None, options)
+        conditions = {"class_labels": torch.tensor(labels)}
+        more = {"labels": labels, "guidance": options.guidance}
     if "beta_schedule" not in schedule:
-        told["scheduler_class"] = kind
-    tensors = folder.tensors(found.part)
-    net = UNet2D(folder.module(found.part, "UNet2DModel", tensors), conditions, options.guidance)
+        more["scheduler_class"] = kind
+    tensors = folder.tensors(network.part)
+    net = UNet2D(folder.module(network.part, "UNet2DModel", tensors), conditions, options.guidance)
     size = config.get("sample_size")
     if size is not None:
         size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     multiple = 1 if size else halvings(config)
-    backbone = adapter(net, schedule, found.place, channels=channels, size=size, multiple=multiple)
-    backbone.fingerprint = fingerprint_of({"config": public(config), "scheduler": public(schedule), **told}, tensors)
+    backbone = adapter(net, schedule, network.place, channels=channels, size=size, multiple=multiple)
+    header = {"config": public(config), "scheduler": public(schedule), **more}
+    backbone.fingerprint = fingerprint_of(header, tensors)
     return backbone
 
 
 # ---- models of latents -------------------------------------------------------------------------------------------------
-def text_unet(found: Network, options: Options) -> Backbone:
+def text_unet(network: Network, options: Options) -> Backbone:
     """`UNet2DConditionModel`: Stable Diffusion 1 and 2, SDXL."""
-    folder, config = found.folder, found.config
+    folder, config = network.folder, network.config
     options.refuse("a model that reads text", "label")
     for name, known in TEXT_UNETS.items():
         if config.get(name) not in known:
-            raise BackboneError(f"{found.place}: {name} {config[name]!r} is not read, only Stable Diffusion 1, 2 and SDXL")
-    vae = autoencoder(found, config.get("in_channels", 4))
+            raise BackboneError(f"{network.place}: {name} {config[name]!r} is not read, only Stable Diffusion 1, 2 and SDXL")
+    vae = autoencoder(network, config.get("in_channels", 4))
     # SDXL's pipeline takes zeros for a negative prompt that is left out
     sdxl = config.get("addition_embed_type") is not None
     zeros = sdxl and options.negative_prompt is None and bool(folder.index.get("force_zeros_for_empty_prompt", True))
@@ -120,59 +122,59 @@ def text_unet(found: Network, options: Options) -> Backbone:
     if sdxl:
         sizes = 6 * (config.get("addition_time_embed_dim") or 0)
         widths["text_embeds"] = (config.get("projection_class_embeddings_input_dim") or 0) - sizes
-    check_widths(found, texts, widths)
-    net = TextUNet(folder.module(found.part, found.kind), texts.conditions, options.guidance, vae.factor)
-    inner = adapter(net, found.schedule, found.place, channels=vae.channels, multiple=halvings(config))
-    return latent(found, inner, vae, guidance=options.guidance, tokens=texts.tokens, zeros=zeros and len(prompts) == 2)
+    check_widths(network, texts, widths)
+    net = TextUNet(folder.module(network.part, network.kind), texts.conditions, options.guidance, vae.factor)
+    inner = adapter(net, network.schedule, network.place, channels=vae.channels, multiple=halvings(config))
+    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens, zeros=zeros and len(prompts) == 2)
 
 
-def dit(found: Network, options: Options) -> Backbone:
+def dit(network: Network, options: Options) -> Backbone:
     """`DiTTransformer2DModel`: a class in place of a prompt, one size."""
-    config = found.config
+    config = network.config
     options.refuse("a DiT", "prompt", "negative_prompt")
     if config.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
-        raise BackboneError(f"{found.place}: a transformer with norm_type {config['norm_type']!r}; only DiTs are read")
-    vae = autoencoder(found, config.get("in_channels", 4))
+        raise BackboneError(f"{network.place}: a transformer with norm_type {config['norm_type']!r}; only DiTs are read")
+    vae = autoencoder(network, config.get("in_channels", 4))
     classes, side = config.get("num_embeds_ada_norm", 1000), config.get("sample_size", 32)
-    labels = class_labels(found, classes + 1, classes, options)
-    module = found.folder.module(found.part, "DiTTransformer2DModel")
+    labels = class_labels(network, classes + 1, classes, options)
+    module = network.folder.module(network.part, "DiTTransformer2DModel")
     net = DiT(module, {"class_labels": torch.tensor(labels)}, options.guidance)
-    inner = adapter(net, found.schedule, found.place, channels=vae.channels, size=(side, side))
-    return latent(found, inner, vae, guidance=options.guidance, labels=labels)
+    inner = adapter(net, network.schedule, network.place, channels=vae.channels, size=(side, side))
+    return latent(network, inner, vae, guidance=options.guidance, labels=labels)
 
 
-def sd3(found: Network, options: Options) -> Backbone:
+def sd3(network: Network, options: Options) -> Backbone:
     """`SD3Transformer2DModel`: Stable Diffusion 3 and 3.5."""
-    config = found.config
+    config = network.config
     options.refuse("a model that reads text", "label")
-    check_flow(found)
-    vae = autoencoder(found, config.get("in_channels", 16))
+    check_flow(network)
+    vae = autoencoder(network, config.get("in_channels", 16))
     width, patch = config.get("joint_attention_dim", 4096), config.get("patch_size", 2)
-    texts = embed_sd3(found.folder, both_prompts(options), width)
+    texts = embed_sd3(network.folder, both_prompts(options), width)
     pooled = config.get("pooled_projection_dim", 2048)
-    check_widths(found, texts, {"encoder_hidden_states": width, "pooled_projections": pooled})
-    net = SD3(found.folder.module(found.part, found.kind), texts.conditions, options.guidance)
-    side, steps = patch * config.get("pos_embed_max_size", 96), float(found.schedule.get("num_train_timesteps", 1000))
+    check_widths(network, texts, {"encoder_hidden_states": width, "pooled_projections": pooled})
+    net = SD3(network.folder.module(network.part, network.kind), texts.conditions, options.guidance)
+    side, steps = patch * config.get("pos_embed_max_size", 96), float(network.schedule.get("num_train_timesteps", 1000))
     shape = {"channels": vae.channels, "multiple": patch}
     inner = SD3Flow(net, side=side, factor=vae.factor, time_scale=steps, **shape)
-    return latent(found, inner, vae, guidance=options.guidance, tokens=texts.tokens)
+    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens)
 
 
-def flux(found: Network, options: Options) -> Backbone:
+def flux(network: Network, options: Options) -> Backbone:
     """`FluxTransformer2DModel`: it is given t itself, and takes 2 x 2 elements of the state as one vector."""
-    config = found.config
+    config = network.config
     options.refuse("a model that reads text", "label")
-    check_flow(found)
-    vae = autoencoder(found, config.get("in_channels", 64) // 4)
+    check_flow(network)
+    vae = autoencoder(network, config.get("in_channels", 64) // 4)
     distilled = bool(config.get("guidance_embeds"))
     if distilled:
         options.refuse("a Flux that knows guidance itself", "negative_prompt")
-    texts = embed_flux(found.folder, [options.prompt or ""] if distilled else both_prompts(options))
+    texts = embed_flux(network.folder, [options.prompt or ""] if distilled else both_prompts(options))
     widths = {"encoder_hidden_states": config.get("joint_attention_dim", 4096)}
-    check_widths(found, texts, {**widths, "pooled_projections": config.get("pooled_projection_dim", 768)})
-    net = Flux(found.folder.module(found.part, found.kind), texts.conditions, options.guidance, distilled)
+    check_widths(network, texts, {**widths, "pooled_projections": config.get("pooled_projection_dim", 768)})
+    net = Flux(network.folder.module(network.part, network.kind), texts.conditions, options.guidance, distilled)
     inner = Flow(net, channels=vae.channels, multiple=2)
-    return latent(found, inner, vae, guidance=options.guidance, tokens=texts.tokens)
+    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens)
 
 
 Builder = Callable[[Network, Options], Backbone]
@@ -188,7 +190,7 @@ BUILDERS: dict[str, Builder] = {
 
 # ---- what the builders share -------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Autoencoder:
+class PipelineAutoencoder:
     """A pipeline's autoencoder: one element of the state stands for `factor` x `factor` pixels."""
 
     module: DiffusersAutoencoder
@@ -198,30 +200,30 @@ class Autoencoder:
     shift: float
 
 
-def autoencoder(found: Network, channels: int) -> Autoencoder:
+def autoencoder(network: Network, channels: int) -> PipelineAutoencoder:
     """The autoencoder of a pipeline whose network takes `channels` channels. Raises BackboneError where they do not fit."""
-    place, kind = found.folder.path / "vae", found.folder.config("vae").get("_class_name")
+    place, kind = network.folder.path / "vae", network.folder.config("vae").get("_class_name")
     if kind not in AUTOENCODERS:
         raise BackboneError(f"{place}: holds a {kind}; read are {', '.join(AUTOENCODERS)}")
-    module = found.folder.module("vae", kind)
+    module = network.folder.module("vae", kind)
     config: Any = module.config
     if config.in_channels != 3 or config.latent_channels != channels:
         raise BackboneError(
-            f"{found.place}: a network of {channels} channels on the {config.latent_channels} of the "
+            f"{network.place}: a network of {channels} channels on the {config.latent_channels} of the "
             "autoencoder: inpainting, depth and upscaling models are not read"
         )
     if getattr(config, "latents_mean", None) is not None:
         raise BackboneError(f"{place}: an autoencoder with latents_mean, one shift a channel, is not read")
     widths = config.block_out_channels if kind == "AutoencoderKL" else config.encoder_block_out_channels
     shift = getattr(config, "shift_factor", None) or 0.0
-    return Autoencoder(DiffusersAutoencoder(module), channels, 1 << (len(widths) - 1), config.scaling_factor, shift)
+    return PipelineAutoencoder(DiffusersAutoencoder(module), channels, 1 << (len(widths) - 1), config.scaling_factor, shift)
 
 
-def latent(found: Network, inner: Backbone, vae: Autoencoder, **told: Any) -> Latent:
-    """`inner` behind the autoencoder; `told` are the conditions that the fingerprint names."""
+def latent(network: Network, inner: Backbone, vae: PipelineAutoencoder, **conditions: Any) -> Latent:
+    """`inner` behind the autoencoder; the fingerprint names the `conditions`."""
     backbone = Latent(inner, vae.module, scale=vae.scale, shift=vae.shift, factor=vae.factor)
-    schedule = {**public(found.schedule), "class": found.schedule.get("_class_name")}
-    backbone.fingerprint = fingerprint_of({"parts": found.folder.digests, "scheduler": schedule, **told}, {})
+    schedule = {**public(network.schedule), "class": network.schedule.get("_class_name")}
+    backbone.fingerprint = fingerprint_of({"parts": network.folder.digests, "scheduler": schedule, **conditions}, {})
     return backbone
 
 
@@ -240,34 +242,34 @@ def both_prompts(options: Options, zeros: bool = False) -> list[str]:
     return [away or "", prompt]
 
 
-def class_labels(found: Network, count: int, null: int | None, options: Options) -> list[int]:
+def class_labels(network: Network, count: int, null: int | None, options: Options) -> list[int]:
     """The class; under guidance [the class that means none, class]. Raises BackboneError: none to take, or out of range."""
     label = null if options.label is None else options.label
     if label is None or not 0 <= label < count:
-        raise BackboneError(f"{found.place}: a class-conditional model; give label=0 ... {count - 1}, not {label}")
+        raise BackboneError(f"{network.place}: a class-conditional model; give label=0 ... {count - 1}, not {label}")
     if options.guidance == 1:
         return [label]
     if null is None or label == null:
         raise BackboneError(
-            f"{found.place}: guidance leads from the class that means none to a label: "
+            f"{network.place}: guidance leads from the class that means none to a label: "
             + ("this model has no such class" if null is None else "give label")
         )
     return [null, label]
 
 
-def check_widths(found: Network, texts: Embedded, widths: dict[str, Any]) -> None:
+def check_widths(network: Network, texts: Embedded, widths: dict[str, Any]) -> None:
     """Raises BackboneError where the text encoders give other widths than the network takes."""
     for name, width in widths.items():
         given = texts.conditions[name].shape[-1]
         if given != width:
-            raise BackboneError(f"{found.place}: takes {name} of width {width}; the text encoders give {given}")
+            raise BackboneError(f"{network.place}: takes {name} of width {width}; the text encoders give {given}")
 
 
-def check_flow(found: Network) -> None:
+def check_flow(network: Network) -> None:
     """Raises BackboneError where the scheduler is not one of flow matching."""
-    if not is_flow(found.schedule):
-        kind = found.schedule.get("_class_name")
-        raise BackboneError(f"{found.place}: a {found.kind} is a flow model, and {kind} is no flow scheduler")
+    if not is_flow(network.schedule):
+        kind = network.schedule.get("_class_name")
+        raise BackboneError(f"{network.place}: a {network.kind} is a flow model, and {kind} is no flow scheduler")
 
 
 def halvings(config: dict[str, Any]) -> int:

@@ -53,8 +53,8 @@ class DiT(Conditioned):
 class TextUNet(Conditioned):
     """`UNet2DConditionModel`: encoder_hidden_states [B, L, D]; SDXL also text_embeds [B, P] and the size of the image.
 
-    `factor` pixels stand for one element of the state. SDXL is told (Podell et al. 2023, section 2.2) that the image had
-    this very size from the beginning and was not cropped.
+    `factor` pixels stand for one element of the state. SDXL is conditioned on sizes (Podell et al. 2023, section 2.2): that
+    the image had this very size from the beginning and was not cropped.
     """
 
     def __init__(self, model: nn.Module, conditions: dict[str, Tensor], guidance: float = 1.0, factor: int = 8):
@@ -101,7 +101,7 @@ class Flux(Conditioned):
     """`FluxTransformer2DModel`: 2 x 2 elements of the state are one of its vectors, their places its position ids.
 
     encoder_hidden_states [B, L, D], pooled_projections [B, P]. A model with an embedding of the guidance scale
-    (`distilled`) is told it in place of a second row.
+    (`distilled`) is given it in place of a second row.
     """
 
     def __init__(self, model: nn.Module, conditions: dict[str, Tensor], guidance: float = 1.0, distilled: bool = False):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebook.backbones.diffusers.files import MISFIT, TEXT_MODEL, Folder, one_line, read_json
+from noisebook.backbones.checkpoint import one_line
+from noisebook.backbones.diffusers.files import MISFIT, TEXT_MODEL, Folder, read_json
 from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
 

@@ -35,7 +35,7 @@ class Consistency(NetworkBackbone):
         return self.levels[nearest(self.levels, sigma)] if self.levels else max(sigma, self.sigma_min)
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
-        """y [B, C, H, W] at sigma, moved to `snap(sigma)` -> the end point, same shape and dtype."""
+        """y [B, C, H, W] at sigma, moved to `round_sigma(sigma)` -> the end point, same shape and dtype."""
         sigma = self.round_sigma(sigma)
         distance, total = sigma - self.sigma_min, math.hypot(sigma, self.sigma_data)
         f = self.call(y / total, full(y, self.time_scale * math.log(sigma)))

@@ -24,7 +24,7 @@ class EDM(NetworkBackbone):
         return self._precondition(y, sigma, full(y, 0.25 * math.log(sigma)))
 
     def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """As `denoise`, with one level an image: sigma [B], of y's dtype."""
+        """As `denoise`, with one level per image: sigma [B], of y's dtype."""
         return self._precondition(y, sigma[:, None, None, None], 0.25 * sigma.log())
 
     def _precondition(self, y: Tensor, sigma: Any, c_noise: Tensor) -> Tensor:

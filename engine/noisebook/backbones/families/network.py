@@ -29,7 +29,7 @@ class NetworkBackbone(Backbone):
         """
         out = self.net(x.to(**self.net_input) if self.net_input else x, *args, **kwargs)
         if not isinstance(out, Tensor):
-            raise BackboneError(f"the network of {self.name!r} returned a {type(out).__name__}: return its tensor alone")
+            raise BackboneError(f"the network of {self.name!r} returned a {type(out).__name__}: return its tensor")
         (b, c, *pixels), shape = x.shape, list(out.shape)
         if len(shape) != x.ndim or [shape[0], *shape[2:]] != [b, *pixels] or shape[1] < c:
             raise BackboneError(

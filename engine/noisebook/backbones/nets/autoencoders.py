@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from noisebook.backbones.checkpoint import one_line
 from noisebook.errors import BackboneError
 
 WIDTH = 64
@@ -102,7 +103,7 @@ def read_taesd(encoder: str | Path, decoder: str | Path) -> TinyAutoencoder:
         model = TinyAutoencoder(latent, "3.pool.0.weight" in halves["decoder"], colours)
         model.load_state_dict({f"{half}.{name}": t.float() for half, part in halves.items() for name, t in part.items()})
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise BackboneError(f"{encoder}, {decoder}: not an encoder and a decoder of TAESD's layout: {reason}") from error
     return model.eval()
 

@@ -1,14 +1,14 @@
 """A small convolutional denoiser: the network behind the embedded `photo` and the CIFAR-10 models.
 
 A plain U-Net without attention or normalisation that corrects a Gaussian prior: the Wiener filter sees the whole image and
-does what a linear denoiser can, the network adds what edges and textures tell. The image enters as blocks of
+does what a linear denoiser can, the network adds what follows from edges and textures. The image enters as blocks of
 `patch` x `patch` pixels, so no convolution runs at full resolution.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from noisebook.backbones.base import Backbone
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
 from noisebook.errors import BackboneError, first_line
 
+Net = TypeVar("Net", bound=nn.Module)
 LEAST, MOST = 0.02, 80.0  # noise-to-signal ratios that networks of this kind are trained on
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """Residual block: two 3 x 3 convolutions, the noise level enters as a scale and shift between them."""
 
     def __init__(self, width: int, embedding: int):
@@ -39,15 +40,24 @@ class Block(nn.Module):
         return x + self.conv2(F.silu(h))
 
 
+class ConvBlocks(nn.ModuleList):
+    """Residual blocks one after the other, each given the level's embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
+
+
 class PriorDenoiser(nn.Module):
     """x0_hat = prior(y, sigma) + scale(sigma) * F(prior(y, sigma), y, ln sigma); a subclass gives the raw network F,
     `residual`.
 
     As in EDM (Karras et al. 2022) the network F sees inputs of about unit variance and its target has about unit variance,
     but the linear part that EDM writes as c_skip y is a whole Wiener filter. At sigma = 0 both parts leave y as it is, which
-    is what a consistency model needs. F is told no level beyond those of its training: it would be anything there, while
-    its input, of the same size at every level, hardly changes. `config` are the arguments that make it again, beside the
-    prior.
+    is what a consistency model needs. F is given no level beyond those of its training: its output would be arbitrary there,
+    while its input, of the same size at every level, hardly changes. `config` are the arguments that make it again, beside
+    the prior.
     """
 
     multiple: int  # height and width of the input are multiples of this; with a `DCTPrior` they are the prior's
@@ -55,7 +65,7 @@ class PriorDenoiser(nn.Module):
     def __init__(self, prior: SpectrumPrior | DCTPrior, config: dict[str, Any]):
         super().__init__()
         self.prior, self.channels, self.config = prior, prior.channels, config
-        self.mixed = False  # in training: F alone computes in bf16; in the prior's transforms that would be noise
+        self.mixed = False  # in training: only F computes in bf16; in the prior's transforms that would be noise
 
     @staticmethod
     def scale(sigma: Tensor) -> Tensor:
@@ -95,13 +105,13 @@ class ConvDenoiser(PriorDenoiser):
         self.embed = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.enter = nn.Conv2d(2 * patch**2 * self.channels, widths[0], 3, padding=1)
         self.leave = nn.Conv2d(widths[0], patch**2 * self.channels, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
-            self.down_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(blocks)))
-            self.up_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(blocks)))
+            self.down_blocks.append(ConvBlocks(ConvBlock(width, embedding) for _ in range(blocks)))
+            self.up_blocks.append(ConvBlocks(ConvBlock(width, embedding) for _ in range(blocks)))
             if level + 1 < len(widths):
                 self.downs.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
                 self.ups.append(nn.ConvTranspose2d(widths[level + 1], width, 2, stride=2))
@@ -113,14 +123,12 @@ class ConvDenoiser(PriorDenoiser):
         h = self.enter(F.pixel_unshuffle(x, self.patch).to(dtype))
         skips = []
         for level, blocks in enumerate(self.down_blocks):
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h, e)
+            h = blocks(h, e)
             if level < len(self.downs):
                 skips.append(h)
                 h = self.downs[level](h)
         for level in reversed(range(len(self.up_blocks))):
-            for block in self.up_blocks[level]:  # type: ignore[union-attr]
-                h = block(h, e)
+            h = self.up_blocks[level](h, e)
             if level:
                 h = skips[level - 1] + self.ups[level - 1](h)
         return F.pixel_shuffle(self.leave(F.silu(h)), self.patch).float()
@@ -137,7 +145,7 @@ class PriorBackbone(Backbone):
         return self.denoise_each(y, torch.full((len(y),), sigma, device=y.device))
 
     def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """As `denoise`, with one sigma an image: float32 [B]."""
+        """As `denoise`, with one sigma per image: float32 [B]."""
         return self.net(y, sigma).contiguous()
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
@@ -145,7 +153,7 @@ class PriorBackbone(Backbone):
             if name not in ("prior", "embed"):
                 part.to(dtype)
         if channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last_(self.net)
         if compile:
             self.net.residual = torch.compile(self.net.residual)
 
@@ -163,7 +171,13 @@ def prior_backbone(kind: Callable[..., PriorDenoiser], config: dict[str, Any], t
         net.load_state_dict({name: t.float() for name, t in tensors.items()})
     except (TypeError, KeyError, RuntimeError, ValueError) as error:
         raise BackboneError(f"the checkpoint's config and weights do not fit: {first_line(error)}") from error
-    return PriorBackbone(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    return PriorBackbone(channels_last_(net))
+
+
+def channels_last_(net: Net) -> Net:
+    """`net` itself, its weights laid out channels-last."""
+    options: dict[str, Any] = {"memory_format": torch.channels_last}  # torch's types do not know it by itself
+    return net.to(**options)
 
 
 def checkpoint_tensors(net: PriorDenoiser) -> dict[str, Tensor]:

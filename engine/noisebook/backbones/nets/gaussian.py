@@ -1,8 +1,8 @@
 """Gaussian image models: the denoiser is then the exact posterior mean, a Wiener filter, and needs no network.
 
 `PCAPrior` has a full covariance over all pixels of one small size; `DCTPrior` only the diagonal of it in a colour
-rotation and a 2-D DCT, a thousandth of the numbers; `SpectrumPrior` is stationary, has one power spectrum a colour
-channel, and takes any size: the shipped `gaussian-prior`. All are fitted in seconds to minutes:
+rotation and a 2-D DCT, a thousandth of the numbers; `SpectrumPrior` is stationary, has one power spectrum per
+colour channel, and takes any size: the shipped `gaussian-prior`. All are fitted in seconds to minutes:
 
     noisebook fit-prior pca cifar10_train.npz -o pca.safetensors
     noisebook fit-prior dct cifar10_train.npz -o dct.safetensors
@@ -24,7 +24,7 @@ CROP = 256  # side of the crops that a spectrum is fitted on
 # The frequencies with an entry in a spectrum's table, in units of 1 / (2 CROP) cycles per pixel: zero, then 24 of them
 # that grow evenly, then by a quarter from each to the next, up to the last of a 256-point DCT.
 NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 75, 94, 118, 148, 180, 210, 235, 255)
-FLOOR = 1e-8  # least variance of a coefficient; 8-bit rounding alone has 5e-6
+FLOOR = 1e-8  # least variance of a coefficient; 8-bit rounding by itself has 5e-6
 
 
 @graph_cached()
@@ -94,7 +94,7 @@ class DCTPrior(Backbone):
         return self.posterior_mean(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device))
 
     def posterior_mean(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | y] as `denoise`, with one sigma an image: float32 [B]."""
+        """E[x0 | y] as `denoise`, with one sigma per image: float32 [B]."""
         if y.shape[1:] != self.mean.shape:
             raise ImageError(f"this dct-prior takes images of {tuple(self.mean.shape)}, not {tuple(y.shape[1:])}")
         rows, columns = dct_matrix(y.shape[2], y.device), dct_matrix(y.shape[3], y.device)
@@ -140,7 +140,7 @@ class SpectrumPrior(Backbone):
         return self.posterior_mean(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device))
 
     def posterior_mean(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | y] as `denoise`, with one sigma an image: float32 [B]."""
+        """E[x0 | y] as `denoise`, with one sigma per image: float32 [B]."""
         if y.ndim != 4 or y.shape[1] != 3:
             raise ImageError(f"the spectrum prior takes images [B, 3, H, W], not {list(y.shape)}")
         rows, columns = (dct_matrix(n, y.device) for n in y.shape[2:])

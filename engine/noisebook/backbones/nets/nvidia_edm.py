@@ -1,31 +1,24 @@
-"""NVIDIA's EDM checkpoints (Karras et al. 2022, arXiv 2206.00364): a converter that runs no code of theirs, and adapters.
+"""NVIDIA's EDM checkpoints (Karras et al. 2022, arXiv 2206.00364): adapters of their networks, and a converter.
 
 noisebook convert edm-cifar10-32x32-uncond-vp.pkl -o cifar10-vp.safetensors
 
-The published files are pickles that carry their own source code, which unpickling would execute. Here they are read into
-inert records: only the names in `ALLOWED` are known, none of them runs anything of the file's, and all others are refused.
-The networks have a licence of their own: mind it when you publish what they made.
+The published files are pickles; `nvidia_pickle` reads them without running their code. The networks have a licence of their
+own: mind it when you publish what they made.
 """
 
-import io
 import math
-import mmap
-import pickle
-import pickletools
-import struct
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisebook.backbones.base import Backbone
-from noisebook.backbones.checkpoint import write_checkpoint
+from noisebook.backbones.checkpoint import one_line, write_checkpoint
 from noisebook.backbones.families.ddpm import DDPM
 from noisebook.backbones.families.edm import EDM
 from noisebook.backbones.families.network import NetworkBackbone, full
+from noisebook.backbones.nets.nvidia_pickle import plain, read_pickle, tensors_of
 from noisebook.backbones.nets.song_unet import DhariwalUNet, SongUNet
 from noisebook.errors import BackboneError
 
@@ -57,101 +50,6 @@ class VE(NetworkBackbone):
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, C, H, W] at any sigma > 0 -> x0_hat, same shape and dtype."""
         return y + sigma * self.call(y, full(y, math.log(0.5 * sigma)))
-
-
-# ---- reading a pickle without running it --------------------------------------------------------------------------------
-class Record:
-    """An object of a pickle: what it calls its class, and its state."""
-
-    def __init__(self, name: str = "", state: Any = None):
-        self.name, self.state = name, state
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _persistent(meta: Mapping[str, Any]) -> Record:
-    """An object that carries its source code, which is dropped."""
-    return Record(meta["class_name"], meta["state"])
-
-
-def _storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A view of the storage; torch checks that it lies inside."""
-    flat = torch.empty(0, dtype=storage.dtype).set_(storage)
-    if math.prod(size) > len(flat):  # a stride of 0 would make much of little
-        raise BackboneError(f"a tensor {list(size)} is larger than what is stored of it")
-    return flat.as_strided(size, stride, offset)
-
-
-def _number(dtype: Record, data: bytes) -> float:
-    """A numpy scalar."""
-    return struct.unpack("<" + {"f4": "f", "f8": "d", "i4": "i", "i8": "q"}[dtype.name], data)[0]
-
-
-ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("dnnlib.util", "EasyDict"): dict,
-    ("numpy", "dtype"): lambda code, *_: Record(code),
-    ("numpy.core.multiarray", "scalar"): _number,
-    ("numpy._core.multiarray", "scalar"): _number,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.nn.modules.container", "ModuleDict"): Record,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-}
-
-
-class Unpickler(pickle.Unpickler):
-    """Knows ALLOWED and nothing else. Raises BackboneError for any other class or function."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return ALLOWED[module_name, global_name]
-        except KeyError:
-            raise BackboneError(f"it holds a {module_name}.{global_name}, which no EDM checkpoint needs") from None
-
-
-def read_pickle(path: str | Path) -> Any:
-    """What a pickle holds, its objects as Records and its tensors on the CPU; no code of the file's is run.
-
-    Raises BackboneError where it cannot be read, is damaged, or holds something that is not in ALLOWED.
-    """
-    try:
-        with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for count, (opcode, place, _) in enumerate(pickletools.genops(cast(IO[bytes], data))):
-                if "PUT" in opcode.name and (place or 0) > count:  # the memo is a list as long as its largest place
-                    raise BackboneError("a place in its memo is too large")
-            data.seek(0)
-            return Unpickler(data).load()
-    except Exception as error:  # a damaged pickle raises what it likes
-        raise BackboneError(f"{path}: no EDM checkpoint, or a damaged one ({' '.join(str(error).split())[:200]})") from error
-
-
-def tensors_of(module: Record, prefix: str = "", seen: set[int] | None = None) -> dict[str, Tensor]:
-    """The state dict of a pickled torch module. Raises BackboneError where a module is inside itself or in two places."""
-    seen = set() if seen is None else seen
-    if id(module) in seen:
-        raise BackboneError(f"the module at {prefix!r} is somewhere else, too")
-    seen.add(id(module))
-    found = {prefix + k: v for kind in ("_parameters", "_buffers") for k, v in module.state[kind].items() if v is not None}
-    for name, child in module.state["_modules"].items():
-        if child is not None:
-            found |= tensors_of(child, f"{prefix}{name}.", seen)
-    return found
-
-
-def plain(value: Any) -> Any:
-    """A number, string or list of them, as JSON has them. Raises TypeError for anything else."""
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a setting is a {type(value).__name__}")
 
 
 def convert(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -197,7 +95,7 @@ def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor], label: i
             backbone = kinds[precond](net, **config["constants"], **shape)
         classes = options.get("label_dim", 0)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, ArithmeticError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise BackboneError(f"config and tensors do not make a network of NVIDIA's EDM ({reason})") from error
     if backbone.channels not in (1, 3):
         raise BackboneError(f"a network of {backbone.channels} channels; only 1 or 3 are read")

@@ -66,7 +66,7 @@ def norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps)
 
 
-class Block(nn.Module):
+class SongBlock(nn.Module):
     """A residual block: x [B, channels, h, w] and the embedding [B, embedding] -> [B, out, h', w'].
 
     The embedding is added after the first convolution, or (`adaptive`) scales and shifts the second normalisation. Sums
@@ -111,12 +111,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv0(F.silu(self.norm0(x)))
-        given = self.affine(embedding)[:, :, None, None]
+        change = self.affine(embedding)[:, :, None, None]
         if self.adaptive:
-            scale, shift = given.chunk(2, 1)
+            scale, shift = change.chunk(2, 1)
             h = self.norm1(h) * (1 + scale) + shift
         else:
-            h = self.norm1(h + given)
+            h = self.norm1(h + change)
         x = (self.conv1(F.silu(h)) + self.skip(x)) * self.scale
         return (x + self.attention(x)) * self.scale if self.heads else x
 
@@ -165,7 +165,7 @@ class Fourier(nn.Module):
 class UNet(nn.Module):
     """What both networks share: blocks by name in `enc` and `dec`, and the way through them.
 
-    `block(channels, out, way=, attention=)` makes a Block; `widths` are the channels of each level, `first` those of the
+    `block(channels, out, way=, attention=)` makes a SongBlock; `widths` are the channels of each level, `first` those of the
     first convolution. Attention is at `attn_resolutions` (in pixels) and in the first block of the decoder; in the other
     blocks of the decoder only in the last of a level, unless `thorough`. `pyramid(channels, out)`, if any, makes the layers
     that carry the image itself down the encoder.
@@ -181,7 +181,7 @@ class UNet(nn.Module):
         widths: Sequence[int],
         num_blocks: int,
         attn_resolutions: Sequence[int],
-        block: Callable[..., Block],
+        block: Callable[..., SongBlock],
         thorough: bool,
         pyramid: Callable[[int, int], nn.Module] | None = None,
     ):
@@ -216,7 +216,7 @@ class UNet(nn.Module):
         """The image x [B, C, h, w] through encoder and decoder -> features [B, width, h, w]."""
         skips, aux = [], x
         for layer in self.enc.values():
-            if isinstance(layer, Block):
+            if isinstance(layer, SongBlock):
                 x = layer(x, embedding)
             elif isinstance(layer, ResampledConv):  # the pyramid: it changes what the layer before it left
                 x = aux = (skips.pop() + layer(aux)) * HALF
@@ -224,7 +224,7 @@ class UNet(nn.Module):
                 x = layer(x)
             skips.append(x)
         for layer in self.dec.values():
-            if isinstance(layer, Block):
+            if isinstance(layer, SongBlock):
                 x = layer(x if layer.norm0.num_channels == x.shape[1] else torch.cat([x, skips.pop()], 1), embedding)
         return x
 
@@ -258,7 +258,7 @@ class SongUNet(UNet):
         if kinds not in (("positional", "standard", "standard"), ("fourier", "residual", "standard")):
             raise ValueError(f"embedding, encoder and decoder of types {kinds} are neither DDPM++ nor NCSN++")
         wide, noise, taps = model_channels * channel_mult_emb, model_channels * channel_mult_noise, resample_filter
-        block = partial(Block, embedding=wide, taps=taps, eps=1e-6, scale=HALF, adaptive=False, project=True)
+        block = partial(SongBlock, embedding=wide, taps=taps, eps=1e-6, scale=HALF, adaptive=False, project=True)
         pyramid = partial(ResampledConv, kernel=3, way="down", taps=taps, fused=True)
         widths = [model_channels * m for m in channel_mult]
         super().__init__(
@@ -312,7 +312,9 @@ class DhariwalUNet(UNet):
         attn_resolutions: Sequence[int] = (32, 16, 8),
     ):
         wide, widths = model_channels * channel_mult_emb, [model_channels * m for m in channel_mult]
-        block = partial(Block, embedding=wide, taps=(1, 1), eps=1e-5, scale=1.0, adaptive=True, project=False, per_head=64)
+        block = partial(
+            SongBlock, embedding=wide, taps=(1, 1), eps=1e-5, scale=1.0, adaptive=True, project=False, per_head=64
+        )
         super().__init__(img_resolution, in_channels, widths[0], widths, num_blocks, attn_resolutions, block, True)
         self.map_noise = Positional(model_channels, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None  # as above
