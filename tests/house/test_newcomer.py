@@ -13,6 +13,7 @@ from noisebook.images import io as images
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL)
 EXAMPLE, SHORT = (block for block in BLOCKS if "my_network" in block)
+(AROUND,) = (block for block in BLOCKS if "(Wrapper)" in block)
 
 
 class Velocity(nn.Module):
@@ -79,6 +80,17 @@ def test_the_adapter_that_is_there_gives_the_same(network):
     assert mine.spec == flow.spec
     tokens = mine.encode(photographs(40, 32, 32))
     torch.testing.assert_close(mine.decode(tokens, (32, 32)), flow.decode(tokens, (32, 32)), rtol=0, atol=1e-4)
+
+
+def test_a_wrapper_of_ones_own_is_another_codec_of_the_same_model(network):
+    inner, around = plugged(EXAMPLE + SHORT, network), plugged(EXAMPLE + SHORT + AROUND, network)
+    x = photographs(40, 60, 100)
+    assert (around.backbone.name, around.backbone.multiple) == ("mine", 8)
+    assert around.spec.fingerprint not in ("", inner.spec.fingerprint)
+    tokens, decoded = around.reconstruct(x)
+    assert torch.equal(decoded, around.decode(tokens, (60, 100)))
+    assert torch.equal(tokens, inner.encode(x.flip(1)))
+    assert torch.equal(decoded, inner.decode(tokens, (60, 100)).flip(1))
 
 
 def test_other_weights_do_not_decode_its_files(network):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from noisebook.errors import BackboneError, ImageError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a network runs in
+
 
 @dataclass(frozen=True)
 class Description:
@@ -98,8 +100,8 @@ class Backbone(nn.Module):
         y, sigma and x0_hat stay float32, and so does the fingerprint: tokens of one precision decode in another, with a
         loss. Raises BackboneError where there is no network, or for another dtype.
         """
-        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-        if kind not in (torch.float32, torch.bfloat16):
+        kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if kind is None or kind not in DTYPES.values():
             raise BackboneError(f"a network runs in float32 or bfloat16, not {dtype}")
         self._accelerate(kind, channels_last, compile)
         self._moves += 1

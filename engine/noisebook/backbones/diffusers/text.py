@@ -60,7 +60,7 @@ class TextEncoders:
         Raises BackboneError where a part is missing, damaged or of another class.
         """
         with needs("transformers", "text"):
-            transformers: Any = import_module("transformers")  # a type checker reads a plain import of it for 15 seconds
+            transformers: Any = import_module("transformers")  # not `import`: a type checker would read it all
         tokenizer = self._tokenizer(transformers, f"tokenizer{suffix}")
         part = f"text_encoder{suffix}"
         kind = self._kind(part, ENCODERS)
