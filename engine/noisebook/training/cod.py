@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisebook.backbones.cod.nets import Block, CodConfig, CodNet
+from noisebook.backbones.cod.nets import CodConfig, CodNet, DiTBlock
 from noisebook.backbones.nets.autoencoders import Autoencoder
 from noisebook.errors import TrainingError
 from noisebook.training.objectives import Objective
@@ -43,7 +43,7 @@ class CodModel(nn.Module):
         codes = self.net.y_embedder.bottleneck.embedding.weight
         nn.init.uniform_(codes, -1 / len(codes), 1 / len(codes))  # near together, so that all are used
         for block in self.net.blocks:  # each begins as the identity (DiT, arXiv 2212.09748)
-            for p in block.adaLN_modulation.parameters() if isinstance(block, Block) else ():
+            for p in block.adaLN_modulation.parameters() if isinstance(block, DiTBlock) else ():
                 nn.init.zeros_(p)
 
     @property
