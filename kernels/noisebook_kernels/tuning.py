@@ -13,11 +13,15 @@ from pathlib import Path
 import torch
 
 TABLE = Path(__file__).with_name("tuned.json")
+Table = dict[str, dict[str, dict[str, dict[str, int]]]]
 
 
-@functools.cache
-def _table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    return json.loads(TABLE.read_text())
+def read_table() -> Table:
+    """What `tuned.json` holds; nothing where it is not there."""
+    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+
+
+_table = functools.cache(read_table)
 
 
 @functools.cache
