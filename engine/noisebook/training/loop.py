@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from noisebook.backbones.nets.convnet import PriorDenoiser
+from noisebook.backbones.nets.convnet import CHANNELS_LAST, PriorDenoiser
 from noisebook.errors import TrainingError, first_line
 from noisebook.runtime.atomic import replacing
 from noisebook.training.cod import CodModel
@@ -28,7 +28,6 @@ from noisebook.training.objectives import Objective
 from noisebook.training.optimizer import Optimizer
 
 Trainable = PriorDenoiser | CodModel
-CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}  # torch's annotations of Module.to leave it out
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ does what a linear denoiser can, the network adds what follows from edges and te
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from noisebook.backbones.base import Backbone
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
 from noisebook.errors import BackboneError, first_line
 
-Net = TypeVar("Net", bound=nn.Module)
+CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}  # torch's annotations of Module.to leave it out
 LEAST, MOST = 0.02, 80.0  # noise-to-signal ratios that networks of this kind are trained on
 
 
@@ -153,7 +153,7 @@ class PriorBackbone(Backbone):
             if name not in ("prior", "embed"):
                 part.to(dtype)
         if channels_last:
-            channels_last_(self.net)
+            self.net.to(**CHANNELS_LAST)
         if compile:
             self.net.residual = torch.compile(self.net.residual)
 
@@ -171,13 +171,7 @@ def prior_backbone(kind: Callable[..., PriorDenoiser], config: dict[str, Any], t
         net.load_state_dict({name: t.float() for name, t in tensors.items()})
     except (TypeError, KeyError, RuntimeError, ValueError) as error:
         raise BackboneError(f"the checkpoint's config and weights do not fit: {first_line(error)}") from error
-    return PriorBackbone(channels_last_(net))
-
-
-def channels_last_(net: Net) -> Net:
-    """`net` itself, its weights laid out channels-last."""
-    options: dict[str, Any] = {"memory_format": torch.channels_last}  # torch's types do not know it by itself
-    return net.to(**options)
+    return PriorBackbone(net.to(**CHANNELS_LAST))
 
 
 def checkpoint_tensors(net: PriorDenoiser) -> dict[str, Tensor]:
