@@ -13,6 +13,8 @@ from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError
 
+pytestmark = pytest.mark.quick
+
 
 class Toy(Shrink):
     """White images of a stored deviation, of one size where the config says so."""

@@ -7,6 +7,8 @@ from noisebook.backbones.base import Backbone
 from noisebook.backbones.wrappers.tiled import Tiled, tile_starts, tile_weights
 from noisebook.errors import BackboneError, ImageError
 
+pytestmark = pytest.mark.quick
+
 CPU = torch.device("cpu")
 
 

@@ -16,6 +16,8 @@ from noisebook.backbones.wrappers.reparameterised import View, ddpm_view, flow_v
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError, ImageError
 
+pytestmark = pytest.mark.quick
+
 
 class Unusual(Backbone):
     """A user's backbone of which no attribute and no answer is the default. It notes down its calls."""

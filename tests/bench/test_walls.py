@@ -8,6 +8,8 @@ import pytest
 
 from common import ROOT
 
+pytestmark = pytest.mark.quick
+
 BENCH = ROOT / "bench"
 FOLDERS = ("speed", "quality", "paper", "reliability", "findings")
 FILES = sorted(BENCH.rglob("*.py"))

@@ -9,6 +9,8 @@ import pytest
 from common import ROOT
 from noisebook.cli.main import VERBS, main
 
+pytestmark = pytest.mark.quick
+
 FOLDER = ROOT / "engine/noisebook/cli"
 
 

@@ -15,6 +15,8 @@ from noisebook import ImageError, codebook
 from noisebook.codebook import Backend, Codebook, reference
 from noisebook.runtime.native import native as extension
 
+pytestmark = pytest.mark.quick
+
 FUNCTIONS = ["select", "top", "biased", "noise", "backtrace"]
 KINDS = ["hadamard", "independent"]
 GPU = "cuda" if torch.cuda.is_available() else "cpu"

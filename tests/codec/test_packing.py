@@ -7,6 +7,8 @@ import torch
 from noisebook.codec import packing
 from noisebook.format import container
 
+pytestmark = pytest.mark.quick
+
 CPU = torch.device("cpu")
 
 

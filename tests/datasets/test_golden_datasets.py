@@ -17,6 +17,8 @@ from noisebook.errors import DatasetError
 from tools import golden_datasets as golden
 from tools.golden_datasets import FOLDER, HALF, OPTIONS, made_with, pixels_sha256, resume
 
+pytestmark = pytest.mark.quick
+
 EXPECTED = json.loads(golden.EXPECTED.read_text())
 FINISHED = [name for name in OPTIONS if name != HALF]
 OF_HALF = "pictures"  # what the half-finished one is to become

@@ -14,6 +14,8 @@ from noisebook import CodecSpec, FormatError, Step
 from noisebook.format.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
 from noisebook.spec import schedule
 
+pytestmark = pytest.mark.quick
+
 
 def test_crc32c_known_answers():
     assert crc32c(b"123456789") == 0xE3069283  # the check value of RFC 3720's polynomial

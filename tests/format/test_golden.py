@@ -10,6 +10,8 @@ from noisebook.format.container import Container, pack, unpack
 from noisebook.images.files import spec_of, token_runs
 from tools import golden_nbk
 
+pytestmark = pytest.mark.quick
+
 EXPECTED = json.loads(golden_nbk.EXPECTED.read_text())
 
 

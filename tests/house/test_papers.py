@@ -13,6 +13,8 @@ import yaml
 import noisebook
 from common import ROOT
 
+pytestmark = pytest.mark.quick
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FORMS = sorted(p.name for p in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml")
 BUILT = (".pyc", ".so", ".pyd", ".dylib")

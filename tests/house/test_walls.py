@@ -8,6 +8,8 @@ from walls import House, picture, violations
 
 from common import ROOT
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = ROOT / "engine/noisebook"
 ROWS = picture((ROOT / "ARCHITECTURE.md").read_text())
 

@@ -10,6 +10,8 @@ from noisebook import ImageError
 from noisebook.images import io as images
 from noisebook.images import metrics
 
+pytestmark = pytest.mark.quick
+
 
 def save(path, array, **options):
     Image.fromarray(array).save(path, **options)

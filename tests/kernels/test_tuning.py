@@ -7,6 +7,8 @@ import torch
 
 from noisebook_kernels import tuning
 
+pytestmark = pytest.mark.quick
+
 DEFAULTS = {"programs": 1056, "entries": 32}
 CUDA = torch.device("cuda", 0)
 

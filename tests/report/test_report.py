@@ -23,6 +23,8 @@ from noisebook.images.metrics import psnr
 from noisebook.report.charts import ticks
 from noisebook.report.collect import entropy, uniform_entropy
 
+pytestmark = pytest.mark.quick
+
 SIDE, COUNT = 16, 10
 EMPTY = ("meta", "img", "path", "circle", "br")
 

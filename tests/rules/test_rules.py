@@ -90,6 +90,7 @@ def signed(words: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("extension", [True, False], ids=["_C", "definition"])
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("d", [64, 100])
+@pytest.mark.quick
 def test_top_is_turbo_ddcm(d, law, extension, fresh, monkeypatch):
     """z = the sum of the M codewords of largest |<z_i, r>|, with their signs, divided by its root mean square."""
     if not extension:
@@ -254,6 +255,7 @@ def test_poisson_has_the_statistics_of_a_truncated_poisson_functional_representa
 # ---- through files ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 23), (33, 12)])
+@pytest.mark.quick
 def test_round_trips_through_files_are_exact(height, width, case, shrink, fresh):
     codec = build(shrink, **CASES[case])
     images = random_images(fresh, 1, height, width)
@@ -304,6 +306,7 @@ def test_batches_and_payloads(case, shrink, fresh):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.quick
 def test_layouts_say_what_every_position_is(case, shrink):
     codec = build(shrink, **CASES[case])
     layout, units = codec.layout_for(12, 18), codec.spec.blocks
@@ -323,6 +326,7 @@ def test_layouts_say_what_every_position_is(case, shrink):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.quick
 def test_any_tokens_decode(case, shrink, fresh):
     codec = build(shrink, **CASES[case])
     layout = codec.layout_for(12, 18)
@@ -419,6 +423,7 @@ def test_rules_go_through_json_and_change_the_hash():
     ],
     ids=str,
 )
+@pytest.mark.quick
 def test_what_cannot_be_is_refused_with_the_reason(changes, reason):
     with pytest.raises(SpecError, match=reason):
         spec(**changes)

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from noisebook.errors import NoisebookError
 from noisebook.runtime import atomic
 
+pytestmark = pytest.mark.quick
+
 
 def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "new" / "f.bin"

@@ -275,6 +275,7 @@ def test_other_keys_are_other_functions(cuda):
         assert torch.equal(graphs(lambda t: (t - 1,), (), (x,))[0], x - 1)
 
 
+@pytest.mark.quick
 def test_a_key_is_made_of_the_call_itself(cuda):
     """Whatever a function is called with, a replay gives what the call gives: calls that differ in the function, in any
     argument, in the weights' version, or in a tensor's shape or dtype have recordings of their own."""
@@ -300,6 +301,7 @@ def test_a_key_is_made_of_the_call_itself(cuda):
         assert len(graphs) == seen
 
 
+@pytest.mark.quick
 def test_a_codec_whose_parts_change_does_not_replay_the_old_ones(cuda, fresh):
     """The rule, the candidates and the specification are arguments of the call: nobody has to remember a key."""
     images, codec, plain = random_images(fresh, 1, 16, 16), build(Counting()), build(Counting(), graphs=False)

@@ -6,6 +6,8 @@ import torch
 from noisebook.errors import first_line
 from noisebook.runtime.pixels import from_uint8, to_uint8
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("error", "line"),

@@ -11,6 +11,8 @@ from noisebook import CodecSpec, SpecError, Step, backbones
 from noisebook.spec import schedule
 from noisebook.spec.presets import Recipe
 
+pytestmark = pytest.mark.quick
+
 STEPS = schedule.falling(schedule.log_uniform(3, 0.1, 5), 0.5, 4)
 
 

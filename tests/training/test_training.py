@@ -59,6 +59,7 @@ def drawn(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 # ---- objectives ---------------------------------------------------------------------------------------------------------
+@pytest.mark.quick
 def test_edm_is_the_error_over_the_square_of_its_scale(fresh):
     net, x0 = network(fresh), batch(fresh, 5)
     (logs, noise), mean, spread = drawn(3, (5,), tuple(x0.shape)), -0.3, 0.8
@@ -70,6 +71,7 @@ def test_edm_is_the_error_over_the_square_of_its_scale(fresh):
     assert loss.requires_grad
 
 
+@pytest.mark.quick
 def test_flow_is_the_error_of_the_velocity(fresh):
     net, x0 = network(fresh), batch(fresh, 5)
     noise, logs = drawn(4, tuple(x0.shape), (5,))
@@ -130,6 +132,7 @@ def test_the_ode_ends_where_the_closed_form_does(fresh):
     assert errors[1] < errors[0] / 6  # second order
 
 
+@pytest.mark.quick
 def test_the_ode_is_heuns_method_bit_for_bit(fresh):
     """Written out; pairs that were made by one release are those that the next would make."""
     net, noise, calls = network(fresh).eval(), torch.from_numpy(fresh.standard_normal((3, 3, 16, 16), np.float32)), 0
@@ -419,6 +422,7 @@ def test_a_run_needs_no_command_line_and_is_the_same_run(archive, tmp_path):
         run_training(replace(job, seed=1))
 
 
+@pytest.mark.quick
 def test_every_default_of_the_command_is_that_of_a_job():
     args = parser().parse_args(["train", "flow", "data.npz", "-o", "run"])
     job = TrainingJob("flow", "data.npz", Path("run"))
