@@ -154,6 +154,11 @@ class Backbone(nn.Module):
         """The `cond` that an ODE solver uses in place of `condition`'s: with guidance, where a model has any."""
         return cond
 
+    @property
+    def on_pixels(self) -> bool:
+        """Whether the state is the image itself, and not a code of it."""
+        return type(self).encode is Backbone.encode and type(self).decode is Backbone.decode
+
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] -> the state x0. The identity for pixel models."""
         return images

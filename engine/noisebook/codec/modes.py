@@ -291,7 +291,7 @@ def _check_restore(codec: Codec, stream: Stream) -> None:
                 f"{segment.count} of {segment.runs[0].vocab_size}; use bins=1, start_budget=0, vocabulary={MOST}"
             )
     pixels = (codec.backbone.channels, *stream.padded)
-    if stream.state != pixels or type(codec.backbone).decode is not Backbone.decode:
+    if stream.state != pixels or not codec.backbone.on_pixels:
         raise SpecError(
             f"backbone {codec.backbone.name!r} works in a latent space, where what was observed of the image "
             "says nothing linear: restore with a backbone of pixels"

@@ -30,6 +30,10 @@ class Wrapper(Backbone):
         return self.inner.native_size
 
     @property
+    def on_pixels(self) -> bool:
+        return self.inner.on_pixels
+
+    @property
     def has_denoise_each(self) -> bool:
         return self.inner.has_denoise_each
 
