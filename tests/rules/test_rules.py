@@ -18,17 +18,17 @@ from noisebook import CodecMismatchError, CodecSpec, FormatError, SpecError, Ste
 from noisebook.backbones import fingerprint_of
 from noisebook.codebook import Codebook, reference
 from noisebook.codebook import chunks as chunking
-from noisebook.codec.codec import Codec, rule_of
+from noisebook.codec.codec import Codec
 from noisebook.format import container
 from noisebook.format.container import OVERHEAD, Container
 from noisebook.format.entropy import encode_symbols, ideal_bits, zipf_table
 from noisebook.format.runs import Run
 from noisebook.images.files import decode_picture, encode_picture, spec_of, token_runs
 from noisebook.images.io import read_image
-from noisebook.rules import Rule
 from noisebook.rules.bins import refined
 from noisebook.spec import presets
-from noisebook.spec.schedule import falling, log_uniform
+from noisebook.spec.schedule import falling
+from rules_kit import build, rule_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:quality stalls")
 LAWS = ("hadamard", "independent")
@@ -47,16 +47,6 @@ CASES = {
     "top independent": {"rule": "top", "budget": 7, "codebook": "independent", "vocab_size": 130},
     "poisson independent": {"rule": "poisson", "budget": [1, 7, 9, 20, 33, 50], "codebook": "independent"},
 }
-
-
-def build(backbone, budget=4, steps=6, effort=0, **changes) -> Codec:
-    schedule = falling(log_uniform(3, 0.2, steps), 0.5, budget)
-    changes = {"vocab_size": 512, "start_vocab_size": 256, **changes}
-    return Codec(CodecSpec(backbone.name, backbone.fingerprint, schedule, **changes), backbone, effort=effort)
-
-
-def rule_for(rule: str, step: Step, law: str, vocab_size: int, seed: int, **changes) -> Rule:
-    return rule_of(CodecSpec("b", "f", (step,), codebook=law, vocab_size=vocab_size, seed=seed, rule=rule, **changes))
 
 
 def pixels_of(images: torch.Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import DatasetError, ImageError, SpecError
+from noisebook.rules import RULES
 from noisebook.runtime.devices import usable_device
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ KNOBS = {
     "columns": "blocks across the image",
     "solver": "from the last level to the image: mean (best PSNR), euler, heun or ab2 (probability-flow ODE)",
     "solver_steps": "steps of the ODE solver",
-    "rule": "how tokens are chosen: bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC)",
+    "rule": f"how tokens are chosen: {', '.join(RULES)}; see docs/rules.md",
     "coefficient_bits": "rule pursuit: bits of the coefficient of each atom after the first",
     "condition": "the backbone's own tokens (CoD): none; first: they come before the others, which are conditioned on them; "
     "only: the image is drawn from them in --steps steps",
@@ -173,7 +174,9 @@ def add_limits(group: "argparse._ArgumentGroup") -> None:
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("encoder", "how tokens are chosen; how a file decodes does not depend on it")
-    group.add_argument("--effort", type=int, default=1, help="how often the tokens of a step are chosen anew (default: 1)")
+    group.add_argument(
+        "--effort", type=int, default=1, help="how often the tokens of a step are chosen again; rule bins only (default: 1)"
+    )
     group.add_argument(
         "--candidates",
         type=int,

@@ -150,6 +150,7 @@ def describe(path: Path) -> dict[str, Any]:
             "codec": codec_name(spec),
             "tokens": len(tokens),
             "steps": len(spec.schedule),
+            "rule": spec.rule,
             "codebook": spec.codebook,
             "vocab_size": spec.vocab_size,
             "seed": spec.seed,

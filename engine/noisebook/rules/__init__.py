@@ -1,6 +1,6 @@
 """Selection rules: how a step's residual becomes tokens, and tokens become noise. One file per rule.
 
-Adding a rule: write its file, with a subclass of `Rule`, and name it here. Nothing else knows which rules there are.
+Adding a rule: write its file, with a subclass of `Rule`, and name it here. No other code names the rules one by one.
 """
 
 from noisebook.rules.base import Rule

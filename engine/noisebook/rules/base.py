@@ -2,7 +2,10 @@
 
 Shapes: B images, U blocks, D dimensions of a block's view, T tokens of one step of one image. A rule sees views [B,
 U, D] and tokens [B, T], in the order of `Rule.runs`. It is handed tensors and a codebook, and imports neither: the
-checks of a specification need no torch."""
+checks of a specification need no torch.
+
+`select`, `noise` and `backtrace` may be recorded as part of a CUDA graph: they read nothing back from the device and copy
+nothing to it from the host."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

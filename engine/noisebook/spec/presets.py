@@ -51,7 +51,7 @@ class Recipe:
     columns: int = 1
     solver: str = "mean"
     solver_steps: int = 10  # of the ODE solvers
-    rule: str = "bins"  # bins, top (Turbo-DDCM), pursuit (DDCM) or poisson (DiffC): docs/rules.md
+    rule: str = "bins"  # a name in noisebook.rules.RULES: docs/rules.md
     coefficient_bits: int = 0  # rule pursuit
     free_steps: int = 0  # the last ones, that many, carry no tokens and inject no noise (Turbo-DDCM)
     condition: str = (

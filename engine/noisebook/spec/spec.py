@@ -46,10 +46,8 @@ class CodecSpec:
                            through `solver_levels` to 0 (codec/solvers.py)
     scale_pixels           0: budgets are exact. Otherwise they are meant for an image of that many pixels and scale with the
                            size of the image, see `budgets_for`
-    rule                   how a step chooses (docs/rules.md): `bins`, one signed atom a bin; `top`, the M largest of all
-                           (Turbo-DDCM); `pursuit`, M atoms one after the other with coefficients (DDCM); `poisson`, the
-                           Poisson functional representation of chunks (DiffC), where the vocab_size 2^(c + 1) allows
-                           chunks of up to c index bits
+    rule                   how a step chooses: a name in `noisebook.rules.RULES` (docs/rules.md); under `poisson` a
+                           vocab_size of 2^(c + 1) allows chunks of up to c index bits
     coefficient_bits       rule `pursuit` only: bits C of the coefficient of each atom after the first
     condition              (): none. Otherwise the backbone's own tokens of the image come first and all steps are
                            conditioned on them: (pixels of a token on each axis, its values, what heights and widths are
