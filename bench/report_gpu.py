@@ -102,7 +102,7 @@ GOALS = [
     Goal(f"`hadamard`, 64 images, times faster than chunked torch{PLAIN}", 60, "x", times_chunked("hadamard"), True),
     Goal(f"`independent`, 64 images, times faster than chunked torch{PLAIN}", 8, "x", times_chunked("independent"), True),
     Goal("encode, time outside a 50 M parameter network", 2, "%", end_to_end("share_outside")),
-    Goal("encode, of the images a second of the network alone", 95, "%", end_to_end("of_network_speed"), True),
+    Goal("encode, of the images per second of the network by itself", 95, "%", end_to_end("of_network_speed"), True),
 ]
 
 
@@ -169,7 +169,7 @@ def encodes(throughput: Result) -> str:
     lines = []
     for (codebook, way), verbs in rows.items():
         cells = (
-            f"{r['images_per_s']:,.0f} a second ({100 * r['share_outside']:.1f} % outside)" if r else ""
+            f"{r['images_per_s']:,.0f} per second ({100 * r['share_outside']:.1f} % outside)" if r else ""
             for r in map(verbs.get, ("encode", "decode"))
         )
         lines.append([f"`{codebook}`", way, *cells])
@@ -187,7 +187,7 @@ has a structured codebook."""
 def gpu() -> str:
     kernels, throughput = measured("gpu_kernels"), measured("gpu_throughput")
     goals = [goal.row(kernels or {}, throughput or {}) for goal in GOALS]
-    about = "D = 3072, 2^20 codewords an image and step unless said otherwise; end to end 256 images of 32 x 32, 10 steps."
+    about = "D = 3072, 2^20 codewords per image and step unless said otherwise; end to end 256 images of 32 x 32, 10 steps."
     if not kernels and not throughput:
         rows = table(["on one H200", "to reach"], [row[:2] for row in goals])
         return f"Nothing here was measured on a GPU yet. What is to be measured, with `bench/gpu.sh`:\n\n{rows}\n\n{about}"

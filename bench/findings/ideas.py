@@ -1,7 +1,7 @@
 """Ideas for fewer bits that were tried: python -m bench.findings.ideas [--only NAME]
 
 On random residuals: what share of the rate-distortion limit the tokens of one step reach (refining.py says what that is).
-On CIFAR-10 with a trained backbone: PSNR at equal bits. Each idea lives here alone, on the engine's own pieces; what won
+On CIFAR-10 with a trained backbone: PSNR at equal bits. Each idea is written here only, with pieces of the engine; what won
 went into the engine (docs/findings). Writes bench/results/ideas.json and the tables of docs/findings/coding-ideas.md.
 """
 

@@ -84,7 +84,7 @@ def table() -> str:
         if name != NETWORKS[0]:
             differences = (within(paired(a, b), "+") for a, b in zip(cells, against, strict=True))
             lines.append([f"`{name}` minus `{NETWORKS[0]}`", *differences])
-    alone = f"TAEF2 alone, no tokens at all: {within(result['autoencoder_alone'])}."
+    alone = f"TAEF2 only, no tokens at all: {within(result['autoencoder_alone'])}."
     head = ["PSNR", *(f"{bpp:g} bpp" for bpp in BPP)]
     return f"{page.table(head, lines)}\n\n{alone} {result['photos']} photographs.\n\n{page.source(result, 'latent')}"
 

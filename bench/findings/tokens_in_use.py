@@ -207,18 +207,18 @@ def bits_table() -> str:
         )
     head = [
         "tokens",
-        "an image",
+        "per image",
         "frequencies of each position",
         "transformer, learned embeddings",
         "transformer, codewords",
         "foretold",
-        "bits an image",
+        "bits per image",
     ]
     shuffled = next(k["shuffled"] for k in result["kinds"] if "shuffled" in k)
     note = (
-        f"Bits a token, mean over {HELD_OUT:,} held-out images; {TRAIN:,} to train on. Control: {WORDS[SHUFFLED]} with each "
-        f"position shuffled among the images, where nothing but frequencies can be learned: {shuffled['bits']['mean']:.3f} "
-        f"bits, frequencies {shuffled['frequencies']['mean']:.3f}."
+        f"Bits per token, mean over {HELD_OUT:,} held-out images; {TRAIN:,} to train on. Control: {WORDS[SHUFFLED]} with "
+        "each position shuffled among the images, where nothing but frequencies can be learned: "
+        f"{shuffled['bits']['mean']:.3f} bits, frequencies {shuffled['frequencies']['mean']:.3f}."
     )
     return f"{page.table(head, lines)}\n\n{note} {page.source(result, NAME)}"
 
@@ -232,7 +232,7 @@ def steps_table() -> str:
         lines.append([WORDS[kind["kind"]], *(f"{x:.2f}" for x in best["bits"]["steps"])])
     longest = max(len(line) for line in lines)
     lines = [line + [""] * (longest - len(line)) for line in lines]
-    return page.table(["bits a token at step", *map(str, range(1, longest))], lines)
+    return page.table(["bits per token at step", *map(str, range(1, longest))], lines)
 
 
 def samples_table() -> str:

@@ -217,9 +217,9 @@ def curve(name: str, pixels: np.ndarray, most: float = math.inf) -> list[dict[st
 
     Each variant's ladder ends after the first point above `most` bits per pixel, or where the encoder fails. `bytes` and
     `bpp` count the whole file; that is what is compared, unless said otherwise. In files of some 100 bytes most of it is
-    frame, so `payload` and `payload_bpp` count the bytes without those that follow from codec, size and quality alone:
+    frame, so `payload` and `payload_bpp` count the bytes without those that follow from nothing but codec, size and quality:
     container, sizes, JPEG's quantisation tables, VVC's parameter sets. Tables that were fitted to the picture count. A JPEG
-    XL file is a bare codestream and counts whole. No codec's own decoder reads a payload alone. `ms_ssim` is None for sides
+    XL file is a bare codestream and counts whole. No codec's own decoder reads a bare payload. `ms_ssim` is None for sides
     below 176.
     """
     codec, rows = CODECS[name], []

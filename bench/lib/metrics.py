@@ -130,7 +130,7 @@ class GivenNetworks:
 
     lpips: (a, b), float [B, 3, H, W] in [-1, 1] -> distances [B]. inception: images -> features [B, D] for a Frechet
     distance, or (features, class scores [B, K]) for an inception score too. Whether the results may be called LPIPS, FID and
-    IS depends on these files alone.
+    IS depends only on these files.
     """
 
     def __init__(self, lpips: Path | None, inception: Path | None, device: str):

@@ -1,4 +1,4 @@
-"""The codecs of the comparison as specifications of one engine: so many bits, so many network calls, one backbone.
+"""The codecs of the comparison as specifications of one engine: a number of bits and of network calls, one backbone.
 
 `turbo_on_ours` has our levels, start and bits of each step: only the rule differs, and only this comparison is like with
 like. `ddcm` and `turbo` have the published grids on Stable Diffusion's noise, made for its latents; K is 2^14 on photographs
@@ -48,7 +48,7 @@ Maker = Callable[[Place, float, int], CodecSpec]  # (place, bits of the payload,
 
 
 def ours(place: Place, bits: float, calls: int, vocab_size: int = 65536) -> CodecSpec:
-    """The default: at most so many bits. Under a condition its first tokens take a call of their own."""
+    """The default: at most `bits`. Under a condition its first tokens take a call of their own."""
     each = vocab_size.bit_length() - 1
     wanted = int(bits // each)
     for tokens in range(wanted, 1, -1):

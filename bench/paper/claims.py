@@ -78,7 +78,7 @@ def claims(results: Results) -> str:
     for a, b in AT_EQUAL_CALLS:
         compare("2-D tokens reconstruct better per network call than one token", "blocks", a, b)
     for a, b in AT_EQUAL_BITS:
-        compare("2-D tokens against as many 1-D tokens a call (not in the paper)", "blocks", a, b)
+        compare("2-D tokens against as many 1-D tokens per call (not in the paper)", "blocks", a, b)
     for network, other in [*((n, PCA) for n in NETWORKS), (CONSISTENCY, PCA_END)]:
         ds = [d for d in pca_differences(results, network, other) if d]
         worst = min(ds, default=None)

@@ -199,7 +199,7 @@ def measured(results: Results) -> str:
     real = r.get("cifar_fd_of_real_images")
     floor = f" CIFAR-FD between them and as many other real images: {real:.2f}." if real else ""
     return (
-        f"{r['images']:,} CIFAR-10 test images a row, {r['photos']} photographs; levels chosen on {r['tuning']} other "
+        f"{r['images']:,} CIFAR-10 test images per row, {r['photos']} photographs; levels chosen on {r['tuning']} other "
         f"images.{floor}{other}\n\n<sub>{r['device']}, {r['threads']} threads, {versions}, {r['date']}: "
         f"`{r['command']}`, `bench/results/paper.json`</sub>"
     )

@@ -19,8 +19,8 @@ FORCED = [
 STARTS = [(f"{name}: codebook", f"{name}: random") for name in (LOG, GRID, FIXED)]
 ENDINGS = [(f"{name}: {solver}", f"{name}: mean") for name in (LOG, FIXED) for solver in ("euler", "heun")]
 SIDES = (2, 4, 8)
-AT_EQUAL_CALLS = [(f"16 calls, {s} x {s} blocks", "16 calls, 1-D, 1 a call") for s in SIDES]
-AT_EQUAL_BITS = [(f"16 calls, {s} x {s} blocks", f"16 calls, 1-D, {s * s} a call") for s in SIDES]
+AT_EQUAL_CALLS = [(f"16 calls, {s} x {s} blocks", "16 calls, 1-D, 1 per call") for s in SIDES]
+AT_EQUAL_BITS = [(f"16 calls, {s} x {s} blocks", f"16 calls, 1-D, {s * s} per call") for s in SIDES]
 
 Curve = list[tuple[float, float]]
 

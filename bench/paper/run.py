@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch", type=int, help="images of 32 x 32 at a time; default 128, on CUDA 1000")
     add("--only", action="append", choices=sections.SECTIONS, help="only this section (repeatable)")
     add("--long", action="store_true", help="also the rows of 320 and 1000 network calls on a CPU")
-    add("--minutes", type=float, default=1e9, help="start no row after so many minutes")
+    add("--minutes", type=float, default=1e9, help="start no row after this many minutes")
     add("--redo", action="store_true", help="compute rows again that are there")
     add(
         "--merge",

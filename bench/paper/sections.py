@@ -107,7 +107,7 @@ def blocks() -> Iterator[Row]:
     """2-D tokens: one a block and call, against as many for the whole image, and against one; then 512 bits in all."""
     last = {1: ends(0.5, 0.8, 1.2), 4: BITS[512], 16: BITS[2048], 64: ends(0.02, 0.05, 0.1)}
     for count, choices in last.items():
-        yield Row("blocks", f"16 calls, 1-D, {count} a call", EDM, at_rate(count), choices)
+        yield Row("blocks", f"16 calls, 1-D, {count} per call", EDM, at_rate(count), choices)
         if count > 1:
             side = round(count**0.5)
             recipe = at_rate(1, rows=side, columns=side)

@@ -4,7 +4,7 @@
     python -m bench.quality.cod --report       # only write docs/cod.md; --check: only say whether it is up to date
 
 A DIR is that of a finished training: `unified` with the paper's loss, `plain` the same with --share 1, `alone` the same
-network with --dropped 1, which is never told anything; `small` and `large` of other widths; `gpu` and `gpu-alone` a pair
+network with --dropped 1, which is never given a condition; `small` and `large` of other widths; `gpu` and `gpu-alone` a pair
 that was trained on a GPU. Every figure is of test images.
 Writes bench/results/cod.json and the tables of docs/cod.md.
 """

@@ -83,12 +83,12 @@ def table() -> str:
         about = [f"{r['weights'] / 1e6:.2f} M", str(r["iterations"]), f"{r['minutes']:g}"]
         lines.append([r["model"], *about, *cells])
     ceiling = result["rows"][1]["autoencoder"]
-    lines.append(["the autoencoder alone, no tokens", "", "", "", *(f"{ceiling[w][0]:.2f}" for w in result["sets"])])
+    lines.append(["the autoencoder only, no tokens", "", "", "", *(f"{ceiling[w][0]:.2f}" for w in result["sets"])])
     steps = " / ".join(map(str, STEPS))
     head = ["model", "weights", "iterations", "minutes", *(f"{w}, PSNR in {steps} steps, dB" for w in result["sets"])]
     counts = ", ".join(f"{n} {w}" for w, n in result["sets"].items())
     return (
-        f"{page.table(head, lines)}\n\n{result['rows'][0]['bits']} bits a crop of 64 x 64 (.0625 bpp); {counts}. "
+        f"{page.table(head, lines)}\n\n{result['rows'][0]['bits']} bits per crop of 64 x 64 (.0625 bpp); {counts}. "
         + page.source(result, NAME)
     )
 

@@ -12,12 +12,12 @@ FEW = 0.25  # the highest rate of the pair of the GPU
 SHIPPED = "cifar10-flow"  # a larger network of another kind, trained longer, for the scale
 WORDS = {
     "unified": "CoD",
-    "plain": "CoD, trained by flow alone",
-    "alone": "the same network, never told anything",
+    "plain": "CoD, trained by flow only",
+    "alone": "the same network, trained without a condition",
     "small": "CoD, small",
     "large": "CoD, large",
     "gpu": "`cifar10-cod`",
-    "gpu-alone": "the same as `cifar10-cod`, never told anything",
+    "gpu-alone": "the same as `cifar10-cod`, trained without a condition",
     SHIPPED: f"`{SHIPPED}`",
 }
 
@@ -39,14 +39,14 @@ def coded_table() -> str:
         found = {r["bpp"]: r for r in rows if (r["model"], r["told"], r["rule"], r["solver"]) == (model, told, rule, solver)}
         cells = [f"{found[b]['psnr'][0]:.2f} ({found[b]['cifar_fd']:.1f})" if b in found else "" for b in RATES]
         name = WORDS[model] + (
-            ", told its tokens" if told else ", told nothing" if model in ("unified", "plain", "gpu") else ""
+            ", given its tokens" if told else ", given no condition" if model in ("unified", "plain", "gpu") else ""
         )
         lines.append([name, rule + (", drawn" if solver == "ab2" else ""), *cells])
     return page.table(["model", "rule", *(f"{b:g} bpp" for b in RATES)], lines)
 
 
 def findings() -> str:
-    """Each told network against the same network that is never told anything, rate by rate."""
+    """Each network given its condition, against the same network trained without one, rate by rate."""
     return "\n\n".join(_findings(*pair) for pair in (("unified", "alone"), ("gpu", "gpu-alone")))
 
 
@@ -63,8 +63,8 @@ def _findings(told_name: str, alone: str) -> str:
         }
         told = one["psnr"][0] if bpp == RATES[0] else found[told_name, True]
         parts.append(
-            f"{bpp:g} bpp: {told - found[alone, False]:+.2f} dB against the same network never told anything, "
-            f"{told - found[told_name, False]:+.2f} against itself told nothing"
+            f"{bpp:g} bpp: {told - found[alone, False]:+.2f} dB against the same network trained without one, "
+            f"{told - found[told_name, False]:+.2f} against itself given no condition"
         )
     return f"What the condition brings {WORDS[told_name]} under the default rule: " + "; ".join(parts) + "."
 
@@ -93,8 +93,8 @@ def sizes_table() -> str:
         "iterations",
         "minutes",
         "PSNR of one step, dB",
-        "bits a token",
-        "error at sigma = 1, told nothing",
+        "bits per token",
+        "error at sigma = 1, given no condition",
     ]
     return page.table(head, lines)
 
@@ -119,7 +119,7 @@ def speed_table() -> str:
         ]
         for r in sorted(result["rows"], key=lambda r: (r["verb"], r["steps"], r["batch"]))
     ]
-    head = page.table(["512 x 512", "images a batch", "images a second", "an image"], lines)
+    head = page.table(["512 x 512", "images per batch", "images per second", "time per image"], lines)
     return f"{head}\n\n{result['weights'] / 1e6:.0f} million random weights; {result['about']}. {page.source(result, SPEED)}"
 
 

@@ -63,7 +63,7 @@ def hits() -> str:
                 f"{sum(most) / len(most):.1f}, at most {max(most)}",
             ]
         )
-    head = ["asked", "mean distance", "farthest picture", "encodes a picture"]
+    head = ["asked", "mean distance", "farthest picture", "encodes per picture"]
     return page.table(head, lines) + f"\n\n{result['about']}. " + page.source(result, NAME)
 
 

@@ -207,7 +207,7 @@ def main() -> None:
     add("--codec", action="append", help="only this codec (repeatable)")
     add("--nfe", action="append", type=int, help="only this number of network calls (repeatable)")
     add("--merge", type=Path, nargs="+", default=[], metavar="FILE", help="first take over the rows of other runs")
-    add("--minutes", type=float, default=math.inf, help="start no row after so many minutes")
+    add("--minutes", type=float, default=math.inf, help="start no row after this many minutes")
     add("--out", type=Path, default=FILE, help="result file")
     add(
         "--distance",

@@ -234,7 +234,7 @@ def classical_table(results: Results, data: str, backbone: str, rate: str) -> st
 
 
 def classical(results: Results) -> str:
-    """Photographs: bits of whole files. CIFAR-10: payloads, for a header alone is more than our rates there."""
+    """Photographs: bits of whole files. CIFAR-10: payloads, for a header by itself is more than our rates there."""
     run = results.classical
     where = f"<sub>{run['device']}, {run['date']}: `{run['command']}`, `bench/results/classical.json`</sub>"
     photographs = classical_table(results, KODAK, "photo", "bpp")

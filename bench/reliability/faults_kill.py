@@ -282,7 +282,7 @@ def unmount(folder: Path) -> None:
 
 
 def small_disks(ground: Ground, sizes: range) -> dict[str, Any]:
-    """A real file system of so many KiB, that fills up; then it is made larger, and the run resumed."""
+    """A real file system of that many KiB, which fills up; then it is made larger, and the run resumed."""
     wanted = digest(whole := ground.whole())
     remove(whole)
     disk = ground.folder / "disk"
@@ -314,7 +314,7 @@ def small_disks(ground: Ground, sizes: range) -> dict[str, Any]:
 
 
 def small_files(ground: Ground, sizes: range) -> dict[str, Any]:
-    """The same where nothing can be mounted: no file may be larger than so many bytes (RLIMIT_FSIZE)."""
+    """The same where nothing can be mounted: no file may be larger than that many bytes (RLIMIT_FSIZE)."""
     wanted = digest(whole := ground.whole())
     remove(whole)
     out: dict[str, Any] = {"sizes_bytes": [sizes[0], sizes[-1]], "tried": 0, "filled": 0, "faults": []}

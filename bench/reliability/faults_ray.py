@@ -43,7 +43,7 @@ def is_actor(pid: int) -> bool:
 
 
 def kill_actors(output: Path, after: list[int], rng: random.Random, limit: float = LIMIT) -> list[int]:
-    """Kills one of the actors that live as soon as so many shards are done, for each number of `after`, or until nothing
+    """Kills one of the actors that live as soon as that many shards are done, for each number of `after`, or until nothing
     has happened for `limit` seconds; their process ids."""
     killed: list[int] = []
     for count in after:
@@ -106,7 +106,7 @@ def _recipe() -> dict[str, Any]:
 
 
 def kills(ground: Ground, shards: int, count: int, seed: int) -> dict[str, Any]:
-    """A data set of so many shards while so many actors are killed, against one that nothing disturbs and no actor makes."""
+    """A data set of `shards` shards while `count` actors are killed, against an undisturbed one that no actor makes."""
     source, rng, killed = _pictures(ground, 2 * shards), random.Random(seed), []
     output, wanted_at = ground.output(), ground.output()
     make(ground, source, wanted_at, 2, retries=None)
@@ -203,7 +203,7 @@ def _count_orphans(output: Path, out: dict[str, Any], patience: float = 30.0) ->
 
 @contextlib.contextmanager
 def ray_here(cpus: int = 2) -> Any:
-    """A Ray of this machine alone, as long as it lasts."""
+    """A Ray of only this machine, as long as it lasts."""
     import ray
 
     ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)

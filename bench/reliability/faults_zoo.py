@@ -113,7 +113,7 @@ def _lzw(tiff: bytes) -> bytes:
 
 def zoo_run(ground: Ground, workers: int = 1) -> dict[str, Any]:
     """The zoo in shards of its own, behind 16 good pictures and before 8: each member has its row, and the good ones' tokens
-    are those of a run without the zoo. Then every member alone with --mixed-sizes: none stops a run."""
+    are those of a run without the zoo. Then every member by itself with --mixed-sizes: none stops a run."""
     plain, mixed = ground.folder / "plain", ground.folder / "zoo"
     plain.mkdir()
     for i in range(16):

@@ -14,7 +14,7 @@ from tools import golden_nbk
 
 @contextmanager
 def definition() -> Iterator[None]:
-    """Inside, Python alone reads and writes files."""
+    """Inside, only Python reads and writes files."""
     whole = container.native
     container.native = lambda: None
     try:

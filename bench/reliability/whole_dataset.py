@@ -148,7 +148,7 @@ def table() -> str:
     text = page.table(["read with", "images with the same tokens"], rows)
     return (
         f"{text}\n\n{result['images']:,} test images of CIFAR-10 in a Parquet file of Hugging Face's layout, "
-        f"`{result['codec']}`, {result['tokens_an_image']} tokens an image. Decoded from the npy export: "
+        f"`{result['codec']}`, {result['tokens_an_image']} tokens per image. Decoded from the npy export: "
         f"{result['decoded_as_detokenize']:,} pictures are those of `noisebook detokenize` to the last bit, mean PSNR "
         f"{result['psnr']:.2f} dB. {page.source(result, NAME)}"
     )

@@ -164,7 +164,7 @@ def resident() -> int:
 
 
 def plan(count: int, folder: str) -> None:
-    """Prints what a plan of so many items of a tar takes: seconds to write and to load, bytes in memory and on disk."""
+    """Prints what a plan of `count` items of a tar takes: seconds to write and to load, bytes in memory and on disk."""
     import noisebook
 
     spec = noisebook.load(**cases.FLOW).spec
@@ -227,12 +227,12 @@ def cost_table() -> str:
         [
             f"decode {r['kind']}, {r['side']} x {r['side']}",
             f"{r['images_per_s']:,.0f} images/s on one core",
-            f"{r['bytes'] / 1024:.1f} KiB an image",
+            f"{r['bytes'] / 1024:.1f} KiB per image",
         ]
         for r in result["decoding"]
     ]
     for r in result["plans"]:
-        size = f"{r['memory'] / r['items']:.0f} bytes an item in memory, {r['disk'] / r['items']:.0f} on disk"
+        size = f"{r['memory'] / r['items']:.0f} bytes per item in memory, {r['disk'] / r['items']:.0f} on disk"
         rows.append([f"a plan of {r['items']:,} items", f"{r['save_s']:.1f} s to write, {r['load_s']:.1f} s to load", size])
     return f"{page.table(['what', 'time', 'size'], rows)}\n\n{page.source(result, NAME)}"
 
@@ -304,8 +304,8 @@ def share_table() -> str:
             else f"{1e3 * outside / speed:.2f} ms ({100 * outside:.1f} %)"
         )
         rows.append([what, network, rest, f"{speed * pixels / jpeg:.2f}"])
-    head = ["codec", "network, GPU time an image", "search, update and the rest", "cores that decode JPEG for one GPU"]
-    about = f"a core decodes {jpeg:,.0f} JPEG of 256 x 256 a second (measured, above, on {result['device']})"
+    head = ["codec", "network, GPU time per image", "search, update and the rest", "cores that decode JPEG for one GPU"]
+    about = f"a core decodes {jpeg:,.0f} JPEG of 256 x 256 per second (measured, above, on {result['device']})"
     note = f"Arithmetic: {about}, and of larger ones fewer, in proportion to their pixels"
     return f"{page.table(head, rows)}\n\n{note}."
 

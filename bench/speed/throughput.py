@@ -1,7 +1,7 @@
 """Images a second end to end, and the share of time outside the network: python -m bench.speed.throughput FILE.json
 
 Batches of uint8 images at 32 x 32 through a U-Net with random weights: encode (10 steps, one token of 2^21 values each) and
-decode, against the network alone called as often, in one CUDA graph. For each way of computing the network. Without a
+decode, against the network by itself called as often, in one CUDA graph. For each way of computing the network. Without a
 GPU: on the CPU with a small batch, or with --dry at tiny sizes, which proves the script and measures nothing.
 """
 
@@ -74,7 +74,7 @@ def end_to_end(clock: Clock, call: Callable[[Tensor], Any], batches: list[Tensor
 def rows_of(
     way: dict[str, Any], clock: Clock, codebook: str, batch: int, steps: int, vocab_size: int, dry: bool
 ) -> list[dict]:
-    """The rows encode and decode of one way, with and without graphs, every one beside the network alone."""
+    """The rows encode and decode of one way, with and without graphs, each beside the network by itself."""
     backbone = backbone_for(way, clock.device, dry)
     spec = spec_for(backbone, codebook, steps, vocab_size)
     images = [torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device=clock.device) for _ in range(4)]
@@ -158,7 +158,7 @@ def main() -> int:
             continue
         started = time.monotonic()
         try:
-            known = {row["name"] for row in result["rows"]}  # the network alone is timed once more beside each codebook
+            known = {row["name"] for row in result["rows"]}  # the network by itself is timed once more beside each codebook
             rows = rows_of(way, clock, codebook, batch, steps, vocab_size, options.dry)
             result["rows"] += [row for row in rows if row["name"] not in known]
         except Exception as error:

@@ -1,4 +1,4 @@
-"""A whole data set against the codec alone: images a second of `noisebook tokenize` and of batches that lie in memory.
+"""A whole data set against the codec by itself: images a second of `noisebook tokenize` and of batches that lie in memory.
 
     python -m bench.speed.tokenizing [FILE.json] [--minutes 12] [--dry]
     python -m bench.speed.tokenizing --report      # only write the page; --check: only say whether it is up to date
@@ -144,7 +144,7 @@ def table() -> str:
         "images, codec",
         "batch",
         "codec's threads + workers",
-        "codec alone, images/s",
+        "codec by itself, images/s",
         "`tokenize`, images/s",
         "ratio",
         "codec at work",
@@ -173,7 +173,15 @@ def gpu_table() -> str:
         ]
         for r in result["rows"]
     ]
-    head = ["images, codec", "batch", "workers", "codec alone, images/s", "`tokenize`, images/s", "ratio", "codec at work"]
+    head = [
+        "images, codec",
+        "batch",
+        "workers",
+        "codec by itself, images/s",
+        "`tokenize`, images/s",
+        "ratio",
+        "codec at work",
+    ]
     return f"{page.table(head, lines)}\n\n{page.source(result, f'gpu_{NAME}')}"
 
 
