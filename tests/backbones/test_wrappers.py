@@ -177,6 +177,9 @@ def test_every_method_and_property_of_a_backbone_is_passed_on():
     assert wrapper.native_size == (12, 18)
     assert wrapper.has_denoise_each
     assert not Wrapper(Backbone()).has_denoise_each
+    assert not wrapper.on_pixels
+    assert Wrapper(Backbone()).on_pixels
+    assert not latent(Backbone()).on_pixels
     assert wrapper.round_sigma(0.33) == 0.3
     assert wrapper.padded(1, 2) == (6, 9)
     assert wrapper.state_shape(5, 4) == (1, 5, 4)

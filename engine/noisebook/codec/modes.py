@@ -288,7 +288,7 @@ def _check_restore(codec: Codec, stream: Stream) -> None:
         if segment.count != 1 or segment.runs[0].vocab_size > MOST:
             raise SpecError(
                 f"restoring tries every codeword: a step spends one token of at most {MOST} values, not "
-                f"{segment.count} of {segment.runs[0].vocab_size}; use bins=1, start_budget=0, vocabulary={MOST}"
+                f"{segment.count} of {segment.runs[0].vocab_size}; use budget=1, start_budget=0, vocab_size={MOST}"
             )
     pixels = (codec.backbone.channels, *stream.padded)
     if stream.state != pixels or not codec.backbone.on_pixels:

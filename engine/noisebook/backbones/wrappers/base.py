@@ -31,7 +31,8 @@ class Wrapper(Backbone):
 
     @property
     def on_pixels(self) -> bool:
-        return self.inner.on_pixels
+        own = type(self)  # one that overrides encode or decode has another state
+        return own.encode is Wrapper.encode and own.decode is Wrapper.decode and self.inner.on_pixels
 
     @property
     def has_denoise_each(self) -> bool:

@@ -63,10 +63,6 @@ class Latent(Wrapper):
         """Shape [c, h, w] of the latent state of an image of that (already padded) size in pixels."""
         return self.inner.state_shape(height // self.factor, width // self.factor)
 
-    @property
-    def on_pixels(self) -> bool:
-        return False
-
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, channels, H, W] in [-1, 1] -> the state [B, c, h, w]. Raises BackboneError on another shape of z."""
         z = self.autoencoder.encode(images)
