@@ -87,6 +87,8 @@ def test_a_wrapper_of_ones_own_is_another_codec_of_the_same_model(network):
     x = photographs(40, 60, 100)
     assert (around.backbone.name, around.backbone.multiple) == ("mine", 8)
     assert around.spec.fingerprint not in ("", inner.spec.fingerprint)
+    assert inner.backbone.on_pixels
+    assert not around.backbone.on_pixels  # its state is the image in another order of colours
     tokens, decoded = around.reconstruct(x)
     assert torch.equal(decoded, around.decode(tokens, (60, 100)))
     assert torch.equal(tokens, inner.encode(x.flip(1)))

@@ -13,7 +13,8 @@ class Wrapper(Backbone):
     """A backbone around another one, `inner`, which it is like in all that a subclass does not change.
 
     Its description is a copy of inner's, with the fields in `changes` replaced. Every method and property of `Backbone` is
-    passed on to `inner`, so a subclass overrides only what it does otherwise. `device` is not: it is read off all weights.
+    passed on to `inner`: a subclass overrides only what it does otherwise. One that overrides `denoise` thinks of
+    `denoise_each`, too. Only `device` is not passed on: it is read off all weights.
     """
 
     def __init__(self, inner: Backbone, **changes: Any):
