@@ -50,4 +50,24 @@ class TrainingError(NoisebookError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: its first line with text, or the name of its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return printable(lines[0], 500) if lines else type(error).__name__
+
+
+def printable(text: object, most: int = 0) -> str:
+    """Text from a file as it can be shown in a message, a table or a log: what a terminal would obey (control characters,
+    escapes, marks that turn the direction of text, separators of lines, halves of surrogate pairs) is written as \\xNN or
+    \\uNNNN, and what is longer than `most` characters, unless that is 0, is cut."""
+    shown = str(text)
+    if most and len(shown) > most:
+        shown = f"{shown[:most]}... ({len(shown):,} characters)"
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(c if c == " " or (c.isprintable() and c not in OBEYED) else _escaped(c) for c in shown)
+
+
+OBEYED = frozenset("\u115f\u1160\u3164\uffa0\u2800")  # printable by their category, and yet nothing is seen
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
