@@ -1,5 +1,6 @@
 """How much a file may cost its reader. A file that asks for more is refused before the cost is spent (docs/security.md)."""
 
+import contextlib
 import os
 from dataclasses import dataclass, fields
 
@@ -57,10 +58,8 @@ def machine_memory() -> int:
     """Bytes of memory of this machine, or of the control group that holds this process, whichever is less; 8 GiB where the
     system does not say."""
     found = []
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not POSIX
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # not POSIX
-        pass
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             with open(path, encoding="ascii") as f:
