@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from noisebook.errors import DatasetError, ImageError, SpecError
 from noisebook.rules import RULES
 from noisebook.runtime.devices import usable_device
+from noisebook.runtime.limits import OPTIONS, Limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +113,53 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
     """Where a data set's backbone is, and on which device it decodes."""
     parser.add_argument("--backbone", metavar="NAME|FILE|DIR", help="where it is, if it did not come with the package")
     add_device(parser)
+
+
+LIMITS = {  # limit -> what it bounds, for --help
+    "pixels": "of a picture that is read or decoded: height x width",
+    "network_calls": "of a decode, those of the solver included",
+    "work": "of parsing the tokens of a file, in microseconds of one slow core",
+    "rows": "of a Parquet file, and images of a plan",
+}
+
+
+def add_limits_of_files(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options of the `names` among LIMITS: how much a file may cost before it is refused. `limits_of` reads them."""
+    group = parser.add_argument_group("limits", "a file that asks for more is refused (docs/security.md)")
+    for name in names:
+        default = getattr(Limits, name)
+        about = f"{LIMITS[name]} (default: {default:,})"
+        group.add_argument(OPTIONS[name], type=_whole, default=default, metavar="N", help=about)
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that the options name; the others are as by default."""
+    options = {name: option.removeprefix("--").replace("-", "_") for name, option in OPTIONS.items()}
+    return Limits(**{name: getattr(args, key) for name, key in options.items() if getattr(args, key, None) is not None})
+
+
+def _whole(text: str) -> int:
+    """A limit, at least 1."""
+    if not re.fullmatch("[0-9]{1,19}", text) or not 0 < int(text) < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 1 to 2^63 - 1")
+    return int(text)
+
+
+def size_of(text: str) -> int:
+    """Bytes of "4G", "512M", "1.5GiB" or "1000000"; K, M, G and T are powers of 1024, KB, MB, GB and TB of 1000."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([kmgt]?)(i?b?)", text.strip().lower(), re.ASCII)
+    if match is None or (match[3].startswith("i") and not match[2]):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: write bytes, or 512M, 4G, 1.5GiB")
+    base = 1000 if match[3] == "b" else 1024
+    size = int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
+    if not 0 < size < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size from 1 byte to 2^63 - 1 bytes")
+    return size
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Whether files that are there may be replaced."""
+    parser.add_argument("--force", action="store_true", help="replace files that are there already (default: refuse)")
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> None:
