@@ -5,6 +5,6 @@ A backbone is named by a word (shipped with the package), by a `.safetensors` fi
 """
 
 from noisebook.backbones.base import Backbone, fingerprint_of
-from noisebook.backbones.registry import load, shipped
+from noisebook.backbones.registry import load, load_recorded, shipped
 
-__all__ = ["Backbone", "fingerprint_of", "load", "shipped"]
+__all__ = ["Backbone", "fingerprint_of", "load", "load_recorded", "shipped"]

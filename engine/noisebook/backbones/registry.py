@@ -18,7 +18,7 @@ from noisebook.backbones.diffusers.folder import from_folder, from_hub
 from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
 from noisebook.backbones.wrappers.tiled import Tiled
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, printable
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -57,6 +57,17 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
     return backbone.to(device).eval().requires_grad_(False)
+
+
+def load_recorded(name: str, device: str = "cpu", **options: Any) -> Backbone:
+    """The backbone that a file asks for: as `load`, but only by a shipped name. A file's own words open no path and reach no
+    hub. Raises BackboneError for any other name, and as `load`."""
+    if name not in shipped():
+        raise BackboneError(
+            f"the file asks for the backbone {printable(repr(name), 200)}, which does not come with noisebook, and a file "
+            "cannot choose what is opened or downloaded: give --backbone NAME if you trust it (in Python: backbone=)"
+        )
+    return load(name, device, **options)
 
 
 def _find(name: str, options: dict[str, Any]) -> Backbone:

@@ -28,7 +28,7 @@ def load(
     """A codec by the name of a preset, or by its specification.
 
     backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not
-              come with the package
+              come with the package: what a specification names is never opened or downloaded
     device    where the backbone is put and the work is done
     dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
@@ -50,7 +50,8 @@ def load(
     chosen = spec.backbone if backbone is None else backbone
     if conditions and not isinstance(chosen, str):
         raise SpecError("a backbone that is already loaded takes no conditions; give them to noisebook.backbones.load")
-    model = backbones.load(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
+    find = backbones.load_recorded if backbone is None and recipe is None else backbones.load
+    model = find(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
     if recipe is not None and (changes or backbone is not None):
         spec = recipe.build(model)
     if (dtype, channels_last, compile) != ("float32", False, False):
