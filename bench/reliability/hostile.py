@@ -32,7 +32,7 @@ import numpy as np
 from bench.lib import page
 from bench.lib.record import RESULTS, ROOT, command_line, write
 from bench.reliability import hostile_dataset, hostile_models, hostile_nbk, hostile_pictures
-from bench.reliability.hostile_kit import Maker, Place, place, read_only, run, within
+from bench.reliability.hostile_kit import Maker, Place, own_cost, place, read_only, run, within
 
 NAME, PAGE, SEED = "hostile", ROOT / "docs/reliability.md", 0
 Result = dict[str, Any]
@@ -78,6 +78,10 @@ def prepare(where: Place) -> None:
     }
     where.clean()
     where.base["datasets"] = hostile_dataset.bases(where)
+    where.base["own"] = {
+        "inspect": own_cost(["inspect", str(ROOT / "tests/golden/poisson.nbk")]),
+        "verify": own_cost(["verify", str(where.root / "base/ds0")]),
+    }
 
 
 def unet(save: Any) -> bytes:
@@ -107,7 +111,12 @@ def sample(root: Path, kinds: dict[str, int], seed: int) -> Result:
             out[kind] = summary(found, time.monotonic() - begin)
         contacts = where.traps.file.with_name("contacts")
         leaked = [name for name in ("contacts", "ran") if where.traps.file.with_name(name).exists()]
-        return {"parts": out, "leaked": leaked, "contacts": len(contacts.read_text().split()) if contacts.exists() else 0}
+        return {
+            "parts": out,
+            "own": where.base["own"],
+            "leaked": leaked,
+            "contacts": len(contacts.read_text().split()) if contacts.exists() else 0,
+        }
 
 
 def summary(found: list[Result], seconds: float) -> Result:
@@ -209,7 +218,10 @@ def hostile() -> str:
         f"{traced['count']} of them outside of what was given"
     )
     text = page.table(head, rows)
-    note = f"{total:,} inputs, {found['contacts']} connections to the stub server; {arrow}. Memory: what a command adds."
+    note = (
+        f"{total:,} inputs, {found['contacts']} connections to the stub server; {arrow}. "
+        "Memory of `inspect` and `verify` includes the interpreter's; of the others it is what they add to it."
+    )
     return f"{text}\n\n{note} {page.source(found, NAME)}"
 
 
@@ -274,7 +286,7 @@ def measured(kinds: dict[str, int], seed: int, processes: int) -> Result:
 
 
 def merged(parts: list[Result]) -> Result:
-    out: Result = {"parts": {}, "leaked": [], "contacts": 0}
+    out: Result = {"parts": {}, "own": parts[0]["own"], "leaked": [], "contacts": 0}
     for part in parts:
         out["leaked"] += part["leaked"]
         out["contacts"] += part["contacts"]

@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import time
@@ -41,7 +42,7 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/proc", "/sys", "/dev/null", "/dev/urandom"
 
 @dataclass
 class Command:
-    """Arguments of `noisebook`, and what they may cost: seconds, and MiB of resident memory above the start."""
+    """Arguments of `noisebook`, and what they may cost: seconds, and MiB of resident memory, the interpreter's included."""
 
     arguments: list[str]
     seconds: float
@@ -206,6 +207,20 @@ def obeyed(text: str) -> list[str]:
     return sorted({repr(c) for c in text if c not in "\n\r\t" and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs")})
 
 
+def own_cost(arguments: list[str]) -> dict[str, float]:
+    """Seconds and MiB of the command in a process of its own: what a forked child has paid already."""
+    code = (  # not the peak that wait4 gives: that is this process's own, until exec
+        "import sys; from noisebook.cli.main import main; code = main(sys.argv[1:]); "
+        "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')), file=sys.stderr); sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "engine"), str(ROOT / "kernels")])}
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    return {"seconds": time.monotonic() - begin, "mib": int(done.stderr.split()[-2]) / 1024}
+
+
 # ---- a child ------------------------------------------------------------------------------------------------------------
 def watched(place: Place, watch: Watch, command: Command, log: Path) -> dict[str, Any]:
     """Runs one command in this process; what came of it."""
@@ -225,7 +240,8 @@ def watched(place: Place, watch: Watch, command: Command, log: Path) -> dict[str
     except BaseException as error:
         code, died = -1, f"{type(error).__name__}: {str(error)[:300]}"
     watch.on = False
-    seconds, peak = time.monotonic() - begin, memory()[1] - start
+    own = place.base["own"].get(command.arguments[0], {"seconds": 0.0, "mib": 0.0})
+    seconds, peak = time.monotonic() - begin + own["seconds"], memory()[1] - start + own["mib"]
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     text = log.read_text(encoding="utf-8", errors="surrogateescape")

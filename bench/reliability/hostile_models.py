@@ -130,7 +130,7 @@ def make_checkpoint(place: Place, rng: Rng) -> Case:
         good = True
     except NoisebookError:
         good = False
-    return Case(good or how > 0, commands, path.name)
+    return Case(good, commands, path.name)
 
 
 # ---- folders of diffusers -----------------------------------------------------------------------------------------------
@@ -240,4 +240,18 @@ def make_npz(place: Place, rng: Rng) -> Case:
             archive.writestr("zeros.npy", bytes(1 << 20))
     form = str(rng.choice(["dct", "pca", "spectrum"]))
     commands = [Command(["fit-prior", form, str(path), "-o", str(place.outputs / "f.safetensors"), "--count", "6"], *COST)]
-    return Case(True, commands, f"{shape} {kind}")
+    return Case(headers(path), commands, f"{shape} {kind}")
+
+
+def headers(path: Any) -> bool:
+    """Whether numpy takes the headers of all members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name != "zeros.npy":
+                    with archive.open(name) as member:
+                        np.lib.format.read_magic(member)
+                        np.lib.format.read_array_header_1_0(member)
+        return True
+    except (ValueError, SyntaxError, TypeError, OSError):
+        return False
