@@ -33,7 +33,7 @@ def roundtrip(argv: list[str]) -> list[dict]:
         rows = json.loads(captured.getvalue())["images"]
         for row in rows:
             row["name"] = Path(row["name"]).name
-            both = np.asarray(Image.open(Path(out) / f"{Path(row['name']).stem}.png"))
+            both = np.asarray(Image.open(Path(row.pop("output")).with_suffix(".compared.png")))
             row["psnr_of_png"] = psnr(both[:, : row["width"]], both[:, row["width"] :])
             if abs(row["psnr_of_png"] - row["psnr"]) > 0.02:
                 raise SystemExit(f"{row['name']}: the PNG has {row['psnr_of_png']} dB, reported were {row['psnr']}")

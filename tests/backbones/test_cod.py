@@ -511,12 +511,12 @@ def test_the_command_line_tokenises_and_draws(work, capsys):
     assert [(work / "bare" / f"{n}.nbk").stat().st_size for n in "abc"] == [23, 23, 23]  # 6 tokens of 4 bits, 20 bytes
     assert cli.main(["encode", "a.png", *told, "-o", "full"]) == 0
     assert cli.main(["decode", "bare", *told, "--guidance", "3", "-o", "one"]) == 0
-    assert [read_image(work / "one" / f"{n}.png").shape for n in "abc"] == [(64, 96, 3), (96, 64, 3), (50, 70, 3)]
+    assert [read_image(work / "one" / f"{n}.decoded.png").shape for n in "abc"] == [(64, 96, 3), (96, 64, 3), (50, 70, 3)]
     capsys.readouterr()
     for extra, calls in (([], 25), (["--steps", "1"], 1), (["--steps", "4", "--guidance", "2"], 4)):
         assert cli.main(["decode", "full", "--backbone", "cod.pt", *extra, "-o", f"out{calls}", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["images"][0]["nfe"] == calls
-    shown = [read_image(work / f"out{calls}" / "a.png") for calls in (25, 1, 4)]
+    shown = [read_image(work / f"out{calls}" / "a.decoded.png") for calls in (25, 1, 4)]
     assert (shown[0] != shown[1]).any()
     assert cli.main(["verify", "full", "bare"]) == 0
     assert cli.main(["decode", "bare", "--backbone", "cod.pt", "-o", "none"]) == CodecMismatchError.code
@@ -540,9 +540,11 @@ def test_the_command_line_codes_under_a_condition(work, capsys):
             assert row["nfe"] == 5 + 6
         assert cli.main(["decode", name, "--backbone", "cod.pt", "-o", f"{name}-again"]) == 0
         for picture in pictures:
-            pair, again = read_image(work / name / picture), read_image(work / f"{name}-again" / picture)
+            stem = picture.removesuffix(".png")
+            pair = read_image(work / name / f"{stem}.compared.png")
+            again = read_image(work / f"{name}-again" / f"{stem}.decoded.png")
             assert (pair[:, again.shape[1] :] == again).all()
-            spec = spec_of(container.Container.read(work / name / picture.replace("png", "nbk")))
+            spec = spec_of(container.Container.read(work / name / f"{stem}.nbk"))
             assert sum(r.count for _, r in spec.runs_for(*again.shape[:2])[:1]) == runs or not runs
         capsys.readouterr()
     for options, word in (

@@ -276,13 +276,16 @@ def test_a_write_that_fails_leaves_things_as_they_were(tmp_path, nvidia, capsys)
         raise OSError("no space left")
 
     nvidia.setattr(checkpoints, "save_file", full)
-    assert cli.main(["convert", str(path), "-o", str(output)]) == BackboneError.code
+    call = ["convert", str(path), "-o", str(output)]
+    assert cli.main(call) == 1
+    assert capsys.readouterr().err.endswith("it is there already: --force replaces it, another -o keeps it\n")
+    assert cli.main([*call, "--force"]) == BackboneError.code
     assert capsys.readouterr().err == f"noisebook: BackboneError: {output}: cannot be written: no space left\n"
     assert output.read_bytes() == b"of yesterday"
     assert sorted(tmp_path.iterdir()) == [path, output]
     nvidia.undo()
     assert cli.main(["convert", str(path), "-o", str(tmp_path / "none/a.safetensors")]) == BackboneError.code
-    assert cli.main(["convert", str(path), "-o", str(output)]) == 0
+    assert cli.main([*call, "--force"]) == 0
     assert read_checkpoint(output)[0] == "nvidia-edm"
 
 

@@ -43,12 +43,13 @@ def test_roundtrip_writes_what_it_reports(capsys, tmp_path, pictures, codec):
     code, stdout, stderr = run(capsys, "roundtrip", pictures, "-o", out, "--json", *codec)
     assert code == 0
     result = json.loads(stdout)
-    assert set(result) == {"images", "codec"}
+    assert set(result) == {"images", "codec", "output"}
+    assert result["output"] == str(out)
     assert [r["name"].split("/")[-1] for r in result["images"]] == ["odd.png", "tall.png", "wide.png"]
     assert stderr.count("dB") == 3
     for row in result["images"]:
         stem = row["name"].split("/")[-1][:-4]
-        both = np.asarray(Image.open(out / f"{stem}.png"))
+        both = np.asarray(Image.open(out / f"{stem}.compared.png"))
         original = np.asarray(Image.open(row["name"]))
         assert (both[:, : row["width"]] == original).all()
         assert row["psnr"] == pytest.approx(psnr(original, both[:, row["width"] :]), abs=1e-9)
@@ -59,7 +60,7 @@ def test_roundtrip_writes_what_it_reports(capsys, tmp_path, pictures, codec):
         assert row["seconds"] > 0
         assert row["error"] is None
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        f"{s}.{e}" for s in ("odd", "tall", "wide") for e in ("nbk", "png")
+        f"{s}.{e}" for s in ("odd", "tall", "wide") for e in ("nbk", "compared.png")
     )
 
 
@@ -72,8 +73,8 @@ def test_encode_then_decode_gives_the_roundtrip_picture(capsys, tmp_path, pictur
     assert code == 0
     assert json.loads(stdout)["images"][0]["nfe"] == 5
     for file in files:
-        both = np.asarray(Image.open(tmp_path / "a" / f"{file.stem}.png"))
-        decoded = np.asarray(Image.open(tmp_path / "c" / f"{file.stem}.png"))
+        both = np.asarray(Image.open(tmp_path / "a" / f"{file.stem}.compared.png"))
+        decoded = np.asarray(Image.open(tmp_path / "c" / f"{file.stem}.decoded.png"))
         assert (decoded == both[:, both.shape[1] // 2 :]).all()
 
 
@@ -262,5 +263,5 @@ def test_a_diffusers_folder_codes_pictures_of_any_size(capsys, tmp_path, picture
     code, _, err = run(capsys, "decode", *files, "-o", tmp_path / "b", "--backbone", tmp_path / "net")
     assert code == 0, err
     for file in files:
-        both = np.asarray(Image.open(tmp_path / "a" / f"{file.stem}.png"))
-        assert (np.asarray(Image.open(tmp_path / "b" / f"{file.stem}.png")) == both[:, both.shape[1] // 2 :]).all()
+        both = np.asarray(Image.open(tmp_path / "a" / f"{file.stem}.compared.png"))
+        assert (np.asarray(Image.open(tmp_path / "b" / f"{file.stem}.decoded.png")) == both[:, both.shape[1] // 2 :]).all()

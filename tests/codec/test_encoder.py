@@ -117,7 +117,7 @@ def test_the_command_line_tries_them(capsys, tmp_path):
     size = ["--samples", "--json", "-o", str(tmp_path), "--backbone", "gaussian-prior", "--steps", "2"]
     assert main(["roundtrip", *size, "--candidates", "2"]) == 0
     assert {row["nfe"] for row in json.loads(capsys.readouterr().out)["images"]} == {2 * 3 + 3}
-    assert main(["encode", *size, "--candidates", "0"]) == 2
+    assert main(["encode", *size, "--force", "--candidates", "0"]) == 2
     assert "candidates must be from 1 to 64" in capsys.readouterr().err
     with pytest.raises(SpecError):
         build(65)

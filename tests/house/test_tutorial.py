@@ -51,11 +51,11 @@ def test_every_block_runs(tmp_path, monkeypatch):
                 run_line(line)
     cat = picture("cat.png")
     flat = distance(cat, cat.mean((0, 1)))
-    for name in ("decoded/cat.png", "again/cat.png", "mine/cat.png", "pictures/cat.png.png"):
+    for name in ("decoded/cat.decoded.png", "again/cat.decoded.png", "mine/cat.decoded.png", "pictures/cat.png.png"):
         assert distance(cat, picture(name)) < flat / 3, name
-    assert distance(cat, picture("decoded/cat.png")) < distance(cat, picture("coarse/cat.png")) < flat
+    assert distance(cat, picture("decoded/cat.decoded.png")) < distance(cat, picture("coarse/cat.decoded.png")) < flat
     for name in ("out", "low", "fewer", "levels"):
-        both = picture(f"{name}/cat.png")
+        both = picture(f"{name}/cat.compared.png")
         assert np.array_equal(both[:, :128], cat), name
         assert distance(cat, both[:, 128:]) < flat / 3, name
     assert os.path.getsize("bytes/cat.nbk") <= 1000

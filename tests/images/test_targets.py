@@ -206,7 +206,8 @@ def test_a_rate_on_the_command_line(folder, capsys):
         more = () if steps is None else ("--steps", steps)
         code, _, _ = run(capsys, "decode", *found, "-o", folder / f"back{steps}", *more)
         assert code == 0
-        images = [[np.asarray(Image.open(folder / d / f"{n}.png")) for n in "ab"] for d in ("in", f"back{steps}")]
+        made = ("in", ""), (f"back{steps}", ".decoded")
+        images = [[np.asarray(Image.open(folder / d / f"{n}{kind}.png")) for n in "ab"] for d, kind in made]
         qualities.append([psnr(x, y) for x, y in zip(*images, strict=True)])
     assert qualities[0][0] > qualities[1][0] > 5
     code, out, _ = run(capsys, "inspect", folder / "out" / "a.nbk", "--json")

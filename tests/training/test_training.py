@@ -195,8 +195,17 @@ def test_every_objective_trains_resumes_and_codes_an_image(network, archive, tmp
         out = tmp_path / objective
         options = ["--init", base / "model.safetensors", "--sizes", 16, "--pixels", 2048, "--held-out", 8, "--pairs", 4]
         assert run(objective, archive, "-o", out, "--minutes", 0.01, *options) == 0
-        code = ["roundtrip", str(picture), "-o", str(tmp_path / "out"), "--backbone", str(out / "model.safetensors")]
+        code = ["roundtrip", str(picture), "-o", str(out / "coded"), "--backbone", str(out / "model.safetensors")]
         assert cli.main([*code, "--steps", "3", "--sigma-max", "3", "--budget", "2", *PLAIN]) == 0
+
+
+def test_files_that_are_no_run_are_not_replaced(archive, tmp_path, capsys):
+    for name in ("model.safetensors", "log.json"):
+        (tmp_path / name).write_bytes(b"the user's")
+        assert run("edm", archive, "-o", tmp_path, "--minutes", 0.01, *SMALL) == 1
+        assert f"{name}: it is there already" in capsys.readouterr().err
+        assert [path.read_bytes() for path in tmp_path.glob("*.*") if path.name == name] == [b"the user's"]
+        (tmp_path / name).unlink()
 
 
 def test_training_learns_what_the_prior_does_not_know(tmp_path):

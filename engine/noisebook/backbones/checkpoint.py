@@ -12,13 +12,16 @@ from noisebook.errors import BackboneError
 from noisebook.runtime.atomic import replacing
 
 
-def write_checkpoint(path: str | Path, kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def write_checkpoint(
+    path: str | Path, kind: str, config: dict[str, Any], tensors: dict[str, Tensor], replace: bool = True
+) -> None:
     """Writes `tensors` with `kind` and `config` (JSON values) as metadata, whole or not at all.
 
-    Raises BackboneError where the file cannot be written."""
+    Raises BackboneError where the file cannot be written, NoisebookError where something is there that is no regular
+    file, or `replace` is not given."""
     path, metadata = Path(path), {"noisebook": json.dumps({"kind": kind, "config": config}, sort_keys=True)}
     try:
-        with replacing(path) as temporary:
+        with replacing(path, replace) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"{path}: cannot be written: {error}") from error

@@ -1,7 +1,8 @@
 """`noisebook backbones`: what comes with the package."""
 
 import argparse
-import json
+
+from noisebook.cli.show import say, say_json
 
 ABOUT = "The backbones and presets that come with the package."
 
@@ -21,13 +22,14 @@ def run(args: argparse.Namespace) -> int:
         entries.append({"name": name, "bytes": size, "view_of": None if weights == name else weights})
     codecs = [{"name": p.name, "backbone": p.spec.backbone, "about": p.about} for p in presets.presets().values()]
     if args.json:
-        print(json.dumps({"backbones": entries, "presets": codecs}))
+        say_json({"backbones": entries, "presets": codecs})
         return 0
-    print("backbones")
+    say("backbones")
     for entry in entries:
         size = f"{entry['bytes'] / 1024:8.0f} KiB"
-        print(f"  {entry['name']:20s} {size if entry['view_of'] is None else 'a view of ' + entry['view_of']}")
-    print("  and any .safetensors file of noisebook's, diffusers folder or hub id: --backbone PATH|OWNER/NAME\npresets")
+        say(f"  {entry['name']:20s} {size if entry['view_of'] is None else 'a view of ' + entry['view_of']}")
+    say("  and any .safetensors file of noisebook's, diffusers folder or hub id: --backbone PATH|OWNER/NAME")
+    say("presets")
     for entry in codecs:
-        print(f"  {entry['name']:20s} {entry['about']} (backbone {entry['backbone']})")
+        say(f"  {entry['name']:20s} {entry['about']} (backbone {entry['backbone']})")
     return 0

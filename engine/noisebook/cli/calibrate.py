@@ -1,11 +1,15 @@
 """`noisebook calibrate`: a backbone's curve, measured on pictures."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisebook.cli.options import add_device, log
+from noisebook.cli.options import add_device, add_force, add_limits_of_files
+from noisebook.cli.outputs import refuse_existing
+from noisebook.cli.pictures import files_of, refuse_unreadable
+from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError
 from noisebook.runtime.devices import usable_device
 
@@ -13,10 +17,15 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from noisebook.backbones import Backbone
+    from noisebook.spec.curve import Curve
+
 ABOUT = (
     "Measures how well a backbone predicts at every noise level: the curve "
     "from which --bpp, --bytes and --psnr make their schedules."
 )
+
+MOST_BYTES = 1 << 22  # of a file that may be a curve: one that `calibrate` writes has a few KiB
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -41,46 +50,88 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder", metavar="DIR|ENCODER:DECODER", help="for a latent CoD")
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)
+    add_force(parser)
+    add_limits_of_files(parser, "pixels")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and writes a curve. Raises SpecError, ImageError or BackboneError."""
+    """Measures and writes a curve; one that is there and was measured in the same way stays. Raises SpecError, ImageError,
+    BackboneError, or NoisebookError where another file is there."""
     from noisebook import backbones
     from noisebook.codec.measure import NODES, measure
-    from noisebook.runtime.atomic import write_bytes
+    from noisebook.runtime.atomic import refuse_special, write_bytes
 
     if args.count < 1 or args.skip < 0 or (args.crop is not None and args.crop < 1):
         raise SpecError("--count and --crop must be at least 1, --skip at least 0")
+    refuse_special(args.output)
     backbone = backbones.load(args.backbone, usable_device(args.device), autoencoder=args.autoencoder)
-    batches = batches_of(read(args.images, args.skip, args.count, backbone.channels), args.crop)
+    batches = batches_of(read(args, backbone.channels), args.crop)
     if not batches:
         raise ImageError("no images to measure on: give pictures, or a smaller --skip or --crop")
     small = [part for batch in batches for part in batch.split(max(1, (1 << 18) // batch[0, 0].numel()))]
     count = sum(len(batch) for batch in batches)
-    log(f"measuring {backbone.name} on {count} images at {NODES} levels")
     size = f", centre crops of {args.crop}" if args.crop else ""
-    about = f"{count} images from {Path(args.images[0]).name}, {args.skip} left out{size}, seed {args.seed}"
-    curve = measure(backbone, small, args.seed, about=about, conditional=args.condition)
-    write_bytes(args.output, curve.to_json().encode())
-    result = {
-        "output": str(args.output),
-        "backbone": curve.backbone,
-        "images": count,
-        "sigma": curve.sigma,
-        "mse": curve.mse,
-    }
-    print(json.dumps(result) if args.json else f"written: {result['output']}")
+    what = f"{args.skip} left out{size}, seed {args.seed}"
+    digest = digest_of(batches, args)
+    about = f"{count} images from {Path(args.images[0]).name}, {what}, sha256 {digest}"
+    curve = None if args.force else measured_before(args, backbone, digest)
+    if curve is None:
+        log(f"measuring {backbone.name} on {count} images at {NODES} levels")
+        curve = measure(backbone, small, args.seed, about=about, conditional=args.condition)
+        write_bytes(args.output, curve.to_json().encode(), replace=args.force)
+        said = "written"
+    else:
+        said = "there already, measured on the same images with the same options"
+    values = {"backbone": curve.backbone, "images": count, "sigma": curve.sigma, "mse": curve.mse}
+    if args.json:
+        say_json({"output": str(args.output), **values})
+    else:
+        say(f"{said}: {args.output}")
     return 0
 
 
-def read(places: list[str], skip: int, count: int, channels: int) -> "list[np.ndarray]":
+def digest_of(batches: "list[Tensor]", args: argparse.Namespace) -> str:
+    """16 hex digits of the images as they are measured, and of the options that the curve depends on; how they are computed
+    (--device) is none of these."""
+    digest = hashlib.sha256(json.dumps([args.seed, args.condition]).encode())
+    for batch in batches:
+        digest.update(json.dumps(list(batch.shape)).encode())
+        for image in batch:
+            digest.update(image.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def measured_before(args: argparse.Namespace, backbone: "Backbone", digest: str) -> "Curve | None":
+    """The curve that is there, of this backbone, images and options; None where nothing is there. Raises NoisebookError
+    where it is anything else."""
+    from noisebook.spec.curve import Curve
+
+    try:
+        with open(args.output, "rb") as f:
+            curve = Curve.from_json(f.read(MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):  # SpecError is a ValueError: no curve is there
+        curve = None
+    if curve is None or curve.fingerprint != backbone.fingerprint or not curve.about.endswith(f", sha256 {digest}"):
+        refuse_existing([args.output], args.force)
+    return curve
+
+
+def read(args: argparse.Namespace, channels: int) -> "list[np.ndarray]":
     """`count` images uint8 [H, W, C] after the first `skip`, from an .npz or from pictures and folders of them."""
     from noisebook.images.archive import load_npz_images
-    from noisebook.images.io import find_files, read_image
+    from noisebook.images.io import SUFFIXES, read_image
 
+    places, end = args.images, args.skip + args.count
     if len(places) == 1 and places[0].endswith(".npz"):
-        return list(load_npz_images(places[0], skip + count))[skip:]
-    return [read_image(path, channels) for path in find_files(places)[: skip + count]][skip:]
+        refuse_unreadable(Path(places[0]), ImageError)
+        return list(load_npz_images(places[0], end))[args.skip :]
+    images = []
+    for path in files_of(places, SUFFIXES)[args.skip : end]:
+        refuse_unreadable(path, ImageError)
+        images.append(read_image(path, channels))
+    return images
 
 
 def batches_of(images: "list[np.ndarray]", crop: int | None) -> "list[Tensor]":

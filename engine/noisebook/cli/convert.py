@@ -1,9 +1,12 @@
 """`noisebook convert`: a published checkpoint to a `.safetensors` file of noisebook's."""
 
 import argparse
-import json
 from pathlib import Path
 
+from noisebook.cli.options import add_force
+from noisebook.cli.outputs import refuse_existing
+from noisebook.cli.pictures import refuse_unreadable
+from noisebook.cli.show import say, say_json
 from noisebook.errors import BackboneError
 
 ABOUT = "A published checkpoint, NVIDIA's EDM (.pkl) or CoD (.pt), to a .safetensors file. No code of the file's is run."
@@ -12,6 +15,7 @@ ABOUT = "A published checkpoint, NVIDIA's EDM (.pkl) or CoD (.pt), to a .safeten
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a published .pkl of NVIDIA's EDM, or a .pt of CoD")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    add_force(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,6 +26,11 @@ def run(args: argparse.Namespace) -> int:
     converters = {".pkl": nvidia_edm.convert_file, ".pt": cod.convert_file, ".ckpt": cod.convert_file}
     if args.file.suffix not in converters:
         raise BackboneError(f"{args.file}: `convert` reads {', '.join(converters)}; the ending says which network it is")
-    about = converters[args.file.suffix](args.file, args.output)
-    print(json.dumps({"output": str(args.output), "about": about}) if args.json else f"{args.output}: {about}")
+    refuse_unreadable(args.file, BackboneError)
+    refuse_existing([args.output], args.force, [args.file])
+    about = converters[args.file.suffix](args.file, args.output, args.force)
+    if args.json:
+        say_json({"output": str(args.output), "about": about})
+    else:
+        say(f"{args.output}: {about}")
     return 0

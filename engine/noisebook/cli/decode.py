@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from noisebook.cli import options
 from noisebook.cli.options import KNOBS
-from noisebook.cli.pictures import NBK, Names, each
+from noisebook.cli.outputs import refuse_long
+from noisebook.cli.pictures import NBK, each, files_of, refuse_unreadable, targets
 from noisebook.cli.table import file_row
 from noisebook.errors import CodecMismatchError
 from noisebook.runtime.devices import usable_device
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from noisebook.format.container import Container
 
 ABOUT = (
-    "The .nbk files to PNG pictures. --steps N without other codec options decodes "
+    "The .nbk files to PNG pictures, NAME.decoded.png. --steps N without other codec options decodes "
     "only the first N steps of each file: what the beginning of its tokens says."
 )
 
@@ -26,33 +27,39 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_output_folder(parser)
     options.add_device(parser)
     options.add_codec_options(parser)
+    options.add_limits_of_files(parser, "pixels", "network_calls", "work")
 
 
 def run(args: argparse.Namespace) -> int:
     """Decodes every file; one that fails does not stop the others."""
     from noisebook.format.container import Container
     from noisebook.images.files import decode_picture
-    from noisebook.images.io import find_files, png_bytes
+    from noisebook.images.io import png_bytes
     from noisebook.runtime.atomic import write_bytes
 
-    names, prefix = Names(args.output), None
+    inputs = files_of(args.files, NBK)
+    files = targets(args, list(map(str, inputs)), ".decoded.png")
+    prefix = None
     if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
         prefix, args.steps = args.steps, None
     codecs: dict[bytes, Codec] = {}
 
-    def work(name: str, path: Path) -> dict[str, Any]:
+    def work(name: str, item: tuple[Path, Path]) -> dict[str, Any]:
+        path, output = item
+        refuse_unreadable(path)
+        refuse_long([output])
         container = Container.read(path)
         if container.codec_hash not in codecs:
             codecs[container.codec_hash] = codec_of(args, container)
         codec = codecs[container.codec_hash]
         pixels = decode_picture(codec, container, prefix)
-        write_bytes(names(name, ".png"), png_bytes(pixels))
-        return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix))
+        write_bytes(output, png_bytes(pixels), replace=args.force)
+        return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix), output=str(output))
 
     def info() -> Any:
         return [options.codec_info(codec) for codec in codecs.values()]
 
-    return each(args, ((str(path), path) for path in find_files(args.files, NBK)), work, info)
+    return each(args, [(str(path), (path, output)) for path, (output,) in zip(inputs, files, strict=True)], work, info)
 
 
 def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.cli import options
-from noisebook.cli.pictures import Names, each, pictures
+from noisebook.cli.outputs import refuse_long
+from noisebook.cli.pictures import each, pictures, targets
 from noisebook.cli.table import file_row
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     options.add_codec_options(parser)
     options.add_target_options(parser)
+    options.add_limits_of_files(parser, "pixels")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,12 +31,16 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.format.container import Container
     from noisebook.runtime.atomic import write_bytes
 
+    inputs = pictures(args)
+    files = targets(args, [name for name, _ in inputs], ".nbk")
     encode, info, channels = options.encoder(args)
-    names = Names(args.output)
 
-    def work(name: str, read: "Callable[[], np.ndarray]") -> dict[str, Any]:
-        data, codec = encode(read())
-        write_bytes(names(name, ".nbk"), data)
-        return file_row(name, data, Container.from_bytes(data), nfe=codec.encode_nfe)
+    def work(name: str, item: "tuple[Callable[[int], np.ndarray], Path]") -> dict[str, Any]:
+        read, path = item
+        refuse_long([path])
+        data, codec = encode(read(channels))
+        write_bytes(path, data, replace=args.force)
+        return file_row(name, data, Container.from_bytes(data), nfe=codec.encode_nfe, output=str(path))
 
-    return each(args, pictures(args, channels), work, info)
+    items = [(name, (read, path)) for (name, read), (path,) in zip(inputs, files, strict=True)]
+    return each(args, items, work, info)

@@ -13,8 +13,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     options.add_codec_options(parser)
     options.add_target_options(parser)
+    options.add_limits_of_files(parser, "pixels")
     parser.set_defaults(embed_spec=None)
 
 
 def run(args: argparse.Namespace) -> int:
-    return measure(args, None)
+    return measure(args, write=False)

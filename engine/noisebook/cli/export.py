@@ -1,17 +1,19 @@
 """`noisebook export`: the tokens of a data set in a format that other programs load."""
 
 import argparse
-import json
 from pathlib import Path
 
-from noisebook.cli.options import need_datasets
+from noisebook.cli.options import add_limits_of_files, need_datasets
+from noisebook.cli.show import say, say_json
 
 ABOUT = "A tokenised data set in another format: WebDataset, npy, Megatron."
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tokens", metavar="DIR", help="a data set of `noisebook tokenize`")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make (must not be there yet)"
+    )
     parser.add_argument(
         "--format",
         required=True,
@@ -19,6 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="tars of .npy and .json; one .npy; Megatron-LM's .bin and .idx",
     )
     parser.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
+    add_limits_of_files(parser, "pixels", "rows")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,5 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.datasets.export import export
 
     made = export(args.tokens, args.output, args.format, args.partial)
-    print(json.dumps(made) if args.json else f"{made['output']}: {made['images']} images, {made['tokens']} tokens")
+    if args.json:
+        say_json(made)
+    else:
+        say(f"{made['output']}: {made['images']} images, {made['tokens']} tokens")
     return 0

@@ -1,10 +1,11 @@
 """The command line. Pictures and files go under -o, results to stdout, logs and progress to stderr."""
 
 import argparse
-import json
+import contextlib
 import sys
 import warnings
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from noisebook.cli import (
     backbones,
@@ -19,12 +20,12 @@ from noisebook.cli import (
     inspect,
     report,
     roundtrip,
+    streams,
     tokenize,
     train,
     verify,
 )
-from noisebook.cli.options import log
-from noisebook.errors import NoisebookError
+from noisebook.cli.show import failure, log, say_json
 from noisebook.runtime import __version__
 
 
@@ -38,7 +39,7 @@ class Verb(Protocol):
         ...
 
     def add(self, parser: argparse.ArgumentParser) -> None:
-        """Gives the parser the verb's options; --json is there already."""
+        """Gives the parser the verb's options; --json and --traceback are there already."""
 
     def run(self, args: argparse.Namespace) -> int:
         """Does the work by functions of the rooms below; returns the exit code. Raises NoisebookError."""
@@ -63,6 +64,13 @@ VERBS: dict[str, Verb] = {
     "train": train,
 }
 
+PICTURES = {"images": [], "codec": None}
+EMPTY: dict[str, dict[str, Any]] = {  # what --json has of a command that fails as a whole, beside its error
+    **dict.fromkeys(("encode", "roundtrip", "eval", "decode"), PICTURES),
+    "inspect": {"files": []},
+    "verify": {"files": [], "datasets": []},
+}
+
 
 def parser() -> argparse.ArgumentParser:
     """Of all verbs."""
@@ -75,26 +83,51 @@ def parser() -> argparse.ArgumentParser:
     for name, verb in VERBS.items():
         sub = commands.add_parser(name, help=verb.ABOUT, description=verb.ABOUT)
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        sub.add_argument("--traceback", action="store_true", help="say where an unexpected error was raised")
         verb.add(sub)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or the `code` of the first error (see `noisebook.errors`)."""
+    """Runs one command; returns the exit code: 0, or the `code` of the first error (see `noisebook.errors`), 70 for an
+    error that nobody foresaw, 130 when stopped, 141 when stdout has no reader any more."""
+    with streams.guarded(), _warnings_as_lines():
+        try:
+            try:
+                return _command(argv)
+            finally:
+                sys.stdout.flush()
+        except streams.StreamError as error:
+            if error.code != 141:
+                log(f"noisebook: {error}")
+            return error.code
+
+
+def _command(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
     try:
         return VERBS[args.command].run(args)
-    except NoisebookError as error:
-        log(f"noisebook: {type(error).__name__}: {error}")
-        if args.json:
-            print(json.dumps({"images": [], "codec": None, "error": f"{type(error).__name__}: {error}"}))
-        return error.code
+    except (SystemExit, streams.StreamError):
+        raise
     except KeyboardInterrupt:
         log("noisebook: stopped")
         return 130
-    except BrokenPipeError:
-        return 141
+    except BaseException as error:  # extensions in Rust raise what is no Exception
+        text, code = failure(error, args.traceback)
+        log(f"noisebook: {text}")
+        if args.json:
+            say_json({**EMPTY.get(args.command, {}), "error": text, "code": code})
+        return code
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    before = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 if __name__ == "__main__":

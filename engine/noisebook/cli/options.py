@@ -1,16 +1,15 @@
 """Options that several verbs share, and what they make: a codec, or an encoder with a target."""
 
 import argparse
-import contextlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisebook.cli.show import log
 from noisebook.errors import DatasetError, ImageError, SpecError
 from noisebook.rules import RULES
 from noisebook.runtime.devices import usable_device
@@ -65,12 +64,6 @@ TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
 
 
-def log(message: str) -> None:
-    """One line on stderr."""
-    with contextlib.suppress(OSError):  # a log on a full disk: the exit code still says it
-        print(message, file=sys.stderr, flush=True)
-
-
 def need_datasets() -> None:
     """Raises DatasetError where the libraries of the extra `datasets` are missing."""
     missing = [name for name in ("pyarrow", "fsspec", "tqdm") if find_spec(name) is None]
@@ -99,10 +92,10 @@ def add_output_folder(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         type=Path,
-        default=Path("noisebook-out"),
         metavar="DIR",
-        help="folder to write to (default: noisebook-out)",
+        help="folder to write to (default: a fresh one: noisebook-out, or noisebook-out-2, ...)",
     )
+    add_force(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

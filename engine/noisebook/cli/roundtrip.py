@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.cli import options
-from noisebook.cli.pictures import Names, each, pictures
+from noisebook.cli.outputs import refuse_long
+from noisebook.cli.pictures import each, pictures, targets
 from noisebook.cli.table import file_row
 
 if TYPE_CHECKING:
     import numpy as np
 
 ABOUT = (
-    "Images to .nbk files and back: writes original | decoded and prints "
+    "Images to .nbk files and back: writes NAME.nbk and NAME.compared.png, original | decoded, and prints "
     "bits per pixel, PSNR, SSIM, network calls (NFE) and seconds."
 )
 
@@ -25,14 +26,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     options.add_codec_options(parser)
     options.add_target_options(parser)
+    options.add_limits_of_files(parser, "pixels")
 
 
 def run(args: argparse.Namespace) -> int:
-    return measure(args, args.output)
+    return measure(args, write=True)
 
 
-def measure(args: argparse.Namespace, output: Path | None) -> int:
-    """Encodes, decodes what the file says, compares; with an `output` also writes the file and original | decoded."""
+def measure(args: argparse.Namespace, write: bool) -> int:
+    """Encodes, decodes what the file says, compares; where it is to `write`, also writes the file and original | decoded."""
     import numpy as np
 
     from noisebook.format.container import Container
@@ -41,19 +43,23 @@ def measure(args: argparse.Namespace, output: Path | None) -> int:
     from noisebook.images.metrics import psnr, ssim
     from noisebook.runtime.atomic import write_bytes
 
+    inputs = pictures(args)
+    names = [name for name, _ in inputs]
+    files = targets(args, names, ".nbk", ".compared.png") if write else [[]] * len(names)
     encode, info, channels = options.encoder(args)
-    names = Names(output or Path())
 
-    def work(name: str, read: "Callable[[], np.ndarray]") -> dict[str, Any]:
-        pixels = read()
+    def work(name: str, item: "tuple[Callable[[int], np.ndarray], list[Path]]") -> dict[str, Any]:
+        read, paths = item
+        refuse_long(paths)
+        pixels = read(channels)
         data, codec = encode(pixels)
         container = Container.from_bytes(data)
         decoded = decode_picture(codec, container)
-        if output is not None:
-            path = names(name, ".nbk")
-            write_bytes(path, data)
-            write_bytes(path.with_suffix(".png"), png_bytes(np.concatenate([pixels, decoded], 1)))
+        for path, content in zip(paths, (data, png_bytes(np.concatenate([pixels, decoded], 1))), strict=False):
+            write_bytes(path, content, replace=args.force)
         quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
-        return file_row(name, data, container, **quality, nfe=codec.encode_nfe + codec.nfe)
+        output = str(paths[0]) if paths else None
+        return file_row(name, data, container, **quality, nfe=codec.encode_nfe + codec.nfe, output=output)
 
-    return each(args, pictures(args, channels), work, info)
+    items = [(name, (read, paths)) for (name, read), paths in zip(inputs, files, strict=True)]
+    return each(args, items, work, info)

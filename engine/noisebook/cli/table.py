@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from noisebook.cli.show import say, shown
+
 if TYPE_CHECKING:
     from noisebook.format.container import Container
 
-KEYS = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "nfe", "seconds", "height", "width", "error")
+KEYS = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "nfe", "seconds", "height", "width", "output", "error")
 LINE = (  # key, decimals, unit
     ("bpp", 4, "bpp"),
     ("payload_bpp", 4, "payload"),
@@ -24,6 +26,7 @@ COLUMNS = (  # key, title, form
     ("nfe", "NFE", "{:d}"),
     ("seconds", "seconds", "{:.2f}"),
 )
+WIDEST = 200  # characters of a cell
 
 
 def row_of(name: str, **values: Any) -> dict[str, Any]:
@@ -40,17 +43,22 @@ def file_row(name: str, data: bytes, container: "Container", **values: Any) -> d
 
 def line_of(row: dict[str, Any]) -> str:
     """A row in one line."""
+    name = shown(row["name"], WIDEST)
     if row["error"]:
-        return f"{row['name']}: {row['error']}"
+        return f"{name}: {row['error']}"
     parts = [f"{row[key]:.{decimals}f} {unit}" for key, decimals, unit in LINE if row[key] is not None]
-    return f"{row['name']}: " + ", ".join(parts)
+    return f"{name}: " + ", ".join(parts)
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None else shown(form.format(value), WIDEST)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The rows without an error as a table, with their mean; then what failed."""
     good = [row for row in rows if not row["error"]]
     columns = [column for column in COLUMNS if any(row[column[0]] is not None for row in good)]
-    cells = [[form.format(row[key]) if row[key] is not None else "" for key, _, form in columns] for row in good]
+    cells = [[_cell(row[key], form) for key, _, form in columns] for row in good]
     if len(good) > 1:
         mean = ["mean"]
         for key, _, form in columns[1:]:
@@ -62,7 +70,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             first, *others = zip(line, widths, strict=True)
-            print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+            say("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
     for row in rows:
         if row["error"]:
-            print(f"failed: {row['name']}: {row['error']}")
+            say(f"failed: {line_of(row)}")

@@ -1,11 +1,14 @@
 """`noisebook train`: a small denoiser on images of your own. The work is in noisebook.training."""
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from noisebook.cli.options import add_limits_of_files
+from noisebook.cli.pictures import refuse_unreadable
+from noisebook.cli.show import say, say_json
+from noisebook.errors import ImageError
 from noisebook.training.job import CHOICES, OBJECTIVES, TrainingJob
 
 ABOUT = "Trains a small denoiser on images of your own, within a budget of minutes."
@@ -66,6 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=TrainingJob.seed)
     _add_network(parser)
     _add_cod(parser)
+    add_limits_of_files(parser, "pixels")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -137,10 +141,14 @@ def _add_cod(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, or goes on. Raises what `run_training` raises."""
     job = TrainingJob(**{field.name: _plain(getattr(args, field.name)) for field in fields(TrainingJob)})
+    refuse_unreadable(Path(args.data), ImageError)
     from noisebook.training.run import run_training
 
     result = run_training(job)
-    print(json.dumps(result) if args.json else f"written: {result['output']}")
+    if args.json:
+        say_json(result)
+    else:
+        say(f"written: {result['output']}")
     return 0
 
 

@@ -1,12 +1,12 @@
 """`noisebook verify`: whether .nbk files and data sets are whole."""
 
 import argparse
-import json
-from pathlib import Path
+import os
 from typing import Any
 
+from noisebook.cli import options
 from noisebook.cli.inspect import describe_all
-from noisebook.cli.options import need_datasets
+from noisebook.cli.show import failure, say, say_json, shown
 from noisebook.errors import FormatError
 
 ABOUT = "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, counts; needs no backbone."
@@ -14,32 +14,58 @@ ABOUT = "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, co
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, folders of them, or folders of `tokenize`")
+    options.add_limits_of_files(parser, "pixels", "work", "rows")
 
 
 def run(args: argparse.Namespace) -> int:
-    sets = [path for path in args.files if "://" in path or (Path(path) / "plan.json").exists()]
+    """Checks all of them. --json: {"files": rows}, or what was found of a single data set, or, where several are named,
+    {"files": rows, "datasets": what was found of each}."""
+    sets = [path for path in args.files if _is_set(path)]
     files = [path for path in args.files if path not in sets]
-    codes = [describe_all(files, args.json, show)] if files else []
-    return max([*codes, *(verify_set(path, args.json) for path in sets)])
+    rows, code = describe_all(args, files, show)
+    codes, states = [code], []
+    if sets:
+        options.need_datasets()
+    for path in sets:
+        state, code = check_set(args, path)
+        codes.append(code)
+        if args.json:
+            states.append(state)
+        else:
+            show_set(path, state)
+    if args.json and len(sets) == 1 and not files:
+        say_json(states[0])
+    elif args.json:
+        say_json({"files": rows, "datasets": states} if sets else {"files": rows})
+    return next((code for code in codes if code), 0)
+
+
+def _is_set(path: str) -> bool:
+    return os.path.exists(os.path.join(path, "plan.json")) or ("://" in path and not os.path.exists(path))
 
 
 def show(row: dict[str, Any]) -> None:
     unknown = "" if row["error"] or row["codec"] else " (checksum only: the codec is unknown here)"
-    print(f"{row['name']}: {row['error'] or 'ok' + unknown}")
+    say(f"{shown(row['name'])}: {row['error'] or 'ok' + unknown}")
 
 
-def verify_set(path: str, as_json: bool) -> int:
-    """Checks one data set and prints what was found; returns 0 where it is whole."""
-    need_datasets()
+def check_set(args: argparse.Namespace, path: str) -> tuple[dict[str, Any], int]:
+    """(what was found of a data set, or its error; 0 where it is whole)."""
     from noisebook.datasets.verify import check
 
-    state = check(path)
-    code = 0 if state["complete"] else FormatError.code
-    if as_json:
-        print(json.dumps({"name": path, **state}))
-        return code
+    try:
+        state = check(path)
+    except Exception as error:
+        text, code = failure(error, args.traceback)
+        return {"name": path, "error": text, "code": code}, code
+    return {"name": path, **state}, 0 if state["complete"] else FormatError.code
+
+
+def show_set(path: str, state: dict[str, Any]) -> None:
+    name = shown(path)
+    if "error" in state:
+        return say(f"{name}: {state['error']}")
     for problem in state["problems"]:
-        print(f"{path}/{problem['name']}: {problem['error']}")
+        say(f"{name}/{shown(problem['name'])}: {shown(problem['error'])}")
     counts = f"{state['shards']} of {state['of_shards']} shards whole, {state['n_in']} images: {state['n_ok']} ok"
-    print(f"{path}: {'ok' if state['complete'] else 'not complete, or damaged'}: {counts}, {state['n_failed']} failed")
-    return code
+    say(f"{name}: {'ok' if state['complete'] else 'not complete, or damaged'}: {counts}, {state['n_failed']} failed")

@@ -70,22 +70,26 @@ def is_abandoned(temporary: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, replace: bool = True) -> Iterator[Path]:
     """For libraries that write files themselves: gives a temporary path beside `path`, in a folder that exists.
 
     At the end of the block that file is flushed to disk and renamed; where the block raises, `path` stays as it was.
 
-    For one writer at a time: the name is `path` and ".tmp", so the next writer overwrites what a killed one has left.
-    Errors of the operating system pass through; raises NoisebookError as `refuse_special`.
+    For one writer at a time: the name is always the same, so the next writer overwrites what a killed one has left.
+    Errors of the operating system pass through; raises NoisebookError as `refuse_special`, or where something is there and
+    `replace` is not given.
     """
     refuse_special(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(_prefix(path.name) + "tmp")
     refuse_special(temporary)
     try:
         yield temporary
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
-        _publish(temporary, path)
+        try:
+            _publish(temporary, path, replace)
+        except FileExistsError as error:
+            raise NoisebookError(f"{printable(path)}: {THERE}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

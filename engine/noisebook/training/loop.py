@@ -80,10 +80,11 @@ def train(
 
     `new_model()` gives a fresh network, `write(average, path)` writes a checkpoint of it. With dtype bfloat16 the network
     computes what it can in that type (its attribute `mixed`). Raises TrainingError where `out` holds a run of other
-    settings, or an image is too small.
+    settings or files of something else, or an image is too small.
     """
     if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
         raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
+    _refuse_other(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     torch.set_flush_denormal(True)  # zero-initialised layers fill Adam's moments with denormals: slow on a CPU
@@ -149,6 +150,14 @@ def train(
     if not run["log"] or run["log"][-1]["iteration"] < run["iteration"]:
         save()
     return run["log"]
+
+
+def _refuse_other(out: Path) -> None:
+    """Raises TrainingError where a run would replace files that are no run's: without its state."""
+    if not (out / "state.pt").exists():
+        for path in (out / "model.safetensors", out / "log.json"):
+            if path.exists():
+                raise TrainingError(f"{path}: it is there already, and no run that could go on: give another -o")
 
 
 def _identity(settings: TrainingSettings) -> str:

@@ -79,17 +79,17 @@ def load_published(path: str | Path, guidance: float = 1.0, autoencoder: str | N
     return backbone
 
 
-def convert(path: str | Path, output: str | Path) -> CodConfig:
+def convert(path: str | Path, output: str | Path, replace: bool = True) -> CodConfig:
     """Writes a published file's averaged weights as a checkpoint of noisebook (safetensors), whole or not at all, if all of
     them fit. Raises BackboneError as `load_published`, OSError or SafetensorError where it cannot be written."""
     config, tensors = read_published(path)
     network(config, tensors)
-    write_checkpoint(output, "cod", asdict(config), tensors)
+    write_checkpoint(output, "cod", asdict(config), tensors, replace)
     return config
 
 
-def convert_file(path: Path, output: Path) -> str:
+def convert_file(path: Path, output: Path, replace: bool = True) -> str:
     """Converts a published `.pt`; what it was, in words. Raises BackboneError as `convert`."""
-    config = convert(path, output)
+    config = convert(path, output, replace)
     stride = config.ds if config.up2x else config.ds // 2
     return f"{'latent' if config.latent else 'pixel'} CoD, tokens of {config.bits} bits, stride {stride}"

@@ -107,10 +107,10 @@ def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor], label: i
     return backbone
 
 
-def convert_file(path: Path, output: Path) -> str:
+def convert_file(path: Path, output: Path, replace: bool = True) -> str:
     """Converts a published `.pkl`, or a snapshot of NVIDIA's training; what it was, in words. Raises BackboneError."""
     config, tensors = convert(path)
-    write_checkpoint(output, "nvidia-edm", config, tensors)
+    write_checkpoint(output, "nvidia-edm", config, tensors, replace)
     options = config["options"]
     size, classes = options["img_resolution"], options.get("label_dim", 0) or "no"
     return f"{config['network']} ({config['precond']}), {size} pixels square, {classes} classes"
