@@ -2,7 +2,7 @@
 
     noisebook tokenize TRAIN -o tokens ...           # any codec whose images have one size
     noisebook tokenize TEST -o held-out ...          # the same codec
-    python examples/autoregressive.py tokens held-out -o out
+    python examples/autoregressive.py tokens held-out -o out --inputs TRAIN
 
 Prints bits a token on the held-out images, beside those of a table of frequencies for each position and of a uniform guess,
 and writes out/samples.png, tokens drawn one by one and decoded.
@@ -170,12 +170,14 @@ def main() -> None:
     parser.add_argument("held_out")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--embedding", choices=("index", "codeword"), default="codeword")
+    parser.add_argument("--inputs", help="embedding codeword: the pictures that `tokens` was made of")
     parser.add_argument("--backbone", help="where the codec's network is, if it did not come with the package")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    data, train, held_out = TokenDataset(args.tokens), tokens_of(args.tokens), tokens_of(args.held_out)
+    data = TokenDataset(args.tokens, inputs=args.inputs)
+    train, held_out = tokens_of(args.tokens), tokens_of(args.held_out)
     codec, size = noisebook.load(data.spec, backbone=args.backbone), (data[0]["height"], data[0]["width"])
     values, table = int(codec.layout_for(*size).vocab_size.max()), None
     if args.embedding == "codeword":

@@ -98,7 +98,7 @@ class Judge:
 
 
 def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
-    data = TokenDataset(str(work / f"{kind}-train"))
+    data = TokenDataset(str(work / f"{kind}-train"), inputs=work / "train.parquet")
     train, held_out = ar.tokens_of(str(work / f"{kind}-train")), ar.tokens_of(str(work / f"{kind}-held-out"))
     codec = noisebook.load(data.spec)
     layout = codec.layout_for(*SIZE)

@@ -35,7 +35,7 @@ from bench.lib.unet import SIDE
 from noisebook.datasets.decoding import Picture, decode
 from noisebook.datasets.ledger import sha256
 from noisebook.datasets.plan import Plan, PlanSettings
-from noisebook.datasets.sources.base import File, Item
+from noisebook.datasets.sources.base import File, Item, Items
 from noisebook.datasets.sources.webdataset import WebDataset
 from noisebook.datasets.store import Store
 
@@ -171,12 +171,12 @@ def plan(count: int, folder: str) -> None:
     before = resident()
     sizes = np.random.default_rng(0).integers(20_000, 200_000, count).tolist()
     starts = np.cumsum([0, *sizes]).tolist()
-    items = [
+    items = (
         Item(f"n{i // 1300:08d}/{i:08d}", i // 1000, starts[i], sizes[i], ".jpg", f'{{"cls": [{starts[i + 1]}, 3]}}')
         for i in range(count)
-    ]
+    )
     files = [File(f"train-{i:06d}.tar", f"train-{i:06d}.tar", 1 << 20, "1") for i in range(-(-count // 1000))]
-    made, store = Plan(WebDataset(files, items), PlanSettings(spec, 1000, 32, 0, (256, 256))), Store(folder)
+    made, store = Plan(WebDataset(files, Items.of(items)), PlanSettings(spec, 1000, 32, 0, (256, 256))), Store(folder)
     memory, begin = resident() - before, time.perf_counter()
     made.save(store)
     saved, begin = time.perf_counter() - begin, time.perf_counter()

@@ -95,6 +95,8 @@ def test_the_example_runs_on_data_sets(tmp_path, fresh, embedding):
         tmp_path / "held-out-tokens",
         "-o",
         tmp_path / "out",
+        "--inputs",
+        tmp_path / "train",
         "--embedding",
         embedding,
         "--epochs",

@@ -92,7 +92,9 @@ def report(tmp_path, net, *folders, options=()) -> Page:
 
 def test_what_the_page_says_is_so(tmp_path, net, made):
     out = made("tokens")
-    page, data = report(tmp_path, net, out, options=("--images", "4")), TokenDataset(out)
+    inputs = str(tmp_path / "in")
+    page = report(tmp_path, net, out, options=("--images", "4", "--inputs", inputs))
+    data = TokenDataset(out, inputs=inputs)
     codec = noisebook.load(data.spec, backbone=net)
     assert f"{COUNT} of {COUNT + 1}" in page.text
     assert "1 not_an_image" in page.text
@@ -122,7 +124,13 @@ def test_what_the_page_says_is_so(tmp_path, net, made):
 
 
 def test_several_are_compared_on_the_same_pictures(tmp_path, net, made):
-    page = report(tmp_path, net, made("low"), made("high", "--vocab-size", "4096"), options=("--images", "3"))
+    page = report(
+        tmp_path,
+        net,
+        made("low"),
+        made("high", "--vocab-size", "4096"),
+        options=("--images", "3", "--inputs", str(tmp_path / "in")),
+    )
     assert "Rate and distortion" in page.text
     assert "The same images in each." in page.text
     assert len([alt for alt in page.images if alt.startswith("original")]) == 3
@@ -134,7 +142,8 @@ def test_several_are_compared_on_the_same_pictures(tmp_path, net, made):
 def test_originals_that_are_gone(tmp_path, net, made):
     out = made("tokens")
     shutil.rmtree(tmp_path / "in")
-    page = report(tmp_path, net, out)
+    (tmp_path / "in").mkdir()
+    page = report(tmp_path, net, out, options=("--inputs", str(tmp_path / "in")))
     assert "the file is gone" in page.text
     assert re.search(r"PSNR\s+unknown", page.text)
     assert {alt.split(" of ")[0] for alt in page.images} == {"decoded"}

@@ -16,6 +16,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, default=12, metavar="N", help="images that are decoded, judged and shown (default: 12)"
     )
+    parser.add_argument(
+        "--inputs",
+        action="append",
+        metavar="INPUT",
+        help="where the pictures are that were tokenised: the folder or file that was given then, or a copy; may be given "
+        "several times. Without it no original is shown: a path that a data set records is never opened",
+    )
     options.add_data_set(parser)
 
 
@@ -25,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.report.build import build_report
     from noisebook.runtime.atomic import write_bytes
 
-    write_bytes(args.output, build_report(args.tokens, args.images, args.backbone, args.device).encode())
+    page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs)
+    if args.inputs is None and args.images:
+        options.log("no originals are shown: give the pictures that were tokenised as --inputs FOLDER")
+    write_bytes(args.output, page.encode())
     print(args.output)
     return 0

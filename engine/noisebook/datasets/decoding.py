@@ -6,13 +6,13 @@ import posixpath
 import threading
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, filesystem, refuse_changed
+from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, bad_key, open_file, refuse_changed
 from noisebook.errors import ImageError, first_line
 from noisebook.images.io import read_image
 
@@ -57,13 +57,14 @@ def decoder_version() -> str:
 
 def read_bytes(file: File, item: Item) -> bytes | Failure:
     """The bytes of an item that is a file, or a part of one."""
+    if item.size >= 0 and (item.start < 0 or item.start + item.size > file.size):
+        return Failure("unreadable", "the plan has it where its file ends")
     try:
-        fs, path = filesystem(file.path)
         refuse_changed(file)  # before: to open a pipe in its place would wait for ever
-        with fs.open(path, "rb") as f:
+        with open_file(file) as f:
             f.seek(item.start)
             data = f.read(item.size) if item.size >= 0 else f.read()
-        if "://" not in file.path:  # after: it may have changed meanwhile; an object store gives one whole version
+        if file.place is not None and file.place.local:  # it may have changed meanwhile; an object store gives one version
             refuse_changed(file)
     except Changed as error:
         return Failure("changed", str(error))
@@ -170,20 +171,34 @@ class Request:
     resize: int
 
 
-def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> list[Request]:
+class Requests(Sized, Iterable[Request]):
+    """A request for each of some items. They are made one by one, as they are asked for: their bytes may be many."""
+
+    def __init__(self, source: Source, items: Sequence[Item], channels: int, resize: int):
+        self.source, self.items, self.channels, self.resize = source, items, channels, resize
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Request]:
+        files = self.source.files
+        for item, data in zip(self.items, self.source.image_bytes(self.items), strict=True):
+            yield Request(item, files[item.file], data, self.channels, self.resize)
+
+
+def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> Requests:
     """A request for each of these items."""
-    images = source.image_bytes(items)
-    return [Request(item, source.files[item.file], data, channels, resize) for item, data in zip(items, images, strict=True)]
+    return Requests(source, items, channels, resize)
 
 
-def serve(requests: list[Request]) -> list[Picture | Failure]:
+def serve(requests: Iterable[Request]) -> list[Picture | Failure]:
     """What a worker answers: a picture or a failure for each request."""
     return [_answer(request) for request in requests]
 
 
 def _answer(request: Request) -> Picture | Failure:
-    if request.item.problem:
-        code, _, message = request.item.problem.partition(": ")
+    if problem := request.item.problem or bad_key(request.item.key):  # a plan from elsewhere does not say so
+        code, _, message = problem.partition(": ")
         return Failure(code, message)
     data = read_bytes(request.file, request.item) if request.data is None else request.data
     if isinstance(data, Failure):

@@ -21,6 +21,13 @@ def ledger_name(shard: int) -> str:
     return f"{LEDGER}/{shard:06d}.json"
 
 
+def shards_with_entry(store: Store, shards: int) -> list[int]:
+    """Those of `shards` shards that have an entry: a plan may claim many more than anybody could look for one by one."""
+    stems = (name.removesuffix(".json") for name in store.names(LEDGER))
+    numbers = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 20)
+    return sorted({number for number in numbers if number < shards})
+
+
 def write_ledger(store: Store, shard: int, entry: dict[str, Any]) -> None:
     """Writes the entry of a shard, and its own SHA-256, so that a flipped bit shows."""
     text = json.dumps(entry, indent=1)

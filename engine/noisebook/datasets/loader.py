@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisebook.datasets.decoding import Picture, Request, serve, watch_parent
+from noisebook.datasets.decoding import Picture, Request, Requests, serve, watch_parent
 from noisebook.datasets.sources.base import Failure
 from noisebook.errors import DatasetError, first_line
 
@@ -167,7 +167,7 @@ class Batch:
 
 
 def batches(
-    shards: Iterable[tuple[int, list[Request]]], workers: Workers, batch_size: int, size: tuple[int, int] | None, pin: bool
+    shards: Iterable[tuple[int, Requests]], workers: Workers, batch_size: int, size: tuple[int, int] | None, pin: bool
 ) -> Iterator[Batch]:
     """The images of each shard in batches of `batch_size`, a bucket for each (height, width): in the order of the items, and
     at the end of the shard what is left in the buckets. What a batch holds depends on its shard only. After them comes a

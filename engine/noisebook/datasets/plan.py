@@ -1,18 +1,20 @@
 """What is to be done, written down before it begins: the items in their order, cut in shards, and the settings, hashed."""
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import chain
+from typing import Any
 
 from noisebook.datasets.ledger import sha256
+from noisebook.datasets.plan_tables import read_table, table_bytes
 from noisebook.datasets.sources import SOURCES, Source
-from noisebook.datasets.sources.base import File, Item
+from noisebook.datasets.sources.base import Files, Item, Items
+from noisebook.datasets.sources.rows import bounds
 from noisebook.datasets.store import Store
-from noisebook.errors import DatasetError, FormatError
+from noisebook.errors import DatasetError, FormatError, NoisebookError, first_line, printable
+from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.spec.spec import CodecSpec
 
 PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
@@ -37,7 +39,13 @@ class PlanSettings:
     @classmethod
     def of_dict(cls, values: dict) -> "PlanSettings":
         spec, size = CodecSpec.from_json(json.dumps(values["spec"])), values["size"] and tuple(values["size"])
-        return cls(**{**values, "spec": spec, "size": size})
+        settings = cls(**{**values, "spec": spec, "size": size})
+        numbers = [(settings.shard_size, 1), (settings.batch_size, 1), (settings.resize, 0), *((n, 1) for n in size or ())]
+        if any(type(n) is not int or n < least for n, least in numbers) or len(size or (1, 1)) != 2:
+            raise ValueError("a size that cannot be")
+        if not all(isinstance(text, str) for pair in settings.network.items() for text in pair):
+            raise ValueError("the network is described by what is no text")
+        return settings
 
 
 class Plan:
@@ -51,14 +59,27 @@ class Plan:
     def hash(self) -> str:
         """SHA-256 (hex) of settings and items: equal for equal names, sizes and places, wherever the input lies."""
         digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
-        for row in chain(((f.name, f.size) for f in self.source.files), (_row(item) for item in self.source.items)):
-            digest.update(json.dumps(row).encode())
+        for text in self._files.json(("name", "size")):
+            digest.update(text)
+        for text in self.source.items.json(list(Items.fields)):
+            digest.update(text)
         return digest.hexdigest()
 
     @cached_property
     def stamp(self) -> str:
         """SHA-256 (hex) of the files' versions: a touched file changes it."""
-        return hashlib.sha256(json.dumps([(f.name, f.stamp) for f in self.source.files]).encode()).hexdigest()
+        digest = hashlib.sha256(b"[")
+        between = 2  # bytes of the comma that the first has not
+        for text in self._files.json(("name", "stamp"), before=", "):
+            digest.update(text[between:])
+            between = 0
+        digest.update(b"]")
+        return digest.hexdigest()
+
+    @cached_property
+    def _files(self) -> Files:
+        files = self.source.files
+        return files if isinstance(files, Files) else Files.of(files)
 
     def items(self, shard: int) -> Sequence[Item]:
         """The items of a shard."""
@@ -80,34 +101,36 @@ class Plan:
 
     def save(self, store: Store) -> None:
         """Writes the plan; `plan.json` last, so that where it is, all is."""
-        tables = {ITEMS: _table(Item, self.source.items), FILES: _table(File, self.source.files)}
+        tables = {ITEMS: table_bytes(self.source.items), FILES: table_bytes(self._files)}
         for name, data in tables.items():
             store.write(name, data)
         about = {**self._about(), **self._summary(), "sha256": {name: sha256(data) for name, data in tables.items()}}
         store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, store: Store) -> "Plan | None":
-        """The plan of a data set; None where there is none. Raises FormatError for a damaged one."""
+    def load(cls, store: Store, limits: Limits = DEFAULT) -> "Plan | None":
+        """The plan of a data set; None where there is none. Its files have no place: what a plan records is never opened.
+        `limits`: `rows` of its tables. Raises FormatError for a damaged one, and one that cannot be."""
         text = store.read(PLAN)
         if text is None:
             return None
         try:
             about = json.loads(text)
             if about["version"] != VERSION:
-                raise FormatError(f"{store.url}: its plan is of version {about['version']}, newer than this noisebook")
-            items, files = (
-                _rows(kind, store.read(name), about["sha256"][name]) for kind, name in ((Item, ITEMS), (File, FILES))
-            )
-            source = SOURCES[about["kind"]](files, items, about["columns"], about["image_column"])
-            plan = cls(source, PlanSettings.of_dict(about["settings"]))
+                version = printable(about["version"], 20)
+                raise _Newer(f"{printable(store.url)}: its plan is of version {version}, newer than this noisebook")
+            plan = cls(_source(store, about, limits), PlanSettings.of_dict(about["settings"]))
             recorded = {name: about[name] for name in plan._summary()}
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            if isinstance(error, FormatError) and "newer" in str(error):
-                raise
-            raise FormatError(f"{store.url}: its plan is damaged: tokenise into a new folder") from error
+        except _Newer:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, NoisebookError) as error:
+            raise FormatError(
+                f"{printable(store.url)}: its plan is damaged ({first_line(error)}): tokenise into a new folder"
+            ) from error
         if recorded != plan._summary():
-            raise FormatError(f"{store.url}: its plan does not match its hash: it is damaged; tokenise into a new folder")
+            raise FormatError(
+                f"{printable(store.url)}: its plan does not match its hash: it is damaged; tokenise into a new folder"
+            )
         return plan
 
     def refuse_unless_same(self, other: "Plan", where: str) -> None:
@@ -120,43 +143,41 @@ class Plan:
                 if changed
                 else f"the input has changed ({len(self.source.items)} items then, {len(other.source.items)} now)"
             )
-            raise DatasetError(f"{where}: {what}: give what it was begun with, or tokenise into a new folder")
+            raise DatasetError(f"{printable(where)}: {what}: give what it was begun with, or tokenise into a new folder")
         if self.stamp != other.stamp:
             old = {f.name: f.stamp for f in self.source.files}
-            names = [f.name for f in other.source.files if old.get(f.name) != f.stamp]
+            names = [printable(f.name, 100) for f in other.source.files if old.get(f.name) != f.stamp]
             raise DatasetError(
-                f"{where}: the input has changed since ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+                f"{printable(where)}: the input has changed since ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
                 ": tokenise into a new folder"
             )
 
 
-def _row(item: Item) -> tuple:
-    return (item.key, item.file, item.start, item.size, item.ending, item.extra, item.problem)
+class _Newer(FormatError):
+    """A plan of a newer noisebook."""
 
 
-def _table(kind: type, rows: Sequence) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    types = {"str": pa.string(), "int": pa.int64()}
-    columns = {
-        name: pa.array([getattr(row, name) for row in rows], types[getattr(f.type, "__name__", f.type)])
-        for name, f in kind.__dataclass_fields__.items()
-    }
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, write_page_checksum=True, compression="zstd")
-    return buffer.getvalue()
-
-
-def _rows(kind: type, data: bytes | None, digest: str) -> list:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if data is None or sha256(data) != digest:
-        raise ValueError("missing, or damaged where no page checksum is")
-    try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from error
-    names = list(kind.__dataclass_fields__)
-    return [kind(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
+def _source(store: Store, about: dict[str, Any], limits: Limits) -> Source:
+    """What a plan says of its source, as far as it can be. Raises ValueError, KeyError, TypeError."""
+    kind, columns, image_column = SOURCES[about["kind"]], about["columns"], about["image_column"]
+    if not isinstance(image_column, str) or not all(isinstance(t, str) for pair in columns.items() for t in pair):
+        raise ValueError("its columns have no names")
+    tables: dict[str, bytes] = {}
+    for name in (ITEMS, FILES):
+        data = store.read(name)
+        if data is None or sha256(data) != about["sha256"][name]:
+            raise ValueError(f"{name}: missing, or damaged where no page checksum is")
+        tables[name] = data
+    items = read_table(Items, tables[ITEMS], (), limits)
+    files = read_table(Files, tables[FILES], ("path",), limits)
+    if len(items) != about["items"]:
+        raise ValueError("it has another number of items")
+    least = {"file": 0, "start": 0, "size": -1}
+    most = {"file": len(files) - 1}
+    for name, lower in least.items():
+        for low, high in map(bounds, items.column(name)):
+            if low < lower or high > most.get(name, high):
+                raise ValueError(f"an item has the {name} {low if low < lower else high:,}")
+    if any(bounds(column)[0] < 0 for column in files.column("size")):
+        raise ValueError("a file has a size below 0")
+    return kind(files, items, columns, image_column)

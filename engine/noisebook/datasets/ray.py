@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,8 +22,10 @@ from noisebook.datasets.plan import Plan
 from noisebook.datasets.progress import Progress
 from noisebook.datasets.recipe import CodecMaker
 from noisebook.datasets.shard import Tokenizer
+from noisebook.datasets.sources.base import File
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, NoisebookError, SpecError, first_line
+from noisebook.runtime.limits import DEFAULT, Limits
 
 Event = tuple[str, dict[str, Any]]
 
@@ -42,14 +44,17 @@ class Worker:
         self.events: list[Event] = []
         self.lock = threading.Lock()
 
-    def load(self) -> dict[str, Any]:
+    def load(self, given: "Given") -> dict[str, Any]:
         """Reads the plan and makes the codec; where this is. Not the constructor: what that raises, Ray calls a death."""
         store = Store(self.output)
-        plan = Plan.load(store)
-        if plan is None:
+        recorded = Plan.load(store, given.limits)
+        if recorded is None:
             raise DatasetError(
                 f"{self.output}: this node sees no plan there: -o must be a folder or URL that all nodes share"
             )
+        if (recorded.hash, recorded.stamp) != (given.hash, given.stamp):
+            raise DatasetError(f"{self.output}: this node sees another plan there: wait until all nodes see the new one")
+        plan = Plan(replace(recorded.source, files=given.files), recorded.settings)
         self.tokenizer = Tokenizer(plan, self.make_codec(plan.settings.size), store, self.workers, tell=self._tell)
         return {"host": platform.node(), "process": os.getpid()}
 
@@ -67,6 +72,21 @@ class Worker:
     def _tell(self, event: str, fields: dict[str, Any]) -> None:
         with self.lock:
             self.events.append((event, {"time": round(time.time(), 3), **fields}))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the driver gives to actors: the files where its user said they are, and which plan they are of. The paths that
+    the plan records are opened by nobody."""
+
+    files: Sequence[File]
+    hash: str
+    stamp: str
+    limits: Limits
+
+    @classmethod
+    def of(cls, plan: Plan, limits: Limits = DEFAULT) -> "Given":
+        return cls(plan.source.files, plan.hash, plan.stamp, limits)
 
 
 @dataclass
@@ -110,12 +130,14 @@ class Crew:
         self.deaths: Counter[int] = Counter()  # of actors that had this shard and no other
         self.members: list[Member] = []
         self.stillborn, self.placed = 0, time.monotonic()
+        self.given: Any = None  # a `Given` that Ray holds, once for all actors
 
     def run(self) -> None:
         """Raises ImageError as `Tokenizer.run`, what an actor raises that is no death (a codec or input that is wrong for
         all), and DatasetError where no actor finds a place or lives until it has a codec."""
         import ray
 
+        self.given = ray.put(Given.of(self.tokenizer.plan))
         try:
             while self.left:
                 self._hire_and_hand_out()
@@ -133,7 +155,7 @@ class Crew:
     def _hire_and_hand_out(self) -> None:
         while len(self.members) < min(self.size, len(self.left)):
             actor = self.hire()
-            self.members.append(Member(actor, actor.load.remote(), actor.hear.remote()))
+            self.members.append(Member(actor, actor.load.remote(self.given), actor.hear.remote()))
         for member in self.members:
             if member.loaded and member.work is None and self.waiting:
                 member.shards, member.heard = self._group(), time.monotonic()

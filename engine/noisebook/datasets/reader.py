@@ -8,12 +8,14 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from noisebook.datasets.decoding import Picture, requests_for, serve
-from noisebook.datasets.ledger import DONE, read_ledger, sha256, shard_name
+from noisebook.datasets.ledger import DONE, read_ledger, sha256, shard_name, shards_with_entry
 from noisebook.datasets.plan import Plan
-from noisebook.datasets.sources.base import Failure, Item
+from noisebook.datasets.sources import Source, located
+from noisebook.datasets.sources.base import Failure, Item, Items
+from noisebook.datasets.sources.located import Inputs
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import read_shard, tokens_of
-from noisebook.errors import DatasetError, FormatError, ImageError
+from noisebook.errors import DatasetError, FormatError, ImageError, printable
 from noisebook.spec.spec import CodecSpec
 
 KEPT = 16  # shards held in memory
@@ -27,14 +29,14 @@ class _Shards:
         self.store = Store(self.folder)
         plan = Plan.load(self.store)
         if plan is None:
-            raise DatasetError(f"{folder}: not a data set of noisebook's: there is no plan.json")
+            raise DatasetError(f"{printable(folder)}: not a data set of noisebook's: there is no plan.json")
         self.plan = plan
-        entries = [read_ledger(self.store, shard) for shard in range(plan.shards)]
+        entries = [read_ledger(self.store, shard) for shard in shards_with_entry(self.store, plan.shards)]
         self.ledgers = [e for e in entries if e is not None and e["plan"] == plan.hash]
         self.done = [e for e in self.ledgers if e["status"] == DONE]
         if len(self.done) < plan.shards and not partial:
             raise DatasetError(
-                f"{folder}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
+                f"{printable(folder)}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
                 "what is there with partial=True"
             )
 
@@ -53,9 +55,9 @@ class _Shards:
         name = shard_name(entry["shard"])
         data = self.store.read(name)
         if data is None:
-            raise DatasetError(f"{self.folder}/{name}: it is gone: tokenize --resume makes it anew")
+            raise DatasetError(f"{printable(self.folder)}/{name}: it is gone: tokenize --resume makes it anew")
         if sha256(data) != entry["sha256"]:
-            raise FormatError(f"{self.folder}/{name}: damaged: tokenize --resume makes it anew")
+            raise FormatError(f"{printable(self.folder)}/{name}: damaged: tokenize --resume makes it anew")
         table, _ = read_shard(data, name)
         tokens = tokens_of(table, self.spec)
         rest = table.drop_columns(["payload" if "payload" in table.column_names else "tokens"]).to_pylist()
@@ -67,17 +69,22 @@ class TokenDataset(_Shards, Dataset):
     coded image), `original_height`, `original_width` and the columns that were carried through, such as `label`.
 
     Any index at any time: a shard is read once and checked against the ledger's SHA-256, the last `kept` are held. Ranks
-    share it by torch's DistributedSampler. `partial`: only the shards that are done.
+    share it by torch's DistributedSampler.
 
-    Raises DatasetError where there is no data set or it is not complete, FormatError for a damaged shard.
+    partial  only the shards that are done
+    inputs   where the pictures are that were tokenised, for `original`: the folder or files that were given then, or a copy
+             of them, or several, local or URLs. The data set itself does not say it: a path that it records is never opened.
+
+    Raises DatasetError where there is no data set or it is not complete, or an input is not there; FormatError for a damaged
+    plan or shard.
     """
 
-    def __init__(self, folder: str, partial: bool = False, kept: int = KEPT):
+    def __init__(self, folder: str, partial: bool = False, kept: int = KEPT, inputs: Inputs | None = None):
         super().__init__(folder, partial)
         self.kept = kept
+        self._source: Source | None = None if inputs is None else located(self.plan.source, inputs)
         self._ends = np.cumsum([entry["n_ok"] for entry in self.done])
         self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
-        self._inputs: dict[str, Item] | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -103,16 +110,33 @@ class TokenDataset(_Shards, Dataset):
         return {**self.__dict__, "_cache": OrderedDict()}
 
     def original(self, index: int) -> np.ndarray:
-        """The image that was tokenised, uint8 [H, W, C], read again from the recorded input and resized as it was. Raises
-        ImageError where it is gone or has changed."""
-        if self._inputs is None:
-            self._inputs = {item.key: item for item in self.plan.source.items}
-        item = self._inputs[self[index]["key"]]
-        (answer,) = serve(requests_for(self.plan.source, [item], 3, self.plan.settings.resize))
+        """The image that was tokenised, uint8 [H, W, C], read again from `inputs` and resized as it was. Raises ImageError
+        where it is gone or has changed, DatasetError where no `inputs` were given, IndexError."""
+        if self._source is None:
+            raise DatasetError(
+                f"{printable(self.folder)}: say where the pictures are, TokenDataset(..., inputs=FOLDER): what a data set "
+                "records of it is never opened"
+            )
+        item = self._item(index)
+        (answer,) = serve(requests_for(self._source, [item], 3, self.plan.settings.resize))
         if isinstance(answer, Failure):
-            raise ImageError(f"{item.key}: {answer.message}")
+            raise ImageError(f"{printable(item.key, 200)}: {printable(answer.message)}")
         assert isinstance(answer, Picture)
         return answer.pixels
+
+    def _item(self, index: int) -> Item:
+        """The plan's item of an image. Raises FormatError where it has none."""
+        key = self[index]["key"]
+        place = int(np.searchsorted(self._ends, int(index) % len(self), side="right"))
+        items = self.plan.items(self.done[place]["shard"])
+        assert isinstance(items, Items)
+        start = 0
+        for column in items.column("key"):
+            keys = column.to_pylist()
+            if key in keys:
+                return items[start + keys.index(key)]
+            start += len(keys)
+        raise FormatError(f"{printable(self.folder)}: {printable(key, 200)} is no key of its plan")
 
 
 class TokenStream(_Shards, IterableDataset):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from noisebook.datasets.sources.base import filesystem, is_local
+from noisebook.datasets.sources.places import filesystem, is_local
 from noisebook.errors import DatasetError
 from noisebook.runtime.atomic import write_bytes
 

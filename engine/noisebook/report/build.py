@@ -3,27 +3,32 @@
 from collections.abc import Sequence
 
 from noisebook.datasets.recipe import decoder
-from noisebook.errors import DatasetError, SpecError
+from noisebook.datasets.sources.located import Inputs
+from noisebook.errors import DatasetError, SpecError, printable
 from noisebook.report.collect import ReportRun, ReportSource, choose
 from noisebook.report.page import page
 
 
-def build_report(folders: Sequence[str], images: int = 12, backbone: str | None = None, device: str = "cpu") -> str:
+def build_report(
+    folders: Sequence[str], images: int = 12, backbone: str | None = None, device: str = "cpu", inputs: Inputs | None = None
+) -> str:
     """The page, HTML, about data sets of `noisebook tokenize`: one, or several side by side.
 
     images    images that are decoded, compared with their originals, and shown, of each data set
     backbone  where it is, if it did not come with the package
     device    where images are decoded
+    inputs    where the pictures are that were tokenised: a folder or file, or several, of all data sets; None: the page
+              shows decodes without originals, because a path that a data set records is never opened
 
-    Raises SpecError for a bad number, DatasetError where a data set is missing or has no image yet, and what
+    Raises SpecError for a bad number, DatasetError where a data set or input is missing or has no image yet, and what
     `noisebook.load` and `Codec.decode` raise.
     """
     if images < 0:
         raise SpecError(f"--images must be at least 0, not {images}")
-    sources = [ReportSource(folder) for folder in folders]
+    sources = [ReportSource(folder, inputs) for folder in folders]
     for source in sources:
         if not source.rows:
-            raise DatasetError(f"{source.name}: there is no image in it yet: tokenize --resume")
+            raise DatasetError(f"{printable(source.name)}: there is no image in it yet: tokenize --resume")
     common = choose(sources, images)
     runs: list[ReportRun] = []
     for source in sources:

@@ -11,7 +11,8 @@ import numpy as np
 
 from noisebook.datasets.detokenize import decoded
 from noisebook.datasets.reader import TokenDataset
-from noisebook.errors import CodecMismatchError, ImageError
+from noisebook.datasets.sources.located import Inputs
+from noisebook.errors import CodecMismatchError, ImageError, printable
 from noisebook.format.container import pack, packed_bits
 from noisebook.images.metrics import psnr, ssim
 
@@ -25,7 +26,8 @@ REPEATS = 8  # draws of uniform tokens whose entropy is averaged
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of the page: the original and the decode, uint8 [H, W, C]. `problem`: why there is no original."""
+    """An image of the page: the original and the decode, uint8 [H, W, C]. `problem`: why there is no original, where inputs
+    were given."""
 
     key: str
     original: np.ndarray | None
@@ -67,6 +69,7 @@ class ReportRun:
     nfe: int  # network calls of a decode
     tokens: TokenStatistics | None  # None: codes that vary in length
     shown: list[Shown]
+    with_originals: bool  # inputs were given, in which the originals were looked for
 
     def mean(self, what: str) -> float | None:
         """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
@@ -77,8 +80,9 @@ class ReportRun:
 class ReportSource:
     """A data set to report: at most `ROWS` of its rows, read once, by their keys."""
 
-    def __init__(self, folder: str):
-        self.data, self.name = TokenDataset(folder, partial=True), Path(folder.rstrip("/")).name
+    def __init__(self, folder: str, inputs: Inputs | None = None):
+        self.data, self.name = TokenDataset(folder, partial=True, inputs=inputs), Path(folder.rstrip("/")).name
+        self.with_originals = inputs is not None
         done = self.data.done
         per_shard = max(1, max((entry["n_ok"] for entry in done), default=1))
         count = min(len(done), max(1, ROWS // per_shard))
@@ -93,7 +97,9 @@ class ReportSource:
         """All that the page says about it, with the images of these keys. Raises CodecMismatchError for another codec."""
         data = self.data
         if codec.spec.hash != data.spec.hash:
-            raise CodecMismatchError(f"{self.name}: its tokens are of another codec than the one that was made for them")
+            raise CodecMismatchError(
+                f"{printable(self.name)}: its tokens are of another codec than the one that was made for them"
+            )
         entries = data.done
         counts = {name: sum(e[name] for e in data.ledgers) for name in ("n_in", "n_ok", "n_failed")}
         counts |= {
@@ -113,6 +119,7 @@ class ReportSource:
             codec.nfe,
             self._tokens(codec),
             self._shown(codec, keys),
+            self.with_originals,
         )
 
     def _tokens(self, codec: "Codec") -> TokenStatistics | None:
@@ -150,6 +157,8 @@ class ReportSource:
         fixed = self.data.spec.rule_type.fixed_length
         bits = packed_bits(runs) if fixed else 8 * len(pack(row["tokens"].astype(np.int64), runs))
         bpp = bits / (row["height"] * row["width"])
+        if not self.with_originals:
+            return Shown(key, None, decoded, bpp, None, None)
         try:
             original = self.data.original(index)
         except ImageError as error:

@@ -17,6 +17,7 @@ from noisebook.report.collect import ReportRun, Shown, TokenStatistics
 
 LARGEST = 480  # pixels per side of a picture on the page; larger ones are scaled down
 GAIN = 4  # by which errors are multiplied, around grey
+HOW = "<code>noisebook report --inputs FOLDER</code>, the pictures that were tokenised, shows them and the errors."
 BARS = 64  # of a histogram, at most
 
 
@@ -86,7 +87,7 @@ def _rates(runs: Sequence[ReportRun]) -> str:
         if run.mean("psnr") is not None
     ]
     if not series:
-        return "<p>No original can be read again, so no distortion is known.</p>"
+        return "<p>No original was read again, so no distortion is known.</p>"
     keys = [[shown.key for shown in run.shown] for run in runs]
     alike = all(k == keys[0] for k in keys)
     same = "The same images in each." if alike else "Other images in each: they have none in common."
@@ -101,7 +102,10 @@ def _pictures(runs: Sequence[ReportRun]) -> str:
             figures.append(_figure(group, [run.name for run in runs]))
         else:
             figures += [_figure([shown], [run.name]) for shown, run in zip(group, runs, strict=True)]
-    note = f'<p class="soft">Errors are shown {GAIN} times as large, around grey.</p>'
+    about = f"Errors are shown {GAIN} times as large, around grey."
+    if not all(run.with_originals for run in runs):
+        about = f"There are no originals: {HOW}"
+    note = f'<p class="soft">{about}</p>'
     return f'{note}<div class="pictures">{"".join(figures)}</div>' if figures else "<p>There are none.</p>"
 
 

@@ -1,10 +1,13 @@
 """What every kind of input shares: files, items, and a source, which is all items of an input in a fixed order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from noisebook.errors import DatasetError, first_line
+from noisebook.datasets.sources.places import Place, unsafe_name
+from noisebook.datasets.sources.rows import Rows, bounds
+from noisebook.errors import first_line
+from noisebook.runtime.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -12,13 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the input: its path, its name in the plan, and what shows whether it changed."""
+    """A file of the input: its name in the plan, and what shows whether it changed.
 
-    path: str
+    `place` is where the user said on this run that it lies. A plan that is read gives none: a recorded path is never opened.
+    """
+
+    path: str  # for messages, and as the plan records it
     name: str  # relative to the input, so that a plan does not depend on where the input lies
     size: int
     stamp: str  # size and time of change; on object stores the ETag
     problem: str = ""  # why it cannot be read: the code of the failure, and words
+    place: Place | None = None
+
+
+class NotLocated(OSError):
+    """Nobody has said on this run where the file lies."""
+
+
+NOT_LOCATED = "nobody has said where the inputs are now: what a plan records is not opened"
 
 
 class Changed(OSError):
@@ -38,13 +52,43 @@ class Item:
     problem: str = ""
 
 
+class Items(Rows[Item]):
+    """Items as columns."""
+
+    fields: ClassVar[dict[str, type]] = {
+        "key": str,
+        "file": int,
+        "start": int,
+        "size": int,
+        "ending": str,
+        "extra": str,
+        "problem": str,
+    }
+
+    def make(self, *values: Any) -> Item:
+        return Item(*values)
+
+    def with_problems(self) -> bool:
+        """Whether any of them cannot be read."""
+        return any(bounds(column)[1] for column in self.column("problem"))
+
+
+class Files(Rows[File]):
+    """Files as columns, without a place."""
+
+    fields: ClassVar[dict[str, type]] = {"path": str, "name": str, "size": int, "stamp": str, "problem": str}
+
+    def make(self, *values: Any) -> File:
+        return File(*values)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why an item has no tokens.
 
-    missing, unreadable, changed  its file; no_image  its sample or row has none; empty  no bytes; not_an_image, damaged,
-    too_large  what Pillow says; other_size  not the size of the data set; codec  the codec does not take it;
-    worker_died, timeout  the process that read it; poisoned  its shard failed on every try
+    missing, unreadable, changed  its file; bad_key  its name leads out of a folder; no_image  its sample or row has none;
+    empty  no bytes; not_an_image, damaged, too_large  what Pillow says; other_size  not the size of the data set; codec  the
+    codec does not take it; worker_died, timeout  the process that read it; poisoned  its shard failed on every try
     """
 
     code: str
@@ -68,19 +112,20 @@ class Source:
     kind: ClassVar[str]  # what plans and `input_format` call it
     suffixes: ClassVar[tuple[str, ...]]  # of its files, in lower case
 
-    files: list[File]
-    items: list[Item]
+    files: Sequence[File]
+    items: Items
     columns: dict[str, str] = field(default_factory=dict)  # names and Arrow types of the columns that go along
     image_column: str = ""  # Parquet: the column of the images
 
     @classmethod
-    def enumerated(cls, files: list[File], image_column: str | None) -> Self:
-        """The source that these files make. Raises DatasetError where they make none."""
+    def enumerated(cls, files: list[File], image_column: str | None, limits: Limits = DEFAULT) -> Self:
+        """The source that these files make. Raises DatasetError where they make none, or more rows than may be."""
         raise NotImplementedError
 
-    def image_bytes(self, items: Sequence[Item]) -> "Sequence[bytes | Failure | None]":
-        """The bytes of these items, a Failure where there are none; None where they are to be read from the item's file."""
-        return [None] * len(items)
+    def image_bytes(self, items: Iterable[Item]) -> "Iterator[bytes | Failure | None]":
+        """The bytes of these items, one by one as they are asked for, a Failure where there are none; None where they are to
+        be read from the item's file."""
+        return (None for _ in items)
 
     def extras(self, item: Item) -> dict[str, Any]:
         """The values of `columns` that go with an item, as far as it has them. Raises OSError where its file cannot be read
@@ -99,36 +144,50 @@ class Source:
         )
 
 
-def filesystem(url: str) -> "tuple[Any, str]":
-    """(file system, path in it) of a path or URL. Raises DatasetError where fsspec cannot open it."""
-    from fsspec.core import url_to_fs
-
-    try:
-        return url_to_fs(url)
-    except (ValueError, ImportError, OSError) as error:
-        raise DatasetError(f"{url}: cannot be opened: {first_line(error)}") from error
-
-
-def is_local(fs: Any) -> bool:
-    """Whether a file system of fsspec is the one of this machine."""
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+def open_file(file: File) -> Any:
+    """A file of the input, opened for reading: every file of a data set's input is opened here. Raises OSError, and
+    NotLocated where the user has not said on this run where it lies."""
+    return _place(file).open()
 
 
 def stamp_of(info: dict[str, Any]) -> str:
-    """What distinguishes versions of a file, in what `fs.info` says: its size, and a tag or time of change."""
-    for key in ("ETag", "etag", "LastModified", "last_modified", "mtime"):
+    """What distinguishes versions of a file, in what `Place.info` says: its size, and a tag or time of change."""
+    for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "CRC"):
         if info.get(key) is not None:
             return f"{info['size']} {info[key]}"
     return str(info["size"])
 
 
 def refuse_changed(file: File) -> None:
-    """Raises Changed where the file is not the one of the plan."""
-    fs, path = filesystem(file.path)
-    if stamp_of(fs.info(path)) != file.stamp:
+    """Raises Changed where the file is not the one of the plan, and as `open_file`."""
+    info = _place(file).info()
+    if stamp_of(info) != file.stamp or info["size"] != file.size:
         raise Changed("the file is not the one of the plan any more")
+
+
+def _place(file: File) -> Place:
+    if file.place is None:
+        code, _, reason = file.problem.partition(": ")
+        raise FileNotFoundError(reason) if code == "missing" else NotLocated(reason or NOT_LOCATED)
+    return file.place
+
+
+def bad_key(key: str) -> str:
+    """Why no file or member of an archive can have this key as its name, as the problem of an item: it would lead elsewhere.
+    Empty for a good key."""
+    problem = unsafe_name(key)
+    return f"bad_key: {problem}" if problem else ""
 
 
 def utf8(name: str) -> str:
     """A name as it can be written down: bytes that are no UTF-8 as \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a name are UTF-8, whatever this process takes the names of files for."""
+    try:
+        name.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return False
+    return True

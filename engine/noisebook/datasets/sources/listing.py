@@ -5,34 +5,45 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from noisebook.datasets.sources.base import File, filesystem, is_local, stamp_of, utf8
-from noisebook.errors import DatasetError
+from noisebook.datasets.sources.base import File, is_utf8, stamp_of, utf8
+from noisebook.datasets.sources.places import Place, root_of
+from noisebook.errors import DatasetError, printable
 from noisebook.images.io import SUFFIXES
 
 
 def files_of(url: str) -> Iterator[File]:
-    """All files of an input, by name. Raises DatasetError where it cannot be listed."""
-    fs, path = filesystem(url)
-    local = is_local(fs)
-    protocol = "" if local else f"{url.split('://')[0]}://"
+    """All files of an input that the user typed, by name. Raises DatasetError where it cannot be listed."""
     try:
-        if "*" in path:
-            infos, root = {p: fs.info(p) for p in fs.glob(path)}, posixpath.dirname(path.split("*")[0])
-        elif fs.isfile(path):
-            infos, root = {path: fs.info(path)}, posixpath.dirname(path)
-        elif local:
-            infos, root = dict(_below(fs, path)), path
+        fs, root, found = root_of(url)
+        if found is not None:
+            infos = {path: fs.info(path) for path in found}
+        elif root.local:
+            infos = dict(_below(fs, root.path))
         else:
-            infos, root = fs.find(path, detail=True), path
-    except OSError as error:
-        raise DatasetError(f"{url}: cannot be listed: {error.strerror or error}") from error
-    for p in sorted(infos):
-        name, info = posixpath.relpath(p, root), infos[p]
+            infos = fs.find(root.path, detail=True)
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or error) if str(error) else type(error).__name__
+        raise DatasetError(f"{printable(url, 200)}: cannot be listed: {printable(reason, 200)}") from error
+    for path in sorted(infos, key=lambda p: utf8(p) if is_utf8(p) else p):
+        info, text, name = infos[path], utf8(path), posixpath.relpath(path, root.path)
         problem = info.get("problem", "")
-        if utf8(p) != p:
+        if not is_utf8(path):
             problem = "unreadable: its name is not UTF-8: rename it"
+        elif info["type"] == "file" and info["size"] is None:
+            problem, info = "unreadable: its server does not say how large it is", {**info, "size": 0}
         if info["type"] == "file" or problem:
-            yield File(f"{protocol}{utf8(p)}", utf8(name), info["size"], "" if problem else stamp_of(info), problem)
+            stamp = "" if problem else stamp_of(info)
+            yield File(_shown(url, text, root), utf8(name), info["size"], stamp, problem, Place(root.url, path))
+
+
+def _shown(url: str, path: str, root: Place) -> str:
+    """A path for messages and for the plan."""
+    head, chain, rest = url.partition("::")
+    if root.local or "://" in path:
+        return path
+    if chain:
+        return f"{head.split('://')[0]}://{path}::{rest}"
+    return f"{url.split('://')[0]}://{path}"
 
 
 def _below(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,16 +1,21 @@
 """WebDataset tars: samples are files that follow each other and share all of their name up to its first dot."""
 
+import contextlib
 import json
 import posixpath
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Self
 
-from noisebook.datasets.sources.base import File, Item, Source, filesystem, refuse_changed, utf8
-from noisebook.errors import DatasetError
+from noisebook.datasets.sources.base import File, Item, Items, Source, bad_key, open_file, refuse_changed, utf8
+from noisebook.errors import DatasetError, first_line, printable
 from noisebook.images.io import SUFFIXES
+from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 COLUMNS = {"cls": "label", "txt": "txt", "json": "json"}  # files of a sample that go along -> their column
+SPANS = 4096  # characters of the JSON that says where these are, at most
+INT64 = range(-(1 << 63), 1 << 63)
 
 
 class WebDataset(Source):
@@ -18,12 +23,17 @@ class WebDataset(Source):
     suffixes = (".tar",)
 
     @classmethod
-    def enumerated(cls, files: list[File], image_column: str | None) -> Self:
-        items = [item for i, file in enumerate(files) for item in _tar_items(i, file)]
-        keys = [item.key for item in items]
-        if len(set(keys)) < len(keys):  # numbered anew in each tar
-            items = [replace(x, key=f"{files[x.file].name.removesuffix('.tar')}/{x.key}") for x in items]
+    def enumerated(cls, files: list[File], image_column: str | None, limits: Limits = DEFAULT) -> Self:
+        parts: list[Items] = []
+        for i, file in enumerate(files):
+            parts.append(Items.of(_tar_items(i, file)))
+            if problem := too_much(f"{printable(file.path)}: images so far", sum(map(len, parts)), limits, "rows"):
+                raise DatasetError(problem)
+        items = Items(chunk for part in parts for chunk in part.chunks)
+        if _repeated(items):  # numbered anew in each tar
+            items = Items.of(replace(x, key=f"{files[x.file].name.removesuffix('.tar')}/{x.key}") for x in items)
         _refuse_repeated_keys(files, items)
+        items = Items.of(replace(x, problem=x.problem or bad_key(x.key)) for x in items)
         kinds = {kind for item in items if item.extra for kind in json.loads(item.extra)}
         columns = {column: "int64" if kind == "cls" else "string" for kind, column in COLUMNS.items() if kind in kinds}
         return cls(files, items, columns)
@@ -32,18 +42,36 @@ class WebDataset(Source):
         if not item.extra:
             return {}
         file = self.files[item.file]
-        fs, path = filesystem(file.path)
-        values: dict[str, Any] = {}
-        with fs.open(path, "rb") as f:
-            for kind, (start, size) in json.loads(item.extra).items():
+        spans, values = _spans(item, file), dict[str, Any]()
+        with open_file(file) as f:
+            for kind, (start, size) in spans.items():
                 f.seek(start)
                 text = f.read(size).decode("utf-8", "replace")
-                try:
-                    values[COLUMNS[kind]] = int(text) if kind == "cls" else text
-                except ValueError:
-                    values[COLUMNS[kind]] = None  # a class that is no number is none; the image is there
+                values[COLUMNS[kind]] = _class(text) if kind == "cls" else text
         refuse_changed(file)
         return values
+
+
+def _class(text: str) -> int | None:
+    """A class that is no number, or a larger one than there are, is none; the image is there."""
+    with contextlib.suppress(ValueError):
+        return number if (number := int(text)) in INT64 else None
+
+
+def _spans(item: Item, file: File) -> dict[str, tuple[int, int]]:
+    """Where what goes along with an item lies: {ending: (start, size)}. Raises ValueError for what cannot be."""
+    try:
+        if len(item.extra) > SPANS:
+            raise ValueError(f"more than {SPANS:,} characters")
+        spans = {kind: (start, size) for kind, (start, size) in json.loads(item.extra).items()}
+        for kind, (start, size) in spans.items():
+            if kind not in COLUMNS or type(start) is not int or type(size) is not int:
+                raise ValueError(f"no place of {printable(kind, 20)}")
+            if start < 0 or size < 0 or start + size > file.size:
+                raise ValueError(f"{kind} lies outside of the file")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the plan does not say where it is: {first_line(error)}") from error
+    return spans
 
 
 def _tar_items(index: int, file: File) -> list[Item]:
@@ -53,8 +81,7 @@ def _tar_items(index: int, file: File) -> list[Item]:
     try:
         if file.problem:
             raise OSError(file.problem)
-        fs, path = filesystem(file.path)
-        with fs.open(path, "rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
+        with open_file(file) as f, tarfile.open(fileobj=f, mode="r:") as tar:
             for member in tar:
                 folder, name = posixpath.split(utf8(member.name))
                 if member.isfile() and not name.startswith("."):
@@ -68,7 +95,7 @@ def _tar_items(index: int, file: File) -> list[Item]:
             if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it has no end mark: cut short, or a damaged header")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        broken.append(Item(file.name, index, problem=f"damaged: the tar, from here on: {error}"))
+        broken.append(Item(file.name, index, problem=f"damaged: the tar, from here on: {first_line(error)}"))
     return [_item(index, key, parts, key == cut) for key, parts in samples.items()] + broken
 
 
@@ -82,9 +109,17 @@ def _item(index: int, key: str, parts: dict[str, tuple[int, int]], cut: bool) ->
     return Item(key, index, start, size, ending, text, "damaged: the tar ends within this sample" if cut else problem)
 
 
-def _refuse_repeated_keys(files: list[File], items: list[Item]) -> None:
+def _keys(items: Items) -> Iterator[str]:
+    return (key for column in items.column("key") for key in column.to_pylist())
+
+
+def _repeated(items: Items) -> str | None:
+    """A key that stands twice."""
     seen: set[str] = set()
-    for item in items:
-        if item.key in seen:
-            raise DatasetError(f"the key {item.key!r} stands twice in {files[item.file].path}: rename one")
-        seen.add(item.key)
+    return next((key for key in _keys(items) if key in seen or seen.add(key)), None)
+
+
+def _refuse_repeated_keys(files: list[File], items: Items) -> None:
+    if (key := _repeated(items)) is not None:
+        file = [item.file for item in items if item.key == key][1]
+        raise DatasetError(f"the key {printable(repr(key), 200)} stands twice in {printable(files[file].path)}: rename one")

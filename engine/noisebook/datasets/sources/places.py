@@ -1,0 +1,207 @@
+"""Where files lie: on this machine, or behind a URL that the user typed. Nothing else is ever opened.
+
+A path of this machine is no URL: it is used as it is, whatever characters it has. A name that a listing or a plan gives is
+put below the place that the user typed, and never read as a URL either.
+"""
+
+import os
+import posixpath
+import re
+import tarfile
+import threading
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+from noisebook.errors import DatasetError, first_line, printable
+
+PROTOCOLS = (
+    "memory",
+    "http",
+    "https",
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "hf",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "sftp",
+    "ssh",
+    "hdfs",
+    "webhdfs",
+)
+LOCAL = ("file", "local")  # of this machine
+ARCHIVES = ("zip", "tar")  # may stand before `::` and another place: files inside one of its files
+CACHES = ("simplecache", "filecache", "blockcache")  # and these: copies of its files on this machine
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+WORD = re.compile(r"[A-Za-z0-9_]+")
+DRIVE = re.compile(r"[A-Za-z]:")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file or folder lies. `url`: what the user typed, which names the file system; empty for this machine. `path`:
+    as that file system calls it."""
+
+    url: str
+    path: str
+
+    @property
+    def local(self) -> bool:
+        return not self.url
+
+    def _filesystem(self) -> Any:
+        return filesystem(self.url, typed=True)[0] if self.url else _local()
+
+    def info(self) -> dict[str, Any]:
+        """What the file system says of it. Raises OSError."""
+        return _or_os_error(lambda: self._filesystem().info(self.path))
+
+    def open(self) -> Any:
+        """It, opened for reading. Raises OSError."""
+        return _or_os_error(lambda: self._filesystem().open(self.path, "rb"))
+
+    def below(self, name: str) -> "Place":
+        """The file of this name in this folder. Raises DatasetError for a name that leads elsewhere."""
+        problem = unsafe_name(name, encoded=self.url.lower().startswith("http"))
+        if problem:
+            raise DatasetError(f"{printable(name, 200)}: {problem}")
+        return Place(self.url, f"{self.path.rstrip('/')}/{name}" if self.path else name)
+
+
+def _or_os_error(work: Any) -> Any:
+    try:
+        return work()
+    except OSError:
+        raise
+    except Exception as error:  # libraries behind fsspec raise what they like
+        raise OSError(first_line(error)) from error
+
+
+def filesystem(url: str, typed: bool = False) -> "tuple[Any, str]":
+    """(file system, path in it) of a path or URL. `typed`: the user has typed it on this run as an input, and it may be a
+    chain (`zip://*.png::/data/a.zip`, `simplecache::https://...`).
+
+    Raises DatasetError for a protocol that is not one of `PROTOCOLS`, and where it cannot be opened.
+    """
+    if "\0" in url:
+        raise DatasetError(f"{printable(url, 200)}: a NUL is in it: no file has such a name")
+    head, rest = _chain(url)
+    if head:
+        if not typed:
+            raise DatasetError(f"{printable(url, 200)}: `::` joins places of inputs only: give one folder or URL")
+        return _chained(head, rest, threading.get_ident())
+    scheme = SCHEME.match(url)
+    if scheme is None or scheme[1].lower() in LOCAL:
+        return _local(), _absolute(url[scheme.end() :] if scheme else url)
+    if scheme[1].lower() not in PROTOCOLS:
+        raise DatasetError(f"{printable(url, 200)}: {scheme[1]} is none of the protocols that are opened: {_allowed()}")
+    if "::" in url:
+        raise DatasetError(f"{printable(url, 200)}: only {', '.join(ARCHIVES + CACHES)} may stand before `::`")
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except Exception as error:  # libraries behind fsspec raise what they like
+        raise DatasetError(f"{printable(url, 200)}: cannot be opened: {first_line(error)}") from error
+
+
+def _chain(url: str) -> tuple[str, str]:
+    """(what stands before the first `::`, the rest) of a chain; two empty texts for anything else."""
+    head, separator, rest = url.partition("::")
+    scheme = SCHEME.match(head)
+    protocol = (scheme[1] if scheme else head).lower()
+    if not separator or (scheme is None and os.path.lexists(url)):  # a file of this machine may have such a name
+        return "", ""
+    if protocol in ARCHIVES + CACHES:
+        return head, rest
+    if scheme is None and WORD.fullmatch(head) and SCHEME.match(rest):
+        raise DatasetError(
+            f"{printable(url, 200)}: {printable(head)} may not stand before `::`, only {', '.join(ARCHIVES + CACHES)}"
+        )
+    return "", ""
+
+
+@lru_cache(maxsize=32)
+def _chained(head: str, rest: str, thread: int) -> "tuple[Any, str]":  # an archive is open at one place: one per thread
+    import fsspec
+
+    scheme = SCHEME.match(head)
+    protocol, inside = (scheme[1], head[scheme.end() :]) if scheme else (head, "")
+    fs, path = filesystem(rest, typed=True)
+    try:
+        if protocol.lower() in CACHES:
+            if inside:
+                raise DatasetError(f"{printable(head)}: a cache has no path of its own: write {protocol}::URL")
+            return fsspec.filesystem(protocol.lower(), fs=fs), path
+        return fsspec.filesystem(protocol.lower(), fo=fs.open(path, "rb")), inside.strip("/")
+    except (OSError, ValueError, ImportError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DatasetError(f"{printable(rest, 200)}: cannot be opened as {protocol}: {first_line(error)}") from error
+
+
+def forget_chains() -> None:
+    """Archives of chains are opened again: they may have changed."""
+    _chained.cache_clear()
+
+
+def _local() -> Any:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return LocalFileSystem()
+
+
+def _absolute(path: str) -> str:
+    """The absolute path, with slashes; `~/` is the home folder, unless a folder has that name."""
+    if (path == "~" or path.startswith("~/")) and not os.path.lexists(path):
+        path = os.path.expanduser(path)
+    return os.path.abspath(path).replace(os.sep, "/")
+
+
+def _allowed() -> str:
+    return ", ".join((*LOCAL[:1], *PROTOCOLS))
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a file system of fsspec is the one of this machine."""
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
+def unsafe_name(name: str, encoded: bool = False) -> str:
+    """Why a name from a file or archive may not be put below a folder: it would be another place, or no file can have it;
+    empty where it may. `encoded`: percent signs are read, as in a URL."""
+    parts = re.split(r"[/\\]", unquote(name) if encoded else name)
+    if not name or "\0" in name:
+        return "it has no name" if not name else "a NUL is in its name"
+    if name.startswith(("/", "\\")) or (DRIVE.match(name) and os.name == "nt"):
+        return "its name is an absolute path"
+    if SCHEME.match(name):
+        return "its name is a URL"
+    if ".." in parts:
+        return "its name leads out of the folder"
+    if "" in name.split("/"):
+        return "a part of its name is empty"
+    if encoded and ("?" in name or "#" in name):
+        return "its name asks a server for something else"
+    return ""
+
+
+def root_of(url: str) -> tuple[Any, Place, list[str] | None]:
+    """(file system, folder, files) of an input that the user typed: the files of a pattern or a single one, None for all
+    in the folder. Raises DatasetError where it cannot be opened, and OSError where it cannot be listed."""
+    fs, path = filesystem(url, typed=True)
+    typed = "" if _is_local_url(url) else url
+    if "*" in path and (typed or not os.path.lexists(path)):
+        return fs, Place(typed, posixpath.dirname(path.split("*")[0])), sorted(fs.glob(path))
+    if path and fs.isfile(path):
+        return fs, Place(typed, posixpath.dirname(path)), [path]
+    return fs, Place(typed, path), None
+
+
+def _is_local_url(url: str) -> bool:
+    scheme = SCHEME.match(url)
+    return not _chain(url)[0] and (scheme is None or scheme[1].lower() in LOCAL)
