@@ -175,6 +175,13 @@ STREAMS = [  # redirections, exit code, lines on stderr, lines on stdout at leas
 ]
 
 
+def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path):
+    code = "import os, sys\nfrom noisebook.cli.main import main\nos.close(0)\nos.close(2)\nsys.stderr = None\n"
+    code += "main(['inspect', 'none.nbk'])\nprint(os.open(os.devnull, os.O_RDONLY) > 2, sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "True None", run
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_streams_that_are_full_or_closed_lose_nothing_in_silence(tmp_path):
     """Each in a process of its own; they run at the same time, since each costs a start."""
