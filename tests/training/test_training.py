@@ -284,6 +284,8 @@ def test_a_run_that_is_killed_goes_on_from_its_last_save(tmp_path, fresh):
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_save_whole(tmp_path, fresh):
+    images = list(pictures(fresh))
+
     def write(net, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -292,7 +294,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_save_whole(tmp_path, fresh):
         return train(
             lambda: network(np.random.default_rng(0)),
             objectives.edm(),
-            list(pictures(fresh)),
+            images,
             tmp_path,
             write,
             TrainingSettings(minutes=minutes, sizes=(16,), pixels=512, held_out=8),
@@ -347,6 +349,11 @@ def test_a_run_of_other_settings_or_a_damaged_one_is_not_overwritten(archive, tm
     assert run("edm", archive, "-o", out, "--minutes", 0.01, *SMALL, "--seed", 1) == 1
     assert "other settings" in capsys.readouterr().err
     assert run("flow", archive, "-o", out, "--minutes", 0.01, *SMALL) == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    with np.load(archive) as data:
+        np.savez(tmp_path / "other.npz", images=255 - data["images"])
+    assert run("edm", tmp_path / "other.npz", "-o", out, "--minutes", 0.01, *SMALL) == 1
+    assert "a run on other images" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == files
     (out / "state.pt").write_bytes(files["state.pt"][:1000])
     assert run("edm", archive, "-o", out, "--minutes", 0.01, *SMALL) == 1

@@ -5,6 +5,7 @@ piece. A run's folder holds `state.pt` (to resume), `model.safetensors` (the mov
 replaced whole, so a killed run loses at most the minutes since the last save.
 """
 
+import hashlib
 import json
 import math
 import sys
@@ -80,7 +81,7 @@ def train(
 
     `new_model()` gives a fresh network, `write(average, path)` writes a checkpoint of it. With dtype bfloat16 the network
     computes what it can in that type (its attribute `mixed`). Raises TrainingError where `out` holds a run of other
-    settings or files of something else, or an image is too small.
+    settings or images, or files that are no run's, or an image is too small.
     """
     if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
         raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
@@ -94,8 +95,9 @@ def train(
     model.mixed = settings.dtype == "bfloat16"  # not the average: it is measured as it will be used
     optimizer = Optimizer(model, settings.optimizer)
     run: dict[str, Any] = {"spent": 0.0, "iteration": 0, "log": []}
+    data = _digest(images)
     if (out / "state.pt").exists():
-        run = _resume(out / "state.pt", settings, device, model=model, average=average, optimizer=optimizer)
+        run = _resume(out / "state.pt", settings, data, device, model=model, average=average, optimizer=optimizer)
     rng = np.random.default_rng((settings.seed, run["iteration"]))
     torch.manual_seed(settings.seed + run["iteration"])
     source, size = Crops(images[: -settings.held_out]), settings.sizes[-1]
@@ -109,7 +111,7 @@ def train(
         run["log"].append(entry | validate(average, held_out))
         print(json.dumps(run["log"][-1]), file=sys.stderr, flush=True)
         parts = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        state = {**parts, **run, "settings": _identity(settings)}
+        state = {**parts, **run, "settings": _identity(settings), "data": data}
         try:
             with replacing(out / "state.pt") as path:
                 torch.save(state, path)
@@ -165,7 +167,14 @@ def _identity(settings: TrainingSettings) -> str:
     return json.dumps({k: v for k, v in asdict(settings).items() if k != "minutes"}, sort_keys=True)
 
 
-def _resume(path: Path, settings: TrainingSettings, device: str, **parts: Any) -> dict[str, Any]:
+def _digest(images: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
+    return digest.hexdigest()
+
+
+def _resume(path: Path, settings: TrainingSettings, data: str, device: str, **parts: Any) -> dict[str, Any]:
     """Loads the parts from a saved state; returns the run's counters and log."""
     try:
         state = torch.load(path, weights_only=True, map_location=device)
@@ -174,6 +183,8 @@ def _resume(path: Path, settings: TrainingSettings, device: str, **parts: Any) -
             part.load_state_dict(state[name])
     except Exception as error:  # torch.load raises many types for a damaged file
         raise TrainingError(f"{path}: no state to resume ({first_line(error)}); give another -o") from error
+    if state.get("data", data) != data:  # older runs do not say
+        raise TrainingError(f"{path}: a run on other images; give the same ones, or another -o")
     if not same:
         raise TrainingError(f"{path}: a run of other settings; give the same ones, or another -o")
     return {name: state[name] for name in ("spent", "iteration", "log")}
