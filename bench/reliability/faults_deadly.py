@@ -15,7 +15,7 @@ LARGE = 6000  # pixels a side of an answer that takes a while to send
 DECODE = decoding.decode
 
 
-def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Any:
+def decode(data: bytes, *how: Any) -> Any:
     """`decoding.decode`, but for bytes that begin with one of the three."""
     if data.startswith(KILLS_WHILE_SENDING):
         pixels = np.ones((LARGE, LARGE, 3), np.uint8)
@@ -25,10 +25,10 @@ def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
     if data.startswith(HANGS):
         time.sleep(3600)
-    return DECODE(data, name, channels, resize)
+    return DECODE(data, *how)
 
 
-def serve(requests: list[Any]) -> list[Any]:
+def serve(requests: list[Any], *how: Any) -> list[Any]:
     """What workers call in place of `decoding.serve`."""
     decoding.decode = decode
-    return decoding.serve(requests)
+    return decoding.serve(requests, *how)

@@ -1,6 +1,11 @@
 """Reading pictures of every kind a folder may hold, and writing files whole or not at all."""
 
 import io
+import os
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from PIL import Image
 from noisebook import ImageError
 from noisebook.images import io as images
 from noisebook.images import metrics
+from noisebook.runtime.limits import Limits
 
 pytestmark = pytest.mark.quick
 
@@ -63,12 +69,96 @@ def test_unreadable_pictures_are_image_errors(tmp_path, fresh):
             images.read_image(tmp_path / name)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    for side in (35, 60):  # above the warning, above the error
-        path = save(tmp_path / f"{side}.png", np.zeros((side, side), np.uint8))
-        with pytest.raises(ImageError, match="more pixels"):
-            images.read_image(path)
+def saved(array, form, **options):
+    buffer = io.BytesIO()
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+FEW = Limits(pixels=1000)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "AVIF"])
+def test_a_picture_beyond_the_limit_of_pixels_is_refused(form):
+    try:
+        small, large = (saved(np.zeros((h, 20, 3), np.uint8), form) for h in (50, 51))
+        assert images.read_image(io.BytesIO(small), 3, FEW).shape == (50, 20, 3)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow has no {form}")
+    with pytest.raises(
+        ImageError, match=r"^51 x 20 pixels are 1,020, more than the limit of 1,000: --max-pixels raises it$"
+    ):
+        images.read_image(io.BytesIO(large), 3, FEW)
+
+
+def test_pictures_inside_of_others_do_not_get_around_the_limit():
+    """An icon's directory has a byte for each side, the picture in it says for itself; a GIF's frame may be larger than its
+    header, and a TIFF's tile than the picture."""
+    inner = saved(np.zeros((60, 60, 3), np.uint8), "PNG")
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    with pytest.raises(ImageError, match="60 x 60 pixels are 3,600"):
+        images.read_image(io.BytesIO(icon), 3, FEW)
+    assert images.read_image(io.BytesIO(icon)).shape == (60, 60, 3)
+    gif = bytearray(saved(np.zeros((60, 60), np.uint8), "GIF"))
+    gif[6:10] = struct.pack("<2H", 8, 8)
+    with pytest.raises(ImageError, match="60 x 60 pixels are 3,600"):
+        images.read_image(io.BytesIO(gif), 3, FEW)
+
+
+def test_the_limit_is_ours_only_while_we_read(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = saved(np.zeros((20, 20), np.uint8), "PNG")
+    assert images.read_image(io.BytesIO(data)).shape == (20, 20, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with images.opened(io.BytesIO(data)), ThreadPoolExecutor(1) as other, pytest.raises(Image.DecompressionBombError):
+        other.submit(Image.open, io.BytesIO(data)).result()
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(data))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a program of POSIX")
+@pytest.mark.parametrize("form", ["EPS", "PDF", "WMF", "PSD", "TTF"])
+def test_no_picture_starts_a_program(tmp_path, form):
+    """Ghostscript is looked for on the PATH when Pillow first meets an EPS, so this is a process of its own."""
+    first = {"EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "PDF": b"%PDF-1.4\n"}
+    other = {"WMF": b"\xd7\xcd\xc6\x9a" + bytes(40), "PSD": b"8BPS\0\1" + bytes(40), "TTF": b"\0\1\0\0" + bytes(40)}
+    (tmp_path / "photo.png").write_bytes((first | other)[form])
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\necho run > {tmp_path}/it-ran\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    code = (
+        "import sys\nfrom noisebook.images.io import read_image\nfrom noisebook.errors import ImageError\n"
+        "from noisebook.datasets.decoding import decode\n"
+        "try:\n    read_image(sys.argv[1])\nexcept ImageError as e:\n    print(e)\n"
+        "print(decode(open(sys.argv[1], 'rb').read(), 'photo.png', 3))\n"
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    path = str(tmp_path / "photo.png")
+    done = subprocess.run([sys.executable, "-c", code, path], env=environment, capture_output=True, text=True, check=True)
+    words, failure = done.stdout.splitlines()
+    assert words.startswith("not a picture of a format that noisebook reads (PNG, JPEG, WEBP,")
+    assert failure.startswith("Failure(code='not_an_image'")
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_sixteen_bits_are_scaled_as_ever_in_integers():
+    """v / 257, rounded to nearest, of all values, also of those that only 32 bits hold."""
+    values = np.arange(65536).reshape(256, 256)
+    expected = np.rint(values / 257).astype(np.uint8)
+    for array, form in ((values.astype(np.uint16), "PNG"), (values.astype(np.int32), "TIFF")):
+        assert (images.read_image(io.BytesIO(saved(array, form)), 1)[:, :, 0] == expected).all()
+    wide = np.array([[-(2**31), -1, 0, 65535, 65536, 2**31 - 1]], np.int32)
+    assert images.read_image(io.BytesIO(saved(wide, "TIFF")), 1)[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255]
+
+
+def test_strips_are_the_picture(fresh, monkeypatch):
+    rgba = fresh.integers(0, 256, (23, 7, 4), np.uint8)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    files = [saved(rgba, "PNG"), saved(rgba[:, :, :3], "PNG", exif=exif.tobytes()), saved(rgba[:, :, 0], "GIF")]
+    whole = [images.read_image(io.BytesIO(data)) for data in files]
+    monkeypatch.setattr(images, "STRIP", 20)
+    assert all((images.read_image(io.BytesIO(data)) == x).all() for data, x in zip(files, whole, strict=True))
 
 
 def test_psnr_and_ssim(fresh):

@@ -4,19 +4,21 @@ import io
 import os
 import posixpath
 import threading
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from noisebook.datasets import memory
 from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, bad_key, open_file, refuse_changed
-from noisebook.errors import ImageError, first_line
-from noisebook.images.io import read_image
+from noisebook.errors import ImageError, printable
+from noisebook.images.io import ORIENTATION, TooLarge, opened, to_pixels
+from noisebook.runtime.limits import DEFAULT, Limits
 
-PNG, ORIENTATION = b"\x89PNG\r\n\x1a\n", 0x0112
+PNG = b"\x89PNG\r\n\x1a\n"
 TINY = 16  # pixels per side; smaller images get a remark
 FORMATS = {
     ".jpg": "JPEG",
@@ -71,66 +73,81 @@ def read_bytes(file: File, item: Item) -> bytes | Failure:
     except FileNotFoundError:
         return Failure("missing", "the file is gone")
     except OSError as error:
-        return Failure("unreadable", error.strerror or str(error) or type(error).__name__)
+        return Failure("unreadable", printable(error.strerror or str(error) or type(error).__name__, 200))
     wanted = item.size if item.size >= 0 else file.size
     return data if len(data) == wanted else Failure("changed", f"{len(data)} bytes where the plan has {wanted}")
 
 
-def decode(data: bytes, name: str, channels: int, resize: int = 0) -> Picture | Failure:
+@dataclass(frozen=True)
+class Later:
+    """A picture of that many pixels is too large to be decoded beside the others."""
+
+    pixels: int
+
+
+def decode(
+    data: bytes, name: str, channels: int, resize: int = 0, limits: Limits = DEFAULT, share: int | None = None
+) -> Picture | Failure | Later:
     """A picture of `channels` channels; with `resize` its shorter side is scaled to that many pixels (bicubic,
-    antialiased), and the square in the middle kept."""
+    antialiased), and the square in the middle kept.
+
+    limits  `pixels`, and what of `memory` is for pictures that are decoded
+    share   pixels that may be decoded here now; more gives Later
+    """
     if not data:
         return Failure("empty", "no bytes")
+    fits = memory.decoded_pixels(limits)
+    within = replace(limits, pixels=max(1, min(limits.pixels, fits)))
     try:
-        remarks = _look(data, name, channels)
-        pixels = read_image(io.BytesIO(data), channels)
+        if data.startswith(PNG):
+            _check_png(data)
+        with opened(io.BytesIO(data), within) as image:
+            if share is not None and share < image.size[0] * image.size[1]:
+                return Later(image.size[0] * image.size[1])
+            remarks = _look(image, name, channels)
+        with opened(io.BytesIO(data), within) as image:  # anew: to count frames may have moved it
+            pixels = to_pixels(image, channels)
     except ImageError as error:
         cause = error.__cause__
         if isinstance(cause, UnidentifiedImageError):
             return Failure("not_an_image", str(error))
-        bomb = isinstance(cause, (Image.DecompressionBombError, Image.DecompressionBombWarning))
-        return Failure("too_large" if bomb else "damaged", str(error))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Failure("too_large", "more pixels than Pillow takes for safe")
-    except UnidentifiedImageError:
-        return Failure("not_an_image", "not an image that Pillow can read")
-    except Exception as error:  # Pillow's plug-ins raise what they like on damaged headers
-        return Failure("damaged", f"the file is damaged: {first_line(error)}")
+        if isinstance(cause, TooLarge) and fits < cause.height * cause.width <= limits.pixels:
+            wanted = memory.size_text(8 * memory.DECODING * cause.height * cause.width)
+            words = f"{cause.height} x {cause.width} pixels take too much memory to be decoded: --memory {wanted} is enough"
+            return Failure("too_large", words)
+        large = isinstance(cause, TooLarge | Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError)
+        return Failure("too_large" if large else "damaged", str(error))
     height, width = pixels.shape[:2]
     return Picture(_square(pixels, resize) if resize else pixels, height, width, remarks)
 
 
-def _look(data: bytes, name: str, channels: int) -> tuple[str, ...]:
-    """Remarks, from the header only. Raises ImageError for a PNG whose checksums are wrong."""
+def _look(image: Any, name: str, channels: int) -> tuple[str, ...]:
+    """Remarks, from the header only."""
     remarks = []
-    if data.startswith(PNG):
-        _check_png(data)
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-        warnings.simplefilter("ignore")
-        try:
-            image.getexif().get_ifd(0x8769)
-            if "exif" in image.info and not image.getexif():
-                remarks.append("exif")
-            if image.getexif().get(ORIENTATION, 1) in range(2, 9):
-                remarks.append("rotated")
-        except Exception:
+    try:
+        image.getexif().get_ifd(0x8769)
+        if "exif" in image.info and not image.getexif():
             remarks.append("exif")
-        if image.mode.startswith(("I", "F")):
-            remarks.append("bits16")
-        if channels == 3 and image.mode in ("1", "L", "LA"):
-            remarks.append("gray")
-        if image.mode == "CMYK":
-            remarks.append("cmyk")
-        if "A" in image.getbands() or "transparency" in image.info:
-            remarks.append("alpha")
-        if getattr(image, "n_frames", 1) > 1:
-            remarks.append("animated")
-        wanted = FORMATS.get(posixpath.splitext(name.lower())[1])
-        if wanted and image.format not in (wanted, "MPO" if wanted == "JPEG" else wanted):
-            remarks.append("wrong_extension")
-        if min(image.size) < TINY:
-            remarks.append("tiny")
-        return tuple(remarks)
+        if image.getexif().get(ORIENTATION, 1) in range(2, 9):
+            remarks.append("rotated")
+    except Exception:
+        remarks.append("exif")
+    if image.mode.startswith(("I", "F")):
+        remarks.append("bits16")
+    if channels == 3 and image.mode in ("1", "L", "LA"):
+        remarks.append("gray")
+    if image.mode == "CMYK":
+        remarks.append("cmyk")
+    if "A" in image.getbands() or "transparency" in image.info:
+        remarks.append("alpha")
+    if getattr(image, "n_frames", 1) > 1:
+        remarks.append("animated")
+    wanted = FORMATS.get(posixpath.splitext(name.lower())[1])
+    if wanted and image.format not in (wanted, "MPO" if wanted == "JPEG" else wanted):
+        remarks.append("wrong_extension")
+    if min(image.size) < TINY:
+        remarks.append("tiny")
+    return tuple(remarks)
 
 
 def _check_png(data: bytes) -> None:
@@ -169,13 +186,21 @@ class Request:
     data: bytes | Failure | None
     channels: int
     resize: int
+    limits: Limits = DEFAULT
+
+    @property
+    def bytes_there(self) -> int:
+        """Bytes of the picture's file."""
+        if self.data is not None:
+            return len(self.data) if isinstance(self.data, bytes) else 0
+        return self.item.size if self.item.size >= 0 else self.file.size
 
 
 class Requests(Sized, Iterable[Request]):
     """A request for each of some items. They are made one by one, as they are asked for: their bytes may be many."""
 
-    def __init__(self, source: Source, items: Sequence[Item], channels: int, resize: int):
-        self.source, self.items, self.channels, self.resize = source, items, channels, resize
+    def __init__(self, source: Source, items: Sequence[Item], channels: int, resize: int, limits: Limits = DEFAULT):
+        self.source, self.items, self.channels, self.resize, self.limits = source, items, channels, resize, limits
 
     def __len__(self) -> int:
         return len(self.items)
@@ -183,27 +208,43 @@ class Requests(Sized, Iterable[Request]):
     def __iter__(self) -> Iterator[Request]:
         files = self.source.files
         for item, data in zip(self.items, self.source.image_bytes(self.items), strict=True):
-            yield Request(item, files[item.file], data, self.channels, self.resize)
+            yield Request(item, files[item.file], data, self.channels, self.resize, self.limits)
 
 
-def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int) -> Requests:
+def requests_for(source: Source, items: Sequence[Item], channels: int, resize: int, limits: Limits = DEFAULT) -> Requests:
     """A request for each of these items."""
-    return Requests(source, items, channels, resize)
+    return Requests(source, items, channels, resize, limits)
 
 
-def serve(requests: Iterable[Request]) -> list[Picture | Failure]:
-    """What a worker answers: a picture or a failure for each request."""
-    return [_answer(request) for request in requests]
+Answer = Picture | Failure | Later
 
 
-def _answer(request: Request) -> Picture | Failure:
+def serve(requests: Iterable[Request], share: int | None = None, most: int | None = None) -> list[Answer]:
+    """What a worker answers: a picture or a failure for each request, or, with `most`, for the first ones, at least one,
+    whose pixels take that many bytes. `share`: pixels of a picture that may be decoded beside others; a larger one is a
+    Later."""
+    answers: list[Answer] = []
+    held = 0
+    for request in requests:
+        answer = _answer(request, share)
+        answers.append(answer)
+        held += answer.pixels.nbytes if isinstance(answer, Picture) else 0
+        if most is not None and held >= most:
+            break
+    return answers
+
+
+def _answer(request: Request, share: int | None = None) -> Answer:
     if problem := request.item.problem or bad_key(request.item.key):  # a plan from elsewhere does not say so
         code, _, message = problem.partition(": ")
         return Failure(code, message)
+    if request.bytes_there > (most := memory.file_bytes(request.limits)):
+        size, wanted = request.bytes_there, memory.size_text(8 * request.bytes_there)
+        return Failure("too_large", f"its file has {size:,} bytes, more than {most:,}: --memory {wanted} reads it")
     data = read_bytes(request.file, request.item) if request.data is None else request.data
     if isinstance(data, Failure):
         return data
-    return decode(data, request.item.key + request.item.ending, request.channels, request.resize)
+    return decode(data, request.item.key + request.item.ending, request.channels, request.resize, request.limits, share)
 
 
 def watch_parent() -> None:

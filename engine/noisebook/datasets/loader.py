@@ -1,24 +1,22 @@
-"""Batches of equal size from files, decoded in worker processes that may die, while the codec works on the batch before."""
+"""Pictures from files, decoded in worker processes that may die, while the codec works on the ones before."""
 
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.connection import wait
+from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from noisebook.datasets.decoding import Picture, Request, Requests, serve, watch_parent
+from noisebook.datasets import memory
+from noisebook.datasets.decoding import Answer, Later, Picture, Request, serve, watch_parent
 from noisebook.datasets.sources.base import Failure
 from noisebook.errors import DatasetError, first_line
+from noisebook.runtime.limits import DEFAULT, Limits
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
 LOOK = 1.0  # seconds between two looks whether a worker is dead
@@ -31,10 +29,12 @@ class Workers:
     """Decodes requests in order, in `count` processes (0: in this one), a few chunks ahead.
 
     A process that dies takes the whole pool with it. The requests in flight are then sent again one by one, so that the one
-    that kills is found, and becomes a Failure."""
+    that kills is found, and becomes a Failure. Large pictures are decoded by fewer workers at once, as `limits.memory` says:
+    the first that is larger than a worker's share waits until the others are done, and from then on fewer are in flight."""
 
-    def __init__(self, count: int, patience: float = PATIENCE):
-        self.count, self.patience = count, patience
+    def __init__(self, count: int, patience: float = PATIENCE, limits: Limits = DEFAULT):
+        self.count, self.patience, self.limits = count, patience, limits
+        self.at_once = count  # workers that may be at work
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -43,30 +43,39 @@ class Workers:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._end(kill=kind is not None)  # an error does not wait for a worker that may hang
 
+    @property
+    def ahead(self) -> int:
+        """Chunks in flight at most while another is sent."""
+        return 2 * self.count if self.at_once == self.count else self.at_once - 1
+
     def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
         """An answer for each request, in order. Raises DatasetError where no worker can be started."""
-        chunks = _chunks(requests, CHUNK)
+        waiting = memory.waiting_bytes(self.limits) // (2 * self.count + 1)
+        chunks = _chunks(requests, CHUNK if self.count else 1, waiting)
         if not self.count:
             for chunk in chunks:
-                yield from serve(chunk)
+                yield from _pictures(serve(chunk))
             return
         in_flight: deque[tuple[list[Request], Future]] = deque()
         for chunk in chunks:
-            in_flight.append((chunk, self._submit(chunk)))
-            if len(in_flight) > 2 * self.count:
+            while len(in_flight) > self.ahead:
                 yield from self._first(in_flight)
+            in_flight.append((chunk, self._submit(chunk)))
         while in_flight:
             yield from self._first(in_flight)
 
-    def _submit(self, chunk: list[Request]) -> Future:
+    def _submit(self, chunk: list[Request], at_once: int | None = None) -> Future:
+        at_once = at_once or self.at_once
+        share = memory.decoded_pixels(self.limits) // at_once if at_once > 1 else None
+        answered = memory.waiting_bytes(self.limits) // (self.ahead + 1)
         try:
-            return self._started().submit(serve, chunk)
+            return self._started().submit(serve, chunk, share, answered)
         except (BrokenProcessPool, EOFError, OSError) as error:  # a worker, or what starts them, died between two chunks:
             broken: Future = Future()  # whoever waits for this one will see it
             broken.set_exception(BrokenProcessPool(str(error)))
             return broken
 
-    def _result(self, future: Future) -> list[Picture | Failure]:
+    def _result(self, future: Future) -> list[Answer]:
         """What a worker answers. Raises FutureTimeout, BrokenProcessPool, CancelledError.
 
         A worker that was killed while it sent its answer leaves half of it in the pipe, and the pool waits for the rest.
@@ -79,13 +88,14 @@ class Workers:
                 if dead or time.monotonic() >= end:
                     raise BrokenProcessPool("a worker died") if dead else FutureTimeout from None
                 processes = list((getattr(self._pool, "_processes", None) or {}).values())
-                dead = bool(wait([process.sentinel for process in processes], 0))
+                dead = bool(wait_for([process.sentinel for process in processes], 0))
 
     def _first(self, in_flight: "deque[tuple[list[Request], Future]]") -> list[Picture | Failure]:
-        """The answers to the first chunk. If they are lost, its requests are sent one by one, and other chunks again."""
+        """The answers to the first chunk, or to its first requests; then the others are sent again. If they are lost, its
+        requests are sent one by one, and other chunks again."""
         chunk, future = in_flight.popleft()
         try:
-            return self._result(future)
+            answers = self._result(future)
         except (*LOST, FutureTimeout):
             self._end(kill=True)
             others = [(other, None if _failed(f) else f) for other, f in in_flight]
@@ -93,11 +103,27 @@ class Workers:
             in_flight.clear()
             in_flight.extend((other, f or self._submit(other)) for other, f in others)
             return answers
+        done = _pictures(answers)
+        if len(done) < len(answers):
+            large = answers[len(done)]
+            assert isinstance(large, Later)
+            self._make_room(large, in_flight)
+        if len(done) < len(chunk):
+            rest = chunk[len(done) :]
+            in_flight.appendleft((rest, self._submit(rest)))
+        return done
+
+    def _make_room(self, large: Later, in_flight: "deque[tuple[list[Request], Future]]") -> None:
+        """So many workers from now on that each may decode such a picture, when those in flight are done."""
+        self.at_once = max(1, min(self.at_once - 1, memory.decoded_pixels(self.limits) // large.pixels))
+        wait([future for _, future in in_flight], self.patience)
 
     def _by_itself(self, request: Request) -> Picture | Failure:
         for _ in range(TRIES):  # the worker may have died of something else, or been killed from outside
             try:
-                return self._result(self._submit([request]))[0]
+                answer = self._result(self._submit([request], 1))[0]
+                assert not isinstance(answer, Later)
+                return answer
             except FutureTimeout:
                 self._end(kill=True)
                 return Failure("timeout", f"not decoded after {self.patience:g} s")
@@ -138,82 +164,33 @@ class Workers:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _pictures(answers: list[Answer]) -> list[Picture | Failure]:
+    """Those before the first Later."""
+    done: list[Picture | Failure] = []
+    for answer in answers:
+        if isinstance(answer, Later):
+            break
+        done.append(answer)
+    return done
+
+
 def _failed(future: Future) -> bool:
     """Whether an answer was lost with its process: it has not come, or never will."""
     return not future.done() or future.cancelled() or future.exception() is not None
 
 
-def _chunks(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+def _chunks(requests: Iterable[Request], count: int, size: int) -> Iterator[list[Request]]:
+    """Up to `count` requests, or fewer whose files have `size` bytes together."""
     chunk: list[Request] = []
+    held = 0
     for request in requests:
         chunk.append(request)
-        if len(chunk) == size:
+        held += request.bytes_there
+        if len(chunk) == count or held >= size:
             yield chunk
-            chunk = []
+            chunk, held = [], 0
     if chunk:
         yield chunk
-
-
-@dataclass
-class Batch:
-    """Images of one size, uint8 [B, C, H, W], and the rows of the shard's items that they are. No images: the shard is
-    complete."""
-
-    shard: int
-    rows: list[int]
-    images: Tensor | None
-    pictures: list[Picture]
-    failures: dict[int, Failure]
-
-
-def batches(
-    shards: Iterable[tuple[int, Requests]], workers: Workers, batch_size: int, size: tuple[int, int] | None, pin: bool
-) -> Iterator[Batch]:
-    """The images of each shard in batches of `batch_size`, a bucket for each (height, width): in the order of the items, and
-    at the end of the shard what is left in the buckets. What a batch holds depends on its shard only. After them comes a
-    batch without images, with the failures. `size`: the (height, width) of all images, others fail; None: any."""
-    started: deque[tuple[int, int]] = deque()  # (shard, number of its items), as the requests are drawn
-
-    def requests() -> Iterator[Request]:
-        for shard, requests_of_shard in shards:
-            started.append((shard, len(requests_of_shard)))
-            yield from requests_of_shard
-
-    answers = workers.map(requests())
-    first = next(answers, None)
-    while started:
-        shard, count = started.popleft()
-        buckets: dict[tuple[int, ...], list[tuple[int, Picture]]] = {}
-        failures: dict[int, Failure] = {}
-        for row in range(count):
-            answer, first = (first, None) if first is not None else (next(answers), None)
-            if isinstance(answer, Picture) and size and answer.pixels.shape[:2] != size:
-                height, width = answer.pixels.shape[:2]
-                answer = Failure(
-                    "other_size",
-                    f"{height} x {width}; the first ones have {size[0]} x {size[1]}: give --resize, or --mixed-sizes",
-                )
-            if isinstance(answer, Failure):
-                failures[row] = answer
-                continue
-            assert answer is not None
-            bucket = buckets.setdefault(answer.pixels.shape, [])
-            bucket.append((row, answer))
-            if len(bucket) == batch_size:
-                yield _batch(shard, buckets.pop(answer.pixels.shape), pin)
-        for bucket in buckets.values():
-            yield _batch(shard, bucket, pin)
-        yield Batch(shard, [], None, [], failures)
-        if not started:  # the next shard's requests may not have been drawn yet
-            first = next(answers, None)
-
-
-def _batch(shard: int, bucket: list[tuple[int, Picture]], pin: bool) -> Batch:
-    height, width, channels = bucket[0][1].pixels.shape
-    images = torch.empty(len(bucket), channels, height, width, dtype=torch.uint8, pin_memory=pin)
-    for i, (_, picture) in enumerate(bucket):
-        images.numpy()[i] = picture.pixels.transpose(2, 0, 1)
-    return Batch(shard, [row for row, _ in bucket], images, [picture for _, picture in bucket], {})
 
 
 def ahead(items: Iterator[Any], depth: int) -> Generator[Any]:

@@ -23,7 +23,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """All that shards depend on beside the input. `size`: (height, width) of every image; None: they have several."""
+    """All that shards depend on beside the input.
+
+    size          (height, width) of every image; None: they have several
+    batch_pixels  pixels of a batch at most, which memory asked for; None, and not written down: no bound
+    """
 
     spec: CodecSpec
     shard_size: int
@@ -31,10 +35,14 @@ class PlanSettings:
     resize: int
     size: tuple[int, int] | None
     network: dict[str, str] = field(default_factory=dict)  # `CodecRecipe.network`: how it computes, and its conditions
+    batch_pixels: int | None = None
 
     def as_dict(self) -> dict:
         """As plans and footers hold it."""
-        return {**asdict(self), "spec": json.loads(self.spec.to_json()), "size": self.size and list(self.size)}
+        values = {**asdict(self), "spec": json.loads(self.spec.to_json()), "size": self.size and list(self.size)}
+        if self.batch_pixels is None:
+            del values["batch_pixels"]
+        return values
 
     @classmethod
     def of_dict(cls, values: dict) -> "PlanSettings":
@@ -43,6 +51,8 @@ class PlanSettings:
         numbers = [(settings.shard_size, 1), (settings.batch_size, 1), (settings.resize, 0), *((n, 1) for n in size or ())]
         if any(type(n) is not int or n < least for n, least in numbers) or len(size or (1, 1)) != 2:
             raise ValueError("a size that cannot be")
+        if settings.batch_pixels is not None and (type(settings.batch_pixels) is not int or settings.batch_pixels < 1):
+            raise ValueError("batch_pixels that cannot be")
         if not all(isinstance(text, str) for pair in settings.network.items() for text in pair):
             raise ValueError("the network is described by what is no text")
         return settings
@@ -137,7 +147,7 @@ class Plan:
         """Raises DatasetError where `other`, made of what is there now, is not this plan."""
         if self.hash != other.hash:
             mine, new = self.settings.as_dict(), other.settings.as_dict()
-            changed = [name for name in mine if mine[name] != new[name]]
+            changed = [name for name in mine if mine[name] != new.get(name)] or [name for name in new if name not in mine]
             what = (
                 f"its settings differ ({', '.join(changed)})"
                 if changed

@@ -39,8 +39,8 @@ GROUP = 32  # shards of one call at most: within a call the next shard is decode
 class Worker:
     """What an actor does, in two threads: one works, one says how far that is. Its process may be killed at any moment."""
 
-    def __init__(self, output: str, make_codec: CodecMaker, workers: int):
-        self.output, self.make_codec, self.workers = output, make_codec, workers
+    def __init__(self, output: str, make_codec: CodecMaker, workers: int, limits: Limits = DEFAULT):
+        self.output, self.make_codec, self.workers, self.limits = output, make_codec, workers, limits
         self.events: list[Event] = []
         self.lock = threading.Lock()
 
@@ -55,7 +55,8 @@ class Worker:
         if (recorded.hash, recorded.stamp) != (given.hash, given.stamp):
             raise DatasetError(f"{self.output}: this node sees another plan there: wait until all nodes see the new one")
         plan = Plan(replace(recorded.source, files=given.files), recorded.settings)
-        self.tokenizer = Tokenizer(plan, self.make_codec(plan.settings.size), store, self.workers, tell=self._tell)
+        codec = self.make_codec(plan.settings.size)
+        self.tokenizer = Tokenizer(plan, codec, store, self.workers, tell=self._tell, limits=self.limits)
         return {"host": platform.node(), "process": os.getpid()}
 
     def make(self, shards: list[int]) -> list[Event]:
@@ -294,7 +295,7 @@ def hiring(tokenizer: Tokenizer, make_codec: CodecMaker, share: dict[str, Any]) 
 
     def hire() -> Any:
         try:
-            return actor_class.remote(tokenizer.store.url, make_codec, tokenizer.workers)
+            return actor_class.remote(tokenizer.store.url, make_codec, tokenizer.workers, tokenizer.limits)
         except (TypeError, pickle.PicklingError) as error:
             raise SpecError(f"what makes the codec cannot be pickled for the actors: {first_line(error)}") from error
 

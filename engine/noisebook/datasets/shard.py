@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from noisebook.datasets.decoding import Picture, decoder_version, requests_for
+from noisebook.datasets.batches import Batch, Batching, batches
+from noisebook.datasets.decoding import Picture, Requests, decoder_version, requests_for
 from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
-from noisebook.datasets.loader import Batch, Workers, ahead, batches
+from noisebook.datasets.loader import Workers, ahead
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources.base import Failure
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import shard_bytes, token_column, token_column_name, token_count
-from noisebook.errors import ImageError, NoisebookError, SpecError
+from noisebook.errors import ImageError, NoisebookError, SpecError, first_line, printable
 from noisebook.runtime import __version__
+from noisebook.runtime.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DEPTH = 2  # batches that wait for the codec
-NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 
 
 def versions() -> dict[str, str]:
@@ -59,14 +61,24 @@ class ShardInProgress:
     failures: dict[int, Failure] = field(default_factory=dict)
     begun: float = field(default_factory=time.time)
 
-    def keep(self, row: int, picture: Picture, tokens: np.ndarray) -> None:
-        height, width, _ = picture.pixels.shape
-        self.tokens[row], self.sizes[row] = tokens, (height, width)
-        self.pictures[row] = replace(picture, pixels=NO_PIXELS)
+    def keep(self, row: int, picture: Picture, size: tuple[int, int], tokens: np.ndarray) -> None:
+        self.tokens[row], self.sizes[row], self.pictures[row] = tokens, size, picture
 
     def drop(self, row: int, failure: Failure) -> None:
         self.failures[row] = failure
         del self.tokens[row], self.sizes[row], self.pictures[row]
+
+
+def _refuse_what_concerns_all(error: Exception, images: Tensor) -> None:
+    """Raises what no other image would change: SpecError where memory is short, and what the device says of itself."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        where = "the device has" if isinstance(error, torch.cuda.OutOfMemoryError) else "there is"
+        raise SpecError(
+            f"{where} too little memory for {len(images)} images of {list(images.shape[1:])}: give a smaller --batch-size, "
+            "or a smaller --memory for a new data set"
+        ) from error
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        raise error
 
 
 class Tokenizer:
@@ -75,6 +87,7 @@ class Tokenizer:
     workers     processes that decode pictures
     max_errors  images that may fail, of which `failed` have failed before; None: any number
     tell        is called with (event, fields) after every batch and shard
+    limits      of pictures, and the memory that all of this may take
     """
 
     def __init__(
@@ -86,22 +99,23 @@ class Tokenizer:
         max_errors: int | None = None,
         failed: int = 0,
         tell: Callable[[str, dict[str, Any]], None] = lambda *_: None,
+        limits: Limits = DEFAULT,
     ):
         if codec.spec.hash != plan.settings.spec.hash:
             raise SpecError("the codec is not the one of the plan")
         self.plan, self.codec, self.store, self.workers = plan, codec, store, workers
         self.max_errors, self.failed, self.tell = max_errors, failed, tell
+        self.limits = replace(limits, memory=limits.memory_bytes)  # asked of the machine once
         size = plan.settings.size
         self.fixed = token_count(codec.spec, *size) if size else None  # tokens of every image, if all have one size
 
     def run(self, shards: Iterable[int]) -> None:
         """Makes and commits these shards. Raises ImageError when more images have failed than may."""
-        channels, settings = self.codec.backbone.channels, self.plan.settings
-        requests = ((n, requests_for(self.plan.source, self.plan.items(n), channels, settings.resize)) for n in shards)
+        settings, device = self.plan.settings, self.codec.device.type
+        how = Batching(settings.batch_size, settings.size, settings.batch_pixels, device, self.limits)
         current, pending = ShardInProgress(), None
-        with Workers(self.workers) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
-            pin = self.codec.device.type == "cuda"
-            made = ahead(batches(requests, workers, settings.batch_size, settings.size, pin), DEPTH)
+        with Workers(self.workers, limits=self.limits) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
+            made = ahead(batches(((n, self._requests(n)) for n in shards), workers, how), DEPTH)
             with contextlib.closing(made):
                 for batch in made:
                     if batch.images is not None:
@@ -122,28 +136,41 @@ class Tokenizer:
         if self.max_errors is not None and self.failed > self.max_errors:
             raise ImageError(
                 f"{self.failed} images failed, more than --max-errors {self.max_errors}: see the ledger in "
-                f"{self.store.url}; what is done stays done"
+                f"{printable(self.store.url)}; what is done stays done"
             )
 
+    def _requests(self, shard: int) -> Requests:
+        channels, resize = self.codec.backbone.channels, self.plan.settings.resize
+        return requests_for(self.plan.source, self.plan.items(shard), channels, resize, self.limits)
+
     def _encode(self, batch: Batch, current: ShardInProgress) -> None:
+        """The tokens of a batch. Where something is wrong with an image of it, or several, they are coded one by one."""
         assert batch.images is not None
         begin = time.perf_counter()
+        height, width = batch.images.shape[2:]
         try:
-            tokens = self.codec.encode(batch.images).cpu().numpy()
-            for row, picture, tokens_of_row in zip(batch.rows, batch.pictures, tokens, strict=True):
-                current.keep(row, picture, tokens_of_row)
-        except torch.cuda.OutOfMemoryError as error:
-            raise SpecError(
-                f"the device has too little memory for {len(batch.rows)} images of {list(batch.images.shape)}"
-                ": give a smaller --batch-size"
-            ) from error
-        except NoisebookError:  # of one of the images, or several: code them one by one
-            for row, picture, image in zip(batch.rows, batch.pictures, batch.images, strict=True):
-                try:
-                    current.keep(row, picture, self.codec.encode(image[None])[0].cpu().numpy())
-                except NoisebookError as error:
-                    current.failures[row] = Failure("codec", f"{type(error).__name__}: {error}")
+            tokens: list[np.ndarray | Failure] = list(self._coded(batch.images))
+        except Exception as error:
+            _refuse_what_concerns_all(error, batch.images)
+            tokens = [self._coded_by_itself(image) for image in batch.images]
+        for row, picture, tokens_of_row in zip(batch.rows, batch.pictures, tokens, strict=True):
+            if isinstance(tokens_of_row, Failure):
+                current.failures[row] = tokens_of_row
+            else:
+                current.keep(row, picture, (height, width), tokens_of_row)
         self.tell("batch", {"shard": batch.shard, "images": len(batch.rows), "seconds": time.perf_counter() - begin})
+
+    def _coded(self, images: Tensor) -> np.ndarray:
+        return self.codec.encode(images).cpu().numpy()
+
+    def _coded_by_itself(self, image: Tensor) -> np.ndarray | Failure:
+        try:
+            return self._coded(image[None])[0]
+        except NoisebookError as error:
+            return Failure("codec", f"{type(error).__name__}: {first_line(error)}")
+        except Exception as error:
+            _refuse_what_concerns_all(error, image[None])
+            return Failure("fault", f"a fault of noisebook: {type(error).__name__}: {first_line(error)}")
 
     def _commit(self, shard: int, made: ShardInProgress) -> int:
         """Writes the shard, then its ledger entry; returns how many of its images failed."""

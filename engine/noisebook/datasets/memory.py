@@ -1,0 +1,64 @@
+"""How the memory that a run may take (`--memory`) is shared out. All figures are bytes; a pixel is one of three colours.
+
+Two thirds of what the program itself leaves go to the codec; the rest is for pictures that are decoded or wait. What a codec
+takes for a pixel of a batch was measured on the CPU with the shipped backbones: 260 to 510. A larger network takes more.
+"""
+
+import math
+
+from noisebook.runtime.limits import Limits
+
+PROGRAM = 384 << 20  # the libraries and a small network
+CODING = 480  # of the codec, for each pixel of a batch
+CODING_ELSEWHERE = 32  # the same where the codec works on a GPU: only pictures are held here
+DECODING = 20  # while a picture is decoded, for each of its pixels
+PIXEL = 3  # of a decoded picture
+
+
+def coded_pixels(limits: Limits, device: str) -> int:
+    """Pixels of a batch at most, and so of a picture that can be coded at all; `device`: the kind where the codec works."""
+    each = CODING_ELSEWHERE if device == "cuda" else CODING
+    return max(0, limits.memory_bytes - PROGRAM) * 2 // 3 // each
+
+
+def needed(pixels: int, device: str) -> int:
+    """The memory with which `coded_pixels` are that many."""
+    each = CODING_ELSEWHERE if device == "cuda" else CODING
+    return -(-pixels * each * 3 // 2) + PROGRAM
+
+
+def decoded_pixels(limits: Limits) -> int:
+    """Pixels of pictures that are decoded at the same time at most, and so of a picture that can be decoded at all."""
+    return limits.memory_bytes // 8 // DECODING
+
+
+def file_bytes(limits: Limits) -> int:
+    """Bytes of a picture's file at most."""
+    return limits.memory_bytes // 8
+
+
+def waiting_bytes(limits: Limits) -> int:
+    """Bytes of files on their way to the workers, and of pictures on their way back."""
+    return limits.memory_bytes // 16
+
+
+def size_text(size: float) -> str:
+    """12345678 -> 11.8MiB, rounded up: as --memory takes it."""
+    for unit in ("", "K", "M"):
+        if size < 1000:
+            return f"{math.ceil(size * 10) / 10:g}{unit and unit + 'iB'}"
+        size /= 1024
+    return f"{math.ceil(size * 10) / 10:g}GiB"
+
+
+def batch_pixels(limits: Limits, device: str, batch_size: int, sizes: set[tuple[int, int]] | None) -> int | None:
+    """The bound on a batch as a plan records it; None where batches of `batch_size` images fit as they are. `sizes`: the
+    (height, width) of all images, None where some are not known: then a power of two, so that machines that are nearly
+    equal make the same plan."""
+    most = coded_pixels(limits, device)
+    largest = limits.pixels if sizes is None else max((height * width for height, width in sizes), default=1)
+    if batch_size * largest <= most:
+        return None
+    if sizes is not None and len(sizes) == 1:
+        return largest * max(1, most // largest)
+    return 1 << max(0, most.bit_length() - 1)
