@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from noisebook.errors import SpecError
+from noisebook.errors import SpecError, printable
+from noisebook.runtime.limits import DEFAULT, Limits
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Job:
     mixed_sizes: bool = False
     max_errors: int | None = None
     network: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = DEFAULT
 
     def __post_init__(self) -> None:
         for name, least in (("shard_size", 1), ("batch_size", 1), ("workers", 0), ("resize", 0)):
@@ -47,20 +49,43 @@ class Rank:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
-        """As torchrun, `srun` or a Slurm array says, or both of Slurm; 0 of 1 where none does."""
+        """As torchrun, `srun` or a Slurm array says, or both of Slurm; 0 of 1 where none does. A variable that is empty
+        counts as not set. Raises SpecError for one that is no number, and where the number of processes is there, but not
+        which of them this is: to take a guess would make some shards twice and others never."""
 
-        def number(name: str, default: int) -> int:
-            return int(environment.get(name, default))
+        def number(name: str, default: int | None = None, because: str = "") -> int:
+            value = _number(name, environment)
+            if value is None and default is None:
+                raise SpecError(f"{because}, but {name} is not set: which of the processes is this one?")
+            return default or 0 if value is None else value
 
-        if number("WORLD_SIZE", 1) > 1 and "RANK" in environment:
-            return cls(number("RANK", 0), number("WORLD_SIZE", 1))
-        tasks, elements = number("SLURM_NTASKS", 1), number("SLURM_ARRAY_TASK_COUNT", 1)
-        task = number("SLURM_PROCID", 0) if tasks > 1 else 0
-        element = number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)
-        element = element // number("SLURM_ARRAY_TASK_STEP", 1) if elements > 1 else 0
-        return cls(element * tasks + task, tasks * elements)
+        world, tasks = number("WORLD_SIZE", 1), number("SLURM_NTASKS", 1)
+        elements = number("SLURM_ARRAY_TASK_COUNT", 1)
+        if world > 1 and (_number("RANK", environment) is not None or max(tasks, elements) < 2):
+            return cls(number("RANK", None, f"WORLD_SIZE is {world}"), world)
+        task = number("SLURM_PROCID", None, f"SLURM_NTASKS is {tasks}") if tasks > 1 else 0
+        element = 0
+        if elements > 1:
+            because, step = f"SLURM_ARRAY_TASK_COUNT is {elements}", number("SLURM_ARRAY_TASK_STEP", 1)
+            element = number("SLURM_ARRAY_TASK_ID", None, because) - number("SLURM_ARRAY_TASK_MIN", None, because)
+            if step < 1:
+                raise SpecError(f"SLURM_ARRAY_TASK_STEP is {step}: it must be at least 1")
+            element //= step
+        return cls(element * max(1, tasks) + task, max(1, tasks) * max(1, elements))
 
 
 def local_device(device: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The device of this process: under torchrun, `cuda` is the GPU of its local rank."""
-    return f"cuda:{environment['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in environment else device
+    """The device of this process: under torchrun, `cuda` is the GPU of its local rank. Raises SpecError where LOCAL_RANK is
+    no number."""
+    local = _number("LOCAL_RANK", environment) if device == "cuda" else None
+    return device if local is None else f"{device}:{local}"
+
+
+def _number(name: str, environment: Mapping[str, str]) -> int | None:
+    """A variable of the environment; None where it is empty or not set."""
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) < 10):
+        raise SpecError(f"{name} must be a whole number, not {printable(repr(text), 40)}")
+    return int(text)

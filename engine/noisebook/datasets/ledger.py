@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from noisebook.datasets.store import Store
-from noisebook.errors import FormatError
+from noisebook.errors import FormatError, first_line, printable
 
 SHARDS, LEDGER = "shards", "ledger"
 DONE, POISONED = "done", "poisoned"
+MOST = 1 << 26  # bytes of a JSON file
 
 
 def shard_name(shard: int) -> str:
@@ -38,18 +40,73 @@ def write_ledger(store: Store, shard: int, entry: dict[str, Any]) -> None:
 
 
 def read_ledger(store: Store, shard: int) -> dict[str, Any] | None:
-    """The entry of a shard, None where there is none. Raises FormatError for a damaged one."""
-    data = store.read(ledger_name(shard))
+    """The entry of a shard, None where there is none. Raises FormatError for a damaged one, and one that cannot be."""
+    data = store.read(ledger_name(shard), MOST)
     if data is None:
         return None
+    where = f"{printable(store.url)}/{ledger_name(shard)}"
+    both = read_json_object(data, where)
+    entry = both.get("entry")
     try:
-        both = json.loads(data)
-        entry = both["entry"]
-        if both["sha256_of_entry"] == _digest(entry) and entry["shard"] == shard:
-            return entry
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise FormatError(f"{store.url}/{ledger_name(shard)}: damaged: remove it, and resume")
+        good = isinstance(entry, dict) and both.get("sha256_of_entry") == _digest(entry) and _is_entry(entry, shard)
+    except RecursionError:
+        good = False
+    if not good:
+        raise FormatError(f"{where}: damaged: remove it, and resume")
+    assert isinstance(entry, dict)
+    return entry
+
+
+def read_json_object(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object from a file that may say anything. `what` is named in the error: FormatError for what is no JSON, no
+    object, too large or too deep."""
+    if len(data) > MOST:
+        raise FormatError(f"{what}: {len(data):,} bytes of JSON, more than {MOST:,}: damaged")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise FormatError(f"{what}: damaged: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}: damaged: it holds no JSON object")
+    return value
+
+
+# What an entry has, by its status, and of what type; an int is at least 0.
+COMMON = {"plan": str, "n_in": int, "n_ok": int, "n_failed": int, "failed": list, "remarks": list, "versions": dict}
+OF_DONE = {"sha256": str, "bytes": int, "tokens": int, "device": str, "host": str}
+SPEEDS = ("seconds", "images_per_s")  # of a shard that is done: numbers
+ITEM = {"failed": ("key", "code", "message"), "remarks": ("key", "code")}
+
+
+def _is_entry(entry: dict[str, Any], shard: int) -> bool:
+    """Whether all that is read of an entry is of the right type."""
+    status = entry.get("status")
+    types = {**COMMON, **(OF_DONE if status == DONE else {})}
+    return (
+        type(entry.get("shard")) is int
+        and entry["shard"] == shard
+        and status in (DONE, POISONED)
+        and all(type(entry.get(name)) is kind for name, kind in types.items())
+        and all(entry[name] >= 0 for name, kind in types.items() if kind is int)
+        and all(isinstance(text, str) for pair in entry["versions"].items() for text in pair)
+        and all(
+            isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+            for name, keys in ITEM.items()
+            for row in entry[name]
+        )
+        and (all(_is_speed(entry.get(name)) for name in SPEEDS) if status == DONE else bool(entry["failed"]))
+    )
+
+
+def _is_speed(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def shards_with_entry(store: Store, shards: int) -> list[int]:
+    """Those of `shards` shards that have an entry: a plan may claim many more than anybody could look for one by one."""
+    stems = (name.removesuffix(".json") for name in store.names(LEDGER))
+    numbers = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 20)
+    return sorted({number for number in numbers if number < shards})
 
 
 def _digest(entry: dict[str, Any]) -> str:

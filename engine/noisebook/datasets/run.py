@@ -3,9 +3,11 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from noisebook.codec.codec import Codec
+from noisebook.datasets import memory
 from noisebook.datasets.decoding import Picture, requests_for
 from noisebook.datasets.job import Job, Rank, local_device
 from noisebook.datasets.ledger import LEDGER, SHARDS, states, summary
@@ -16,7 +18,8 @@ from noisebook.datasets.recipe import CodecMaker, CodecSource, Size, recipe_of
 from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
-from noisebook.errors import DatasetError, SpecError
+from noisebook.errors import DatasetError, SpecError, printable
+from noisebook.runtime.limits import DEFAULT, Limits
 
 PathLike = str | os.PathLike[str]
 Engine = Callable[[Tokenizer, list[int], Progress], None]  # makes these shards
@@ -47,6 +50,7 @@ def tokenize(
     actors: int | None = None,
     retries: int = 2,
     log: Log | None = None,
+    limits: Limits = DEFAULT,
 ) -> dict[str, Any]:
     """Tokenises a whole data set, or what is left of it: the command `noisebook tokenize` as a function. Equal options give
     the same plan and the same shards, byte for byte.
@@ -73,6 +77,8 @@ def tokenize(
     actors        ray: how many (default: one for each GPU, or for each two CPU cores)
     retries       ray: of a shard whose actor died
     log           called with lines for people (default: the logger `noisebook.datasets`, level INFO)
+    limits        of pictures (`pixels`), and the `memory` that this process and its workers may take; a picture that needs
+                  more fails, and batches of large images are smaller, as the plan then says
 
     Returns the counts of this rank's shards: n_in = n_ok + n_failed images, failed_by_code, remarks, shards, of_shards.
 
@@ -97,6 +103,7 @@ def tokenize(
         mixed_sizes=mixed_sizes,
         max_errors=max_errors,
         network=recipe.network(),
+        limits=replace(limits, memory=limits.memory_bytes),
     )
 
     def maker(where: str) -> CodecMaker:
@@ -120,7 +127,7 @@ def run_job(
     """
     rank = rank or Rank.of_environment()
     store = Store(job.output)
-    with store.lock(f".lock-{rank.number}"):
+    with store.lock(rank.number, rank.world):
         if rank.world == 1:
             store.collect_strays(STRAYS)
         plan, codec = make_plan(job, make_codec, store)
@@ -132,11 +139,17 @@ def run_job(
         )
         with Progress(store, rank, plan, todo) as progress:
             if todo:
-                tokenizer = Tokenizer(plan, codec, store, job.workers, job.max_errors, failed, progress.tell)
+                tokenizer = Tokenizer(plan, codec, store, job.workers, job.max_errors, failed, progress.tell, job.limits)
                 (engine or _here)(tokenizer, todo, progress)
         if rank.world == 1:  # what actors that were killed have left
             store.collect_strays(STRAYS)
-    return summary(store, mine, plan.hash)
+        counts = summary(store, mine, plan.hash)
+    if counts["shards"] < len(mine):
+        raise DatasetError(
+            f"{printable(job.output)}: only {counts['shards']} of {len(mine)} shards are there at the end: somebody has "
+            "removed or replaced the others: tokenize --resume makes them"
+        )
+    return counts
 
 
 def _here(tokenizer: Tokenizer, todo: list[int], progress: Progress) -> None:
@@ -151,15 +164,24 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
     if old is None:
         foreign = set(store.names()) - {PLAN, ITEMS, FILES, SHARDS, LEDGER}
         if [name for name in foreign if not name.startswith("events")]:
-            raise DatasetError(f"{job.output}: something else is there ({min(foreign)}): choose an empty folder")
+            raise DatasetError(
+                f"{printable(job.output)}: something else is there ({printable(min(foreign))}): choose an empty folder"
+            )
     elif not job.resume:
         raise DatasetError(
-            f"{job.output}: a data set is there already: --resume goes on with it, another -o makes a new one"
+            f"{printable(job.output)}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
     source = enumerate_inputs(job.inputs, job.input_format, job.image_column, None if old is None else old.source)
-    size = _size(job, source, old)
+    sizes = _sizes(job, source) if old is None else None
+    size = _size(job, sizes, old)
     codec = make_codec(size)
-    settings = PlanSettings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network))
+    known = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
+    bound = (
+        memory.batch_pixels(job.limits, codec.device.type, job.batch_size, known)
+        if old is None
+        else old.settings.batch_pixels
+    )
+    settings = PlanSettings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound)
     plan = Plan(source, settings)
     if old is None:
         plan.save(store)
@@ -168,16 +190,23 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
     return plan, codec
 
 
-def _size(job: Job, source: Source, old: Plan | None) -> Size | None:
+def _size(job: Job, sizes: set[Size] | None, old: Plan | None) -> Size | None:
     """The (height, width) that all images are to have, None where they may have any: that of the first images, if they have
-    one. These are decoded in workers: one of them may kill or hang its process."""
+    one."""
     if job.resize:
         return job.resize, job.resize
     if job.mixed_sizes:
         return None
     if old is not None:
         return old.settings.size
-    with Workers(job.workers) as workers:
-        answers = list(workers.map(requests_for(source, source.items[:PEEK], 3, 0)))
-    sizes = {(p.height, p.width) for p in answers if isinstance(p, Picture)}
-    return sizes.pop() if len(sizes) == 1 else None
+    return next(iter(sizes)) if sizes is not None and len(sizes) == 1 else None
+
+
+def _sizes(job: Job, source: Source) -> set[Size] | None:
+    """The (height, width) of the first images; None where they do not matter. They are decoded in workers: one of them may
+    kill or hang its process."""
+    if job.resize or (job.mixed_sizes and len(source.items) > PEEK):
+        return None
+    first = requests_for(source, source.items[:PEEK], 3, 0, job.limits)
+    with Workers(job.workers, limits=job.limits) as workers:
+        return {(answer.height, answer.width) for answer in workers.map(first) if isinstance(answer, Picture)}
