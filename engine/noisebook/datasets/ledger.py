@@ -102,13 +102,6 @@ def _is_speed(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def shards_with_entry(store: Store, shards: int) -> list[int]:
-    """Those of `shards` shards that have an entry: a plan may claim many more than anybody could look for one by one."""
-    stems = (name.removesuffix(".json") for name in store.names(LEDGER))
-    numbers = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 20)
-    return sorted({number for number in numbers if number < shards})
-
-
 def _digest(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 

@@ -13,9 +13,11 @@ HEADER = 1 << 16  # bytes of a header, at most: statistics may be in it
 
 @dataclass
 class Cost:
-    """Bytes of the pages of a column in a row group, uncompressed; of its largest page, and of its dictionary."""
+    """Bytes of the pages of a column in a row group, uncompressed; of its largest page, and of its dictionary; how many
+    values they have, those that are null included."""
 
     total: int = 0
+    values: int = 0
     largest: int = 0
     dictionary: int = 0
     encodings: set[int] = field(default_factory=set)
@@ -39,6 +41,7 @@ def cost(data: bytes, start: int, size: int) -> Cost:
         about = header.get({DATA: 5, DATA_V2: 8}.get(kind, 0))
         if isinstance(about, dict):
             out.encodings.add(about.get(4 if kind == DATA_V2 else 2, -1))
+            out.values += _number(about, 1)
     return out
 
 

@@ -160,7 +160,7 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
     """(the plan, its codec), written to `store` unless it is there.
 
     Raises DatasetError where another plan is there, or the same without `resume`."""
-    old = Plan.load(store)
+    old = Plan.load(store, job.limits)
     if old is None:
         foreign = set(store.names()) - {PLAN, ITEMS, FILES, SHARDS, LEDGER}
         if [name for name in foreign if not name.startswith("events")]:
@@ -171,16 +171,15 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
         raise DatasetError(
             f"{printable(job.output)}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
-    source = enumerate_inputs(job.inputs, job.input_format, job.image_column, None if old is None else old.source)
+    source = enumerate_inputs(
+        job.inputs, job.input_format, job.image_column, None if old is None else old.source, job.limits
+    )
     sizes = _sizes(job, source) if old is None else None
     size = _size(job, sizes, old)
     codec = make_codec(size)
     known = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
-    bound = (
-        memory.batch_pixels(job.limits, codec.device.type, job.batch_size, known)
-        if old is None
-        else old.settings.batch_pixels
-    )
+    device = job.network.get("device", codec.device.type)  # where actors are to work, the driver's codec is elsewhere
+    bound = memory.batch_pixels(job.limits, device, job.batch_size, known) if old is None else old.settings.batch_pixels
     settings = PlanSettings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound)
     plan = Plan(source, settings)
     if old is None:

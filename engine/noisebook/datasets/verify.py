@@ -1,65 +1,110 @@
 """Is a data set whole? Offline, without a model."""
 
+from itertools import islice
 from typing import Any
 
-from noisebook.datasets.ledger import POISONED, SHARDS, read_ledger, sha256, shard_name
+import numpy as np
+
+from noisebook.datasets.ledger import POISONED, SHARDS, read_ledger, sha256, shard_name, shards_with_entry
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
-from noisebook.datasets.table import check_tokens, read_shard, tokens_of
-from noisebook.errors import FormatError, NoisebookError
+from noisebook.datasets.table import Vocabularies, batches_of, open_shard, token_column_name, tokens_of
+from noisebook.errors import FormatError, NoisebookError, printable
+from noisebook.runtime.limits import DEFAULT, Limits
+
+SHOWN = 1000  # problems that are named; the others are counted
+UNPACKED = 1 << 26  # bytes of a shard, see `table.open_shard`
 
 
-def check(folder: str) -> dict[str, Any]:
-    """Reads all of a data set: {"shards", "n_in", "n_ok", "n_failed", "problems": [{"name", "error"}], "complete"}.
+def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
+    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "problems": [{"name", "error"}],
+    "complete"}; of more than 1,000 problems the last entry says how many are left out.
 
     Of every shard: the ledger's own hash, the file's SHA-256, page checksums, that keys are those of the plan in its order
-    without the failed ones, n_in = n_ok + n_failed, and that every token is below its vocab_size. Raises FormatError where
-    there is no data set, or its plan is damaged.
+    without the failed ones, n_in = n_ok + n_failed, and that every token is below its vocab_size. Columns that were carried
+    through are covered by the SHA-256 only. Raises FormatError where there is no data set, or its plan is damaged.
     """
     store = Store(folder)
-    plan = Plan.load(store)
+    plan = Plan.load(store, limits)
     if plan is None:
-        raise FormatError(f"{folder}: there is no plan.json: not a data set of noisebook's, or never begun")
+        raise FormatError(f"{printable(folder)}: there is no plan.json: not a data set of noisebook's, or never begun")
+    problems = _Problems()
     out: dict[str, Any] = {"shards": 0, "n_in": 0, "n_ok": 0, "n_failed": 0, "problems": [], "of_shards": plan.shards}
-    for shard in range(plan.shards):
-        name = shard_name(shard)
+    there, after = shards_with_entry(store, plan.shards), 0
+    for shard in there:
+        problems.not_made(range(after, shard))
+        after, name = shard + 1, shard_name(shard)
         try:
             entry = read_ledger(store, shard)
             if entry is None or entry["status"] == POISONED:
-                why = "not made yet" if entry is None else f"given up: {entry['failed'][0]['message']}"
-                out["problems"].append({"name": name, "error": f"{why}: tokenize --resume"})
+                why = "not made yet" if entry is None else f"given up: {printable(entry['failed'][0]['message'], 300)}"
+                problems.add(name, f"{why}: tokenize --resume")
                 continue
-            _check_shard(plan, shard, entry, store.read(name), name)
+            _check_shard(plan, shard, entry, store.read(name), name, limits)
         except NoisebookError as error:
-            out["problems"].append({"name": name, "error": f"{type(error).__name__}: {error}"})
+            problems.add(name, f"{type(error).__name__}: {error}")
             continue
         out["shards"] += 1
         for key in ("n_in", "n_ok", "n_failed"):
             out[key] += entry[key]
-    known = {shard_name(n).split("/")[1] for n in range(plan.shards)}
-    for extra in sorted(set(store.names(SHARDS)) - known):
-        out["problems"].append({"name": f"{SHARDS}/{extra}", "error": "not a shard of the plan: remove it"})
-    return {**out, "complete": out["shards"] == plan.shards and not out["problems"]}
+    problems.not_made(range(after, plan.shards))
+    for extra in store.names(SHARDS):
+        stem = extra.removesuffix(".parquet")
+        known = stem.isascii() and stem.isdecimal() and len(stem) < 20 and int(stem) < plan.shards
+        if not known or shard_name(int(stem)) != f"{SHARDS}/{extra}":
+            problems.add(f"{SHARDS}/{printable(extra)}", "not a shard of the plan: remove it")
+    return {**out, "problems": problems.named(), "complete": out["shards"] == plan.shards and not problems.count}
 
 
-def _check_shard(plan: Plan, shard: int, entry: dict[str, Any], data: bytes | None, name: str) -> None:
+class _Problems:
+    """What is wrong, as far as it is named, and how much that is in all."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, str]] = []
+        self.count = 0
+
+    def add(self, name: str, error: str) -> None:
+        self.count += 1
+        if len(self.rows) < SHOWN:
+            self.rows.append({"name": name, "error": error})
+
+    def not_made(self, shards: range) -> None:
+        """Shards without an entry: there may be very many."""
+        for shard in islice(shards, SHOWN):
+            self.add(shard_name(shard), "not made yet: tokenize --resume")
+        self.count += max(0, len(shards) - SHOWN)
+
+    def named(self) -> list[dict[str, str]]:
+        left = self.count - len(self.rows)
+        return self.rows + ([{"name": "...", "error": f"{left:,} more problems"}] if left else [])
+
+
+def _check_shard(plan: Plan, shard: int, entry: dict[str, Any], data: bytes | None, name: str, limits: Limits) -> None:
     def require(good: bool, what: str) -> None:
         if not good:
             raise FormatError(f"{name}: {what}: tokenize --resume makes it anew")
 
-    items = plan.items(shard)
+    items, spec = plan.items(shard), plan.settings.spec
     require(entry["plan"] == plan.hash, "it is of another plan")
     require(data is not None, "it is gone")
     assert data is not None
     require(sha256(data) == entry["sha256"], "damaged (SHA-256)")
-    table, footer = read_shard(data, name)
-    require((footer["plan"], footer["shard"]) == (plan.hash, shard), "it is another shard, or of another plan")
+    columns = ["key", token_column_name(spec), "height", "width"]
+    opened, footer = open_shard(data, name, columns, UNPACKED)
+    require((footer.get("plan"), footer.get("shard")) == (plan.hash, shard), "it is another shard, or of another plan")
     failed = {failure["key"] for failure in entry["failed"]}
-    keys = [item.key for item in items if item.key not in failed]
-    require(table["key"].to_pylist() == keys, "its keys are not those of the plan without the failed ones")
     require(entry["n_in"] == len(items) == entry["n_ok"] + entry["n_failed"], "its counts do not add up")
-    require((entry["n_ok"], entry["n_failed"]) == (len(keys), len(failed)), "its counts are not those of its rows")
-    spec = plan.settings.spec
-    sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
-    for tokens, (height, width) in zip(tokens_of(table, spec), sizes, strict=True):
-        check_tokens(tokens, spec, height, width, name)
+    counts = (entry["n_ok"], entry["n_failed"])
+    require(counts == (opened.metadata.num_rows, len(failed)), "its counts are not those of its rows")
+    keys, vocabularies = (item.key for item in items if item.key not in failed), Vocabularies(spec, name, limits)
+    for table in batches_of(opened, name, columns, limits):
+        wanted = list(islice(keys, len(table)))
+        require(table["key"].to_pylist() == wanted, "its keys are not those of the plan without the failed ones")
+        tokens = tokens_of(table, spec, limits)
+        heights, widths = (table[column].to_numpy() for column in ("height", "width"))
+        if isinstance(tokens, np.ndarray) and len(tokens) and (heights == heights[0]).all() and (widths == widths[0]).all():
+            vocabularies.check(tokens, int(heights[0]), int(widths[0]))
+            continue
+        for tokens_of_row, height, width in zip(tokens, heights.tolist(), widths.tolist(), strict=True):
+            vocabularies.check(tokens_of_row, height, width)
+    require(next(keys, None) is None, "its keys are not those of the plan without the failed ones")
