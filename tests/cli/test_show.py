@@ -76,6 +76,30 @@ def test_pictures_with_such_names_are_rows(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "inspect p.nbk",
+        "verify p.nbk",
+        "decode p.nbk -o out",
+        "calibrate gaussian-prior p.nbk -o out",
+        "calibrate gaussian-prior p.npz -o out",
+        "fit-prior dct p.npz -o out",
+        "convert p.pkl -o out",
+        "train edm p.npz -o out",
+        "encode a.png --roi p.nbk --backbone gaussian-prior -o out",
+    ],
+)
+def test_nobody_waits_for_a_pipe(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("p.nbk", "p.npz", "p.pkl"):
+        os.mkfifo(name)
+    assert main(call.split()) in (3, 4, 6)
+    out, err = capsys.readouterr()
+    assert "only regular files are read" in out + err
+    assert not os.path.exists("out")
+
+
 class Panic(BaseException):
     """What an extension in Rust raises."""
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from noisebook.cli.inputs import files_of, refuse_unreadable
 from noisebook.cli.options import add_device, add_force, add_limits_of_files
 from noisebook.cli.outputs import refuse_existing
-from noisebook.cli.pictures import files_of, refuse_unreadable
 from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError
 from noisebook.runtime.devices import usable_device

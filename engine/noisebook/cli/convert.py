@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from noisebook.cli.inputs import refuse_unreadable
 from noisebook.cli.options import add_force
 from noisebook.cli.outputs import refuse_existing
-from noisebook.cli.pictures import refuse_unreadable
 from noisebook.cli.show import say, say_json
 from noisebook.errors import BackboneError
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.cli import options
+from noisebook.cli.inputs import NBK, files_of, refuse_unreadable
 from noisebook.cli.options import KNOBS
 from noisebook.cli.outputs import refuse_long
-from noisebook.cli.pictures import NBK, each, files_of, refuse_unreadable, targets
+from noisebook.cli.pictures import each, targets
 from noisebook.cli.table import file_row
 from noisebook.errors import CodecMismatchError
 from noisebook.runtime.devices import usable_device

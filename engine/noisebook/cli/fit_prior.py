@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from noisebook.cli import options
+from noisebook.cli.inputs import refuse_unreadable
 from noisebook.cli.outputs import refuse_existing
-from noisebook.cli.pictures import refuse_unreadable
 from noisebook.cli.show import say, say_json
 from noisebook.errors import ImageError
 

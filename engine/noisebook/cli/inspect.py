@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from noisebook.cli import options
-from noisebook.cli.pictures import NBK, files_of, refuse_unreadable
+from noisebook.cli.inputs import NBK, files_of, refuse_unreadable
 from noisebook.cli.show import failure, say, say_json, shown
 
 ABOUT = "What .nbk files hold; needs no backbone."

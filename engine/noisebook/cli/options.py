@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisebook.cli.inputs import refuse_unreadable
 from noisebook.cli.show import log
 from noisebook.errors import DatasetError, ImageError, SpecError
 from noisebook.rules import RULES
@@ -302,6 +303,7 @@ def _roi(args: argparse.Namespace) -> "Callable[[np.ndarray], np.ndarray | None]
         return lambda pixels: None
     from noisebook.images.io import read_image
 
+    refuse_unreadable(args.roi, ImageError)
     mask = read_image(args.roi, 1)[:, :, 0].astype("float32") / 255
 
     def weights(pixels: "np.ndarray") -> "np.ndarray":

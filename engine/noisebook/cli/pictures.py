@@ -1,22 +1,20 @@
 """The loop over pictures or files that `encode`, `roundtrip`, `eval` and `decode` share."""
 
 import argparse
-import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from noisebook.cli import outputs
+from noisebook.cli.inputs import files_of, refuse_unreadable
 from noisebook.cli.show import failure, log, say_json
 from noisebook.cli.table import line_of, print_table, row_of
-from noisebook.errors import FormatError, ImageError, NoisebookError
+from noisebook.errors import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
 
-NBK = (".nbk",)
 Item = TypeVar("Item")
 
 
@@ -37,30 +35,6 @@ def pictures(args: argparse.Namespace) -> "list[tuple[str, Callable[[int], np.nd
     if args.samples:
         rows += [(f"{name}.png", lambda _, name=name: images.sample(name)[:, :, :3]) for name in images.SAMPLES]
     return rows
-
-
-def files_of(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:
-    """As `images.io.find_files`, for any text that a user may have given."""
-    from noisebook.images.io import find_files
-
-    files: list[Path] = []
-    for name in inputs:
-        if not name:
-            raise NoisebookError("an empty name: it would stand for the current folder; for that write .")
-        files += find_files([name], suffixes) if os.path.isdir(name) else [Path(name)]
-    return files
-
-
-def refuse_unreadable(path: Path, kind: type[NoisebookError] = FormatError) -> None:
-    """Raises an error of that kind for what is there and no regular file: a pipe would be waited for."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return  # its reader says so
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise kind(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(mode):
-        raise kind("cannot be read: it is a folder, a pipe or a device, and only regular files are read")
 
 
 def targets(args: argparse.Namespace, names: Sequence[str], *endings: str) -> list[list[Path]]:

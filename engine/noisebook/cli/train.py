@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from noisebook.cli.inputs import refuse_unreadable
 from noisebook.cli.options import add_limits_of_files
-from noisebook.cli.pictures import refuse_unreadable
 from noisebook.cli.show import say, say_json
 from noisebook.errors import ImageError
 from noisebook.training.job import CHOICES, OBJECTIVES, TrainingJob

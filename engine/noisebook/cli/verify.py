@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_set(path: str) -> bool:
-    return os.path.exists(os.path.join(path, "plan.json")) or ("://" in path and not os.path.exists(path))
+    return os.path.isfile(os.path.join(path, "plan.json")) or ("://" in path and not os.path.exists(path))
 
 
 def show(row: dict[str, Any]) -> None:
