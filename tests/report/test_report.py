@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -165,6 +166,14 @@ def test_errors(tmp_path, net, made, capsys):
     assert main(["report", str(out), "-o", str(tmp_path / "x.html"), "--backbone", other]) == 5
     assert not (tmp_path / "x.html").exists()
     assert capsys.readouterr().err.count("noisebook: ") == 3
+    (tmp_path / "x.html").write_text("the user's")
+    call = ["report", str(out), "-o", str(tmp_path / "x.html"), "--backbone", net, "--images", "1", "--json"]
+    assert main(call) == 1
+    assert "--force replaces it" in capsys.readouterr().err
+    assert (tmp_path / "x.html").read_text() == "the user's"
+    assert main([*call, "--force"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "x.html")}
+    assert "the user's" not in (tmp_path / "x.html").read_text()
 
 
 def test_entropy_as_counted():

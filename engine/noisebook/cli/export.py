@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from noisebook.cli.options import add_limits_of_files, need_datasets
+from noisebook.cli.options import add_limits_of_files, limits_of, need_datasets
 from noisebook.cli.show import say, say_json
 
 ABOUT = "A tokenised data set in another format: WebDataset, npy, Megatron."
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     need_datasets()
     from noisebook.datasets.export import export
 
-    made = export(args.tokens, args.output, args.format, args.partial)
+    made = export(args.tokens, args.output, args.format, args.partial, limits_of(args))
     if args.json:
         say_json(made)
     else:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from noisebook.cli import options
+from noisebook.cli.outputs import refuse_existing
+from noisebook.cli.show import say, say_json
 
 ABOUT = "Tokenised data sets as one page of HTML: pictures, tokens, rates, speed."
 
@@ -24,17 +26,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         "several times. Without it no original is shown: a path that a data set records is never opened",
     )
     options.add_data_set(parser)
+    options.add_force(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the page. Raises what `build_report` raises."""
+    """Writes the page. Raises what `build_report` raises, NoisebookError where the page is there."""
     options.need_datasets()
     from noisebook.report.build import build_report
     from noisebook.runtime.atomic import write_bytes
 
+    refuse_existing([args.output], args.force)
     page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs)
     if args.inputs is None and args.images:
         options.log("no originals are shown: give the pictures that were tokenised as --inputs FOLDER")
-    write_bytes(args.output, page.encode())
-    print(args.output)
+    write_bytes(args.output, page.encode(), replace=args.force)
+    if args.json:
+        say_json({"output": str(args.output)})
+    else:
+        say(args.output)
     return 0

@@ -54,7 +54,7 @@ def check_set(args: argparse.Namespace, path: str) -> tuple[dict[str, Any], int]
     from noisebook.datasets.verify import check
 
     try:
-        state = check(path)
+        state = check(path, options.limits_of(args))
     except Exception as error:
         text, code = failure(error, args.traceback)
         return {"name": path, "error": text, "code": code}, code

@@ -16,12 +16,13 @@ import numpy as np
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.table import largest_dtype
 from noisebook.errors import DatasetError, SpecError
+from noisebook.runtime.limits import DEFAULT, Limits
 
 FORMATS = ("webdataset", "npy", "megatron")
 MEGATRON = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
 
 
-def export(folder: str, output: str | Path, form: str, partial: bool = False) -> dict[str, Any]:
+def export(folder: str, output: str | Path, form: str, partial: bool = False, limits: Limits = DEFAULT) -> dict[str, Any]:
     """Writes the data set `folder` to `output`, whole or not at all; returns {"output", "images", "tokens"}.
 
     webdataset  a folder of tars, one per shard: KEY.tokens.npy (unsigned [L]) and KEY.json (size, label, ...); slashes in
@@ -31,11 +32,11 @@ def export(folder: str, output: str | Path, form: str, partial: bool = False) ->
                 Megatron-LM's IndexedDataset, version 1), and rows.jsonl
 
     Raises DatasetError where `output` exists, SpecError for npy of images that differ in their
-    number of tokens.
+    number of tokens. `limits`: as of `TokenDataset`.
     """
     if form not in FORMATS:
         raise SpecError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
-    data, output = TokenDataset(folder, partial), Path(output)
+    data, output = TokenDataset(folder, partial, limits=limits), Path(output)
     if output.exists():
         raise DatasetError(f"{output}: it is there already: choose another -o")
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")

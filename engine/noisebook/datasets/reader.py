@@ -16,6 +16,7 @@ from noisebook.datasets.sources.located import Inputs
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import read_shard, tokens_of
 from noisebook.errors import DatasetError, FormatError, ImageError, printable
+from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.spec.spec import CodecSpec
 
 KEPT = 16  # shards held in memory
@@ -24,10 +25,10 @@ KEPT = 16  # shards held in memory
 class _Shards:
     """What both kinds of data set share: the folder, its plan and ledgers, and reading shards with their checks."""
 
-    def __init__(self, folder: str, partial: bool):
+    def __init__(self, folder: str, partial: bool, limits: Limits = DEFAULT):
         self.folder = str(folder)
         self.store = Store(self.folder)
-        plan = Plan.load(self.store)
+        plan = Plan.load(self.store, limits)
         if plan is None:
             raise DatasetError(f"{printable(folder)}: not a data set of noisebook's: there is no plan.json")
         self.plan = plan
@@ -74,13 +75,16 @@ class TokenDataset(_Shards, Dataset):
     partial  only the shards that are done
     inputs   where the pictures are that were tokenised, for `original`: the folder or files that were given then, or a copy
              of them, or several, local or URLs. The data set itself does not say it: a path that it records is never opened.
+    limits   `rows` of its plan
 
     Raises DatasetError where there is no data set or it is not complete, or an input is not there; FormatError for a damaged
     plan or shard.
     """
 
-    def __init__(self, folder: str, partial: bool = False, kept: int = KEPT, inputs: Inputs | None = None):
-        super().__init__(folder, partial)
+    def __init__(
+        self, folder: str, partial: bool = False, kept: int = KEPT, inputs: Inputs | None = None, limits: Limits = DEFAULT
+    ):
+        super().__init__(folder, partial, limits)
         self.kept = kept
         self._source: Source | None = None if inputs is None else located(self.plan.source, inputs)
         self._ends = np.cumsum([entry["n_ok"] for entry in self.done])
