@@ -109,9 +109,15 @@ class Plan:
     def _summary(self) -> dict:
         return {"hash": self.hash, "stamp": self.stamp, "items": len(self.source.items), "shards": self.shards}
 
-    def save(self, store: Store) -> None:
-        """Writes the plan; `plan.json` last, so that where it is, all is."""
+    def save(self, store: Store, limits: Limits = DEFAULT) -> None:
+        """Writes the plan; `plan.json` last, so that where it is, all is. Raises DatasetError for one that `load` would
+        refuse."""
         tables = {ITEMS: table_bytes(self.source.items), FILES: table_bytes(self._files)}
+        try:
+            for name, kind in ((ITEMS, Items), (FILES, Files)):
+                read_table(kind, tables[name], (), limits)
+        except FormatError as error:
+            raise DatasetError(f"the plan would not be read again ({error}): cut the input in several data sets") from error
         for name, data in tables.items():
             store.write(name, data)
         about = {**self._about(), **self._summary(), "sha256": {name: sha256(data) for name, data in tables.items()}}

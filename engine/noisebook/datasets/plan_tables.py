@@ -18,7 +18,8 @@ MIB = 1 << 20
 # What a table may be, by its bytes B. Plans of a million items that noisebook wrote took 0.8 to 3.4 bytes per row, and at
 # most 80 times their bytes uncompressed (tests/datasets/test_plan_tables.py): these bounds are four times as wide, or more.
 ROWS_PER_BYTE, ROWS_FREE = 5, 1000
-EXPANSION, FREE = 400, 80 * MIB  # uncompressed: FREE, and EXPANSION times what is above one MiB
+EXPANSION, FREE = 400, 64 * MIB  # uncompressed: FREE, and EXPANSION times what is above one MiB
+REPEATED = 4  # texts that are made may be that many times as many: those that repeat are not held
 PAGE = 16 * MIB  # of a page, uncompressed
 FOOTER_SHARE, FOOTER_FREE = 32, 32 << 10  # of the footer: FOOTER_FREE and B / FOOTER_SHARE
 BATCH = 16 * MIB  # of the texts of a column that are made at once
@@ -90,7 +91,7 @@ def _batch_sizes(data: bytes, parquet: Any, kind: type[Rows], names: Sequence[st
     total, sizes, places = 0, [], {name: i for i, name in enumerate(kind.fields)}
     for group in range(parquet.metadata.num_row_groups):
         size = CHUNK
-        for name in names:
+        for name in names if parquet.metadata.row_group(group).num_rows else ():  # without rows there may be no pages
             column = parquet.metadata.row_group(group).column(places[name])
             start = column.data_page_offset
             if column.has_dictionary_page:
@@ -121,12 +122,16 @@ def _longest(data: bytes, group: int, name: str) -> int:
 def _chunks(
     parquet: Any, kind: type[Rows], names: Sequence[str], sizes: Sequence[int], size: int
 ) -> Iterator[dict[str, Column]]:
-    total, most = 0, FREE + EXPANSION * max(0, size - MIB)
+    held, made, most = 0, 0, FREE + EXPANSION * max(0, size - MIB)
+    texts = [name for name in names if kind.fields[name] is str]
     for group, rows in enumerate(sizes):
+        if not parquet.metadata.row_group(group).num_rows:
+            continue
         for batch in parquet.iter_batches(rows, [group], list(names), use_threads=False):
             columns = {name: _checked(batch.column(name), name) for name in names}
-            total += sum(c.nbytes for c in columns.values() if not isinstance(c, Repeated))
-            if total > most:
+            held += sum(c.nbytes for c in columns.values() if not isinstance(c, Repeated))
+            made += sum(compute().sum(compute().binary_length(batch.column(name))).as_py() for name in texts)
+            if held > most or made > REPEATED * most:
                 raise FormatError("it would take more memory than a plan does")
             yield {name: columns.get(name, Repeated("", len(batch))) for name in kind.fields}
 

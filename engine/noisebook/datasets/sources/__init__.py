@@ -38,7 +38,7 @@ def enumerate_inputs(
     """
     forget_chains()
     everything = [file for url in inputs for file in files_of(url)]
-    by_kind = {name: [f for f in everything if f.path.lower().endswith(s.suffixes)] for name, s in SOURCES.items()}
+    by_kind = {name: [f for f in everything if f.name.lower().endswith(s.suffixes)] for name, s in SOURCES.items()}
     present = [name for name, files in by_kind.items() if files and kind in (None, name)]
     given = printable(", ".join(inputs), 500)
     if not present:

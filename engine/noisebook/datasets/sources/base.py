@@ -167,8 +167,7 @@ def refuse_changed(file: File) -> None:
 
 def _place(file: File) -> Place:
     if file.place is None:
-        code, _, reason = file.problem.partition(": ")
-        raise FileNotFoundError(reason) if code == "missing" else NotLocated(reason or NOT_LOCATED)
+        raise NotLocated(file.problem.partition(": ")[2] or NOT_LOCATED)
     return file.place
 
 

@@ -188,6 +188,7 @@ def _quoted(column: "pa.Array") -> "pa.Array":
 
     if pa.types.is_integer(column.type):
         return column.cast(pa.string())
-    if compute().any(compute().match_substring_regex(column, PLAIN)).as_py():
-        return pa.array([encode_basestring_ascii(value) for value in column.to_pylist()], pa.string())
-    return compute().binary_join_element_wise('"', column, '"', "")
+    if not compute().any(compute().match_substring_regex(column, PLAIN)).as_py():
+        return compute().binary_join_element_wise('"', column, '"', "")
+    coded = column.dictionary_encode()  # texts that repeat are escaped once
+    return pa.array([encode_basestring_ascii(value) for value in coded.dictionary.to_pylist()]).take(coded.indices)
