@@ -255,6 +255,56 @@ py::object nbk_pack(const py::object& tokens, const py::object& runs) {
     return py::bytes(out);
 }
 
+// The tables of the models, checked; they read the arrays' memory.
+std::vector<nbk::Law> checked_laws(const std::vector<py::array_t<uint32_t>>& arrays) {
+    std::vector<nbk::Law> laws;
+    for (size_t i = 0; i < arrays.size(); i += 2) {
+        const uint32_t *begins = arrays[i].data(), *below = arrays[i + 1].data();
+        const auto size = size_t(arrays[i].size());
+        bool rising = size > 1 && size == size_t(arrays[i + 1].size()) && begins[0] == 0 && below[0] == 0;
+        for (size_t p = 1; rising && p < size; ++p)
+            rising = begins[p] > begins[p - 1] && below[p] > below[p - 1] &&
+                     below[p] - below[p - 1] >= begins[p] - begins[p - 1];
+        if (!rising || begins[size - 1] < 2) refuse("a law must be two arrays that rise from 0, of 2 or more symbols");
+        laws.push_back({begins, below, size - 1});
+    }
+    return laws;
+}
+
+py::object nbk_decode_coded(const py::object& data, const py::object& runs, const py::sequence& laws) {
+    const Bytes bytes(data, "data");
+    const auto rows = checked_array<int64_t>(runs, 2, "the runs must be an int64 [R, 2]");
+    if (rows.shape(1) != 2 || uint64_t(rows.shape(0)) > nbk::kMaxRuns)
+        refuse("the runs must be at most 2^20 rows of two");
+    std::vector<py::array_t<uint32_t>> arrays;
+    for (const py::handle& law : laws) {
+        const auto pair = py::reinterpret_borrow<py::object>(law);
+        if (!py::isinstance<py::tuple>(pair) || py::len(pair) != 2) refuse("a law must be two arrays");
+        for (int i = 0; i < 2; ++i)
+            arrays.push_back(checked_array<uint32_t>(pair[py::int_(i)], 1, "a law must be two uint32"));
+    }
+    const auto found = checked_laws(arrays);
+    std::vector<nbk::Coded> coded(size_t(rows.shape(0)));
+    uint64_t count = 0;
+    for (size_t i = 0; i < coded.size(); ++i) {
+        const auto law = uint64_t(rows.data()[2 * i + 1]);
+        coded[i].count = uint64_t(rows.data()[2 * i]), count += coded[i].count;
+        if (coded[i].count > nbk::kMaxCoded || count > nbk::kMaxCoded) refuse("there must be at most 2^24 tokens");
+        if (law >= found.size()) refuse("a run must name one of the laws");
+        coded[i].law = &found[size_t(law)];
+    }
+    py::array_t<int64_t> tokens{py::ssize_t(count)};
+    int64_t* to = tokens.mutable_data();
+    nbk::CodedEnd end{};
+    bool valid;
+    {
+        py::gil_scoped_release release;
+        valid = nbk::decode_coded(bytes.data(), bytes.size(), coded.data(), coded.size(), to, end);
+    }
+    if (!valid) return py::none();
+    return py::make_tuple(tokens, end.place, end.code, end.width);
+}
+
 }  // namespace
 }  // namespace noisebook
 
@@ -340,6 +390,9 @@ PYBIND11_MODULE(_C, m) {
           "Bytes, int64 [R, 2] of (count, vocab_size) -> int64 [L], or the name of a refusal.");
     m.def("nbk_pack", &nbk_pack, py::arg("tokens"), py::arg("runs"),
           "int64 [L], int64 [R, 2] -> bytes, or the place of the first token outside its vocabulary.");
+    m.def("nbk_decode_coded", &nbk_decode_coded, py::arg("data"), py::arg("runs"), py::arg("laws"),
+          "Bytes, int64 [R, 2] of (count, which law), entropy.ZipfLaws as pairs of uint32 -> (int64 [L], bytes read, code, "
+          "width; 0: 2^64), or None where no symbols have such bytes.");
 
     m.def("isa", [] { return std::string(kernels_in_use.load()->name); }, "The instruction set in use.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use this instruction set; ValueError if the processor lacks it.");

@@ -229,4 +229,30 @@ Refusal pack(const int64_t* tokens, const Run* runs, size_t count, uint8_t* payl
     return Refusal::none;
 }
 
+// ---- range-coded tokens ---------------------------------------------------------------------------------------------
+bool decode_coded(const uint8_t* data, size_t size, const Coded* runs, size_t count, int64_t* tokens, CodedEnd& end) {
+    constexpr uint64_t kAll = ~uint64_t(0), kLeast = uint64_t(1) << 48;
+    uint64_t place = 0, code = 0, width = 0;
+    const auto next = [&] { return place < size ? data[place++] : (++place, uint8_t(0)); };
+    for (int i = 0; i < 8; ++i) code = code << 8 | next();
+    for (size_t run = 0; run < count; ++run) {
+        const Law& law = *runs[run].law;
+        const uint32_t *begins = law.begins, *below = law.below;
+        const uint64_t total = below[law.pieces];
+        for (uint64_t left = runs[run].count; left; --left) {
+            const uint64_t unit = width ? width / total : (kAll - total + 1) / total + 1;  // 2^64 / total at the start
+            const uint64_t value = code / unit;
+            if (value >= total) return false;
+            const size_t piece = size_t(std::upper_bound(below, below + law.pieces, uint32_t(value)) - below) - 1;
+            const uint64_t frequency = (below[piece + 1] - below[piece]) / (begins[piece + 1] - begins[piece]);
+            const uint64_t ahead = (value - below[piece]) / frequency;
+            *tokens++ = int64_t(begins[piece] + ahead);
+            code -= unit * (below[piece] + ahead * frequency), width = unit * frequency;
+            for (; width < kLeast; width <<= 8) code = code << 8 | next();
+        }
+    }
+    end = {place, code, width};
+    return true;
+}
+
 }  // namespace noisebook::nbk

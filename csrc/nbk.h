@@ -1,4 +1,4 @@
-// The `.nbk` file: its frame, its checksum, and its plain runs of tokens. docs/format.md is the definition,
+// The `.nbk` file: its frame, its checksum, and its plain and range-coded runs of tokens. docs/format.md is the definition,
 // engine/noisebook/format/container.py its Python form. No Python, no exceptions, no allocation: bytes may be anything,
 // memory is the caller's, and whatever a file says is compared with its length before it is used.
 #pragma once
@@ -11,7 +11,8 @@ namespace noisebook::nbk {
 constexpr size_t kHeader = 16, kOverhead = 20;            // bytes of the header; with the checksum
 constexpr size_t kMaxFile = size_t(1) << 28;              // bytes
 constexpr uint8_t kVersion = 1, kSpec = 1, kDerived = 2;  // the format's version; flags
-constexpr uint64_t kMaxVocabSize = uint64_t(1) << 62, kMaxCount = uint64_t(1) << 40, kMaxRuns = uint64_t(1) << 20;
+constexpr uint64_t kMaxVocabSize = uint64_t(1) << 62, kMaxCount = uint64_t(1) << 40, kMaxRuns = uint64_t(1) << 20,
+                   kMaxCoded = uint64_t(1) << 24;
 
 // Why a file, payload or token is refused, in the order of the checks.
 enum class Refusal {
@@ -63,5 +64,28 @@ Refusal unpack(const uint8_t* payload, const Run* runs, size_t count, int64_t* t
 // The inverse: ceil(packed_bits / 8) bytes. Where it refuses, `bad` is the place of the first token outside its
 // vocabulary and the bytes are incomplete.
 Refusal pack(const int64_t* tokens, const Run* runs, size_t count, uint8_t* payload, size_t& bad);
+
+// The table of a Zipf model in `pieces` (1 or more) of symbols of one frequency: the first symbol of each and the cumulative
+// frequency before it, both rising from 0, the latter at least as fast; then how many symbols there are, 2 or more, and
+// their total. See entropy.ZipfLaw.
+struct Law {
+    const uint32_t *begins, *below;  // [pieces + 1]
+    size_t pieces;
+};
+
+struct Coded {
+    uint64_t count;
+    const Law* law;
+};
+
+// Where a range decoder ends: `place` bytes in, zeros after the last included, `code` above the beginning of an interval of
+// this width; 0 stands for 2^64.
+struct CodedEnd {
+    uint64_t place, code, width;
+};
+
+// Range-coded runs -> tokens, as many as the runs have. False where no symbol has such bytes. Whether these are the bytes
+// that an encoder writes is for the caller to check, from `end`.
+bool decode_coded(const uint8_t* data, size_t size, const Coded* runs, size_t count, int64_t* tokens, CodedEnd& end);
 
 }  // namespace noisebook::nbk

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from noisebook.backbones import Backbone
-from noisebook.format.entropy import subset_bits
+from noisebook.format.sets import subset_bits
 from noisebook.spec import curve as calibration
 from noisebook.spec import schedule
 from noisebook.spec.curve import Curve

@@ -9,17 +9,9 @@ import pytest
 from noisebook import FormatError, SpecError
 from noisebook.format import entropy as coding
 from noisebook.format.container import pack, packed_bits, unpack
-from noisebook.format.entropy import (
-    EXPONENT,
-    decode_symbols,
-    encode_symbols,
-    ideal_bits,
-    subset_bits,
-    subset_rank,
-    subset_tokens,
-    zipf_table,
-)
+from noisebook.format.entropy import EXPONENT, decode_symbols, encode_symbols, ideal_bits, zipf_table
 from noisebook.format.runs import Run
+from noisebook.format.sets import subset_bits, subset_rank, subset_tokens
 from noisebook.rules.poisson import EXPONENT as RULE_EXPONENT
 from noisebook.rules.poisson import Poisson, zipf_exponent
 

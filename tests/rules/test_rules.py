@@ -352,7 +352,7 @@ def test_damaged_payloads_raise_format_errors_or_decode(case, shrink, fresh):
 # ---- the specification -----------------------------------------------------------------------------------------------
 def spec(**changes) -> CodecSpec:
     budget = changes.pop("budget", 4)
-    return CodecSpec("b", "f", falling([2, 1, 0.5], 0.5, budget), **changes)
+    return CodecSpec("b", "f" * 64, falling([2, 1, 0.5], 0.5, budget), **changes)
 
 
 def test_specifications_without_a_rule_are_what_they_were():

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from noisebook.codec.encoder import encode
 from noisebook.codec.solvers import nfe_of
 from noisebook.codec.stream import Layout, Segment, Stream, stream_for
 from noisebook.codec.walk import Chooser, Parts, solve, walk
-from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, SpecError
+from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError, printable
 from noisebook.format import container
+from noisebook.format.cost import check_cost
 from noisebook.rules import Bins, Rule
 from noisebook.runtime.cuda_graphs import Graphs
+from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.profiler import stage
-from noisebook.spec.spec import CodecSpec
+from noisebook.spec.spec import CodecSpec, identity_fault
 
 MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
 
@@ -109,6 +112,7 @@ class Codec:
 
         Packed on the device, unless a vocab_size is not a power of two or the rule has its own code. Raises SpecError
         for several images under a rule whose payloads differ in length (`poisson`): pack their tokens one by one."""
+        _check_tensor(images, "images", ImageError)
         if self._packs_on_device:
             return self._encode(images, weights, packed=True)[0]
         if not self.rule.fixed_length and len(images) > 1:
@@ -144,6 +148,7 @@ class Codec:
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
         SpecError for more steps than there are.
         """
+        _check_tensor(tokens, "tokens", CodecMismatchError)
         stream = self._shortened(self.stream(*(size or self.default_size)), steps)
         tokens = tokens[:, : stream.length] if steps is not None and tokens.ndim == 2 else tokens
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != stream.length:
@@ -156,10 +161,16 @@ class Codec:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
         return decoded
 
-    def decode_packed(self, payload: Tensor, size: tuple[int, int] | None = None, steps: int | None = None) -> Tensor:
+    def decode_packed(
+        self, payload: Tensor, size: tuple[int, int] | None = None, steps: int | None = None, limits: Limits = DEFAULT
+    ) -> Tensor:
         """What `decode` makes of the tokens in payloads of `encode_packed`, uint8 [B, bytes], unpacked on the device if
-        they are packed there. Raises FormatError for another length and for bits that no tokens pack to."""
+        they are packed there. Raises FormatError for another length, for bits that no tokens pack to, and where a payload
+        is more work to unpack than `limits` allow."""
+        _check_tensor(payload, "payloads", CodecMismatchError)
         stream = self.stream(*(size or self.default_size))
+        if payload.ndim == 2:
+            check_cost(payload.shape[1], stream.runs, limits)
         length = -(-container.packed_bits(stream.runs) // 8) if self.rule.fixed_length else None
         if payload.ndim != 2 or payload.dtype != torch.uint8 or length not in (None, payload.shape[1]):
             took = f"{payload.dtype} {list(payload.shape)}"
@@ -168,7 +179,7 @@ class Codec:
                 f"{stream.width}, not {took}: damaged, or of another codec"
             )
         if not self._packs_on_device:
-            rows = [container.unpack(row.tobytes(), stream.runs) for row in payload.cpu().numpy()]
+            rows = [container.unpack(row.tobytes(), stream.runs, limits) for row in payload.cpu().numpy()]
             return self.decode(torch.from_numpy(np.stack(rows)), size, steps)
         if steps is not None:
             return self.decode(packing.unpack(payload.to(self.device), stream.runs)[0], size, steps)
@@ -214,6 +225,7 @@ class Codec:
     # ---- checks ---------------------------------------------------------------------------------------------------------
     def _check_images(self, images: Tensor) -> Tensor:
         """The images on the device, uint8 or float32. Values are looked at there, by the walk."""
+        _check_tensor(images, "images", ImageError)
         c = self.backbone.channels
         if images.ndim != 4 or images.shape[1] != c or 0 in images.shape:
             raise ImageError(f"images must be [B, {c}, H, W] and not empty, not {list(images.shape)}")
@@ -224,6 +236,7 @@ class Codec:
         return images.to(self.device, torch.float32)
 
     def _check_weights(self, weights: Tensor, images: Tensor) -> Tensor:
+        _check_tensor(weights, "weights", ImageError)
         shape = (len(images), 1, *images.shape[2:])
         if not weights.is_floating_point() or weights.shape not in (shape, (1, *shape[1:])):
             raise ImageError(f"weights must be float {list(shape)}, one a pixel, not {weights.dtype} {list(weights.shape)}")
@@ -251,13 +264,28 @@ def rule_of(spec: CodecSpec, effort: int = 0) -> Rule:
     return spec.rule_type(Codebook(spec.codebook, spec.vocab_size, spec.seed), effort, spec.coefficient_bits)
 
 
+def _check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
+    """Raises `error` for what is no tensor."""
+    if not isinstance(value, Tensor):
+        raise error(
+            f"{name} must be a torch tensor, not {type(value).__name__}: torch.from_numpy(array) makes one of an array"
+        )
+
+
 def _check(spec: CodecSpec, backbone: Backbone) -> None:
     """Raises what `Codec` raises where the backbone is not the one of the specification, or cannot walk its schedule."""
+    if not isinstance(backbone, Backbone):
+        raise BackboneError(
+            f"a codec needs a noisebook.backbones.Backbone, not {type(backbone).__name__}: derive a class from it with "
+            "denoise(y, sigma), see docs/backbones.md"
+        )
     if not backbone.fingerprint:
         raise BackboneError(
-            f"backbone {backbone.name!r} has no fingerprint, so a file could not tell it from another: "
+            f"backbone {printable(backbone.name, 100)!r} has no fingerprint, so a file could not tell it from another: "
             "set fingerprint_of({}, net.state_dict())"
         )
+    if reason := identity_fault(backbone.name, backbone.fingerprint):
+        raise BackboneError(f"{reason}: noisebook.backbones.fingerprint_of({{}}, net.state_dict()) makes a fingerprint")
     if backbone.fingerprint != spec.fingerprint:
         raise CodecMismatchError(
             f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "

@@ -11,25 +11,30 @@
     -       -   packed tokens
     end-4   4   CRC-32C of everything before, little-endian
 
-No torch here: numpy arrays and bytes. This is the definition; where the C++ extension was built, csrc/nbk.cpp does the same
-for checksum, frame and plain runs, and fuzzing (docs/reliability.md) compares the two.
+No torch here: numpy arrays and bytes. This is the definition; csrc/nbk.cpp does the same for checksum, frame and plain runs.
 """
 
 import hashlib
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from noisebook.errors import FormatError, SpecError
+from noisebook.format.cost import MAX_CODED, check_cost
 from noisebook.format.crc import crc32c
-from noisebook.format.entropy import decode_symbols, encode_symbols, subset_bits, subset_rank, subset_tokens
+from noisebook.format.entropy import decode_runs, encode_symbols, least_bytes
 from noisebook.format.refusals import refuse
 from noisebook.format.runs import Run
+from noisebook.format.sets import subset_bits, subset_rank, subset_tokens
+from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.native import native
 
 MAGIC = b"\xb7N"
@@ -39,7 +44,7 @@ HEADER = struct.Struct("<2sBB8sHH")
 OVERHEAD = HEADER.size + 4  # bytes of header and checksum: 20
 MAX_FILE = 1 << 28  # bytes; nothing larger is read
 MAX_SPEC = 1 << 22  # bytes of an embedded specification, unpacked
-MAX_CODED = 1 << 24  # range-coded tokens: no payload is too short for any number of them
+CHUNK = 1 << 16  # groups of a plain run that are taken apart at once
 
 
 # ---- packing ------------------------------------------------------------------------------------------------------------
@@ -92,12 +97,13 @@ def pack(tokens: np.ndarray, runs: Runs) -> bytes:
         return found
     if sum(run.count for run in runs if run.zipf) > MAX_CODED:
         raise SpecError(f"no file has more than {MAX_CODED} range-coded tokens: use rule bins, or a lower rate")
-    parts, coded, start = [], [], 0
+    parts, coded, models, start = [], [], [], 0
     for run in runs:
         some = np.asarray(tokens[start : start + run.count])
         start += run.count
         if run.zipf:
-            coded += [(k, (run.vocab_size, run.zipf)) for k in some.tolist()]
+            coded += some.tolist()
+            models.append(repeat((run.vocab_size, run.zipf), run.count))
         elif run.subset:
             bits = subset_bits(run.vocab_size // 2, run.subset)
             for one in some.reshape(-1, run.subset):
@@ -109,9 +115,7 @@ def pack(tokens: np.ndarray, runs: Runs) -> bytes:
                 raise SpecError(f"token {some[outside][0]} is outside its vocabulary")
             parts += _pack_plain(some.astype(np.uint64), run.vocab_size)
     plain = np.packbits(np.concatenate(parts)).tobytes() if parts else b""
-    if not coded:
-        return plain
-    return plain + encode_symbols([k for k, _ in coded], [model for _, model in coded])
+    return plain + encode_symbols(coded, chain.from_iterable(models)) if models else plain
 
 
 def _plain(run: Run) -> bool:
@@ -138,72 +142,74 @@ def _pack_plain(some: np.ndarray, vocab_size: int) -> list[np.ndarray]:
     return parts
 
 
-def unpack(payload: bytes, runs: Runs) -> np.ndarray:
-    """The inverse of `pack`: int64 [L]. Raises FormatError for a wrong length, padding that is not zero, or a value that
-    no tokens pack to."""
+def unpack(payload: bytes, runs: Runs, limits: Limits = DEFAULT) -> np.ndarray:
+    """The inverse of `pack`: int64 [L]. Raises FormatError for a wrong length, padding that is not zero, a value that no
+    tokens pack to, and where reading would take more work than `limits` allow."""
     runs = [Run(*run) for run in runs]
+    check_cost(len(payload), runs, limits)
     if (c := native()) is not None and all(_plain(run) for run in runs):
         found = c.nbk_unpack(payload, _table(runs))
         if isinstance(found, str):
             refuse(found, size=len(payload), whole=-(-packed_bits(runs) // 8))
         return found
-    _check_sizes(len(payload), runs)
     need, coded = packed_bits(runs), [run for run in runs if run.zipf]
-    whole = -(-need // 8)
+    whole, tokens = -(-need // 8), sum(run.count for run in coded)
     if len(payload) < whole or (len(payload) > whole and not coded):
         refuse("payload", size=len(payload), whole=whole)
-    bits = np.unpackbits(np.frombuffer(payload[:whole], np.uint8))
-    if bits[need:].any():
+    if least_bytes(tokens) > len(payload) - whole:
+        refuse("coded", size=len(payload) - whole, count=tokens)
+    if need % 8 and payload[whole - 1] & 255 >> need % 8:
         refuse("padding")
-    models = [(run.vocab_size, run.zipf) for run in coded for _ in range(run.count)]
-    symbols = decode_symbols(payload[whole:], models) if coded else np.empty(0, np.int64)
-    out, at, read = [], 0, 0
+    symbols = decode_runs(payload[whole:], [(run.count, (run.vocab_size, run.zipf)) for run in coded]) if coded else None
+    if symbols is not None and tokens == sum(run.count for run in runs):
+        return symbols
+    out, bit, at, read = np.empty(sum(run.count for run in runs), np.int64), 0, 0, 0
     for run in runs:
-        if run.zipf:
-            out.append(symbols[read : read + run.count])
+        some = out[at : at + run.count]
+        at += run.count
+        if symbols is not None and run.zipf:
+            some[:] = symbols[read : read + run.count]
             read += run.count
         elif run.subset:
-            size = subset_bits(run.vocab_size // 2, run.subset)
-            for _ in range(run.count // run.subset):
-                number = int.from_bytes(np.packbits(bits[at : at + size]).tobytes(), "big") >> -size % 8
-                out.append(subset_tokens(number, run.vocab_size // 2, run.subset))
-                at += size
+            bit = _unpack_sets(payload, bit, run, some)
         else:
-            found, at = _unpack_plain(bits, at, run)
-            out += found
-    return np.concatenate(out).astype(np.int64) if out else np.empty(0, np.int64)
+            bit = _unpack_plain(payload, bit, run, some)
+    return out
 
 
-def _check_sizes(size: int, runs: Sequence[Run]) -> None:
-    """Refuses runs that would take very long only to find that they do not fit a payload of `size` bytes."""
-    least = 0  # of C(K, M) > (K / M)^M sets
-    for run in runs:
-        if run.subset:
-            least += run.count * max(1, (run.vocab_size // 2 // run.subset).bit_length())
-    if least > 8 * size:
-        refuse("sets", size=size, whole=-(-least // 8))
-    if sum(run.count for run in runs if run.zipf) > MAX_CODED:
-        refuse("coded", limit=MAX_CODED)
+def _unpack_sets(payload: bytes, at: int, run: Run, out: np.ndarray) -> int:
+    """Fills `out` with the tokens of a run of sets whose bits begin at `at`; gives where they end."""
+    size = subset_bits(run.vocab_size // 2, run.subset)
+    for first in range(0, run.count - run.count % run.subset, run.subset):
+        end = at + size
+        number = int.from_bytes(payload[at // 8 : -(-end // 8)], "big") >> -end % 8 & (1 << size) - 1
+        out[first : first + run.subset] = subset_tokens(number, run.vocab_size // 2, run.subset)
+        at = end
+    return at
 
 
-def _unpack_plain(bits: np.ndarray, at: int, run: Run) -> tuple[list[np.ndarray], int]:
-    """(the tokens of one plain run, whose bits begin at `at`, where they end)."""
-    out, g = [], group_size(run.vocab_size)
+def _unpack_plain(payload: bytes, at: int, run: Run, out: np.ndarray) -> int:
+    """Fills `out` with the tokens of one plain run whose bits begin at `at`; gives where they end."""
+    g, start = group_size(run.vocab_size), 0
     for groups, size in ((run.count // g, g), (int(run.count % g > 0), run.count % g)):
-        if groups and size:
-            width = _group_bits(run.vocab_size, size)
-            block = bits[at : at + groups * width].reshape(groups, width)
-            at += groups * width
-            values = np.zeros(groups, np.uint64)
+        if not (groups and size):
+            continue
+        width = _group_bits(run.vocab_size, size)
+        for first in range(0, groups, CHUNK):
+            some = min(CHUNK, groups - first)
+            read = np.frombuffer(payload, np.uint8)[at // 8 : -(-(at + some * width) // 8)]
+            block = np.unpackbits(read)[at % 8 :][: some * width].reshape(some, width)
+            at += some * width
+            values = np.zeros(some, np.uint64)
             for column in block.T:
                 values = values << np.uint64(1) | column
             if (values >= np.uint64(run.vocab_size**size)).any():
                 refuse("vocabulary")
-            digits = np.empty((groups, size), np.uint64)
+            digits = out[start : start + some * size].reshape(some, size)
+            start += some * size
             for i in range(size - 1, -1, -1):
                 values, digits[:, i] = np.divmod(values, np.uint64(run.vocab_size))
-            out.append(digits.ravel())
-    return out, at
+    return at
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------------
@@ -323,12 +329,21 @@ class Container:
 
     @classmethod
     def read(cls, path: str | Path) -> "Container":
-        """Reads a file. Raises FormatError as `from_bytes`, also when it cannot be read or is larger than 256 MiB."""
-        try:
-            with open(path, "rb") as f:
-                data = f.read(MAX_FILE + 1)
-        except OSError as error:
-            raise FormatError(f"cannot be read: {error.strerror}") from error
-        if len(data) > MAX_FILE:
-            refuse("many", limit=MAX_FILE)
-        return cls.from_bytes(data)
+        """Reads a file. Raises FormatError as `from_bytes`, also when it cannot be read, is no regular file, or is larger
+        than 256 MiB."""
+        return cls.from_bytes(read_file(path))
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file (a pipe may never end) of at most 256 MiB. Raises FormatError for any other."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FormatError("cannot be read: it is no regular file")
+        # what has become a pipe since then does not wait either
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
+            data = f.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FormatError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MAX_FILE:
+        refuse("many", limit=MAX_FILE)
+    return data

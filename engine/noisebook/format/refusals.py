@@ -17,7 +17,7 @@ REFUSALS = {
     "zero": "the file says that it has no steps or no tokens: it is damaged",
     "payload": "the payload has {size} bytes where the codec has {whole}: damaged, or of another codec",
     "sets": "the payload has {size} bytes where the codec has at least {whole}: damaged, or of another codec",
-    "coded": "the codec has more than {limit} range-coded tokens: damaged, or not a codec of noisebook",
+    "coded": "the codec has {count} range-coded tokens, more than {size} bytes hold or a file may have: it is damaged",
     "padding": "padding bits are not zero: the file is damaged",
     "vocabulary": "a token is outside its vocabulary: the file is damaged, or of another codec",
 }

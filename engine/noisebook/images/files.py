@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import FormatError
-from noisebook.format.container import Container, pack, unpack
+from noisebook.format.container import Container, pack, read_file, unpack
 from noisebook.format.runs import Run
+from noisebook.runtime.limits import DEFAULT, Limits, too_much
 from noisebook.spec import curve as curves
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
@@ -73,14 +74,30 @@ def contain(
     return Container(spec.hash, height, width, payload, number, text)
 
 
-def decode_picture(codec: "Codec", container: Container, steps: int | None = None) -> "np.ndarray":
+def check_decode(spec: CodecSpec, height: int, width: int, limits: Limits = DEFAULT, steps: int | None = None) -> None:
+    """Raises FormatError where a decode of that size, of the first `steps` steps if given, has more pixels or network calls
+    than `limits` allow. Nothing is made for it."""
+    from noisebook.codec.solvers import nfe_of
+
+    for what, value, name in (
+        (f"a decode of {height} x {width} has pixels:", height * width, "pixels"),
+        ("its decode takes network calls:", nfe_of(spec, steps), "network_calls"),
+    ):
+        if words := too_much(what, value, limits, name):
+            raise FormatError(words)
+
+
+def decode_picture(codec: "Codec", container: Container, steps: int | None = None, limits: Limits = DEFAULT) -> "np.ndarray":
     """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps only, if given. Raises
-    FormatError where the payload does not fit."""
+    FormatError where the payload does not fit, and, before anything is allocated, as `check_decode`."""
     import numpy as np
     import torch
 
+    size = (container.height, container.width)
+    check_decode(codec.spec, *size, limits, steps)
+    check_decode(codec.spec, *codec.stream(*size).padded, limits, steps)  # blocks may pad far
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
-    image = codec.decode_packed(payload[None], (container.height, container.width), steps)[0]
+    image = codec.decode_packed(payload[None], size, steps, limits)[0]
     return pixels_of(image)
 
 
@@ -125,10 +142,13 @@ def codec_name(spec: CodecSpec) -> str:
     return f"{name} on backbone {spec.backbone!r} ({spec.fingerprint[:16]})"
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Everything a file says, without a backbone. Raises FormatError for a damaged one."""
-    container = Container.read(path)
-    spec, size = spec_of(container), len(container.to_bytes())
+def describe(path: Path, limits: Limits = DEFAULT) -> dict[str, Any]:
+    """Everything a file says, without a backbone. Raises FormatError for a damaged one, and for one that is more work to
+    parse than `limits` allow."""
+    data = read_file(path)
+    container = Container.from_bytes(data)
+    spec, size = spec_of(container), len(data)
+    del data
     out = {
         "name": str(path),
         "bytes": size,
@@ -145,7 +165,7 @@ def describe(path: Path) -> dict[str, Any]:
         "error": None,
     }
     if spec is not None:
-        tokens = unpack(container.payload, token_runs(spec, container.height, container.width))
+        tokens = unpack(container.payload, token_runs(spec, container.height, container.width), limits)
         out |= {
             "codec": codec_name(spec),
             "tokens": len(tokens),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noisebook.codec.codec import Codec
-from noisebook.errors import BackboneError, SpecError
-from noisebook.format.container import OVERHEAD
+from noisebook.errors import BackboneError, FormatError, SpecError
+from noisebook.format.container import OVERHEAD, read_file
 from noisebook.images.files import contain, encode_and_show, encode_picture
 from noisebook.images.metrics import psnr
 from noisebook.spec import curve as curves
@@ -224,10 +224,9 @@ def curve_of(backbone: "Backbone", path: "str | None" = None) -> "Curve":
     """The curve in a file, or the one that came with a shipped backbone. Raises SpecError where there is none."""
     if path is not None:
         try:
-            with open(path, "rb") as file:
-                return curves.Curve.from_json(file.read())
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+            return curves.Curve.from_json(read_file(path))
+        except FormatError as error:
+            raise SpecError(f"{path}: {error}") from error
     curve = curves.shipped_curves().get(backbone.name)
     if curve is None or curve.fingerprint != backbone.fingerprint:
         raise SpecError(

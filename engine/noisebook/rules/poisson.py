@@ -55,7 +55,7 @@ class Poisson(Rule):
         return self.book.with_vocab_size(2 * max(sizes))
 
     def check_view(self, budget: int, dims: int) -> None:
-        chunks = len(self._sizes(budget))
+        chunks = sum(count for count, *_ in self.runs(budget, 1, self.book.vocab_size, 0))
         if chunks > dims:
             raise SpecError(
                 f"{budget} bits of divergence cut a view of {dims} dimensions in {chunks} chunks, some of them "

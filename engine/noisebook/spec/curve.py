@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisebook.errors import SpecError
-from noisebook.spec.spec import CodecSpec
+from noisebook.errors import SpecError, printable
+from noisebook.runtime import strict_json
+from noisebook.spec.spec import CodecSpec, identity_fault
 from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
     from noisebook.backbones import Backbone
 
-FORMAT = 1
+FORMAT, MAX_LEVELS = 1, 1 << 16
 KEYS = {"sigma": "lam"}  # what a curve's file calls an attribute, where the words differ
 LEAST_SNR, RATIO, POINTS = 2.0**-12, 1.0905077326652577, 225  # the path's levels 1/sigma^2, eight an octave
 # E[max |z|]^2 of 2^(b - 1) standard normal numbers, for tokens of b = 1 ... 33 bits
@@ -96,19 +97,30 @@ class Curve:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Curve":
-        """The inverse of `to_json`. Raises SpecError on anything else."""
+        """The inverse of `to_json`. Raises SpecError on anything else, in one line of bounded length."""
         try:
-            value: dict[str, Any] = json.loads(text)
+            value: dict[str, Any] = strict_json.loads(text)
             if value.pop("noisebook_curve") != FORMAT:
                 raise SpecError("the curve is of another version; update noisebook")
-            value["sigma"] = tuple(float(v) for v in value.pop("lam"))
-            value["mse"] = tuple(float(v) for v in value["mse"])
-            value["condition"] = tuple(value.get("condition", ()))
-            return cls(**value)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, SpecError):
-                raise
-            raise SpecError(f"not a curve that `noisebook calibrate` wrote: {error}") from error
+            for key, name in (("lam", "sigma"), ("mse", "mse")):
+                value[name] = tuple(strict_json.number(v) for v in value.pop(key))
+            value |= {"power": strict_json.number(value["power"]), "condition": tuple(value.get("condition", ()))}
+            curve = cls(**value)
+            sizes = (curve.multiple, curve.least, curve.channels, curve.number, *curve.condition)
+            fits = (
+                all(strict_json.whole(v, 0, 1 << 16) for v in sizes)
+                and curve.multiple > 0
+                and len(curve.condition) in (0, 3)
+            )
+            texts = all(isinstance(v, str) for v in (curve.backbone, curve.fingerprint, curve.about))
+            if not (fits and texts and len(curve.sigma) <= MAX_LEVELS):
+                raise SpecError("a curve has other numbers or words than `noisebook calibrate` writes")
+            if reason := identity_fault(curve.backbone, curve.fingerprint):
+                raise SpecError(reason)
+            return curve
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            words = str(error) if isinstance(error, SpecError) else f"not a curve that `noisebook calibrate` wrote: {error}"
+            raise SpecError(printable(words, 300)) from error
 
 
 # ---- where tokens are best spent ----------------------------------------------------------------------------------------

@@ -3,18 +3,23 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+import re
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from noisebook.errors import SpecError
+from noisebook.errors import SpecError, printable
 from noisebook.format.runs import Run
 from noisebook.rules import RULES, Rule
+from noisebook.runtime import strict_json
 from noisebook.spec.step import Step, StepIndex, require
 
 SPEC_VERSION = 1
 CODEBOOKS = ("hadamard", "independent")
 SOLVERS = ("mean", "euler", "heun", "ab2")
 MAX_STEPS = 1 << 16
+MAX_NAME = 255  # bytes in UTF-8
+CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of characters
+FINGERPRINT = re.compile("[0-9a-f]{64}")
 # What a specification's JSON calls an attribute, where the words differ: the JSON is hashed, and files carry it.
 KEYS = {
     "codebook": "law",
@@ -78,7 +83,8 @@ class CodecSpec:
         steps = len(self.schedule)
         require(bool(self.schedule or self.condition) and steps <= MAX_STEPS, f"a schedule has 1 ... {MAX_STEPS} steps")
         for a, b in zip(self.schedule, self.schedule[1:], strict=False):
-            require(a.sigma_next == b.sigma, f"a step ends at sigma {a.sigma_next} but the next begins at {b.sigma}")
+            if a.sigma_next != b.sigma:
+                raise SpecError(f"a step ends at sigma {a.sigma_next} but the next begins at {b.sigma}")
         require(self.codebook in CODEBOOKS, f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
         for name, v in (("vocab_size", self.vocab_size), ("start_vocab_size", self.start_vocab_size)):
             require(2 <= v <= 1 << 33 and v % 2 == 0, f"{name} must be an even number from 2 to 2^33, not {v}")
@@ -129,9 +135,9 @@ class CodecSpec:
     def _check_budgets(self) -> None:
         budgets, scaled = [s.budget for s in self.schedule], self.scale_pixels > 0
         exact = [self.start_budget, *(budgets if self.rule_type.power_of_two_budget else ())]
-        for budget in (self.start_budget, *budgets):
+        for budget in {self.start_budget, *budgets}:
             require(0 <= budget <= 1 << 24, f"a budget must be in [0, 2^24], not {budget}")
-        for budget in exact:
+        for budget in set(exact):
             rounded = budget == 0 or scaled or _is_pow2(budget)
             require(rounded, f"a budget must be a power of two, not {budget} (or set scale_pixels, and it is rounded)")
         self.rule_type.check_spec(self.vocab_size, self.coefficient_bits, budgets, scaled, self.blocks)
@@ -139,7 +145,8 @@ class CodecSpec:
     # ---- JSON and hash ------------------------------------------------------------------------------------------------
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, floats in their shortest form that reads back exactly; inf as null."""
-        value = {"noisebook_spec": SPEC_VERSION, **{KEYS.get(k, k): v for k, v in asdict(self).items()}}
+        value: dict[str, Any] = {KEYS.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
+        value["noisebook_spec"] = SPEC_VERSION
         for name in YOUNGER:  # than the first files: absent where they say nothing
             if value[name] == getattr(CodecSpec, name):
                 del value[name]
@@ -150,28 +157,36 @@ class CodecSpec:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "CodecSpec":
-        """The inverse of `to_json`. Raises SpecError on anything else."""
+        """The inverse of `to_json`. Raises SpecError on anything else, in one line of bounded length."""
         try:
-            value: dict[str, Any] = json.loads(text)
-            if value.pop("noisebook_spec") != SPEC_VERSION:
-                raise SpecError("the specification is of another version; update noisebook")
-            known = {KEYS.get(f.name, f.name): f.name for f in fields(cls)}
-            value = {**{name: getattr(cls, name) for name in YOUNGER}, **value}
-            if set(value) != set(known):
-                raise SpecError(f"the specification has other fields: {sorted(set(value) ^ set(known))}")
-            given = {known[key]: v for key, v in value.items()}
-            for name in ("backbone", "fingerprint", "codebook", "solver", "rule"):
-                require(isinstance(given[name], str), f"{name} must be a string")
-            require(all(type(given[n]) is int for n in WHOLE), f"{', '.join(WHOLE)} must be whole numbers")
-            given["schedule"] = _steps_from(given["schedule"])
-            given["solver_levels"] = tuple(float(v) for v in given["solver_levels"])
-            given["condition"] = tuple(given["condition"])
-            require(all(type(v) is int for v in given["condition"]), "condition must be whole numbers")
-            return cls(**given)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            if isinstance(error, SpecError):
-                raise
-            raise SpecError(f"not a codec specification: {error}") from error
+            return cls._from_value(strict_json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            words = str(error) if isinstance(error, SpecError) else f"not a codec specification: {error}"
+            raise SpecError(printable(words, 300)) from error
+
+    @classmethod
+    def _from_value(cls, value: Any) -> "CodecSpec":
+        require(isinstance(value, dict) and "noisebook_spec" in value, "not a codec specification: it does not say so")
+        if value.pop("noisebook_spec") != SPEC_VERSION:
+            raise SpecError("the specification is of another version; update noisebook")
+        known = {KEYS.get(f.name, f.name): f.name for f in fields(cls)}
+        value = {**{name: getattr(cls, name) for name in YOUNGER}, **value}
+        if set(value) != set(known):
+            raise SpecError(f"the specification has other fields: {sorted(set(value) ^ set(known))[:10]}")
+        given = {known[key]: v for key, v in value.items()}
+        for name in ("backbone", "fingerprint", "codebook", "solver", "rule"):
+            require(isinstance(given[name], str), f"{name} must be a string")
+        if reason := identity_fault(given["backbone"], given["fingerprint"]):
+            raise SpecError(reason)
+        fits = all(strict_json.whole(given[name], 0, (1 << 64) - 1) for name in WHOLE)
+        require(fits, f"{', '.join(WHOLE)} must be whole numbers from 0 to 2^64 - 1")
+        given["schedule"] = _steps_from(given["schedule"])
+        require(len(given["solver_levels"]) <= MAX_STEPS, f"a solver has at most {MAX_STEPS} levels")
+        given["solver_levels"] = tuple(strict_json.number(v) for v in given["solver_levels"])
+        given["condition"] = tuple(given["condition"])
+        fits = len(given["condition"]) in (0, 3) and all(strict_json.whole(v, 0, 1 << 16) for v in given["condition"])
+        require(fits, "condition must be no or three whole numbers up to 2^16")
+        return cls(**given)
 
     @property
     def hash(self) -> bytes:
@@ -261,15 +276,29 @@ class CodecSpec:
 
 def _steps_from(rows: Any) -> tuple[Step, ...]:
     """The schedule of a specification's JSON: rows of (sigma or null, sigma_down, sigma_next, budget)."""
-    require(len(rows) <= MAX_STEPS, f"a schedule has 1 ... {MAX_STEPS} steps")
+    require(isinstance(rows, list) and len(rows) <= MAX_STEPS, f"a schedule is a list of at most {MAX_STEPS} steps")
     steps: list[Step] = []
-    for sigma, sigma_down, sigma_next, budget in rows:
-        require(type(budget) is int, "budgets must be whole numbers")
+    for row in rows:
+        require(isinstance(row, list) and len(row) == 4, "a step is a list of four numbers")
+        sigma, sigma_down, sigma_next, budget = row
+        require(strict_json.whole(budget, 0, 1 << 24), "budgets must be whole numbers in [0, 2^24]")
         if sigma is None:
             require(not steps, "only the first step of a schedule can begin at pure noise")
             sigma = math.inf
-        steps.append(Step(float(sigma), float(sigma_down), float(sigma_next), budget))
+        elif not strict_json.number(sigma) < math.inf:
+            raise SpecError("a level is too large")
+        steps.append(Step(float(sigma), strict_json.number(sigma_down), strict_json.number(sigma_next), budget))
     return tuple(steps)
+
+
+def identity_fault(backbone: str, fingerprint: str) -> str | None:
+    """Why no file can name this backbone; None where it can. What a name is made of is shown to users and compared, never
+    opened, but a file with any other name could not be shown or written."""
+    if len(backbone.encode(errors="surrogatepass")) > MAX_NAME or CONTROLS.search(backbone):
+        return f"a backbone's name has at most {MAX_NAME} bytes and no control characters, not {printable(backbone, 100)!r}"
+    if not FINGERPRINT.fullmatch(fingerprint):
+        return f"a backbone's fingerprint is 64 hex digits in lower case, not {printable(fingerprint, 100)!r}"
+    return None
 
 
 def _nearest_pow2(numerator: int, denominator: int, limit: int) -> int:

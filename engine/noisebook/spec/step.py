@@ -38,18 +38,21 @@ class Step:
     def __post_init__(self) -> None:
         for name in ("sigma", "sigma_down", "sigma_next"):  # 3 and 3.0 are the same level: one canonical form
             object.__setattr__(self, name, float(getattr(self, name)))
-        finite = math.isfinite(self.sigma_down) and math.isfinite(self.sigma_next)
-        require(finite and self.sigma > 0, f"step levels must be finite (sigma may be inf) and sigma above 0, not {self}")
-        ordered = 0 <= self.sigma_down <= self.sigma_next <= self.sigma and self.sigma_down < self.sigma
-        require(ordered, f"a step needs 0 <= sigma_down <= sigma_next <= sigma and sigma_down < sigma, not {self}")
-        require(
-            self.sigma_down > 0 or self.sigma_next == 0 or self.sigma in (self.sigma_next, math.inf),
-            f"sigma_down = 0 on a falling schedule (p = 0) throws all old noise away, not gDDCM's fixed point: {self}",
-        )
-        require(
-            (self.budget > 0) == (self.sigma_next > self.sigma_down),
-            f"a step has tokens exactly when it injects noise (sigma_next > sigma_down), not {self}",
-        )
+        if reason := self._fault():  # a message is made only where it is needed: a file may have 65,536 steps
+            raise SpecError(f"{reason}, not {self}")
+
+    def _fault(self) -> str | None:
+        """What is wrong with the numbers of a step."""
+        sigma, down, up_to = self.sigma, self.sigma_down, self.sigma_next
+        if not (math.isfinite(down) and math.isfinite(up_to) and sigma > 0):
+            return "step levels must be finite (sigma may be inf) and sigma above 0"
+        if not (0 <= down <= up_to <= sigma and down < sigma):
+            return "a step needs 0 <= sigma_down <= sigma_next <= sigma and sigma_down < sigma"
+        if not (down > 0 or up_to == 0 or sigma in (up_to, math.inf)):
+            return "sigma_down = 0 on a falling schedule (p = 0) throws all old noise away: it must be gDDCM's fixed point"
+        if (self.budget > 0) != (up_to > down):
+            return "a step has tokens exactly when it injects noise (sigma_next > sigma_down)"
+        return None
 
     @property
     def from_pure_noise(self) -> bool:
