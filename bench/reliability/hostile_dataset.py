@@ -120,7 +120,7 @@ def seal(place: Place, model: Model, rng: Rng) -> None:
         if isinstance(footer, dict) and "plan" in footer:
             footer["plan"] = found
         size = int(rng.choice([1, 1024, 1 << 20]))
-        data = parquet(shard["columns"], shard["schema"], footer, row_group_size=size, use_dictionary=rng.random() < 0.5)
+        data = parquet(shard["columns"], shard["schema"], footer, row_group_size=size, use_dictionary=rng.random() < 0.05)
         (folder / f"shards/{number:06d}.parquet").write_bytes(data)
         if isinstance(entry, dict):
             if "plan" in entry:
@@ -141,7 +141,7 @@ def many_rows(model: Model, rng: Rng) -> bytes:
     return parquet({name: [v[0] if isinstance(v, list) else ""] * count for name, v in first.items()}, schema)
 
 
-def fill_columns(columns: Any, rng: Rng, place: Place, count: int) -> None:
+def fill_columns(columns: Any, rng: Rng, place: Place, count: int, mild: bool) -> None:
     """Some values of some columns are nasty, of the column's own type most often; or all of a column."""
     for _ in range(count):
         names = [n for n, v in columns.items() if isinstance(v, list) and v]
@@ -149,12 +149,12 @@ def fill_columns(columns: Any, rng: Rng, place: Place, count: int) -> None:
             return
         name = names[rng.integers(len(names))]
         values = columns[name]
-        how = some(rng, 8, 1, 1, 1, 0.5)
+        how = some(rng, *((3, 1) if mild else (8, 1, 1, 1, 0.5)))
         like = next((v for v in values if v is not None), None)
         if how == 0:
-            values[rng.integers(len(values))] = nasty(rng, place.traps, like)
+            values[rng.integers(len(values))] = nasty(rng, place.traps, like, mild)
         elif how == 1:
-            columns[name] = [nasty(rng, place.traps, like)] * len(values)
+            columns[name] = [nasty(rng, place.traps, like, mild)] * len(values)
         elif how == 2:
             del columns[name]
         elif how == 3:
@@ -164,7 +164,7 @@ def fill_columns(columns: Any, rng: Rng, place: Place, count: int) -> None:
 
 
 def damage(model: Model, rng: Rng, place: Place, focus: str) -> None:
-    count = 1 + some(rng, 3, 1, 1)
+    count, mild = 1 + some(rng, 3, 1, 1), rng.random() < 0.6
     if focus == "plan":
         how = some(rng, 3, 2, 3)
         if how == 0:
@@ -175,17 +175,17 @@ def damage(model: Model, rng: Rng, place: Place, focus: str) -> None:
                 for name in ("path", "name") if how == 1 else ("key",):
                     table[name] = [string(rng, place.traps) for _ in table[name]]
             else:
-                fill_columns(table, rng, place, count)
+                fill_columns(table, rng, place, count, mild)
         return
     shard = model["shards"][rng.integers(len(model["shards"]))]
     if focus == "ledger":
-        shard["entry"] = mutated(shard["entry"], rng, place.traps, count)
+        shard["entry"] = mutated(shard["entry"], rng, place.traps, count, mild)
         return
     how = some(rng, 4, 1, 1)
     if how == 0:
-        fill_columns(shard["columns"], rng, place, count)
+        fill_columns(shard["columns"], rng, place, count, mild)
     elif how == 1:
-        shard["footer"] = mutated(shard["footer"], rng, place.traps, count)
+        shard["footer"] = mutated(shard["footer"], rng, place.traps, count, mild)
     else:  # far more than its bytes say
         big = int(rng.choice([1 << 12, 1 << 16, 1 << 20]))
         shard["columns"][str(rng.choice(["label", "x", "key"]))] = ["0" * big] * len(shard["columns"]["height"])

@@ -1,7 +1,6 @@
 """Values that a stranger would put into a field, and how they get into a tree of JSON."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ INTEGERS = (
     *(0, -1, 1, 2, 3, 7, 16, 255, 256, 1000, 65535, 65536, 65537),
     *(1 << 24, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 33, (1 << 63) - 1, 1 << 63, 1 << 64, -(1 << 63), 10**30),
 )
+MILD = (0, 1, 2, 3, 8, 255, 4096, 65535, 1 << 30, (1 << 31) - 1)
 FLOATS = (0.0, -0.0, 0.5, -1.0, 1e-308, 1e308, 3.0000000001, float("inf"), float("-inf"), float("nan"))
 
 
@@ -92,9 +92,12 @@ def deep(rng: Rng) -> Any:
     return value
 
 
-def nasty(rng: Rng, traps: Traps, like: Any = None) -> Any:
-    """A value of a field: most often of the type of `like`, else of another."""
-    kind = rng.random()
+def nasty(rng: Rng, traps: Traps, like: Any = None, mild: bool = False) -> Any:
+    """A value of a field: most often of the type of `like`, else of another. `mild`: of its type, and no negative number, so
+    that what reads it first may take it."""
+    kind = 0.0 if mild else rng.random()
+    if mild and isinstance(like, int | float) and not isinstance(like, bool):
+        return type(like)(MILD[rng.integers(len(MILD))])
     if like is not None and kind < 0.7:
         if isinstance(like, bool):
             return not like
@@ -126,36 +129,25 @@ def places(tree: Any, at: Path_ = ()) -> list[Path_]:
     return out
 
 
-def mutated(tree: Any, rng: Rng, traps: Traps, count: int, among: Sequence[Path_] | None = None) -> Any:
-    """A copy in which `count` values are nasty, or missing, or have a sibling that no parser knows."""
+def mutated(tree: Any, rng: Rng, traps: Traps, count: int, mild: bool = False) -> Any:
+    """A copy in which `count` values are nasty, or, unless `mild`, missing or beside one that no parser knows."""
     tree = copy.deepcopy(tree)
     for _ in range(count):
-        found = [p for p in (among or places(tree)) if _holds(tree, p)]
+        found = places(tree)
         if not found:
             return tree
         *above, last = found[rng.integers(len(found))]
         parent = tree
         for key in above:
             parent = parent[key]
-        how = rng.random()
+        how = 1.0 if mild else rng.random()
         if how < 0.04:
             del parent[last]
         elif how < 0.08 and isinstance(parent, dict):
             parent[string(rng, traps)] = nasty(rng, traps)
         else:
-            parent[last] = nasty(rng, traps, parent[last])
+            parent[last] = nasty(rng, traps, parent[last], mild)
     return tree
-
-
-def _holds(tree: Any, path: Path_) -> bool:
-    for key in path:
-        if isinstance(tree, dict):
-            if key not in tree:
-                return False
-        elif not (isinstance(tree, list) and isinstance(key, int) and key < len(tree)):
-            return False
-        tree = tree[key]
-    return True
 
 
 def some(rng: Rng, *weights: float) -> int:
