@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisebook.cli.inputs import files_of, refuse_unreadable
-from noisebook.cli.options import add_device, add_force, add_limits_of_files
+from noisebook.cli.options import add_device, add_force, add_limits_of_files, limits_of
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError
@@ -123,14 +123,14 @@ def read(args: argparse.Namespace, channels: int) -> "list[np.ndarray]":
     from noisebook.images.archive import load_npz_images
     from noisebook.images.io import SUFFIXES, read_image
 
-    places, end = args.images, args.skip + args.count
+    places, end, limits = args.images, args.skip + args.count, limits_of(args)
     if len(places) == 1 and places[0].endswith(".npz"):
         refuse_unreadable(Path(places[0]), ImageError)
-        return list(load_npz_images(places[0], end))[args.skip :]
+        return list(load_npz_images(places[0], end, limits))[args.skip :]
     images = []
     for path in files_of(places, SUFFIXES)[args.skip : end]:
         refuse_unreadable(path, ImageError)
-        images.append(read_image(path, channels))
+        images.append(read_image(path, channels, limits))
     return images
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_existing([args.output], args.force, [args.data])
     refuse_unreadable(Path(args.data), ImageError)
-    images = load_npz_images(args.data, args.count)
+    images = load_npz_images(args.data, args.count, options.limits_of(args))
     if args.form == "spectrum":
         config, tensors = gaussian.fit_spectrum(images)
     else:

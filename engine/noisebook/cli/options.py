@@ -304,7 +304,7 @@ def _roi(args: argparse.Namespace) -> "Callable[[np.ndarray], np.ndarray | None]
     from noisebook.images.io import read_image
 
     refuse_unreadable(args.roi, ImageError)
-    mask = read_image(args.roi, 1)[:, :, 0].astype("float32") / 255
+    mask = read_image(args.roi, 1, limits_of(args))[:, :, 0].astype("float32") / 255
 
     def weights(pixels: "np.ndarray") -> "np.ndarray":
         if mask.shape != pixels.shape[:2]:

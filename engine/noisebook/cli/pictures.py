@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from noisebook.cli import outputs
 from noisebook.cli.inputs import files_of, refuse_unreadable
+from noisebook.cli.options import limits_of
 from noisebook.cli.show import failure, log, say_json
 from noisebook.cli.table import line_of, print_table, row_of
 from noisebook.errors import ImageError
@@ -25,9 +26,11 @@ def pictures(args: argparse.Namespace) -> "list[tuple[str, Callable[[int], np.nd
     if not args.images and not args.samples:
         raise ImageError("no images: name pictures or folders, or give --samples")
 
+    limits = limits_of(args)
+
     def read(path: Path, channels: int) -> "np.ndarray":
         refuse_unreadable(path, ImageError)
-        return images.read_image(path, channels)
+        return images.read_image(path, channels, limits)
 
     rows: list[tuple[str, Callable[[int], np.ndarray]]] = [
         (str(path), lambda channels, path=path: read(path, channels)) for path in files_of(args.images, images.SUFFIXES)

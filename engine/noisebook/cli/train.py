@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from noisebook.cli.inputs import refuse_unreadable
-from noisebook.cli.options import add_limits_of_files
+from noisebook.cli.options import add_limits_of_files, limits_of
 from noisebook.cli.show import say, say_json
 from noisebook.errors import ImageError
 from noisebook.training.job import CHOICES, OBJECTIVES, TrainingJob
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_unreadable(Path(args.data), ImageError)
     from noisebook.training.run import run_training
 
-    result = run_training(job)
+    result = run_training(job, limits_of(args))
     if args.json:
         say_json(result)
     else:

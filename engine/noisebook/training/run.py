@@ -6,19 +6,20 @@ from typing import Any
 from noisebook.errors import TrainingError
 from noisebook.images.archive import load_npz_images
 from noisebook.runtime.devices import usable_device
+from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.training import start
 from noisebook.training.job import TrainingJob
 from noisebook.training.loop import TrainingSettings, train
 
 
-def run_training(job: TrainingJob) -> dict[str, Any]:
+def run_training(job: TrainingJob, limits: Limits = DEFAULT) -> dict[str, Any]:
     """Trains as the job says, or goes on with a run of the same job in its folder. Returns the checkpoint's path as
-    "output", the device, and the last line of the log.
+    "output", the device, and the last line of the log. `limits`: `pixels` of an image.
 
     Raises TrainingError, BackboneError, ImageError, or SpecError for a device that cannot be used.
     """
     usable_device(job.device)
-    images = load_npz_images(job.data)
+    images = load_npz_images(job.data, limits=limits)
     if len(images) <= job.held_out:
         raise TrainingError(f"{len(images)} images are too few: the last {job.held_out} are held out, see --held-out")
     begin = (start.cod_model if job.objective == "cod" else start.denoiser)(job, images)
