@@ -34,6 +34,8 @@ CALLS = [  # command, what --OPTION must be at least, exit code when it is less
     ("calibrate NET a.png -o out", "--max-pixels", PIXELS, 3),
     ("calibrate NET a.npz -o out", "--max-pixels", PIXELS, 3),
     ("fit-prior dct a.npz -o out", "--max-pixels", PIXELS, 3),
+    ("decode tokens -o out --backbone NET", "--max-pixels", PIXELS, 4),
+    ("decode tokens -o out --backbone NET", "--max-network-calls", 5, 4),
 ]
 
 
@@ -47,6 +49,16 @@ def test_a_limit_holds_at_its_edge(call, option, least, code, net, capsys):
     assert main([*argv, option, str(least)]) == 0
 
 
+@pytest.mark.parametrize("verb", ["inspect", "verify", "decode --backbone NET -o out"])
+def test_work_of_reading_tokens(verb, net, capsys):
+    argv = [*verb.replace("NET", net).split(), "tokens"]
+    assert main([*argv, "--max-work", "1"]) == 4
+    out, err = capsys.readouterr()
+    assert "more than the limit of 1: --max-work raises it" in out + err
+    assert not Path("out").exists()
+    assert main(argv) == 0
+
+
 def test_training_reads_no_larger_pictures(net, capsys):
     assert main(["train", "edm", "a.npz", "-o", "out", "--max-pixels", str(PIXELS - 1)]) == 3
     assert "--max-pixels raises it" in capsys.readouterr().err
@@ -54,11 +66,12 @@ def test_training_reads_no_larger_pictures(net, capsys):
 
 
 @pytest.mark.parametrize("command", ["verify pictures", "export pictures -o out --format npy"])
-def test_rows_of_a_plan(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("option", ["--max-rows", "--max-pixels"])
+def test_rows_and_pixels_of_a_data_set(option, command, tmp_path, monkeypatch, capsys):
     pytest.importorskip("pyarrow")
     monkeypatch.chdir(golden.copied(tmp_path / "dataset-v1"))
-    assert main([*command.split(), "--max-rows", "1"]) in (4, 7)
+    assert main([*command.split(), option, "1"]) in (4, 7)
     out, err = capsys.readouterr()
-    assert "--max-rows raises it" in out + err
+    assert f"{option} raises it" in out + err
     assert not Path("out").exists()
     assert main(command.split()) == 0

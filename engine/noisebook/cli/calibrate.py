@@ -51,7 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)
     add_force(parser)
-    add_limits_of_files(parser, "pixels")
+    add_limits_of_files(parser, "pixels", "rows")
 
 
 def run(args: argparse.Namespace) -> int:

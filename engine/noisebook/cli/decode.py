@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     inputs = files_of(args.files, NBK)
     files = targets(args, list(map(str, inputs)), ".decoded.png")
-    prefix = None
+    prefix, limits = None, options.limits_of(args)
     if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
         prefix, args.steps = args.steps, None
     codecs: dict[bytes, Codec] = {}
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         if container.codec_hash not in codecs:
             codecs[container.codec_hash] = codec_of(args, container)
         codec = codecs[container.codec_hash]
-        pixels = decode_picture(codec, container, prefix)
+        pixels = decode_picture(codec, container, prefix, limits)
         write_bytes(output, png_bytes(pixels), replace=args.force)
         return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix), output=str(output))
 

@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="tars of .npy and .json; one .npy; Megatron-LM's .bin and .idx",
     )
     parser.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
-    add_limits_of_files(parser, "pixels", "rows")
+    add_limits_of_files(parser, "pixels", "work", "rows")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--count", type=int, metavar="N", help="fit to the first N images")
     options.add_force(parser)
-    options.add_limits_of_files(parser, "pixels")
+    options.add_limits_of_files(parser, "pixels", "rows")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ WIDEST = 200  # characters of a value that is shown
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
-    options.add_limits_of_files(parser, "pixels", "work")
+    options.add_limits_of_files(parser, "work")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,11 +37,11 @@ def describe_all(
     """(what every file says, code of the first error). Without --json each is shown by `show` at once, and not kept."""
     from noisebook.images.files import describe
 
-    rows, code = [], 0
+    rows, code, limits = [], 0, options.limits_of(args)
     for path in files_of(files, NBK):
         try:
             refuse_unreadable(path)
-            row = describe(path)
+            row = describe(path, limits)
         except Exception as error:
             text, its_code = failure(error, args.traceback)
             code = code or its_code

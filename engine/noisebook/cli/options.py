@@ -113,7 +113,7 @@ LIMITS = {  # limit -> what it bounds, for --help
     "pixels": "of a picture that is read or decoded: height x width",
     "network_calls": "of a decode, those of the solver included",
     "work": "of parsing the tokens of a file, in microseconds of one slow core",
-    "rows": "of a Parquet file, and images of a plan",
+    "rows": "of a Parquet file, and images of a plan or an archive",
 }
 
 

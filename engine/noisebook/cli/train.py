@@ -69,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=TrainingJob.seed)
     _add_network(parser)
     _add_cod(parser)
-    add_limits_of_files(parser, "pixels")
+    add_limits_of_files(parser, "pixels", "rows")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ class _Shards:
 
     def __init__(self, folder: str, partial: bool, limits: Limits = DEFAULT):
         self.folder = str(folder)
-        self.store = Store(self.folder)
+        self.store, self.limits = Store(self.folder), limits
         plan = Plan.load(self.store, limits)
         if plan is None:
             raise DatasetError(f"{printable(folder)}: not a data set of noisebook's: there is no plan.json")
@@ -59,8 +59,8 @@ class _Shards:
             raise DatasetError(f"{printable(self.folder)}/{name}: it is gone: tokenize --resume makes it anew")
         if sha256(data) != entry["sha256"]:
             raise FormatError(f"{printable(self.folder)}/{name}: damaged: tokenize --resume makes it anew")
-        table, _ = read_shard(data, name)
-        tokens = tokens_of(table, self.spec)
+        table, _ = read_shard(data, name, limits=self.limits)
+        tokens = tokens_of(table, self.spec, self.limits)
         rest = table.drop_columns(["payload" if "payload" in table.column_names else "tokens"]).to_pylist()
         return [{**row, "tokens": tokens_of_row} for row, tokens_of_row in zip(rest, tokens, strict=True)]
 
@@ -75,7 +75,7 @@ class TokenDataset(_Shards, Dataset):
     partial  only the shards that are done
     inputs   where the pictures are that were tokenised, for `original`: the folder or files that were given then, or a copy
              of them, or several, local or URLs. The data set itself does not say it: a path that it records is never opened.
-    limits   `rows` of its plan
+    limits   `rows` of its plan, and of each shard `pixels` of an image and `work` of reading its tokens
 
     Raises DatasetError where there is no data set or it is not complete, or an input is not there; FormatError for a damaged
     plan or shard.
