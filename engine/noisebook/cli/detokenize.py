@@ -1,13 +1,16 @@
 """`noisebook detokenize`: a data set of tokens back to pictures."""
 
 import argparse
-import json
 from pathlib import Path
 
 from noisebook.cli import options
-from noisebook.errors import SpecError
+from noisebook.cli.show import log, say, say_json
+from noisebook.errors import ImageError, SpecError, printable
 
 ABOUT = "A tokenised data set back to PNG pictures."
+MEMORY = (
+    "memory that may be taken, such as 512M or 4G: batches of large pictures are smaller (default: half of the machine's)"
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of the pictures, KEY.png; those that are there already are not made again",
+        help="folder of the pictures, KEY.png: new, empty, or with pictures of this data set, which are not made again",
     )
     parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
@@ -27,10 +30,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images decoded at once (default: 32)")
     parser.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
     options.add_data_set(parser)
+    options.add_limits_of_files(parser, "pixels")
+    parser.add_argument("--memory", type=options.size_of, metavar="SIZE", help=MEMORY)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the pictures. Raises what `TokenDataset` and `detokenize` raise."""
+    """Writes the pictures and prints the counts: 0, or 3 where images have failed. Raises what `TokenDataset` and
+    `detokenize` raise."""
     options.need_datasets()
     from noisebook.datasets.detokenize import detokenize
     from noisebook.datasets.reader import TokenDataset
@@ -43,7 +49,14 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     with tqdm(total=len(data) if args.first is None else min(args.first, len(data)), unit="img") as bar:
-        counts = detokenize(data, codec, args.output, args.batch_size, args.first, args.steps, bar.update)
-    text = f"{args.output}: {counts['written']} written, {counts['skipped']} were there"
-    print(json.dumps(counts) if args.json else text)
-    return 0
+        limits = options.limits_of(args)
+        counts = detokenize(data, codec, args.output, args.batch_size, args.first, args.steps, bar.update, limits)
+    if args.json:
+        say_json(counts)
+    else:
+        for row in counts["failed"]:
+            log(f"{printable(row['key'])}: {row['code']}: {row['message']}")
+        codes = ", ".join(f"{count} {code}" for code, count in sorted(counts["failed_by_code"].items()))
+        failed = f", {counts['n_failed']} failed ({codes})" if counts["n_failed"] else ""
+        say(f"{args.output}: {counts['written']} written, {counts['skipped']} were there{failed}")
+    return ImageError.code if counts["n_failed"] else 0

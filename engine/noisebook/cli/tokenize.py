@@ -1,11 +1,11 @@
 """`noisebook tokenize`: a whole data set to shards of tokens."""
 
 import argparse
-import json
 import os
 from typing import TYPE_CHECKING
 
 from noisebook.cli import options
+from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--bpp", type=float, help="bits per pixel of the tokens")
     options.add_limits(group)
     options.add_encoder_options(parser)
+    options.add_limits_of_files(parser, "pixels", "rows")
+    parser.add_argument(
+        "--memory",
+        type=options.size_of,
+        metavar="SIZE",
+        help="memory that this process and its workers may take, such as 512M or 4G (default: half of the machine's): a "
+        "picture that needs more fails, batches of large pictures are smaller",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,12 +97,13 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.datasets.run import tokenize
 
     values = {name: getattr(args, name) for name in JOB}
-    counts = tokenize(args.inputs, args.output, codec=recipe_of(args), engine=args.engine, log=options.log, **values)
+    limits, codec = options.limits_of(args), recipe_of(args)
+    counts = tokenize(args.inputs, args.output, codec=codec, engine=args.engine, log=log, limits=limits, **values)
     if args.json:
-        print(json.dumps(counts))
+        say_json(counts)
     else:
         codes = ", ".join(f"{count} {code}" for code, count in sorted(counts["failed_by_code"].items()))
-        print(
+        say(
             f"{args.output}: {counts['shards']} of {counts['of_shards']} shards, {counts['n_in']} images: "
             f"{counts['n_ok']} ok, {counts['n_failed']} failed{f' ({codes})' if codes else ''}, "
             f"{counts['remarks']} remarks"

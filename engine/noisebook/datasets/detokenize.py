@@ -1,20 +1,35 @@
 """A tokenised data set back to pictures."""
 
+import errno
+import json
+import os
+import stat
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from noisebook.datasets import memory
+from noisebook.datasets.ledger import read_json_object, shard_name
+from noisebook.datasets.names import TAKEN, PictureNames
 from noisebook.datasets.reader import TokenDataset
-from noisebook.errors import CodecMismatchError, DatasetError
+from noisebook.datasets.sources.base import Failure
+from noisebook.datasets.store import LOCK, Store
+from noisebook.errors import CodecMismatchError, DatasetError, FormatError, NoisebookError, first_line, printable
 from noisebook.images.files import pixels_of
 from noisebook.images.io import png_bytes
 from noisebook.runtime.atomic import write_bytes
+from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
+
+MARKER = ".noisebook-detokenize.json"  # says whose pictures a folder holds
+NAMED = 10_000  # failures that are named; the others are counted
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.ELOOP)  # of one name, not of the disk
 
 
 def detokenize(
@@ -25,21 +40,61 @@ def detokenize(
     first: int | None = None,
     steps: int | None = None,
     tell: Callable[[int], Any] = lambda _: None,
+    limits: Limits = DEFAULT,
 ) -> dict[str, Any]:
-    """Writes OUTPUT/KEY.png of the first `first` images (None: of all), batch by batch of one size. Files that are there
-    are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps of each.
-    `tell` is called with the number of images after each batch. Returns {"written", "skipped"}.
+    """Writes the pictures of the first `first` images (None: of all) into the folder `output`, batch by batch of one size.
+    An image goes to its key, if that ends in .png, else to KEY.png; see `PictureNames` for names that meet.
 
-    Raises CodecMismatchError for another codec, DatasetError for a key that leads out of the folder."""
+    The folder is new, empty, or holds pictures of the same data set, codec and steps, as its marker says. Files that are
+    there are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps of each.
+    `tell` is called with the number of images after each batch. `limits`: `pixels` of a decode; a batch is smaller than
+    `batch_size` where `memory` asks for it.
+
+    Returns {"written", "skipped", "n_failed", "failed_by_code", "failed": [{"key", "code", "message"}]}: an image whose key
+    cannot be a name there (bad_key, taken, name_too_long), or that is too_large, fails, and the others are written; of more
+    than 10,000 failures the first are listed.
+
+    Raises CodecMismatchError for another codec, DatasetError for a folder that holds something else."""
     if codec.spec.hash != data.spec.hash:
         raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
-    counts = {"written": 0, "skipped": 0}
-    for batch in _batches(data, len(data) if first is None else min(first, len(data)), batch_size, output, counts):
-        for (path, _), pixels in zip(batch, decoded(codec, [row for _, row in batch], steps), strict=True):
-            write_bytes(path, png_bytes(pixels))
-        counts["written"] += len(batch)
-        tell(len(batch))
-    return counts
+    about = {"plan": data.plan.hash, "codec": codec.spec.hash.hex(), "steps": steps}
+    _refuse_foreign(output, about)
+    store = Store(os.path.abspath(output))
+    with store.lock():
+        if not _refuse_foreign(output, about):
+            store.write(MARKER, (json.dumps({"noisebook": "detokenize", **about}, indent=1) + "\n").encode())
+        store.collect_strays(("",))
+        run = _Run(data, codec, output, batch_size, limits)
+        for batch in run.batches(len(data) if first is None else min(first, len(data))):
+            store.refuse_moved()
+            run.write(batch, steps)
+            tell(len(batch))
+    return {"written": run.written, "skipped": run.skipped, **run.failures()}
+
+
+def _refuse_foreign(output: Path, about: dict[str, Any]) -> bool:
+    """Whether the folder has a marker. Raises DatasetError where it holds something else than these pictures."""
+    shown = printable(output)
+    try:
+        names = os.listdir(output)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise DatasetError(f"{shown}: cannot be a folder of pictures: {why}") from error
+    if MARKER in names:
+        try:
+            found = read_json_object(Store(os.path.abspath(output)).read(MARKER) or b"", MARKER)
+        except NoisebookError as error:
+            raise DatasetError(f"{shown}: {error}: choose another -o") from error
+        if any(name not in found or found[name] != value for name, value in about.items()):
+            raise DatasetError(
+                f"{shown}: it holds pictures of another data set, codec or number of steps: choose another -o"
+            )
+        return True
+    if foreign := sorted(set(names) - {LOCK, f"{LOCK}-0"}):
+        raise DatasetError(f"{shown}: something else is there ({printable(foreign[0], 100)}): choose an empty folder")
+    return False
 
 
 def decoded(codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None) -> np.ndarray:
@@ -48,27 +103,99 @@ def decoded(codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = 
     return pixels_of(codec.decode(tokens, (rows[0]["height"], rows[0]["width"]), steps))
 
 
-def _batches(
-    data: TokenDataset, count: int, size: int, output: Path, counts: dict[str, int]
-) -> Iterator[list[tuple[Path, dict[str, Any]]]]:
-    buckets: dict[tuple[int, int], list[tuple[Path, dict[str, Any]]]] = {}
-    for index in range(count):
-        row = data[index]
-        path = _path(output, row["key"])
-        if path.exists():
-            counts["skipped"] += 1
-            continue
-        key = row["height"], row["width"]
-        bucket = buckets.setdefault(key, [])
-        bucket.append((path, row))
-        if len(bucket) == size:
-            yield buckets.pop(key)
-    yield from buckets.values()
+Batch = list[tuple[Path, dict[str, Any]]]  # rows of one size, and where each goes
 
 
-def _path(output: Path, key: str) -> Path:
-    """Where an image goes: its key, whatever its ending was, as a PNG inside the folder."""
-    name = PurePosixPath(key)
-    if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise DatasetError(f"the key {key!r} leads out of the folder: the data set is not safe to unpack")
-    return output / name.with_name(name.name + ".png")
+class _Run:
+    """What is written, there already, and failed so far."""
+
+    def __init__(self, data: TokenDataset, codec: "Codec", output: Path, batch_size: int, limits: Limits):
+        self.data, self.codec, self.output, self.batch_size, self.limits = data, codec, output, batch_size, limits
+        self.names = PictureNames()
+        self.written = self.skipped = 0
+        self.by_code: Counter[str] = Counter()
+        self.failed: list[dict[str, str]] = []
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """The first `count` rows, shard by shard, those that are left to write."""
+        buckets: dict[tuple[int, int], Batch] = {}
+        for row, name, problem in self._rows(count):
+            size = row["height"], row["width"]
+            path, failure = self._place(name, problem, *size)
+            if failure is not None:
+                self.fail(row["key"], failure)
+            elif path is None:
+                self.skipped += 1
+            else:
+                buckets.setdefault(size, []).append((path, row))
+                if len(buckets[size]) == self._batch(*size):
+                    yield buckets.pop(size)
+        yield from buckets.values()
+
+    def _rows(self, count: int) -> Iterator[tuple[dict[str, Any], str, str]]:
+        """(row, its picture's name, why it has none) of the first `count` rows. All items of the plan have a name, also
+        those that failed or are not done yet: so it never changes."""
+        done = {entry["shard"]: entry for entry in self.data.done}
+        for shard in range(self.data.plan.shards):
+            if count <= 0:
+                return
+            rows = deque(self.data.read(done[shard]) if shard in done else ())
+            for item in self.data.plan.items(shard):
+                name, problem = self.names(item.key)
+                if rows and rows[0]["key"] == item.key:
+                    if count > 0:
+                        yield rows.popleft(), name, problem
+                    count -= 1
+            if rows and count > 0:
+                raise FormatError(f"{shard_name(shard)}: its keys are not those of the plan: noisebook verify says more")
+
+    def _batch(self, height: int, width: int) -> int:
+        most = memory.coded_pixels(self.limits, self.codec.device.type)
+        return max(1, min(self.batch_size, most // (height * width)))
+
+    def _place(self, name: str, problem: str, height: int, width: int) -> tuple[Path | None, Failure | None]:
+        """(where an image goes; None: it is there. Why it cannot be written.)"""
+        if problem:
+            return None, Failure("taken" if problem == TAKEN else "bad_key", problem)
+        if refusal := too_much(f"{height} x {width} pixels are", height * width, self.limits, "pixels"):
+            return None, Failure("too_large", refusal)
+        path = self.output / name
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            return path, None
+        except OSError as error:
+            return None, _of_name(error)
+        return None, None if stat.S_ISREG(mode) else Failure("taken", "something that is no file has its name")
+
+    def write(self, batch: Batch, steps: int | None) -> None:
+        """Decodes rows and writes their pictures. Raises NoisebookError where none can be written."""
+        pictures = decoded(self.codec, [row for _, row in batch], steps)
+        for (path, row), pixels in zip(batch, pictures, strict=True):
+            try:
+                write_bytes(path, png_bytes(pixels), replace=False)
+                self.written += 1
+            except NoisebookError as error:
+                cause = error.__cause__
+                if not isinstance(cause, OSError) or cause.errno not in (*NAME_ERRORS, errno.EEXIST, None):
+                    raise
+                self.fail(row["key"], _of_name(cause))
+
+    def fail(self, key: str, failure: Failure) -> None:
+        self.by_code[failure.code] += 1
+        if len(self.failed) < NAMED:
+            self.failed.append({"key": key, "code": failure.code, "message": failure.message})
+
+    def failures(self) -> dict[str, Any]:
+        return {"n_failed": self.by_code.total(), "failed_by_code": dict(self.by_code), "failed": self.failed}
+
+
+def _of_name(error: OSError) -> Failure:
+    """What is wrong with one name. Raises DatasetError for what is wrong with the folder."""
+    if error.errno == errno.ENAMETOOLONG:
+        return Failure("name_too_long", "the file system takes no name of that length")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, None):
+        return Failure("taken", "its name, or a folder in it, is there already as something else")
+    if error.errno in NAME_ERRORS:
+        return Failure("bad_key", f"the file system does not take its name: {error.strerror}")
+    raise DatasetError(f"{printable(error.filename)}: cannot be written: {error.strerror}") from error
