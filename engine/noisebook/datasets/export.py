@@ -15,7 +15,7 @@ import numpy as np
 
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.table import largest_dtype
-from noisebook.errors import DatasetError, SpecError
+from noisebook.errors import DatasetError, SpecError, printable
 from noisebook.runtime.limits import DEFAULT, Limits
 
 FORMATS = ("webdataset", "npy", "megatron")
@@ -38,14 +38,14 @@ def export(folder: str, output: str | Path, form: str, partial: bool = False, li
         raise SpecError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
     data, output = TokenDataset(folder, partial, limits=limits), Path(output)
     if output.exists():
-        raise DatasetError(f"{output}: it is there already: choose another -o")
+        raise DatasetError(f"{printable(output)}: it is there already: choose another -o")
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         unfinished.mkdir(parents=True)
         tokens = {"webdataset": _webdataset, "npy": _npy, "megatron": _megatron}[form](data, unfinished)
         os.replace(unfinished, output)
     except OSError as error:
-        raise DatasetError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise DatasetError(f"{printable(output)}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {"output": str(output), "images": len(data), "tokens": tokens}
@@ -105,7 +105,7 @@ def _npy(data: TokenDataset, folder: Path) -> int:
                     np.lib.format.write_array_header_1_0(f, header)
                 if len(tokens) != length:
                     raise SpecError(
-                        f"{row['key']} has {len(tokens)} tokens, others {length}: export as webdataset or "
+                        f"{printable(row['key'])} has {len(tokens)} tokens, others {length}: export as webdataset or "
                         "megatron, or tokenize with --resize"
                     )
                 f.write(tokens.astype(dtype).tobytes())

@@ -60,6 +60,9 @@ class Rank:
             return default or 0 if value is None else value
 
         world, tasks = number("WORLD_SIZE", 1), number("SLURM_NTASKS", 1)
+        rank = environment.get("RANK", "").strip()
+        if rank not in ("", "0") and _number("WORLD_SIZE", environment) is None and tasks < 2:
+            raise SpecError(f"RANK is {printable(rank, 20)}, but WORLD_SIZE is not set: how many processes are there?")
         elements = number("SLURM_ARRAY_TASK_COUNT", 1)
         if world > 1 and (_number("RANK", environment) is not None or max(tasks, elements) < 2):
             return cls(number("RANK", None, f"WORLD_SIZE is {world}"), world)

@@ -10,8 +10,9 @@ from PIL import Image
 
 from noisebook.codec.load import load
 from noisebook.datasets.table import largest_dtype
-from noisebook.errors import ImageError
-from noisebook.images.io import read_image
+from noisebook.errors import ImageError, printable
+from noisebook.images.io import FORMATS, read_image
+from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 
 class TokenizeBatch:
@@ -23,13 +24,16 @@ class TokenizeBatch:
     preset, options   as of `noisebook.load`; the codec is made at the first call, in the process that works
     image             the column of images: uint8 arrays [H, W, C], PIL images, bytes, or {"bytes": ...}
     tokens            the column to make
+    limits            of pictures: `pixels`
 
     Images of one size in a batch are coded together. Raises ImageError for one that cannot be read: what becomes of it is
     up to the pipeline, and so is resuming. For each image exactly once, and a ledger: `noisebook.datasets.tokenize`.
     """
 
-    def __init__(self, preset: str = "photo", image: str = "image", tokens: str = "tokens", **options: Any):
-        self.preset, self.image, self.tokens, self.options = preset, image, tokens, options
+    def __init__(
+        self, preset: str = "photo", image: str = "image", tokens: str = "tokens", limits: Limits = DEFAULT, **options: Any
+    ):
+        self.preset, self.image, self.tokens, self.limits, self.options = preset, image, tokens, limits, options
         self._codec: Any = None
 
     def __getstate__(self) -> dict[str, Any]:  # a codec is made where it works
@@ -39,7 +43,7 @@ class TokenizeBatch:
         if self._codec is None:
             self._codec = load(self.preset, **self.options)
         codec = self._codec
-        pixels = [_pixels(value, codec.backbone.channels) for value in batch[self.image]]
+        pixels = [_pixels(value, codec.backbone.channels, self.limits) for value in batch[self.image]]
         tokens_of: dict[int, np.ndarray] = {}
         dtype = largest_dtype(codec.spec)
         for shape in dict.fromkeys(x.shape for x in pixels):
@@ -56,20 +60,30 @@ def _column(rows: list[np.ndarray]) -> Any:
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else rows
 
 
-def _pixels(value: Any, channels: int) -> np.ndarray:
+def _pixels(value: Any, channels: int, limits: Limits) -> np.ndarray:
     """uint8 [H, W, C] of an image in any form that pipelines hold."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, (bytes, bytearray)):
-        return read_image(io.BytesIO(value), channels)
+        return read_image(io.BytesIO(value), channels, limits)
     if isinstance(value, Image.Image):
-        buffer = io.BytesIO()
-        value.save(buffer, "PNG" if value.mode != "CMYK" else "TIFF")
-        return read_image(buffer, channels)
+        return read_image(_saved(value, limits), channels, limits)
     pixels = np.asarray(value)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ImageError(f"an image is uint8 [H, W, C], bytes or a PIL image, not {pixels.dtype} {list(pixels.shape)}")
-    return read_image(_png(pixels), channels) if pixels.ndim == 2 or pixels.shape[2] != channels else pixels
+    return read_image(_png(pixels), channels, limits) if pixels.ndim == 2 or pixels.shape[2] != channels else pixels
+
+
+def _saved(image: Image.Image, limits: Limits) -> io.BytesIO:
+    """A picture of Pillow's as a file. It may not be decoded yet: then it is held against formats and limits before."""
+    if image.format is not None and image.format not in FORMATS:
+        raise ImageError(f"a picture of the format {printable(image.format, 20)}, which noisebook does not read")
+    width, height = image.size
+    if refusal := too_much(f"{height} x {width} pixels are", height * width, limits, "pixels"):
+        raise ImageError(refusal)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if image.mode != "CMYK" else "TIFF")
+    return buffer
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
