@@ -139,7 +139,7 @@ def test_recorded_paths_are_not_opened_or_contacted(tmp_path, made, net, server,
                 data.original(0)
             assert "\n" not in str(error.value)
             build_report([str(out)], backbone=net)
-            assert main(["report", str(out), "-o", str(tmp_path / "r.html"), "--backbone", net]) == 0
+            assert main(["report", str(out), "-o", str(tmp_path / "r.html"), "--backbone", net, "--force"]) == 0
         opened = [name for event, name in heard if event == "open"]
         assert opened
         assert not [name for name in opened if "secret" in name or str(tmp_path / "in") in name]
