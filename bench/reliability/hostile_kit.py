@@ -267,6 +267,7 @@ def watched(place: Place, watch: Watch, command: Command, log: Path) -> dict[str
 
 def child(place: Place, maker: Maker, seeds: list[list[int]], answers: int) -> None:
     """Makes and runs the inputs of these seeds; a line of JSON when one begins and one for what came of it."""
+    place.clean()
     log = place.root / f"log-{os.getpid()}"
     handle = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

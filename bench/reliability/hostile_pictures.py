@@ -39,7 +39,7 @@ def honest(rng: Rng) -> bytes:
         try:
             pixels(rng, mode).save(buffer, form, **options)
             return buffer.getvalue()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             continue
 
 
