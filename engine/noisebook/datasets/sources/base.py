@@ -87,9 +87,9 @@ class Failure:
     """Why an item has no tokens.
 
     missing, unreadable, changed  its file; bad_key  its name leads out of a folder; no_image  its sample or row has none;
-    empty  no bytes; not_an_image, damaged, too_large  what Pillow and the limits say; other_size  not the size of the data set; codec  the
-    codec does not take it; fault  noisebook itself failed; worker_died, timeout  the process that read it; poisoned  its
-    shard failed on every try
+    empty  no bytes; not_an_image, damaged  what Pillow says; too_large  for the limits, or for memory; other_size  not the
+    size of the data set; codec  the codec does not take it; fault  noisebook itself failed; worker_died, timeout  the
+    process that read it; poisoned  its shard failed on every try
     """
 
     code: str
