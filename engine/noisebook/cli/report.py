@@ -27,6 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_data_set(parser)
     options.add_force(parser)
+    options.add_limits_of_files(parser, "pixels", "rows")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.runtime.atomic import write_bytes
 
     refuse_existing([args.output], args.force)
-    page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs)
+    limits = options.limits_of(args)
+    page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs, limits)
     if args.inputs is None and args.images:
         options.log("no originals are shown: give the pictures that were tokenised as --inputs FOLDER")
     write_bytes(args.output, page.encode(), replace=args.force)

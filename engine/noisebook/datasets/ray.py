@@ -47,7 +47,7 @@ class Worker:
     def load(self, given: "Given") -> dict[str, Any]:
         """Reads the plan and makes the codec; where this is. Not the constructor: what that raises, Ray calls a death."""
         store = Store(self.output)
-        recorded = Plan.load(store, given.limits)
+        recorded = Plan.load(store, self.limits)
         if recorded is None:
             raise DatasetError(
                 f"{self.output}: this node sees no plan there: -o must be a folder or URL that all nodes share"
@@ -83,11 +83,10 @@ class Given:
     files: Sequence[File]
     hash: str
     stamp: str
-    limits: Limits
 
     @classmethod
-    def of(cls, plan: Plan, limits: Limits = DEFAULT) -> "Given":
-        return cls(plan.source.files, plan.hash, plan.stamp, limits)
+    def of(cls, plan: Plan) -> "Given":
+        return cls(plan.source.files, plan.hash, plan.stamp)
 
 
 @dataclass

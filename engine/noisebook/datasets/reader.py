@@ -75,7 +75,7 @@ class TokenDataset(_Shards, Dataset):
     partial  only the shards that are done
     inputs   where the pictures are that were tokenised, for `original`: the folder or files that were given then, or a copy
              of them, or several, local or URLs. The data set itself does not say it: a path that it records is never opened.
-    limits   `rows` of its plan, and of each shard `pixels` of an image and `work` of reading its tokens
+    limits   `rows` of its plan, `pixels` of an image (also of what `original` reads), `work` of reading a shard's tokens
 
     Raises DatasetError where there is no data set or it is not complete, or an input is not there; FormatError for a damaged
     plan or shard.
@@ -122,7 +122,7 @@ class TokenDataset(_Shards, Dataset):
                 "records of it is never opened"
             )
         item = self._item(index)
-        (answer,) = serve(requests_for(self._source, [item], 3, self.plan.settings.resize))
+        (answer,) = serve(requests_for(self._source, [item], 3, self.plan.settings.resize, self.limits))
         if isinstance(answer, Failure):
             raise ImageError(f"{printable(item.key, 200)}: {printable(answer.message)}")
         assert isinstance(answer, Picture)

@@ -183,7 +183,7 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
     settings = PlanSettings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound)
     plan = Plan(source, settings)
     if old is None:
-        plan.save(store)
+        plan.save(store, job.limits)
     else:
         old.refuse_unless_same(plan, job.output)
     return plan, codec

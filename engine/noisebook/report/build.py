@@ -7,10 +7,16 @@ from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import DatasetError, SpecError, printable
 from noisebook.report.collect import ReportRun, ReportSource, choose
 from noisebook.report.page import page
+from noisebook.runtime.limits import DEFAULT, Limits
 
 
 def build_report(
-    folders: Sequence[str], images: int = 12, backbone: str | None = None, device: str = "cpu", inputs: Inputs | None = None
+    folders: Sequence[str],
+    images: int = 12,
+    backbone: str | None = None,
+    device: str = "cpu",
+    inputs: Inputs | None = None,
+    limits: Limits = DEFAULT,
 ) -> str:
     """The page, HTML, about data sets of `noisebook tokenize`: one, or several side by side.
 
@@ -19,13 +25,14 @@ def build_report(
     device    where images are decoded
     inputs    where the pictures are that were tokenised: a folder or file, or several, of all data sets; None: the page
               shows decodes without originals, because a path that a data set records is never opened
+    limits    as of `TokenDataset`
 
     Raises SpecError for a bad number, DatasetError where a data set or input is missing or has no image yet, and what
     `noisebook.load` and `Codec.decode` raise.
     """
     if images < 0:
         raise SpecError(f"--images must be at least 0, not {images}")
-    sources = [ReportSource(folder, inputs) for folder in folders]
+    sources = [ReportSource(folder, inputs, limits) for folder in folders]
     for source in sources:
         if not source.rows:
             raise DatasetError(f"{printable(source.name)}: there is no image in it yet: tokenize --resume")

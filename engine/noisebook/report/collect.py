@@ -15,6 +15,7 @@ from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import CodecMismatchError, ImageError, printable
 from noisebook.format.container import pack, packed_bits
 from noisebook.images.metrics import psnr, ssim
+from noisebook.runtime.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
@@ -80,8 +81,11 @@ class ReportRun:
 class ReportSource:
     """A data set to report: at most `ROWS` of its rows, read once, by their keys."""
 
-    def __init__(self, folder: str, inputs: Inputs | None = None):
-        self.data, self.name = TokenDataset(folder, partial=True, inputs=inputs), Path(folder.rstrip("/")).name
+    def __init__(self, folder: str, inputs: Inputs | None = None, limits: Limits = DEFAULT):
+        self.data, self.name = (
+            TokenDataset(folder, partial=True, inputs=inputs, limits=limits),
+            Path(folder.rstrip("/")).name,
+        )
         self.with_originals = inputs is not None
         done = self.data.done
         per_shard = max(1, max((entry["n_ok"] for entry in done), default=1))
