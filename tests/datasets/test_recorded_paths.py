@@ -171,8 +171,10 @@ def test_the_chain_that_ran_a_command_runs_nothing_on_the_fsspec_that_is_require
 )
 def test_recorded_names_stay_below_the_inputs(tmp_path, made, name):
     out, images = made
-    Image.fromarray(images[0]).save(tmp_path / "secret.png")
-    forge(out, name=lambda _: name)
+    secret = tmp_path / "secret.png"
+    Image.fromarray(images[0]).save(secret)
+    about = secret.stat()  # whoever opened it would find the file of the plan
+    forge(out, name=lambda _: name, size=lambda _: about.st_size, stamp=lambda _: f"{about.st_size} {about.st_mtime}")
     data = TokenDataset(out, inputs=tmp_path / "in")
     with watch.listening() as heard, pytest.raises(ImageError):
         data.original(0)
