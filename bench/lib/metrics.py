@@ -126,7 +126,8 @@ def in_batches(function: Callable[..., Any], *images: Tensor, batch: int = 256) 
 
 
 class GivenNetworks:
-    """Metrics of networks that the user gives as TorchScript files, reported by file name and SHA-256.
+    """Metrics of networks that the user gives as TorchScript files, reported by file name and SHA-256. TorchScript is a
+    program, and it is run: give only files that you trust.
 
     lpips: (a, b), float [B, 3, H, W] in [-1, 1] -> distances [B]. inception: images -> features [B, D] for a Frechet
     distance, or (features, class scores [B, K]) for an inception score too. Whether the results may be called LPIPS, FID and

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from audit_kit import touching, watched
 from tiny_pipelines import BUILDERS, OPTIONS, diffusers, edit, noise, pixel_unet, saver
 
 from common import random_images
@@ -336,3 +337,34 @@ def test_stubs_see_one_call_without_guidance_and_one_doubled_with(saved, monkeyp
     for options in ({"label": 1}, {"label": 1, "guidance": 2}):
         from_folder(path, **options).denoise(noise(3, 4, 8, 8), 1.0)
     assert seen == [3, 6]
+
+
+# ---- what a folder says of other files -----------------------------------------------------------------------------------
+def test_configs_name_no_file_that_is_opened(copied, loaded, tmp_path):
+    folder, evil = copied("sd"), str(tmp_path / "evil" / "file.json")
+    code = {"auto_map": {"AutoTokenizer": ["evil--code.Tokenizer", None], "AutoModel": "evil--code.Model"}}
+    names = {"_name_or_path": evil, "name_or_path": evil, "trust_remote_code": True, **code}
+    files = {"vocab_file": evil, "merges_file": evil, "tokenizer_file": evil, "special_tokens_map_file": evil}
+    edit(folder / "tokenizer" / "tokenizer_config.json", **names, **files)
+    for part in ("text_encoder", "unet", "vae"):
+        edit(folder / part / "config.json", **names)
+    with watched() as events:
+        backbone = from_folder(folder)
+    assert not touching(events, "evil")
+    y = noise(1, *backbone.state_shape(16, 16))
+    assert torch.equal(backbone.denoise(y, 1.0), loaded("sd").denoise(y, 1.0))
+
+
+def test_a_text_encoder_is_not_made_larger_than_its_tensors(copied):
+    folder = copied("sd")
+    path = folder / "text_encoder" / "config.json"
+    whole = path.read_text()
+    for changes in (
+        {"vocab_size": 1 << 16, "hidden_size": 1 << 16},
+        {"num_hidden_layers": 1 << 15},
+        {"vocab_size": 1 << 40},
+    ):
+        path.write_text(whole)
+        edit(path, **changes)
+        with pytest.raises(BackboneError, match="text_encoder"):
+            from_folder(folder)

@@ -60,7 +60,7 @@ def test_an_error_of_the_builders_own_is_not_taken_for_an_unknown_option(path, m
         raise TypeError("of its own")
 
     monkeypatch.setitem(registry.KINDS, "toy", broken)
-    with pytest.raises(TypeError, match="of its own"):
+    with pytest.raises(BackboneError, match=r"do not make a backbone of kind 'toy' \(TypeError: of its own\)"):
         backbones.load(path, mood="bad")
 
 

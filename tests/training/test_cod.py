@@ -1,10 +1,12 @@
 """Training of CoD: its loss is the formula, gradients pass the quantisation, and a run gives a tokenizer and a backbone."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from audit_kit import touching, watched
 
 import noisebook
 from common import random_images
@@ -15,6 +17,7 @@ from noisebook.backbones.nets.autoencoders import TinyAutoencoder
 from noisebook.cli import main as cli
 from noisebook.errors import BackboneError, TrainingError
 from noisebook.training import cod
+from noisebook.training.loop import TrainingSettings, _identity, _resume
 
 TINY = CodConfig(hidden=64, heads=1, blocks=3, cond_blocks=2, hidden_x=8, ds=8, bits=3, width=32, cell=4)
 NETWORK = ["--widths", "64", "32", "--blocks", "3", "--patch", "4", "--stride", "8", "--bits", "3"]
@@ -119,6 +122,28 @@ def test_features_that_are_given_lead_the_condition_and_an_early_block(tmp_path,
             cod.read_extractor(tmp_path / "bad.pt", "cpu", 16)
     with pytest.raises(TrainingError, match="no TorchScript"):
         cod.read_extractor(tmp_path / "none.pt", "cpu", 16)
+
+
+def test_what_a_state_names_is_compared_and_never_run(tmp_path, monkeypatch):
+    """A saved run whose settings name a program is refused to a run that was not given it; neither is loaded."""
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("a program was loaded"))
+    settings = TrainingSettings(0.1, recipe="align=evil.pt init=evil.safetensors")
+    state = {"settings": _identity(settings), "spent": 0.0, "iteration": 0, "log": []}
+    torch.save(state, tmp_path / "state.pt")
+    with watched() as events, pytest.raises(TrainingError, match="other settings"):
+        _resume(tmp_path / "state.pt", replace(settings, recipe=""), "cpu")
+    assert not touching(events, "evil")
+    assert _resume(tmp_path / "state.pt", settings, "cpu")["log"] == []
+    torch.save({"settings": _identity(settings)}, tmp_path / "state.pt")
+    with pytest.raises(TrainingError, match="no state to resume"):
+        _resume(tmp_path / "state.pt", settings, "cpu")
+
+
+def test_the_help_says_that_a_program_is_run(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The code in the file is run: give only a file that you trust" in said
 
 
 def test_gradients_pass_the_quantisation(fresh):

@@ -4,6 +4,7 @@ A new kind of checkpoint is a file in `families/` or `nets/` with a function (co
 line in `KINDS`. Everything imported here is light: diffusers and transformers are imported when a model of theirs is built.
 """
 
+import os
 import re
 from collections.abc import Callable
 from inspect import signature
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from noisebook.backbones.base import Backbone, identify
-from noisebook.backbones.checkpoint import read_checkpoint
+from noisebook.backbones.checkpoint import MISFIT, check_config, one_line, read_checkpoint
 from noisebook.backbones.cod import cod
 from noisebook.backbones.cod.files import load_published
 from noisebook.backbones.diffusers.folder import from_folder, from_hub
 from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
 from noisebook.backbones.wrappers.tiled import Tiled
-from noisebook.errors import BackboneError, printable
+from noisebook.errors import BackboneError, NoisebookError, printable
+from noisebook.runtime.devices import own_defaults, usable_device
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -44,6 +46,7 @@ def shipped() -> list[str]:
     return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} | set(VIEWS))
 
 
+@own_defaults()
 def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     """The backbone of that name, file, folder or hub id, on `device`, in evaluation mode; a pixel model that takes only one
     size is tiled, so that it takes any.
@@ -51,8 +54,10 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     options  what a model is conditioned on: `prompt`, `negative_prompt`, `guidance`, `label`; and `autoencoder` of a latent
              CoD; see docs/backbones.md
 
-    Raises BackboneError when there is none, it cannot be read, or it does not know an option.
+    Raises BackboneError when there is none, it cannot be read, or it does not know an option; SpecError for a device that
+    torch cannot use.
     """
+    usable_device(device)
     backbone = _find(str(name), {key: value for key, value in options.items() if value is not None})
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
@@ -78,6 +83,8 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
         backbone.name = name
         return backbone
     path = WEIGHTS / f"{name}.safetensors" if name in shipped() else Path(name)
+    if "\0" in name or len(os.fsencode(path.name)) > 255:
+        raise BackboneError(f"no backbone {printable(name, 100)!r}: no file can have that name")
     if path.is_file() and path.suffix in (".pt", ".ckpt"):
         if other := sorted(set(options) - {"guidance", "autoencoder"}):
             raise BackboneError(f"{path}: a published CoD takes guidance and autoencoder, not {', '.join(other)}")
@@ -92,8 +99,8 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return from_hub(name, **options)
     raise BackboneError(
-        f"no backbone {name!r}: give one of {', '.join(shipped())}, a .safetensors file, a diffusers folder, or a hub's "
-        "OWNER/NAME"
+        f"no backbone {printable(name, 200)!r}: give one of {', '.join(shipped())}, a .safetensors file, a diffusers "
+        "folder, or a hub's OWNER/NAME"
     )
 
 
@@ -101,11 +108,20 @@ def _read(path: Path, options: dict[str, Any]) -> Backbone:
     """The backbone in a checkpoint of noisebook's."""
     kind, config, tensors = read_checkpoint(path)
     if kind not in KINDS:
-        raise BackboneError(f"{path}: unknown kind of backbone {kind!r}; this version knows {', '.join(KINDS)}")
+        raise BackboneError(
+            f"{path}: unknown kind of backbone {printable(kind, 60)!r}; this version knows {', '.join(KINDS)}"
+        )
     try:
         call = signature(KINDS[kind]).bind(config, tensors, **options)
     except TypeError as error:
         raise BackboneError(f"{path}: a backbone of kind {kind!r} takes no {', '.join(options)}") from error
-    backbone = KINDS[kind](*call.args, **call.kwargs)
+    try:
+        check_config(config, tensors)
+        backbone = KINDS[kind](*call.args, **call.kwargs)
+    except NoisebookError:
+        raise
+    except MISFIT as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise BackboneError(f"{path}: config and tensors do not make a backbone of kind {kind!r} ({reason})") from error
     identify(backbone, path, kind, config, tensors, options)
     return backbone

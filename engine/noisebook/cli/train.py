@@ -134,7 +134,7 @@ def _add_cod(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a TorchScript network, images [B, 3, H, W] in [-1, 1] -> features [B, C, h, w]: the condition and an early "
-        "block learn to predict them",
+        "block learn to predict them. The code in the file is run: give only a file that you trust",
     )
 
 

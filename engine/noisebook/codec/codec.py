@@ -22,6 +22,7 @@ from noisebook.format import container
 from noisebook.format.cost import check_cost
 from noisebook.rules import Bins, Rule
 from noisebook.runtime.cuda_graphs import Graphs
+from noisebook.runtime.devices import own_defaults
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.profiler import stage
 from noisebook.spec.spec import CodecSpec, identity_fault
@@ -41,6 +42,7 @@ class Codec:
     of tokens are tried at each step, each for one network call (encoder.py).
     """
 
+    @own_defaults()
     def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0, candidates: int = 1):
         _check(spec, backbone)
         if not 1 <= candidates <= 64:
@@ -83,6 +85,7 @@ class Codec:
         """What the codec does with images of that size. Raises SpecError if tokens or blocks do not fit it."""
         return stream_for(self.spec, self.backbone, self.rule, self.start_rule, height, width)
 
+    @own_defaults()
     def layout_for(self, height: int, width: int) -> Layout:
         """Step, block, bin and vocab_size of every token position for images of that size."""
         return self.stream(height, width).layout()
@@ -93,6 +96,7 @@ class Codec:
         return self.layout_for(*self.default_size)
 
     # ---- encode ---------------------------------------------------------------------------------------------------------
+    @own_defaults()
     def encode(self, images: Tensor, weights: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], uint8 or float32 in [-1, 1] -> tokens int64 [B, L] on the codec's device.
 
@@ -102,11 +106,13 @@ class Codec:
         """
         return self._encode(images, weights)[0]
 
+    @own_defaults()
     def reconstruct(self, images: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
         tokens, decoded = self._encode(images, weights, with_images=True)
         return tokens, decoded
 
+    @own_defaults()
     def encode_packed(self, images: Tensor, weights: Tensor | None = None) -> Tensor:
         """As `encode`, but packed as in a file: uint8 [B, bytes], row by row `container.pack` of the tokens.
 
@@ -139,6 +145,7 @@ class Codec:
         return out
 
     # ---- decode ---------------------------------------------------------------------------------------------------------
+    @own_defaults()
     def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, steps: int | None = None) -> Tensor:
         """Tokens int64 [B, L] -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default `default_size`.
 
@@ -161,6 +168,7 @@ class Codec:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
         return decoded
 
+    @own_defaults()
     def decode_packed(
         self, payload: Tensor, size: tuple[int, int] | None = None, steps: int | None = None, limits: Limits = DEFAULT
     ) -> Tensor:
@@ -188,6 +196,7 @@ class Codec:
             raise FormatError("padding bits are not zero: the file is damaged")
         return decoded
 
+    @own_defaults()
     @torch.no_grad()
     def walk(self, stream: Stream, batch: int, choose: Chooser) -> Tensor:
         """The images [B, C, H, W] at the end of a walk whose tokens `choose` names, see `noisebook.codec.walk`."""
@@ -272,13 +281,18 @@ def _check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
         )
 
 
-def _check(spec: CodecSpec, backbone: Backbone) -> None:
-    """Raises what `Codec` raises where the backbone is not the one of the specification, or cannot walk its schedule."""
+def check_backbone(backbone: Any) -> None:
+    """Raises BackboneError for what is no Backbone: a plain network, a function, a path."""
     if not isinstance(backbone, Backbone):
         raise BackboneError(
-            f"a codec needs a noisebook.backbones.Backbone, not {type(backbone).__name__}: derive a class from it with "
-            "denoise(y, sigma), see docs/backbones.md"
+            f"a codec needs the name of a backbone or a noisebook.backbones.Backbone, not {type(backbone).__name__}: derive "
+            "a class from it with denoise(y, sigma), see docs/backbones.md"
         )
+
+
+def _check(spec: CodecSpec, backbone: Backbone) -> None:
+    """Raises what `Codec` raises where the backbone is not the one of the specification, or cannot walk its schedule."""
+    check_backbone(backbone)
     if not backbone.fingerprint:
         raise BackboneError(
             f"backbone {printable(backbone.name, 100)!r} has no fingerprint, so a file could not tell it from another: "

@@ -5,7 +5,7 @@ from typing import Any
 
 from noisebook import backbones
 from noisebook.backbones import Backbone
-from noisebook.codec.codec import Codec
+from noisebook.codec.codec import Codec, check_backbone
 from noisebook.errors import SpecError
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
@@ -52,6 +52,7 @@ def load(
         raise SpecError("a backbone that is already loaded takes no conditions; give them to noisebook.backbones.load")
     find = backbones.load_recorded if backbone is None and recipe is None else backbones.load
     model = find(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
+    check_backbone(model)
     if recipe is not None and (changes or backbone is not None):
         spec = recipe.build(model)
     if (dtype, channels_last, compile) != ("float32", False, False):

@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
 from noisebook.errors import SpecError
+from noisebook.runtime.devices import own_defaults
 from noisebook.runtime.pixels import from_uint8
 from noisebook.spec.curve import Curve
 
 HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln sigma
 
 
+@own_defaults()
 def measure(
     backbone: Backbone,
     batches: Sequence[Tensor],

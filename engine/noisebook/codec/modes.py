@@ -17,6 +17,7 @@ from noisebook.backbones import Backbone
 from noisebook.codec.codec import Chooser, Codec
 from noisebook.codec.stream import Segment, Stream
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
+from noisebook.runtime.devices import own_defaults
 from noisebook.spec.step import StepIndex
 
 Operator = Callable[[Tensor], Tensor]  # linear: images [B, C, H, W] -> what is observed of them, [B, ...]
@@ -26,6 +27,7 @@ CHUNK = 1 << 24  # numbers of codewords it holds at a time
 REC601 = (0.299, 0.587, 0.114)  # luma of R, G, B
 
 
+@own_defaults()
 def generate(codec: Codec, batch: int, size: tuple[int, int] | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Compressed random generation: every token drawn uniformly -> (tokens int64 [B, L], images float32 [B, C, H, W]).
 
@@ -39,6 +41,7 @@ def generate(codec: Codec, batch: int, size: tuple[int, int] | None = None, seed
     return tokens, codec.decode(tokens, (stream.height, stream.width))
 
 
+@own_defaults()
 def guide(
     codec: Codec, other: Backbone, batch: int, size: tuple[int, int] | None = None, candidates: int = 4, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -77,6 +80,7 @@ def guide(
         return _recorded(codec, stream, batch, choose)
 
 
+@own_defaults()
 def restore(
     codec: Codec, observed: Tensor, operator: Operator, size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -122,6 +126,7 @@ def restore(
     return _recorded(codec, stream, len(observed), choose)
 
 
+@own_defaults()
 def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
     """Editing by replay: tokens chosen under the condition of `source`, decoded under that of `target`; images uint8 or
     float32 [B, C, H, W] -> float32 [B, C, H, W].
@@ -144,6 +149,7 @@ def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
 
 
 # ---- linear operators: images [B, C, H, W] in [-1, 1] -> what is observed ----------------------------------------------
+@own_defaults()
 def downsample(factor: int) -> Operator:
     """Means of blocks of factor x factor pixels, [B, C, H / factor, W / factor]: its inverse is super-resolution.
 
@@ -159,6 +165,7 @@ def downsample(factor: int) -> Operator:
     return apply
 
 
+@own_defaults()
 def grey() -> Operator:
     """Luma with the weights of ITU-R Rec. 601 (.299, .587, .114), of gamma-coded R, G, B as they are, [B, 1, H, W]: its
     inverse is colourisation. On application raises ImageError unless there are 3 channels."""
@@ -171,6 +178,7 @@ def grey() -> Operator:
     return apply
 
 
+@own_defaults()
 def blur(kernel: float | Tensor) -> Operator:
     """Each channel correlated with a kernel, its edges reflected, [B, C, H, W]: its inverse is deblurring.
 

@@ -1,6 +1,9 @@
-"""Devices by name."""
+"""Devices by name, and torch's defaults."""
 
-from noisebook.errors import SpecError, first_line
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from noisebook.errors import SpecError, first_line, printable
 
 
 def usable_device(name: str) -> str:
@@ -9,6 +12,23 @@ def usable_device(name: str) -> str:
 
     try:
         torch.empty(0, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device {name!r} cannot be used: {first_line(error)}") from error
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise SpecError(f"device {printable(repr(name), 60)} cannot be used: {first_line(error)}") from error
     return name
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Inside, tensors that name no dtype or device are float32 and on the CPU, as torch begins, whatever the caller of
+    noisebook has set; the caller's defaults are back at the end. A decorator, too."""
+    import torch
+
+    dtype = torch.get_default_dtype()
+    if dtype != torch.float32:
+        torch.set_default_dtype(torch.float32)
+    try:
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)

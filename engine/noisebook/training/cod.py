@@ -87,7 +87,8 @@ Extractor = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [-1, 1] -> feat
 
 
 def read_extractor(path: Path, device: str, side: int) -> tuple[Extractor, int]:
-    """(the TorchScript network in a file, its features C), tried on an image of `side` pixels.
+    """(the TorchScript network in a file, its features C), tried on an image of `side` pixels. TorchScript is a program, and
+    it is run: `path` is what the user typed, never what a file says.
 
     Raises TrainingError where the file holds no such network, or one that gives something else than [B, C, h, w]."""
     try:

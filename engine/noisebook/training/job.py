@@ -37,7 +37,7 @@ class TrainingJob:
     share          cod: share of images at a random time; the others are at pure noise, where one step must do
     dropped        cod: share of images without a condition; 1: a model that has none
     autoencoder    cod: train on latents, see `read_autoencoder`; they have `latents` channels
-    align          cod: a TorchScript network, images [B, 3, H, W] in [-1, 1] -> features [B, C, h, w]
+    align          cod: a TorchScript network, images [B, 3, H, W] in [-1, 1] -> features [B, C, h, w]; its code is run
     sizes          sides of the crops, in turn
     pixels         in a batch
     learning_rate  at its height

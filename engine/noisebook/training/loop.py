@@ -181,10 +181,11 @@ def _resume(path: Path, settings: TrainingSettings, data: str, device: str, **pa
         same = state["settings"] == _identity(settings)
         for name, part in parts.items() if same else ():
             part.load_state_dict(state[name])
+        run = {name: state[name] for name in ("spent", "iteration", "log")}
     except Exception as error:  # torch.load raises many types for a damaged file
         raise TrainingError(f"{path}: no state to resume ({first_line(error)}); give another -o") from error
     if state.get("data", data) != data:  # older runs do not say
         raise TrainingError(f"{path}: a run on other images; give the same ones, or another -o")
     if not same:
         raise TrainingError(f"{path}: a run of other settings; give the same ones, or another -o")
-    return {name: state[name] for name in ("spent", "iteration", "log")}
+    return run

@@ -3,7 +3,6 @@
 Pickles are never read: only safetensors.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from noisebook.backbones.base import fingerprint_of
-from noisebook.backbones.checkpoint import one_line
+from noisebook.backbones.checkpoint import MISFIT, check_config, check_size, one_line
 from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
+from noisebook.runtime import strict_json
 
 MODEL, TEXT_MODEL = "diffusion_pytorch_model", "model"  # names of weight files, without endings: diffusers, transformers
 WEIGHTS_FILE = f"{MODEL}.safetensors"
+MOST_JSON = 1 << 26  # bytes: an index of shards names every tensor
 FALLBACKS = ("fp16", "bf16")  # variants that are taken where there are no plain weights
 SCHEDULER = ("scheduler/scheduler_config.json", "scheduler_config.json")
 # Attention layers of models that were saved before diffusers 0.15, and what they are called since.
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-# What the libraries raise where a config and tensors do not fit each other.
-MISFIT = (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError, OSError)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises BackboneError where there is none."""
+    """A JSON object from a file of at most 64 MiB. Raises BackboneError where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as f:
+            value = strict_json.loads(f.read(MOST_JSON + 1), MOST_JSON)
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
     if not isinstance(value, dict):
@@ -144,7 +144,10 @@ class Folder:
         cls = getattr(diffusers, kind)
         config = self.config(part)
         tensors = self.tensors(part) if tensors is None else tensors
+        config = public(config)  # without _class_name, which the library would look up
         try:
+            check_config(config, tensors)
+            check_size(lambda: cls.from_config(config), tensors)
             module = cls.from_config(config)
             module.load_state_dict({_renamed(name): t.float() for name, t in tensors.items()}, assign=True)
         except MISFIT as error:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebook.backbones.checkpoint import one_line
-from noisebook.backbones.diffusers.files import MISFIT, TEXT_MODEL, Folder, read_json
+from noisebook.backbones.checkpoint import MISFIT, check_config, check_size, one_line
+from noisebook.backbones.diffusers.files import TEXT_MODEL, Folder, public, read_json
 from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
 
@@ -73,11 +73,17 @@ class TextEncoders:
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            cls = getattr(transformers, kind)
+            cls, read = getattr(transformers, kind), public(self.folder.config(part))
+            read.pop("auto_map", None)  # code that comes with a model is never looked at
+            check_config(read, tensors)
+            config = cls.config_class.from_dict(read)
             with quiet(transformers):
+                check_size(lambda: cls(config), tensors)
                 encoder, report = cls.from_pretrained(
                     None,
-                    config=cls.config_class.from_dict(self.folder.config(part)),
+                    config=config,
+                    local_files_only=True,
+                    trust_remote_code=False,
                     dtype=torch.float32,
                     state_dict={name: t.float() for name, t in tensors.items() if t.is_floating_point()},
                     output_loading_info=True,
@@ -112,8 +118,12 @@ class TextEncoders:
         if not any(all((path / name).is_file() for name in names) for names in VOCABULARIES):
             names = ", nor ".join(" with ".join(names) for names in VOCABULARIES)
             raise BackboneError(f"{path}: no {names}")  # the library would make do with an empty vocabulary
+        cls = getattr(transformers, kind)
+        # its config may name other files for these: only those beside it are read
+        files = {name: path / file for name, file in cls.vocab_files_names.items()}
+        beside = {name: str(file) if file.is_file() else None for name, file in files.items()}
         try:
-            return getattr(transformers, kind).from_pretrained(path, local_files_only=True)
+            return cls.from_pretrained(path, local_files_only=True, trust_remote_code=False, **beside)
         except Exception as error:  # the tokenizers library raises bare Exceptions
             raise BackboneError(f"{path}: cannot be read as a {kind}: {one_line(error)}") from error
 

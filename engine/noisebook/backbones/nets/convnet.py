@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noisebook.backbones.base import Backbone
+from noisebook.backbones.checkpoint import check_size
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
 from noisebook.errors import BackboneError, first_line
 
@@ -167,7 +168,11 @@ def prior_backbone(kind: Callable[..., PriorDenoiser], config: dict[str, Any], t
     """A backbone around kind(prior, **config) with the weights in `tensors`. Raises BackboneError where they do not fit."""
     prior = {name.removeprefix("prior."): t for name, t in tensors.items() if name.startswith("prior.")}
     try:
-        net = kind(DCTPrior(**prior) if "variance" in prior else SpectrumPrior(**prior), **config)
+        gaussian = DCTPrior(**prior) if "variance" in prior else SpectrumPrior(**prior)
+        if len(config.get("widths", ())) > 16:
+            raise ValueError("more than 16 widths")
+        check_size(lambda: kind(gaussian, **config), tensors)
+        net = kind(gaussian, **config)
         net.load_state_dict({name: t.float() for name, t in tensors.items()})
     except (TypeError, KeyError, RuntimeError, ValueError) as error:
         raise BackboneError(f"the checkpoint's config and weights do not fit: {first_line(error)}") from error
