@@ -254,10 +254,12 @@ def watched(place: Place, watch: Watch, command: Command, log: Path) -> dict[str
     if found := obeyed(text):
         problems.append(f"control characters {', '.join(found[:5])}")
     problems += [f"replaced or removed {name}" for name, was in before.items() if after.get(name) != was]
-    problems += [
-        f"left in the traps: {name}" for name in after.keys() - before.keys() if str(place.traps.file.parent) in name
-    ]
-    problems += [f"half-written {name}" for name in after.keys() - before.keys() if name.endswith(".tmp")]
+    new, traps = after.keys() - before.keys(), str(place.traps.file.parent)
+    problems += [f"left in the traps: {name}" for name in new if traps in name]
+    problems += [f"half-written {name}" for name in new if name.endswith(".tmp")]
+    for page in new:
+        if page.endswith(".html") and (found := obeyed(Path(page).read_text(encoding="utf-8", errors="surrogateescape"))):
+            problems.append(f"control characters in the page: {', '.join(found[:5])}")
     if seconds > command.seconds:
         problems.append(f"{seconds:.1f} s, {command.seconds:g} are allowed")
     if peak > command.mib:

@@ -4,6 +4,7 @@ A new kind of checkpoint is a file in `families/` or `nets/` with a function (co
 line in `KINDS`. Everything imported here is light: diffusers and transformers are imported when a model of theirs is built.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError, NoisebookError, printable
 from noisebook.runtime.devices import own_defaults, usable_device
+from noisebook.runtime.limits import DEFAULT
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -59,6 +61,8 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     """
     usable_device(device)
     backbone = _find(str(name), {key: value for key, value in options.items() if value is not None})
+    if backbone.size is not None and math.prod(backbone.size) > DEFAULT.pixels:
+        raise BackboneError(f"{printable(name, 200)}: it takes only {backbone.size} pixels, more than {DEFAULT.pixels:,}")
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
     return backbone.to(device).eval().requires_grad_(False)

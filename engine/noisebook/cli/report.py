@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs, limits)
     if args.inputs is None and args.images:
         options.log("no originals are shown: give the pictures that were tokenised as --inputs FOLDER")
-    write_bytes(args.output, page.encode(), replace=args.force)
+    write_bytes(args.output, page.encode(errors="backslashreplace"), replace=args.force)
     if args.json:
         say_json({"output": str(args.output)})
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from noisebook.errors import NoisebookError, first_line, printable
 
 FAULT = 70  # the exit code of an error that nobody foresaw: EX_SOFTWARE of sysexits.h
+ALLOCATOR = "can't allocate memory"  # what torch says, in a RuntimeError
 MOST = 500  # characters of a message, or of a cell of a table
 
 
@@ -41,6 +42,8 @@ def failure(error: BaseException, with_traceback: bool = False) -> tuple[str, in
     `with_traceback` then also writes where it was raised to stderr."""
     if isinstance(error, NoisebookError):
         return f"{type(error).__name__}: {shown(error)}", error.code
+    if isinstance(error, MemoryError) or ALLOCATOR in str(error):
+        return f"MemoryError: this machine has too little memory for it: {first_line(error)}", NoisebookError.code
     if with_traceback:
         for line in "".join(traceback.format_exception(error)).splitlines():
             _write(printable(line))

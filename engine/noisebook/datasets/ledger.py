@@ -72,7 +72,16 @@ def read_json_object(data: bytes, what: str) -> dict[str, Any]:
 
 
 # What an entry has, by its status, and of what type; an int is at least 0.
-COMMON = {"plan": str, "n_in": int, "n_ok": int, "n_failed": int, "failed": list, "remarks": list, "versions": dict}
+COMMON = {
+    "plan": str,
+    "n_in": int,
+    "n_ok": int,
+    "n_failed": int,
+    "failed": list,
+    "remarks": list,
+    "versions": dict,
+    "finished": str,
+}
 OF_DONE = {"sha256": str, "bytes": int, "tokens": int, "device": str, "host": str}
 SPEEDS = ("seconds", "images_per_s")  # of a shard that is done: numbers
 ITEM = {"failed": ("key", "code", "message"), "remarks": ("key", "code")}

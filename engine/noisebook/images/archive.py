@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ from noisebook.runtime.limits import DEFAULT, Limits, machine_memory, too_much
 
 CHUNK = 1 << 20  # bytes that are unpacked at once
 DEFLATED = 1033  # times that deflate shrinks data at most, rounded up
-BROKEN = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError)
+BROKEN = (  # TokenError and SyntaxError: numpy reads the header of a member with Python's own parser
+    *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 def load_npz_images(path: str | Path, count: int | None = None, limits: Limits = DEFAULT) -> list[np.ndarray]:
