@@ -170,6 +170,8 @@ class Tokenizer:
             return Failure("codec", f"{type(error).__name__}: {first_line(error)}")
         except Exception as error:
             _refuse_what_concerns_all(error, image[None])
+            if isinstance(error, ValueError) and "dimensions" in str(error):  # of the codebook: more than 2^24
+                return Failure("codec", f"the picture is too large for the codebook: {first_line(error)}: give --resize")
             return Failure("fault", f"a fault of noisebook: {type(error).__name__}: {first_line(error)}")
 
     def _commit(self, shard: int, made: ShardInProgress) -> int:
