@@ -264,6 +264,7 @@ print("peak", code, peak << 10)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_stays_below_the_memory(tmp_path, fresh):
     """12 megapixels would take more than 3 GB."""

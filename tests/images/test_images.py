@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from noisebook import ImageError
+from noisebook.datasets.decoding import decode
 from noisebook.images import io as images
 from noisebook.images import metrics
 from noisebook.runtime.limits import Limits
@@ -116,13 +117,26 @@ def test_the_limit_is_ours_only_while_we_read(monkeypatch):
         Image.open(io.BytesIO(data))
 
 
+OTHER = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    "PDF": b"%PDF-1.4\n",
+    "WMF": b"\xd7\xcd\xc6\x9a" + bytes(40),
+    "PSD": b"8BPS\0\1" + bytes(40),
+    "FITS": b"SIMPLE  =                    T" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("form", OTHER)
+def test_other_formats_are_refused_whatever_a_file_is_called(form):
+    with pytest.raises(ImageError, match=r"not a picture of a format that noisebook reads \(PNG, JPEG, WEBP,"):
+        images.read_image(io.BytesIO(OTHER[form]))
+    assert decode(OTHER[form], "photo.png", 3).code == "not_an_image"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a program of POSIX")
-@pytest.mark.parametrize("form", ["EPS", "PDF", "WMF", "PSD", "TTF"])
-def test_no_picture_starts_a_program(tmp_path, form):
-    """Ghostscript is looked for on the PATH when Pillow first meets an EPS, so this is a process of its own."""
-    first = {"EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "PDF": b"%PDF-1.4\n"}
-    other = {"WMF": b"\xd7\xcd\xc6\x9a" + bytes(40), "PSD": b"8BPS\0\1" + bytes(40), "TTF": b"\0\1\0\0" + bytes(40)}
-    (tmp_path / "photo.png").write_bytes((first | other)[form])
+def test_no_picture_starts_a_program(tmp_path):
+    """Pillow gives an EPS to Ghostscript, and looks for it on the PATH once: so this is a process of its own."""
+    (tmp_path / "photo.png").write_bytes(OTHER["EPS"])
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gs").write_text(f"#!/bin/sh\necho run > {tmp_path}/it-ran\n")
     (tmp_path / "bin/gs").chmod(0o755)
@@ -135,9 +149,7 @@ def test_no_picture_starts_a_program(tmp_path, form):
     environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     path = str(tmp_path / "photo.png")
     done = subprocess.run([sys.executable, "-c", code, path], env=environment, capture_output=True, text=True, check=True)
-    words, failure = done.stdout.splitlines()
-    assert words.startswith("not a picture of a format that noisebook reads (PNG, JPEG, WEBP,")
-    assert failure.startswith("Failure(code='not_an_image'")
+    assert len(done.stdout.splitlines()) == 2
     assert not (tmp_path / "it-ran").exists()
 
 

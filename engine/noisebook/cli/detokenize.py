@@ -8,6 +8,7 @@ from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError, printable
 
 ABOUT = "A tokenised data set back to PNG pictures."
+SHOWN = 20  # failures on a terminal
 MEMORY = (
     "memory that may be taken, such as 512M or 4G: batches of large pictures are smaller (default: half of the machine's)"
 )
@@ -30,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images decoded at once (default: 32)")
     parser.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
     options.add_data_set(parser)
-    options.add_limits_of_files(parser, "pixels")
+    options.add_limits_of_files(parser, "pixels", "network_calls")
     parser.add_argument("--memory", type=options.size_of, metavar="SIZE", help=MEMORY)
 
 
@@ -54,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say_json(counts)
     else:
-        for row in counts["failed"]:
-            log(f"{printable(row['key'])}: {row['code']}: {row['message']}")
+        for row in counts["failed"][:SHOWN]:
+            log(f"{printable(row['key'], 200)}: {row['code']}: {row['message']}")
+        if counts["n_failed"] > SHOWN:
+            log(f"... and {counts['n_failed'] - SHOWN:,} more: --json names them")
         codes = ", ".join(f"{count} {code}" for code, count in sorted(counts["failed_by_code"].items()))
         failed = f", {counts['n_failed']} failed ({codes})" if counts["n_failed"] else ""
         say(f"{args.output}: {counts['written']} written, {counts['skipped']} were there{failed}")

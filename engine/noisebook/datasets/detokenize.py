@@ -47,16 +47,20 @@ def detokenize(
 
     The folder is new, empty, or holds pictures of the same data set, codec and steps, as its marker says. Files that are
     there are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps of each.
-    `tell` is called with the number of images after each batch. `limits`: `pixels` of a decode; a batch is smaller than
+    `tell` is called with the number of images after each batch. `limits`: `pixels` and
+    `network_calls` of a decode; a batch is smaller than
     `batch_size` where `memory` asks for it.
 
     Returns {"written", "skipped", "n_failed", "failed_by_code", "failed": [{"key", "code", "message"}]}: an image whose key
     cannot be a name there (bad_key, taken, name_too_long), or that is too_large, fails, and the others are written; of more
     than 10,000 failures the first are listed.
 
-    Raises CodecMismatchError for another codec, DatasetError for a folder that holds something else."""
+    Raises CodecMismatchError for another codec, FormatError for one whose decode takes more than `limits.network_calls`,
+    DatasetError for a folder that holds something else."""
     if codec.spec.hash != data.spec.hash:
         raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
+    if refusal := too_much("a decode takes network calls:", codec.nfe_of(steps), limits, "network_calls"):
+        raise FormatError(refusal)
     about = {"plan": data.plan.hash, "codec": codec.spec.hash.hex(), "steps": steps}
     _refuse_foreign(output, about)
     store = Store(os.path.abspath(output))
