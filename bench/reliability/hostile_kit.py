@@ -30,7 +30,7 @@ from bench.reliability.hostile_values import Rng, Traps
 
 MIB = 1 << 20
 GROUP = 16  # inputs of one child
-PATIENCE = 30.0  # seconds without a word after which a child hangs
+PATIENCE = 90.0  # seconds without a word after which a child hangs
 CODES = set(range(8))  # of noisebook.errors, and 0 and 1; 70 would be a fault of noisebook
 STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"}
 CONTACTS = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind", "urllib.Request"}

@@ -164,7 +164,7 @@ def table(place: Place, rng: Rng) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = int(rng.choice([1, 3, 2000, 200_000, 2_000_000], p=[0.4, 0.35, 0.15, 0.06, 0.04]))
+    rows = int(rng.choice([1, 3, 2000, 20_000, 2_000_000], p=[0.4, 0.35, 0.15, 0.06, 0.04]))
     one = picture(place, rng)
     few: Any = [one if rng.random() < 0.8 else None for _ in range(min(rows, 3))]
     struct_ = rng.random() < 0.5
@@ -195,5 +195,5 @@ def make_many(place: Place, rng: Rng) -> Case:
             (place.inputs / (name.decode("utf-8", "replace") + ".png")).write_bytes(picture(place, rng))
     out = str(place.outputs / "o")
     codec = ["--backbone", "gaussian-prior", *FEW, "--workers", "0", "--memory", "900M", "--max-pixels", "300000"]
-    command = Command(["tokenize", str(source), "-o", out, *codec, "--max-rows", "250000", "--resize", "8"], 60.0, 1000.0)
+    command = Command(["tokenize", str(source), "-o", out, *codec, "--max-rows", "25000", "--resize", "8"], 60.0, 1000.0)
     return Case(True, [command], kind)

@@ -61,6 +61,8 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     """
     usable_device(device)
     backbone = _find(str(name), {key: value for key, value in options.items() if value is not None})
+    if backbone.size is not None and not all(type(n) is int and n > 0 for n in backbone.size):
+        raise BackboneError(f"{printable(name, 200)}: its size is {printable(backbone.size, 100)}, not two whole numbers")
     if backbone.size is not None and math.prod(backbone.size) > DEFAULT.pixels:
         raise BackboneError(f"{printable(name, 200)}: it takes only {backbone.size} pixels, more than {DEFAULT.pixels:,}")
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
@@ -99,7 +101,13 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
     if not set(options) <= set(known):
         raise BackboneError(f"{name} takes the options {', '.join(known)}, not {', '.join(sorted(options))}")
     if path.is_dir():
-        return from_folder(path, **options)
+        try:
+            return from_folder(path, **options)
+        except NoisebookError:
+            raise
+        except MISFIT as error:
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise BackboneError(f"{printable(path, 200)}: its files do not make a model ({reason})") from error
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return from_hub(name, **options)
     raise BackboneError(

@@ -45,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.batch_size < 1 or (args.first is not None and args.first < 0):
         raise SpecError("--batch-size must be at least 1, --first at least 0")
-    data = TokenDataset(args.tokens, args.partial)
+    limits = options.limits_of(args)
+    data = TokenDataset(args.tokens, args.partial, limits=limits)
     codec = decoder(data.spec, data.plan.settings.network, args.backbone, args.device)
     from tqdm import tqdm
 
     with tqdm(total=len(data) if args.first is None else min(args.first, len(data)), unit="img") as bar:
-        limits = options.limits_of(args)
         counts = detokenize(data, codec, args.output, args.batch_size, args.first, args.steps, bar.update, limits)
     if args.json:
         say_json(counts)

@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_data_set(parser)
     options.add_force(parser)
-    options.add_limits_of_files(parser, "pixels", "rows")
+    options.add_limits_of_files(parser, "pixels", "network_calls", "rows", "work")
 
 
 def run(args: argparse.Namespace) -> int:

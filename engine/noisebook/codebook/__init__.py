@@ -101,6 +101,8 @@ class Codebook:
         if not 1 <= bins <= p or bins & (bins - 1):
             raise SpecError(f"{bins} bins do not fit a view of {d} dimensions: use a power of two up to {p}")
         if self.kind == "independent":
+            if bins * (self.vocab_size // 2) > 1 << 32:  # the index of a codeword is one word of the counter
+                raise SpecError(f"{bins} bins of {self.vocab_size // 2} independent atoms are more than 2^32: use fewer")
             return bins, self.vocab_size // 2, 1
         atoms = min(self.vocab_size // 2, p // bins)
         return bins, atoms, self.vocab_size // (2 * atoms)
@@ -179,9 +181,14 @@ class Codebook:
         return backend(y.device).backtrace(y, x0_hat, tokens, keep, sigma_up, *where)
 
 
+START_PLACES = 1 << 18  # numbers of the start that are drawn at a time
+
+
 def start_noise(blocks: int, d: int, seed: int, device: torch.device) -> Tensor:
     """The initial noise when no token pays for it: float32 [U, D] of root mean square 1 in each view."""
-    return torch.stack([reference.start_noise(d, seed, block) for block in range(blocks)]).to(device)
+    together = max(1, START_PLACES // d)  # one by one, tens of thousands of small blocks take half a minute
+    parts = [reference.start_noise(d, seed, some) for some in torch.arange(blocks).split(together)]
+    return torch.cat(parts).to(device)
 
 
 __all__ = ["NOT_FINITE", "Backend", "Codebook", "backend", "start_noise"]

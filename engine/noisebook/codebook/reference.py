@@ -51,15 +51,16 @@ def philox4x32(counter: Sequence[Tensor], seed: int) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def words(count: int, index: int | Tensor, step_index: int, stream: int, seed: int, block: int = 0) -> Tensor:
-    """The first `count` 32-bit words of a stream, int64 [..., count]; leading axes are those of `index`."""
-    index = torch.as_tensor(index, dtype=torch.int64)[..., None]
-    draw = torch.arange(-(-count // 4)).expand(*index.shape[:-1], -1)
-    rest = [index.expand_as(draw), torch.full_like(draw, step_index), torch.full_like(draw, stream + 256 * block)]
+def words(count: int, index: int | Tensor, step_index: int, stream: int, seed: int, block: int | Tensor = 0) -> Tensor:
+    """The first `count` 32-bit words of a stream, int64 [..., count]; leading axes are those of `index` and `block`."""
+    pair = (torch.as_tensor(part, dtype=torch.int64) for part in (index, block))
+    indices, blocks = (part[..., None] for part in torch.broadcast_tensors(*pair))
+    draw = torch.arange(-(-count // 4)).expand(*indices.shape[:-1], -1)
+    rest = [indices.expand_as(draw), torch.full_like(draw, step_index), (stream + 256 * blocks).expand_as(draw)]
     return torch.stack(philox4x32([draw, *rest], seed), -1).flatten(-2)[..., :count]
 
 
-def signs(length: int, index: int | Tensor, step_index: int, stream: int, seed: int, block: int = 0) -> Tensor:
+def signs(length: int, index: int | Tensor, step_index: int, stream: int, seed: int, block: int | Tensor = 0) -> Tensor:
     """+1 and -1 as int64 [..., length]: sign d is bit d % 32, least significant first, of word d // 32; 1 means -1."""
     w = words(-(-length // 32), index, step_index, stream, seed, block)
     bits = (w[..., None] >> torch.arange(32)) & 1
@@ -85,11 +86,12 @@ def unit_rms(total: Tensor) -> Tensor:
     return total.float() * factor
 
 
-def start_noise(d: int, seed: int, block: int = 0) -> Tensor:
-    """The initial noise of a view when no token pays for it: float32 [D] of root mean square 1."""
+def start_noise(d: int, seed: int, block: int | Tensor = 0) -> Tensor:
+    """The initial noise of a view when no token pays for it: float32 [..., D] of root mean square 1; leading axes are those
+    of `block`."""
     p = next_pow2(d)
     u = signs(p, 0, START_STEP, STREAM_START, seed, block)
-    return unit_rms((signs(p, 0, START_STEP, STREAM_ROTATION, seed, block) * fwht(u))[:d])
+    return unit_rms((signs(p, 0, START_STEP, STREAM_ROTATION, seed, block) * fwht(u))[..., :d])
 
 
 def rotated_residual(residual: Tensor, step_index: int, seed: int, block: int = 0) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from noisebook.datasets.recipe import decoder
 from noisebook.datasets.sources.located import Inputs
-from noisebook.errors import DatasetError, SpecError, printable
+from noisebook.errors import DatasetError, FormatError, SpecError, printable
 from noisebook.report.collect import ReportRun, ReportSource, choose
 from noisebook.report.page import page
-from noisebook.runtime.limits import DEFAULT, Limits
+from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 
 def build_report(
@@ -25,10 +25,10 @@ def build_report(
     device    where images are decoded
     inputs    where the pictures are that were tokenised: a folder or file, or several, of all data sets; None: the page
               shows decodes without originals, because a path that a data set records is never opened
-    limits    as of `TokenDataset`
+    limits    as of `TokenDataset`, and `network_calls` of a decode
 
-    Raises SpecError for a bad number, DatasetError where a data set or input is missing or has no image yet, and what
-    `noisebook.load` and `Codec.decode` raise.
+    Raises SpecError for a bad number, FormatError for a codec of more network calls, DatasetError where a data set or input
+    is missing or has no image yet, and what `noisebook.load` and `Codec.decode` raise.
     """
     if images < 0:
         raise SpecError(f"--images must be at least 0, not {images}")
@@ -41,5 +41,7 @@ def build_report(
     for source in sources:
         keys = common if all(key in source.rows for key in common) else choose([source], images)
         codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device)
+        if refusal := too_much("a decode takes network calls:", codec.nfe, limits, "network_calls"):
+            raise FormatError(f"{printable(source.name)}: {refusal}")
         runs.append(source.run(codec, keys))
     return page(runs)

@@ -1,14 +1,21 @@
 """Small charts as SVG, which scales with the page and takes its colours."""
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
+from noisebook.errors import printable
+
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
+
+
+def escape(text: object) -> str:
+    """Text of a file as HTML that shows it: neither a browser nor a reader of the source obeys it."""
+    return html.escape(printable(text))
 
 
 @dataclass(frozen=True)

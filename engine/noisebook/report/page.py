@@ -5,14 +5,13 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from noisebook.report.charts import Series, chart, legend
+from noisebook.report.charts import Series, chart, escape, legend
 from noisebook.report.collect import ReportRun, Shown, TokenStatistics
 
 LARGEST = 480  # pixels per side of a picture on the page; larger ones are scaled down

@@ -14,9 +14,10 @@ from noisebook.backbones.families.ddpm import DDPM
 from noisebook.backbones.families.edm import EDM
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.families.score import ScoreVE, ScoreVP
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, printable
 
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+MOST = 1_000_000  # training times of a model of discrete time: each has a level
 SCORES = ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
 
 
@@ -32,8 +33,11 @@ def adapter(net: nn.Module, schedule: dict[str, Any], place: Any, **shape: Any) 
     diffusers' own betas, multiplied up in float64. Raises BackboneError, naming `place`, for another kind of schedule.
     """
     kind = str(schedule.get("_class_name"))
+    times = schedule.get("num_train_timesteps", 1000)
+    if type(times) is not int or not 1 <= times <= MOST:
+        raise BackboneError(f"{place}: num_train_timesteps is a whole number up to {MOST:,}, not {printable(times, 60)}")
     if is_flow(schedule):
-        return Flow(net, float(schedule.get("num_train_timesteps", 1000)), **shape)
+        return Flow(net, float(times), **shape)
     if kind == "ScoreSdeVeScheduler":
         return ScoreVE(net, unit_range=True, **shape)
     if kind == "ScoreSdeVpScheduler":

@@ -20,6 +20,7 @@ from noisebook.backbones.base import Backbone
 from noisebook.errors import BackboneError, ImageError
 from noisebook.runtime.cuda_graphs import graph_cached
 
+MOST = 16384  # points of a DCT
 CROP = 256  # side of the crops that a spectrum is fitted on
 # The frequencies with an entry in a spectrum's table, in units of 1 / (2 CROP) cycles per pixel: zero, then 24 of them
 # that grow evenly, then by a quarter from each to the next, up to the last of a 256-point DCT.
@@ -29,11 +30,17 @@ FLOOR = 1e-8  # least variance of a coefficient; 8-bit rounding by itself has 5e
 
 @graph_cached()
 def dct_matrix(n: int, device: torch.device) -> Tensor:
-    """The orthonormal DCT-II of n points, float32 [n, n], computed in float64: row k has frequency k / (2 n)."""
+    """The orthonormal DCT-II of n points, float32 [n, n], computed in float64: row k has frequency k / (2 n). Raises
+    ImageError for more than MOST points: the matrix would take more than a gigabyte."""
+    if n > MOST:
+        raise ImageError(f"a side of {n:,} pixels; the Gaussian model takes at most {MOST:,}: split the image")
     k = torch.arange(n, dtype=torch.float64)
-    rows = torch.cos(torch.pi / n * (k[None, :] + 0.5) * k[:, None]) * (2 / n) ** 0.5
-    rows[0] = n**-0.5
-    return rows.float().to(device)
+    out = torch.empty(n, n, dtype=torch.float32)
+    for some in k.split(max(1, (1 << 22) // n)):  # float64 only for a few rows at a time
+        rows = torch.cos(torch.pi / n * (k[None, :] + 0.5) * some[:, None]) * (2 / n) ** 0.5
+        out[int(some[0]) : int(some[0]) + len(some)] = rows
+    out[0] = n**-0.5
+    return out.to(device)
 
 
 @graph_cached()
