@@ -201,14 +201,17 @@ def _check_values(table: "pa.Table", limits: Limits) -> None:
             raise FormatError(refusal)
 
 
-def tokens_of(table: "pa.Table", spec: CodecSpec, limits: Limits = DEFAULT) -> list[np.ndarray] | np.ndarray:
+def tokens_of(
+    table: "pa.Table", spec: CodecSpec, limits: Limits = DEFAULT, known: "Vocabularies | None" = None
+) -> list[np.ndarray] | np.ndarray:
     """The tokens of a shard's rows, unsigned: [N, L] where all rows have L, else a list of [L]. Raises FormatError where
-    they do not fit the specification, or packed ones take more work than `limits` allow for a file."""
+    they do not fit the specification, or packed ones take more work than `limits` allow for a file. `known`: for tables of
+    one shard."""
     name = token_column_name(spec)
     if name not in table.column_names:
         raise FormatError(f"it has no column {name}, which the rule {spec.rule} needs")
     if name == "payload":
-        return list(_unpacked(table, spec, limits))
+        return list(_unpacked(table, known or Vocabularies(spec, "it", limits), limits))
     column = table[name].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     if hasattr(column.type, "list_size") and column.type.list_size >= 0:
@@ -217,13 +220,10 @@ def tokens_of(table: "pa.Table", spec: CodecSpec, limits: Limits = DEFAULT) -> l
     return [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
 
 
-def _unpacked(table: "pa.Table", spec: CodecSpec, limits: Limits) -> Iterator[np.ndarray]:
-    runs: dict[tuple[int, int], list[Run]] = {}
+def _unpacked(table: "pa.Table", known: "Vocabularies", limits: Limits) -> Iterator[np.ndarray]:
     sizes = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
     for payload, size in zip(table["payload"], sizes, strict=True):
-        if size not in runs:
-            runs[size] = [run for _, run in spec.runs_for(*size)]
-        yield unpack(payload.as_py(), runs[size])
+        yield unpack(payload.as_py(), known.runs_of(*size), limits)
 
 
 class Vocabularies:
@@ -238,7 +238,7 @@ class Vocabularies:
 
     def check(self, tokens: np.ndarray, height: int, width: int) -> None:
         """Raises FormatError unless these, [L] or [N, L], are tokens of images of that size."""
-        runs = self._runs(height, width)
+        runs = self.runs_of(height, width)
         wanted = sum(run.count for run in runs)
         if tokens.shape[-1] != wanted:
             raise FormatError(f"{self.name}: {tokens.shape[-1]} tokens where its codec has {wanted}")
@@ -249,7 +249,8 @@ class Vocabularies:
             if part.size and int(part.max()) >= run.vocab_size:
                 raise FormatError(f"{self.name}: a token is outside its vocabulary")
 
-    def _runs(self, height: int, width: int) -> list[Run]:
+    def runs_of(self, height: int, width: int) -> list[Run]:
+        """The runs of an image of that size."""
         if (height, width) not in self.runs:
             work = (len(self.runs) + 1) * (WORK + WORK_OF_STEP * len(self.spec.schedule))
             if refusal := too_much("its images of many sizes take about", work, self.limits, "work"):

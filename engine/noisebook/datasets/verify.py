@@ -10,10 +10,11 @@ from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import Vocabularies, batches_of, open_shard, token_column_name, tokens_of
 from noisebook.errors import FormatError, NoisebookError, printable
-from noisebook.runtime.limits import DEFAULT, Limits
+from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 SHOWN = 1000  # problems that are named; the others are counted
 UNPACKED = 1 << 26  # bytes of a shard, see `table.open_shard`
+WORK_OF_ROW, WORK_OF_BYTE = 30, 2  # microseconds: to unpack a row, and allowed for each byte of a file beside the limit
 
 
 def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
@@ -97,10 +98,16 @@ def _check_shard(plan: Plan, shard: int, entry: dict[str, Any], data: bytes | No
     counts = (entry["n_ok"], entry["n_failed"])
     require(counts == (opened.metadata.num_rows, len(failed)), "its counts are not those of its rows")
     keys, vocabularies = (item.key for item in items if item.key not in failed), Vocabularies(spec, name, limits)
+    work = 0
     for table in batches_of(opened, name, columns, limits):
         wanted = list(islice(keys, len(table)))
         require(table["key"].to_pylist() == wanted, "its keys are not those of the plan without the failed ones")
-        tokens = tokens_of(table, spec, limits)
+        if "payload" in table.column_names:  # each row is within the limit of work, and there may be very many
+            work += WORK_OF_ROW * len(table) + table["payload"].nbytes
+            refusal = too_much("to unpack it takes about", max(0, work - WORK_OF_BYTE * len(data)), limits, "work")
+            if refusal:
+                raise FormatError(f"{name}: {refusal}")
+        tokens = tokens_of(table, spec, limits, vocabularies)
         heights, widths = (table[column].to_numpy() for column in ("height", "width"))
         if isinstance(tokens, np.ndarray) and len(tokens) and (heights == heights[0]).all() and (widths == widths[0]).all():
             vocabularies.check(tokens, int(heights[0]), int(widths[0]))
