@@ -20,6 +20,7 @@ from bench.reliability.faults_zoo import codes, flipped
 from noisebook.datasets import decoding, loader
 from noisebook.datasets import shard as tokenizer
 from noisebook.images.io import png_bytes
+from noisebook.runtime.limits import DEFAULT
 
 
 # ---- inputs that cannot be read, or change ------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def deaths(ground: Ground, workers: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
     def prepare() -> None:
         loader.serve = serve
         there = loader.Workers.__init__
-        loader.Workers.__init__ = lambda self, count, patience=PATIENCE: there(self, count, patience)  # type: ignore
+        loader.Workers.__init__ = lambda self, count, _=0.0, limits=DEFAULT: there(self, count, PATIENCE, limits)  # type: ignore
 
     for count in workers:
         output, begin = ground.output(), time.monotonic()

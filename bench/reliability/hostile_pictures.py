@@ -15,7 +15,7 @@ from bench.reliability.hostile_values import INTEGERS, Rng, some, string
 from noisebook.errors import NoisebookError
 from noisebook.images.io import read_image
 
-COST = (20.0, 1000.0)
+COST = (20.0, 1500.0)
 FORMS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "TGA", "ICO", "JPEG2000", "MPO", "DIB", "AVIF")
 MODES = ("RGB", "L", "RGBA", "P", "1", "I;16", "CMYK")
 ENDINGS = (".png", ".jpg", ".tif", ".webp", ".gif", ".bmp", ".ppm")

@@ -12,7 +12,7 @@ classical = pytest.importorskip("bench.lib.classical", reason="needs what bench 
 from bench.lib import comparison, metrics, rates, rivals  # noqa: E402
 from bench.quality import rate_distortion, rate_report  # noqa: E402
 from noisebook.codec.codec import Codec  # noqa: E402
-from noisebook.format import entropy as coding  # noqa: E402
+from noisebook.format import sets as coding  # noqa: E402
 from noisebook.spec import curve as calibration  # noqa: E402
 
 

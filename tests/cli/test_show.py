@@ -105,11 +105,23 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_too_little_memory_is_no_fault_of_noisebook(error, monkeypatch, capsys):
+    def fails(args):
+        raise error
+
+    monkeypatch.setattr(VERBS["backbones"], "run", fails)
+    assert main(["backbones"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("noisebook: MemoryError: this machine has too little memory for it: ")
+
+
+@pytest.mark.parametrize(
     ("error", "line"),
     [
         (RuntimeError(f"{HOSTILE} first\nsecond"), "RuntimeError: a\\x1b[31m"),
         (RecursionError("too deep"), "RecursionError: too deep"),
-        (MemoryError(), "MemoryError"),
         (UnicodeEncodeError("ascii", "\xe4", 0, 1, "no"), "UnicodeEncodeError: 'ascii' codec can't encode"),
         (OSError(5, "Input/output error"), "OSError: [Errno 5] Input/output error"),
         (BrokenPipeError(32, "Broken pipe"), "BrokenPipeError: [Errno 32] Broken pipe"),

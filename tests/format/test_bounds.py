@@ -66,14 +66,14 @@ def test_jumps_between_atoms_end_where_a_walk_does(fresh):
 
 
 def test_sets_out_of_a_vocabulary_that_no_walk_ends_in(fresh):
-    begin = time.perf_counter()
+    begin = time.process_time()
     for size in (1, 2, 7, 45, 120):
         for atoms in (np.unique(fresh.integers(0, 1 << 32, size)), np.arange(size), np.arange((1 << 32) - size, 1 << 32)):
             tokens = 2 * atoms + fresh.integers(0, 2, len(atoms))
             number = subset_rank(tokens, 1 << 32)
             assert number >> len(atoms) == sum(math.comb(a, i) for i, a in enumerate(atoms.tolist(), 1))
             assert (subset_tokens(number, 1 << 32, len(atoms)) == tokens).all()
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 # ---- laws and the range decoder -----------------------------------------------------------------------------------------
@@ -142,12 +142,12 @@ def test_the_extension_checks_laws_and_runs(request):
 @BOTH
 def test_range_coded_tokens_are_bounded_by_the_bytes(python, request, fresh):
     chosen(python, request)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for count in (FREE + 9, 1 << 20, 1 << 24):
         for payload in (b"", fresh.bytes(least_bytes(count) - 1)):
             with pytest.raises(FormatError, match="range-coded tokens"):
                 unpack(payload, [Run(count, 8, zipf=5715)])
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     spec = CodecSpec("b", "0" * 64, (golden_nbk.Step(2, 0.5, 1, 1 << 24),), rule="poisson", vocab_size=16)
     with pytest.raises(FormatError, match="more than 0 bytes hold"):
         unpack(b"", [run for _, run in spec.runs_for(9, 9)])
@@ -184,11 +184,11 @@ def test_work_is_refused_before_it_is_done_and_by_its_option(request):
     sets = Run(1 << 14, 1 << 15, subset=1 << 14)  # half a minute of long numbers
     payload = bytes(-(-packed_bits([sets]) // 8))
     slow = [Run(300 * 1000, 1 << 15, subset=300)]
-    begin = time.perf_counter()
+    begin = time.process_time()
     for runs, data in (([sets._replace(count=1 << 20)], payload * 64), (slow, bytes(-(-packed_bits(slow) // 8)))):
         with pytest.raises(FormatError, match=r"takes about [\d,]+, more than the limit of 2,000,000: --max-work raises it"):
             unpack(data, runs)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     short = [Run(3 * 45, 1 << 15, subset=45)]
     data = bytes(-(-packed_bits(short) // 8))
     unpack(data, short)
@@ -260,10 +260,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_specification_is_one_short_line_at_once(name):
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(SpecError) as caught:
         CodecSpec.from_json(BAD[name])
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
     said = str(caught.value)
     assert len(said) < 500
     assert said.isprintable()
@@ -316,7 +316,7 @@ def test_the_largest_specifications_are_cheap():
     steps = tuple(golden_nbk.Step(a, b / a * b, b, 1) for a, b in zip(levels, levels[1:], strict=False))
     spec = CodecSpec("b", "0" * 64, steps, vocab_size=2)
     text = spec.to_json()
-    begin = time.perf_counter()
+    begin = time.process_time()  # not of the clock: other processes are at work
     if len(text) <= 1 << 22:
         assert CodecSpec.from_json(text).hash == spec.hash
     assert len(spec.runs_for(65535, 65535)) == 1 << 16
@@ -325,7 +325,7 @@ def test_the_largest_specifications_are_cheap():
         if curve is not None:
             made = curves.spec_for(curve, curve.dims(65535, 65535), (1 << 24) - 1, 255)
             assert sum(run.count for _, run in made.runs_for(65535, 65535)) < 1 << 25
-    assert time.perf_counter() - begin < 4
+    assert time.process_time() - begin < 4
 
 
 # ---- what is no file ----------------------------------------------------------------------------------------------------

@@ -131,12 +131,12 @@ def test_what_a_state_names_is_compared_and_never_run(tmp_path, monkeypatch):
     state = {"settings": _identity(settings), "spent": 0.0, "iteration": 0, "log": []}
     torch.save(state, tmp_path / "state.pt")
     with watched() as events, pytest.raises(TrainingError, match="other settings"):
-        _resume(tmp_path / "state.pt", replace(settings, recipe=""), "cpu")
+        _resume(tmp_path / "state.pt", replace(settings, recipe=""), "", "cpu")
     assert not touching(events, "evil")
-    assert _resume(tmp_path / "state.pt", settings, "cpu")["log"] == []
+    assert _resume(tmp_path / "state.pt", settings, "", "cpu")["log"] == []
     torch.save({"settings": _identity(settings)}, tmp_path / "state.pt")
     with pytest.raises(TrainingError, match="no state to resume"):
-        _resume(tmp_path / "state.pt", settings, "cpu")
+        _resume(tmp_path / "state.pt", settings, "", "cpu")
 
 
 def test_the_help_says_that_a_program_is_run(capsys):
