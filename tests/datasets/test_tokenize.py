@@ -200,3 +200,11 @@ def test_processes_that_decode_import_no_torch():
     code = "import sys, noisebook.datasets.decoding as d; print([m for m in ('torch', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("inputs", "output"), [("", "out"), ([], "out"), (["in", ""], "out"), ("in", "")])
+def test_an_empty_name_is_not_the_current_folder(inputs, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match="empty name"):
+        tokenize(inputs, output)
+    assert not list(tmp_path.iterdir())

@@ -27,6 +27,8 @@ class Job:
     limits: Limits = DEFAULT
 
     def __post_init__(self) -> None:
+        if not self.inputs or not all(self.inputs) or not self.output:
+            raise SpecError("an input or the output has an empty name, which would be the current folder: name it (.)")
         for name, least in (("shard_size", 1), ("batch_size", 1), ("workers", 0), ("resize", 0)):
             if getattr(self, name) < least:
                 raise SpecError(f"{name} must be at least {least}, not {getattr(self, name)}")
