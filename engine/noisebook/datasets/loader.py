@@ -19,6 +19,7 @@ from noisebook.errors import DatasetError, first_line
 from noisebook.runtime.limits import DEFAULT, Limits
 
 CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
+PAUSE = 0.5  # seconds
 LOOK = 1.0  # seconds between two looks whether a worker is dead
 TRIES = 2  # workers that may die while they have one request only, before it is blamed
 LOST = (BrokenProcessPool, CancelledError)  # the request will not be answered
@@ -73,6 +74,7 @@ class Workers:
         except (BrokenProcessPool, EOFError, OSError) as error:  # a worker, or what starts them, died between two chunks:
             broken: Future = Future()  # whoever waits for this one will see it
             broken.set_exception(BrokenProcessPool(str(error)))
+            time.sleep(PAUSE)  # what starts them is asked anew only when the system knows that it is dead
             return broken
 
     def _result(self, future: Future) -> list[Answer]:
