@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisebook.cli.inputs import files_of, refuse_unreadable
-from noisebook.cli.options import add_device, add_force, add_limits_of_files, limits_of
+from noisebook.cli.options import add_device, add_force, add_limits_of_files, limits_of, path_of
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError
@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="pictures, folders of them, or one .npz with `images` "
         "uint8 [N, H, W, C] or WebP files; about 30, like those to be coded, but not the same",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the curve to write (JSON)")
+    parser.add_argument("-o", "--output", type=path_of, required=True, metavar="FILE", help="the curve to write (JSON)")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="use at most N images (default: 64)")
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N images")
     parser.add_argument("--crop", type=int, metavar="SIDE", help="measure on centre crops of this side")
@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if args.count < 1 or args.skip < 0 or (args.crop is not None and args.crop < 1):
         raise SpecError("--count and --crop must be at least 1, --skip at least 0")
     refuse_special(args.output)
+    if args.force:
+        refuse_existing([args.output], True, [args.backbone, *args.images])
     backbone = backbones.load(args.backbone, usable_device(args.device), autoencoder=args.autoencoder)
     batches = batches_of(read(args, backbone.channels), args.crop)
     if not batches:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from noisebook.cli.inputs import refuse_unreadable
-from noisebook.cli.options import add_force
+from noisebook.cli.options import add_force, path_of
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.show import say, say_json
 from noisebook.errors import BackboneError
@@ -14,7 +14,7 @@ ABOUT = "A published checkpoint, NVIDIA's EDM (.pkl) or CoD (.pt), to a .safeten
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a published .pkl of NVIDIA's EDM, or a .pt of CoD")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument("-o", "--output", required=True, type=path_of, metavar="FILE", help="the .safetensors file to write")
     add_force(parser)
 
 

@@ -22,6 +22,8 @@ ABOUT = (
     "only the first N steps of each file: what the beginning of its tokens says."
 )
 
+KEPT = 4  # codecs at a time
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, or folders of them")
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
         prefix, args.steps = args.steps, None
     codecs: dict[bytes, Codec] = {}
+    said: dict[bytes, Any] = {}
 
     def work(name: str, item: tuple[Path, Path]) -> dict[str, Any]:
         path, output = item
@@ -51,14 +54,17 @@ def run(args: argparse.Namespace) -> int:
         refuse_long([output])
         container = Container.read(path)
         if container.codec_hash not in codecs:
+            while len(codecs) >= KEPT:  # each has a network
+                codecs.pop(next(iter(codecs)))
             codecs[container.codec_hash] = codec_of(args, container)
+            said[container.codec_hash] = options.codec_info(codecs[container.codec_hash])
         codec = codecs[container.codec_hash]
         pixels = decode_picture(codec, container, prefix, limits)
         write_bytes(output, png_bytes(pixels), replace=args.force)
         return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix), output=str(output))
 
     def info() -> Any:
-        return [options.codec_info(codec) for codec in codecs.values()]
+        return list(said.values())
 
     return each(args, [(str(path), (path, output)) for path, (output,) in zip(inputs, files, strict=True)], work, info)
 

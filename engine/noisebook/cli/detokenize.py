@@ -1,7 +1,6 @@
 """`noisebook detokenize`: a data set of tokens back to pictures."""
 
 import argparse
-from pathlib import Path
 
 from noisebook.cli import options
 from noisebook.cli.show import log, say, say_json
@@ -19,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=options.path_of,
         required=True,
         metavar="DIR",
         help="folder of the pictures, KEY.png: new, empty, or with pictures of this data set, which are not made again",

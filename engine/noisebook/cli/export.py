@@ -1,9 +1,8 @@
 """`noisebook export`: the tokens of a data set in a format that other programs load."""
 
 import argparse
-from pathlib import Path
 
-from noisebook.cli.options import add_limits_of_files, limits_of, need_datasets
+from noisebook.cli.options import add_limits_of_files, limits_of, need_datasets, path_of
 from noisebook.cli.show import say, say_json
 
 ABOUT = "A tokenised data set in another format: WebDataset, npy, Megatron."
@@ -12,7 +11,7 @@ ABOUT = "A tokenised data set in another format: WebDataset, npy, Megatron."
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tokens", metavar="DIR", help="a data set of `noisebook tokenize`")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make (must not be there yet)"
+        "-o", "--output", type=path_of, required=True, metavar="DIR", help="folder to make (must not be there yet)"
     )
     parser.add_argument(
         "--format",

@@ -19,7 +19,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="pca: full covariance, one size; dct: diagonal in a DCT, one size; spectrum: stationary, any size",
     )
     parser.add_argument("data", metavar="NPZ", help="an .npz with `images` uint8 [N, H, W, C], or `webp` and `offsets`")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "-o", "--output", required=True, type=options.path_of, metavar="FILE", help="the .safetensors file to write"
+    )
     parser.add_argument("--count", type=int, metavar="N", help="fit to the first N images")
     options.add_force(parser)
     options.add_limits_of_files(parser, "pixels", "rows")

@@ -88,11 +88,18 @@ def add_embed_spec(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path_of(text: str) -> Path:
+    """A path that is typed. ArgumentTypeError for an empty one, which would stand for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name would stand for the current folder: for that write .")
+    return Path(text)
+
+
 def add_output_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path_of,
         metavar="DIR",
         help="folder to write to (default: a fresh one: noisebook-out, or noisebook-out-2, ...)",
     )

@@ -1,6 +1,7 @@
 """The loop over pictures or files that `encode`, `roundtrip`, `eval` and `decode` share."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from noisebook.cli.inputs import files_of, refuse_unreadable
 from noisebook.cli.options import limits_of
 from noisebook.cli.show import failure, log, say_json
 from noisebook.cli.table import line_of, print_table, row_of
-from noisebook.errors import ImageError
+from noisebook.errors import ImageError, NoisebookError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,11 @@ def each(
             row = row_of(name, error=text)
         rows.append(row)
         log(line_of(row))
+    for row in rows:  # a folder may be deleted, or replaced, meanwhile
+        if row["output"] and not os.path.lexists(row["output"]):
+            code = code or NoisebookError.code
+            row["error"] = "NoisebookError: what was written is gone: the folder was deleted or replaced meanwhile"
+            log(line_of(row))
     written = str(args.output) if any(row["output"] for row in rows) else None
     if written and getattr(args, "fresh", False):
         log(f"written to {written}")

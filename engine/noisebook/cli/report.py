@@ -6,6 +6,7 @@ from pathlib import Path
 from noisebook.cli import options
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.show import say, say_json
+from noisebook.errors import NoisebookError, printable
 
 ABOUT = "Tokenised data sets as one page of HTML: pictures, tokens, rates, speed."
 
@@ -14,7 +15,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tokens", nargs="+", metavar="DIR", help="data sets of `noisebook tokenize`, one or several to compare"
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument(
+        "-o", "--output", type=options.path_of, default=Path("report.html"), help="the page (default: report.html)"
+    )
     parser.add_argument(
         "--images", type=int, default=12, metavar="N", help="images that are decoded, judged and shown (default: 12)"
     )
@@ -37,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.runtime.atomic import write_bytes
 
     refuse_existing([args.output], args.force)
+    if any(args.output.resolve().is_relative_to(Path(name).resolve()) for name in args.tokens if "://" not in name):
+        raise NoisebookError(f"{printable(args.output)}: it lies in a data set that is reported: choose another -o")
     limits = options.limits_of(args)
     page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs, limits)
     if args.inputs is None and args.images:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from noisebook.cli.inputs import refuse_unreadable
-from noisebook.cli.options import add_limits_of_files, limits_of
+from noisebook.cli.options import add_limits_of_files, limits_of, path_of
 from noisebook.cli.show import say, say_json
 from noisebook.errors import ImageError
 from noisebook.training.job import CHOICES, OBJECTIVES, TrainingJob
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path_of,
         required=True,
         metavar="DIR",
         help="folder of the run; the same command again resumes it",

@@ -32,6 +32,8 @@ class Job:
         for name, least in (("shard_size", 1), ("batch_size", 1), ("workers", 0), ("resize", 0)):
             if getattr(self, name) < least:
                 raise SpecError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.resize > 1 << 16:
+            raise SpecError(f"resize must be at most {1 << 16}, not {self.resize}")
         if self.max_errors is not None and self.max_errors < 0:
             raise SpecError(f"max_errors must be at least 0, not {self.max_errors}")
         if self.resize and self.mixed_sizes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from noisebook.runtime.atomic import is_abandoned, refuse_special, write_bytes
 
 MOST = 1 << 30  # bytes of a file that is read
 LOCK = ".lock"
+STRAY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # a temporary name of `write_bytes`, and no other hidden file
 
 
 class Store:
@@ -28,6 +30,7 @@ class Store:
         that was locked; then nothing has changed."""
         self.refuse_moved()
         if self.local is not None:
+            self._refuse_links(name)
             return write_bytes(self.local / name, data)
         try:
             self.fs.pipe_file(f"{self.root}/{name}", data)
@@ -41,6 +44,7 @@ class Store:
         where = f"{printable(self.url)}/{name}"
         try:
             if self.local is not None:
+                self._refuse_links(name)
                 return _regular(self.local / name, where, most)
             path = f"{self.root}/{name}"
             _refuse_large(self.fs.info(path).get("size") or 0, where, most)
@@ -55,6 +59,7 @@ class Store:
 
     def names(self, folder: str = "") -> list[str]:
         """The files in a folder, by name, without temporary ones."""
+        self._refuse_links(folder)
         try:
             paths = self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -63,11 +68,23 @@ class Store:
 
     def collect_strays(self, folders: tuple[str, ...]) -> int:
         """Removes temporary files that killed processes have left; those of living ones stay."""
-        strays = [p for folder in folders for p in (self.local / folder).glob(".*.tmp")] if self.local is not None else []
+        for folder in folders:
+            self._refuse_links(folder)
+        places = [] if self.local is None else [self.local / folder for folder in folders]
+        strays = [path for place in places for path in place.glob(".*.tmp") if STRAY.fullmatch(path.name)]
         gone = [path for path in strays if is_abandoned(path)]
         for path in gone:
             path.unlink(missing_ok=True)
         return len(gone)
+
+    def _refuse_links(self, name: str) -> None:
+        """Raises DatasetError where a file or folder inside the data set is a link: it would lead to what nobody named."""
+        path = self.local
+        for part in name.split("/") if name and path is not None else ():
+            assert path is not None
+            path = path / part
+            if path.is_symlink():
+                raise DatasetError(f"{printable(path)}: a link, and a data set leads nowhere else: put the files there")
 
     @contextlib.contextmanager
     def lock(self, number: int = 0, world: int = 1) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -118,18 +119,32 @@ def sample(name: str) -> np.ndarray:
 
 
 def find_files(inputs: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The files named, and all with these suffixes in the folders named, by name. Raises NoisebookError for a folder
-    without any (ImageError where pictures are looked for)."""
+    """The files named, and all with these suffixes in the folders named, by name. Links are followed, though not in circles.
+    What has the name of such a file but is none (a folder, a pipe, a link to nothing) is among them, so that its reader
+    refuses it in words. Raises NoisebookError (ImageError where pictures are looked for) for a folder without any, and for
+    one that cannot be listed: its files would be lost."""
+    kind, what = (ImageError, "pictures") if suffixes is SUFFIXES else (NoisebookError, "files")
+
+    def stop(error: OSError) -> None:
+        raise kind(f"{printable(error.filename)}: cannot be listed: {error.strerror}") from error
+
     found: list[Path] = []
     for entry in map(Path, inputs):
-        if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            if not inside:
-                kind, what = (ImageError, "pictures") if suffixes is SUFFIXES else (NoisebookError, "files")
-                raise kind(f"{entry}: no {what} in this folder ({', '.join(suffixes)})")
-            found += inside
-        else:
+        if not entry.is_dir():
             found.append(entry)
+            continue
+        inside, above = [], {str(entry): {os.path.realpath(entry)}}
+        for folder, folders, files in os.walk(entry, followlinks=True, onerror=stop):
+            inside += [Path(folder, name) for name in folders + files if name.lower().endswith(suffixes)]
+            for name in list(folders):
+                path = os.path.join(folder, name)
+                real = os.path.realpath(path)
+                if real in above[folder]:
+                    folders.remove(name)
+                above[path] = above[folder] | {real}
+        if not inside:
+            raise kind(f"{printable(entry)}: no {what} in this folder ({', '.join(suffixes)})")
+        found += sorted(inside)
     return found
 
 

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import glob
 import os
 import stat
 import tempfile
@@ -75,12 +76,13 @@ def replacing(path: Path, replace: bool = True) -> Iterator[Path]:
 
     At the end of the block that file is flushed to disk and renamed; where the block raises, `path` stays as it was.
 
-    For one writer at a time: the name is always the same, so the next writer overwrites what a killed one has left.
-    Errors of the operating system pass through; raises NoisebookError as `refuse_special`, or where something is there and
+    The temporary name has this process's number, and what killed processes have left under such names is removed. Errors of
+    the operating system pass through; raises NoisebookError as `refuse_special`, or where something is there and
     `replace` is not given.
     """
     refuse_special(path)
-    temporary = path.with_name(_prefix(path.name) + "tmp")
+    _remove_abandoned(path)
+    temporary = path.with_name(f"{_prefix(path.name)}noisebook-{os.getpid()}.tmp")
     refuse_special(temporary)
     try:
         yield temporary
@@ -92,6 +94,42 @@ def replacing(path: Path, replace: bool = True) -> Iterator[Path]:
             raise NoisebookError(f"{printable(path)}: {THERE}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what `replacing` has left beside a path in processes that are gone."""
+    for stray in path.parent.glob(f"{glob.escape(_prefix(path.name))}noisebook-*.tmp"):
+        number = stray.name.rpartition("-")[2].removesuffix(".tmp")
+        if number.isdigit() and not _lives(int(number)):
+            stray.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        return True
+    return True
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Held by one process of this machine at a time. Raises NoisebookError where another has it, or nothing can be written
+    there."""
+    name = folder / ".lock"
+    try:
+        _make_folder(folder)
+        refuse_special(name)
+        f = open(name, "ab")  # noqa: SIM115
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NoisebookError(f"{printable(folder)}: cannot be written: {reason}") from error
+    with f:
+        if not _lock(f.fileno()):
+            raise NoisebookError(f"{printable(folder)}: another process is writing here: wait for it, or choose another -o")
+        yield
 
 
 def _prefix(name: str) -> str:

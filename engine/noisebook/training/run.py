@@ -5,6 +5,7 @@ from typing import Any
 
 from noisebook.errors import TrainingError
 from noisebook.images.archive import load_npz_images
+from noisebook.runtime.atomic import folder_lock
 from noisebook.runtime.devices import usable_device
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.training import start
@@ -24,7 +25,9 @@ def run_training(job: TrainingJob, limits: Limits = DEFAULT) -> dict[str, Any]:
         raise TrainingError(f"{len(images)} images are too few: the last {job.held_out} are held out, see --held-out")
     begin = (start.cod_model if job.objective == "cod" else start.denoiser)(job, images)
     output = Path(job.output)
-    log = train(begin.new_model, begin.objective, images, output, begin.write, settings_of(job), job.device, job.save_every)
+    settings = settings_of(job)
+    with folder_lock(output):
+        log = train(begin.new_model, begin.objective, images, output, begin.write, settings, job.device, job.save_every)
     return {"output": str(output / "model.safetensors"), "device": job.device, **log[-1]}
 
 
