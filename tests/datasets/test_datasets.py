@@ -262,7 +262,7 @@ def test_resuming(tmp_path, pictures, pixels, net, capsys):
     damaged = bytearray((out / "shards/000003.parquet").read_bytes())
     damaged[50] ^= 1
     (out / "shards/000003.parquet").write_bytes(damaged)
-    (out / "shards/.000001.parquet.abc.tmp").write_bytes(b"half")
+    (out / "shards/.000001.parquet.abc_1234.tmp").write_bytes(b"half")
     tokenize(pictures, out, net, "--resume")
     err = capsys.readouterr().err
     assert "1 shards done, 3 to do" in err

@@ -272,9 +272,10 @@ def test_json_that_is_too_large_is_not_parsed(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
 def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "set").mkdir()
-    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)):
+    kinds = {"not a regular file": (os.mkfifo, os.mkdir), "a link": (lambda path: os.symlink("/dev/zero", path),)}
+    for word, make in ((word, make) for word, makers in kinds.items() for make in makers):
         make(tmp_path / "set/plan.json")
-        with pytest.raises(DatasetError, match=r"plan\.json: not a regular file"):
+        with pytest.raises(DatasetError, match=rf"plan\.json: {word}"):
             verify.check(str(tmp_path / "set"))
         (os.rmdir if make is os.mkdir else os.unlink)(tmp_path / "set/plan.json")
     with pytest.raises(DatasetError, match="more than the 9 that"):

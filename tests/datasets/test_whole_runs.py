@@ -127,7 +127,7 @@ def test_only_files_without_a_writer_are_collected(tmp_path, pictures, recipe):
 
     out = tmp_path / "out"
     (out / "shards").mkdir(parents=True)
-    gone, alive = out / "shards/.000000.parquet.a.tmp", out / "shards/.000001.parquet.b.tmp"
+    gone, alive = out / "shards/.000000.parquet.a_234567.tmp", out / "shards/.000001.parquet.b_234567.tmp"
     for path in (gone, alive):
         path.write_bytes(b"half")
     with open(alive, "rb+") as owner:

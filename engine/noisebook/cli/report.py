@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from noisebook.runtime.atomic import write_bytes
 
     refuse_existing([args.output], args.force)
-    if any(args.output.resolve().is_relative_to(Path(name).resolve()) for name in args.tokens if "://" not in name):
+    sets = [Path(name).resolve() for name in args.tokens if "://" not in name]
+    if args.output.exists() and any(args.output.resolve().is_relative_to(folder) for folder in sets):
         raise NoisebookError(f"{printable(args.output)}: it lies in a data set that is reported: choose another -o")
     limits = options.limits_of(args)
     page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs, limits)
