@@ -264,3 +264,13 @@ def test_a_consistency_model_leaves_its_lowest_level_as_it_is_and_snaps_to_level
     backbone = consistency(g, levels=[2.0, 0.5])
     assert [backbone.round_sigma(sigma) for sigma in (0.1, 0.9, 1.1, 9.0)] == [0.5, 0.5, 2.0, 2.0]
     assert torch.equal(backbone.denoise(y, 1.1), consistency(g).denoise(y, 2.0))
+
+
+def test_a_network_that_fails_is_named():
+    class Fails(torch.nn.Module):
+        def forward(self, x, t):
+            raise RuntimeError("Sizes of tensors must match")
+
+    backbone = Flow(Fails())
+    with pytest.raises(BackboneError, match=r"the network of 'unnamed' fails on \[1, 3, 4, 4\]: RuntimeError: Sizes"):
+        backbone.denoise(torch.zeros(1, 3, 4, 4), 1.0)

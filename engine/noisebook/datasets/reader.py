@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from noisebook.datasets.decoding import Picture, requests_for, serve
-from noisebook.datasets.ledger import DONE, read_ledger, sha256, shard_name, shards_with_entry
+from noisebook.datasets.ledger import DONE, ledger_name, read_ledger, sha256, shard_name, shards_with_entry
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources import Source, located
 from noisebook.datasets.sources.base import Failure, Item, Items
@@ -34,6 +34,10 @@ class _Shards:
         self.plan = plan
         entries = [read_ledger(self.store, shard) for shard in shards_with_entry(self.store, plan.shards)]
         self.ledgers = [e for e in entries if e is not None and e["plan"] == plan.hash]
+        for entry in self.ledgers:
+            if not entry["n_in"] == len(plan.items(entry["shard"])) == entry["n_ok"] + entry["n_failed"]:
+                name = ledger_name(entry["shard"])
+                raise FormatError(f"{printable(folder)}/{name}: its counts are not those of the plan: remove it, and resume")
         self.done = [e for e in self.ledgers if e["status"] == DONE]
         if len(self.done) < plan.shards and not partial:
             raise DatasetError(

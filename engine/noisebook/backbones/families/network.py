@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from noisebook.backbones.base import Backbone
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, NoisebookError, first_line
+
+FAILS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)  # of a network that its config does not fit
 
 
 class NetworkBackbone(Backbone):
@@ -25,9 +27,17 @@ class NetworkBackbone(Backbone):
     def call(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """net(x [B, C, H, W], ...) -> the first C channels of its output, in x's dtype (others: a learned variance).
 
-        Raises BackboneError where the output is no tensor [B, C or more, H, W].
+        Raises BackboneError where the network fails on the CPU, or its output is no tensor [B, C or more, H, W].
         """
-        out = self.net(x.to(**self.net_input) if self.net_input else x, *args, **kwargs)
+        try:
+            out = self.net(x.to(**self.net_input) if self.net_input else x, *args, **kwargs)
+        except NoisebookError:
+            raise
+        except FAILS as error:
+            if x.is_cuda or "memory" in str(error):  # a recording decides for itself; memory is not the network's fault
+                raise
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise BackboneError(f"the network of {self.name!r} fails on {list(x.shape)}: {why}") from error
         if not isinstance(out, Tensor):
             raise BackboneError(f"the network of {self.name!r} returned a {type(out).__name__}: return its tensor")
         (b, c, *pixels), shape = x.shape, list(out.shape)
