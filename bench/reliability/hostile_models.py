@@ -163,7 +163,10 @@ def make_folder(place: Place, rng: Rng) -> Case:
     scheduler = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
                  "beta_schedule": "linear", "prediction_type": "epsilon", "clip_sample": False}  # fmt: skip
     for name, tree in (("model_index", index), ("unet/config", unet), ("scheduler/scheduler_config", scheduler)):
-        text = json.dumps(mutated(tree, rng, place.traps, some(rng, 3, 2, 1)))
+        tree = mutated(tree, rng, place.traps, some(rng, 3, 2, 1))
+        if type(tree.get("sample_size")) is int and 64 < tree["sample_size"] <= 1 << 14:
+            tree["sample_size"] = 64  # a larger network is slow, and the user has named it
+        text = json.dumps(tree)
         (folder / f"{name}.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     (folder / "evil.py").write_text(f"import os\nos.system('touch {place.traps.ran}')\n")
     weights = folder / "unet/diffusion_pytorch_model.safetensors"

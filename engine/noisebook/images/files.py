@@ -74,16 +74,16 @@ def contain(
     return Container(spec.hash, height, width, payload, number, text)
 
 
-CODEWORDS = 1000  # of independent numbers, in the time of about one network call
+CODEWORDS = 1000  # that are made one by one, in the time of about one network call
 
 
 def check_decode(spec: CodecSpec, height: int, width: int, limits: Limits = DEFAULT, steps: int | None = None) -> None:
     """Raises FormatError where a decode of that size, of the first `steps` steps if given, has more pixels or network calls
-    than `limits` allow; a thousand codewords of independent numbers count as one call. Nothing is made for it."""
+    than `limits` allow; a thousand codewords that are made one by one count as one call. Nothing is made for it."""
     from noisebook.codec.solvers import nfe_of
 
     calls = nfe_of(spec, steps)
-    if spec.codebook == "independent":  # each is drawn number by number, where a Hadamard transform makes all at once
+    if spec.codebook == "independent" or spec.rule == "pursuit":  # made one by one, not by one transform for all
         calls += sum(run.count for _, run in spec.runs_for(height, width)) // (CODEWORDS * spec.blocks)
     for what, value, name in (
         (f"a decode of {height} x {width} has pixels:", height * width, "pixels"),

@@ -12,6 +12,7 @@ import numpy as np
 from noisebook.datasets.detokenize import decoded
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.located import Inputs
+from noisebook.datasets.table import Vocabularies
 from noisebook.errors import CodecMismatchError, ImageError, printable
 from noisebook.format.container import pack, packed_bits
 from noisebook.images.metrics import psnr, ssim
@@ -94,7 +95,9 @@ class ReportSource:
         starts = np.cumsum([0, *(entry["n_ok"] for entry in done)])
         self.rows: dict[str, tuple[int, dict[str, Any]]] = {}  # key -> (index, row)
         for place in places:
+            known = Vocabularies(self.data.spec, self.name, self.data.limits)
             for offset, row in enumerate(self.data.read(done[place])):
+                known.check(row["tokens"], row["height"], row["width"])
                 self.rows[row["key"]] = int(starts[place]) + offset, row
 
     def run(self, codec: "Codec", keys: list[str]) -> ReportRun:
