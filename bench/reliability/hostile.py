@@ -171,7 +171,7 @@ def trace(count: int, seed: int) -> Result:
                 trap = "/traps/" in path and "contacts" not in path
                 bad = "AF_UNIX" not in rest if name == "connect" else outside or trap or name == "execve"
                 problems += [line[:300]] if bad else []
-        return {"inputs": count, "calls": opened, "problems": problems[:50], "count": len(problems)}
+        return {"inputs": count, "opened": opened, "problems": problems[:50], "count": len(problems)}
 
 
 def inner(root: Path, count: int, seed: int) -> None:
@@ -214,7 +214,7 @@ def hostile() -> str:
     total = sum(part["inputs"] for part in found["parts"].values())
     traced = found["trace"]
     arrow = traced.get("skipped") or (
-        f"{traced['inputs']:,} of them under strace: {traced['calls']:,} files opened or programs started, "
+        f"{traced['inputs']:,} of them under strace: {traced['opened']:,} files opened or programs started, "
         f"{traced['count']} of them outside of what was given"
     )
     text = page.table(head, rows)
