@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from noisebook.datasets import detokenize as module
 from noisebook.datasets.detokenize import MARKER, detokenize
 from noisebook.datasets.names import TAKEN, PictureNames
 from noisebook.errors import FormatError
+from noisebook.images import files
 from noisebook.runtime.limits import Limits
 from tools import golden_datasets as golden
 
@@ -168,7 +170,7 @@ def test_images_beyond_the_limit_fail_and_batches_are_bounded_by_memory(tmp_path
     assert found["written"] == len(sizes) - found["n_failed"] > 0
     decoded = []
     monkeypatch.setattr(
-        module, "decoded", lambda codec, rows, steps: decoded.append(len(rows)) or np.zeros((len(rows), 9, 9, 3), np.uint8)
+        module, "decoded", lambda codec, rows, *_: decoded.append(len(rows)) or np.zeros((len(rows), 9, 9, 3), np.uint8)
     )
     same = TokenDataset("webdataset")
     detokenize(same, load(same.spec), tmp_path / "b", limits=Limits(memory=module.memory.needed(700, "cpu")))
@@ -178,6 +180,19 @@ def test_images_beyond_the_limit_fail_and_batches_are_bounded_by_memory(tmp_path
 def test_a_decode_of_many_network_calls_is_refused(tmp_path, capsys):
     assert main(["detokenize", "webdataset", "-o", str(tmp_path / "out"), "--max-network-calls", "1"]) == 4
     assert "more than the limit of 1: --max-network-calls raises it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_codewords_that_cost_too_much_are_refused(tmp_path, monkeypatch):
+    """Codewords that are made one by one count as calls in data sets as they do in files."""
+    monkeypatch.setattr(files, "CODEWORDS", 1)
+    data = TokenDataset("webdataset")
+    spec = replace(data.spec, codebook="independent")
+    tokens = sum(run.count for _, run in spec.runs_for(data[0]["height"], data[0]["width"]))
+    assert tokens > 1
+    codec, data.plan.settings = load(spec), replace(data.plan.settings, spec=spec)
+    with pytest.raises(FormatError, match="--max-network-calls raises it"):
+        detokenize(data, codec, tmp_path / "out", limits=Limits(network_calls=codec.nfe + 1))
     assert not (tmp_path / "out").exists()
 
 

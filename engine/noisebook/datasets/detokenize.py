@@ -19,10 +19,10 @@ from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.base import Failure
 from noisebook.datasets.store import LOCK, Store
 from noisebook.errors import CodecMismatchError, DatasetError, FormatError, NoisebookError, first_line, printable
-from noisebook.images.files import pixels_of
+from noisebook.images.files import check_decode, pixels_of, refuse_costly
 from noisebook.images.io import png_bytes
 from noisebook.runtime.atomic import write_bytes
-from noisebook.runtime.limits import DEFAULT, Limits, too_much
+from noisebook.runtime.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
@@ -59,8 +59,7 @@ def detokenize(
     DatasetError for a folder that holds something else."""
     if codec.spec.hash != data.spec.hash:
         raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
-    if refusal := too_much("a decode takes network calls:", codec.nfe_of(steps), limits, "network_calls"):
-        raise FormatError(refusal)
+    check_decode(data.spec, 1, 1, limits, steps)  # what a decode of any size takes
     about = {"plan": data.plan.hash, "codec": codec.spec.hash.hex(), "steps": steps}
     _refuse_foreign(output, about)
     store = Store(os.path.abspath(output))
@@ -68,10 +67,10 @@ def detokenize(
         if not _refuse_foreign(output, about):
             store.write(MARKER, (json.dumps({"noisebook": "detokenize", **about}, indent=1) + "\n").encode())
         store.collect_strays(("",))
-        run = _Run(data, codec, output, batch_size, limits)
+        run = _Run(data, codec, output, batch_size, limits, steps)
         for batch in run.batches(len(data) if first is None else min(first, len(data))):
             store.refuse_moved()
-            run.write(batch, steps)
+            run.write(batch)
             tell(len(batch))
     return {"written": run.written, "skipped": run.skipped, **run.failures()}
 
@@ -101,10 +100,15 @@ def _refuse_foreign(output: Path, about: dict[str, Any]) -> bool:
     return False
 
 
-def decoded(codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None) -> np.ndarray:
-    """Pictures uint8 [B, H, W, C] of rows of one size, decoded in all steps or only the first `steps`."""
+def decoded(
+    codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None, limits: Limits = DEFAULT
+) -> np.ndarray:
+    """Pictures uint8 [B, H, W, C] of rows of one size, decoded in all steps or only the first `steps`. Raises FormatError as
+    `refuse_costly`."""
+    size = rows[0]["height"], rows[0]["width"]
+    refuse_costly(codec, size, limits, steps)
     tokens = torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64))
-    return pixels_of(codec.decode(tokens, (rows[0]["height"], rows[0]["width"]), steps))
+    return pixels_of(codec.decode(tokens, size, steps))
 
 
 Batch = list[tuple[Path, dict[str, Any]]]  # rows of one size, and where each goes
@@ -113,8 +117,10 @@ Batch = list[tuple[Path, dict[str, Any]]]  # rows of one size, and where each go
 class _Run:
     """What is written, there already, and failed so far."""
 
-    def __init__(self, data: TokenDataset, codec: "Codec", output: Path, batch_size: int, limits: Limits):
+    def __init__(self, data: TokenDataset, codec: "Codec", output: Path, batch_size: int, limits: Limits, steps: int | None):
         self.data, self.codec, self.output, self.batch_size, self.limits = data, codec, output, batch_size, limits
+        self.steps = steps
+        self.refusals: dict[tuple[int, int], str] = {}  # why images of a size are not decoded
         self.names = PictureNames()
         self.written = self.skipped = 0
         self.by_code: Counter[str] = Counter()
@@ -161,7 +167,7 @@ class _Run:
         """(where an image goes; None: it is there. Why it cannot be written.)"""
         if problem:
             return None, Failure("taken" if problem == TAKEN else "bad_key", problem)
-        if refusal := too_much(f"{height} x {width} pixels are", height * width, self.limits, "pixels"):
+        if refusal := self._refusal(height, width):
             return None, Failure("too_large", refusal)
         path = self.output / name
         try:
@@ -172,9 +178,20 @@ class _Run:
             return None, _of_name(error)
         return None, None if stat.S_ISREG(mode) else Failure("taken", "something that is no file has its name")
 
-    def write(self, batch: Batch, steps: int | None) -> None:
+    def _refusal(self, height: int, width: int) -> str:
+        """Why images of that size are not decoded; empty where they are."""
+        size = height, width
+        if size not in self.refusals:
+            self.refusals[size] = ""
+            try:
+                refuse_costly(self.codec, size, self.limits, self.steps)
+            except FormatError as error:
+                self.refusals[size] = str(error)
+        return self.refusals[size]
+
+    def write(self, batch: Batch) -> None:
         """Decodes rows and writes their pictures. Raises NoisebookError where none can be written."""
-        pictures = decoded(self.codec, [row for _, row in batch], steps)
+        pictures = decoded(self.codec, [row for _, row in batch], self.steps, self.limits)
         for (path, row), pixels in zip(batch, pictures, strict=True):
             try:
                 write_bytes(path, png_bytes(pixels), replace=False)

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from noisebook.datasets.ledger import shard_name
 from noisebook.datasets.reader import TokenDataset
-from noisebook.datasets.table import Vocabularies, largest_dtype
+from noisebook.datasets.table import largest_dtype
 from noisebook.errors import DatasetError, SpecError, printable
 from noisebook.runtime.limits import DEFAULT, Limits
 
@@ -54,9 +53,7 @@ def export(folder: str, output: str | Path, form: str, partial: bool = False, li
 
 def _rows(data: TokenDataset, shard: dict[str, Any]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(all but the tokens, tokens). Raises FormatError for tokens that are none of the codec's."""
-    known = Vocabularies(data.spec, shard_name(shard["shard"]), data.limits)
-    for row in data.read(shard):
-        known.check(row["tokens"], row["height"], row["width"])
+    for row in data.checked(shard):
         yield {k: v for k, v in row.items() if k != "tokens"}, row["tokens"]
 
 

@@ -74,7 +74,8 @@ class Workers:
         except (BrokenProcessPool, EOFError, OSError) as error:  # a worker, or what starts them, died between two chunks:
             broken: Future = Future()  # whoever waits for this one will see it
             broken.set_exception(BrokenProcessPool(str(error)))
-            time.sleep(PAUSE)  # what starts them is asked anew only when the system knows that it is dead
+            if isinstance(error, OSError):  # what starts them was killed: it refuses before the system knows that it is dead
+                time.sleep(PAUSE)
             return broken
 
     def _result(self, future: Future) -> list[Answer]:

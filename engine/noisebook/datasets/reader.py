@@ -14,7 +14,7 @@ from noisebook.datasets.sources import Source, located
 from noisebook.datasets.sources.base import Failure, Item, Items
 from noisebook.datasets.sources.located import Inputs
 from noisebook.datasets.store import Store
-from noisebook.datasets.table import read_shard, tokens_of
+from noisebook.datasets.table import Vocabularies, read_shard, tokens_of
 from noisebook.errors import DatasetError, FormatError, ImageError, printable
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.spec.spec import CodecSpec
@@ -67,6 +67,13 @@ class _Shards:
         tokens = tokens_of(table, self.spec, self.limits)
         rest = table.drop_columns(["payload" if "payload" in table.column_names else "tokens"]).to_pylist()
         return [{**row, "tokens": tokens_of_row} for row, tokens_of_row in zip(rest, tokens, strict=True)]
+
+    def checked(self, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """As `read`, for those who trust no token: raises FormatError for one that is none of the codec's."""
+        known = Vocabularies(self.spec, shard_name(entry["shard"]), self.limits)
+        for row in self.read(entry):
+            known.check(row["tokens"], row["height"], row["width"])
+            yield row
 
 
 class TokenDataset(_Shards, Dataset):

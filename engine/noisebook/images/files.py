@@ -93,15 +93,20 @@ def check_decode(spec: CodecSpec, height: int, width: int, limits: Limits = DEFA
             raise FormatError(words)
 
 
+def refuse_costly(codec: "Codec", size: tuple[int, int], limits: Limits = DEFAULT, steps: int | None = None) -> None:
+    """`check_decode` of images of that (height, width), and of what they are padded to: blocks may pad far."""
+    check_decode(codec.spec, *size, limits, steps)
+    check_decode(codec.spec, *codec.stream(*size).padded, limits, steps)
+
+
 def decode_picture(codec: "Codec", container: Container, steps: int | None = None, limits: Limits = DEFAULT) -> "np.ndarray":
     """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps only, if given. Raises
-    FormatError where the payload does not fit, and, before anything is allocated, as `check_decode`."""
+    FormatError where the payload does not fit, and, before anything is allocated, as `refuse_costly`."""
     import numpy as np
     import torch
 
     size = (container.height, container.width)
-    check_decode(codec.spec, *size, limits, steps)
-    check_decode(codec.spec, *codec.stream(*size).padded, limits, steps)  # blocks may pad far
+    refuse_costly(codec, size, limits, steps)
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
     image = codec.decode_packed(payload[None], size, steps, limits)[0]
     return pixels_of(image)

@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -118,6 +118,20 @@ def sample(name: str) -> np.ndarray:
     return getattr(data, name)()
 
 
+def walk(root: str | Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(folder, names of its folders, names of its files) of a folder and all below it, as `os.walk`. Links are followed,
+    though not in circles. `onerror` is called for a folder that cannot be listed."""
+    above = {os.fspath(root): {os.path.realpath(root)}}
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=onerror):
+        yield folder, list(folders), files
+        for name in list(folders):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in above[folder]:
+                folders.remove(name)
+            above[path] = above[folder] | {real}
+
+
 def find_files(inputs: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The files named, and all with these suffixes in the folders named, by name. Links are followed, though not in circles.
     What has the name of such a file but is none (a folder, a pipe, a link to nothing) is among them, so that its reader
@@ -133,15 +147,9 @@ def find_files(inputs: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
         if not entry.is_dir():
             found.append(entry)
             continue
-        inside, above = [], {str(entry): {os.path.realpath(entry)}}
-        for folder, folders, files in os.walk(entry, followlinks=True, onerror=stop):
+        inside = []
+        for folder, folders, files in walk(entry, stop):
             inside += [Path(folder, name) for name in folders + files if name.lower().endswith(suffixes)]
-            for name in list(folders):
-                path = os.path.join(folder, name)
-                real = os.path.realpath(path)
-                if real in above[folder]:
-                    folders.remove(name)
-                above[path] = above[folder] | {real}
         if not inside:
             raise kind(f"{printable(entry)}: no {what} in this folder ({', '.join(suffixes)})")
         found += sorted(inside)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from noisebook.datasets.recipe import decoder
 from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import DatasetError, FormatError, SpecError, printable
+from noisebook.images.files import check_decode
 from noisebook.report.collect import ReportRun, ReportSource, choose
 from noisebook.report.page import page
-from noisebook.runtime.limits import DEFAULT, Limits, too_much
+from noisebook.runtime.limits import DEFAULT, Limits
 
 
 def build_report(
@@ -40,8 +41,10 @@ def build_report(
     runs: list[ReportRun] = []
     for source in sources:
         keys = common if all(key in source.rows for key in common) else choose([source], images)
+        try:
+            check_decode(source.data.spec, 1, 1, limits)  # what a decode of any size takes, before a network is loaded
+        except FormatError as error:
+            raise FormatError(f"{printable(source.name)}: {error}") from error
         codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device)
-        if refusal := too_much("a decode takes network calls:", codec.nfe, limits, "network_calls"):
-            raise FormatError(f"{printable(source.name)}: {refusal}")
         runs.append(source.run(codec, keys))
     return page(runs)

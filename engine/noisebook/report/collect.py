@@ -12,7 +12,6 @@ import numpy as np
 from noisebook.datasets.detokenize import decoded
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.located import Inputs
-from noisebook.datasets.table import Vocabularies
 from noisebook.errors import CodecMismatchError, ImageError, printable
 from noisebook.format.container import pack, packed_bits
 from noisebook.images.metrics import psnr, ssim
@@ -95,9 +94,7 @@ class ReportSource:
         starts = np.cumsum([0, *(entry["n_ok"] for entry in done)])
         self.rows: dict[str, tuple[int, dict[str, Any]]] = {}  # key -> (index, row)
         for place in places:
-            known = Vocabularies(self.data.spec, self.name, self.data.limits)
-            for offset, row in enumerate(self.data.read(done[place])):
-                known.check(row["tokens"], row["height"], row["width"])
+            for offset, row in enumerate(self.data.checked(done[place])):
                 self.rows[row["key"]] = int(starts[place]) + offset, row
 
     def run(self, codec: "Codec", keys: list[str]) -> ReportRun:
@@ -155,7 +152,7 @@ class ReportSource:
             group = [i for i, other in enumerate(sizes) if other == size]
             for first in range(0, len(group), BATCH):
                 part = group[first : first + BATCH]
-                for i, pixels in zip(part, decoded(codec, [rows[i][1] for i in part]), strict=True):
+                for i, pixels in zip(part, decoded(codec, [rows[i][1] for i in part], None, self.data.limits), strict=True):
                     shown[i] = self._judged(keys[i], *rows[i], pixels, codec)
         return [shown[i] for i in range(len(rows))]
 

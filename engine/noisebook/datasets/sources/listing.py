@@ -1,6 +1,5 @@
 """The files below a folder, a pattern or a URL, by name."""
 
-import os
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from noisebook.datasets.sources.base import File, is_utf8, stamp_of, utf8
 from noisebook.datasets.sources.places import Place, root_of
 from noisebook.errors import DatasetError, printable
-from noisebook.images.io import SUFFIXES
+from noisebook.images.io import SUFFIXES, walk
 
 
 def files_of(url: str) -> Iterator[File]:
@@ -53,16 +52,13 @@ def _below(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     def stop(error: OSError) -> None:
         raise error  # a folder that cannot be read would be pictures lost
 
-    above = {root: {os.path.realpath(root)}}
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
-        for name in list(folders):
-            path = posixpath.join(folder, name)
-            real = os.path.realpath(path) if os.path.islink(path) else posixpath.join(os.path.realpath(folder), name)
-            if real in above[folder]:
-                folders.remove(name)
-            above[path] = above[folder] | {real}
+    for folder, folders, files in walk(root, stop):
+        for name in folders:
             if name.lower().endswith(SUFFIXES):
-                yield path, {"type": "directory", "size": 0, "problem": "unreadable: a folder, not a picture"}
+                yield (
+                    posixpath.join(folder, name),
+                    {"type": "directory", "size": 0, "problem": "unreadable: a folder, not a picture"},
+                )
         for name in files:
             path = posixpath.join(folder, name)
             try:
