@@ -28,6 +28,8 @@ from noisebook.runtime.profiler import stage
 from noisebook.spec.spec import CodecSpec, identity_fault
 
 MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+TOKEN_DTYPES = tuple(getattr(torch, name) for name in INTEGERS)  # that `decode` takes: of tokens as data sets hold them
 
 
 class Codec:
@@ -147,7 +149,8 @@ class Codec:
     # ---- decode ---------------------------------------------------------------------------------------------------------
     @own_defaults()
     def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, steps: int | None = None) -> Tensor:
-        """Tokens int64 [B, L] -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default `default_size`.
+        """Tokens [B, L] of any integer dtype -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default
+        `default_size`.
 
         steps  only the first steps of the schedule, then the solver from there: what the beginning of the stream says. The
                tokens of later steps are not needed. Of a codec without steps: steps of the solver, even in the time of a
@@ -158,11 +161,12 @@ class Codec:
         _check_tensor(tokens, "tokens", CodecMismatchError)
         stream = self._shortened(self.stream(*(size or self.default_size)), steps)
         tokens = tokens[:, : stream.length] if steps is not None and tokens.ndim == 2 else tokens
-        if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] != stream.length:
+        if tokens.ndim != 2 or tokens.dtype not in TOKEN_DTYPES or tokens.shape[1] != stream.length:
             raise CodecMismatchError(
-                f"this codec takes int64 tokens [B, {stream.length}] for images of {stream.height} x "
+                f"this codec takes integer tokens [B, {stream.length}] for images of {stream.height} x "
                 f"{stream.width}, not {tokens.dtype} {list(tokens.shape)}"
             )
+        tokens = tokens.to(torch.int64)  # one that is too large for it becomes negative, and is outside of its vocabulary
         valid, decoded = self._run("decode", decode, (self.parts, stream), (tokens,))
         if not valid:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from noisebook.datasets.collating import collate
     from noisebook.datasets.job import Rank
     from noisebook.datasets.pipeline import TokenizeBatch
     from noisebook.datasets.reader import TokenDataset, TokenStream
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:  # processes that decode pictures import this package, and must not wait for torch
     if name in ("TokenDataset", "TokenStream"):
         from noisebook.datasets import reader as module
+    elif name == "collate":
+        from noisebook.datasets import collating as module
     elif name == "TokenizeBatch":
         from noisebook.datasets import pipeline as module
     elif name == "CodecRecipe":
@@ -26,4 +29,4 @@ def __getattr__(name: str) -> Any:  # processes that decode pictures import this
     return getattr(module, name)
 
 
-__all__ = ["CodecRecipe", "Rank", "TokenDataset", "TokenStream", "TokenizeBatch", "tokenize"]
+__all__ = ["CodecRecipe", "Rank", "TokenDataset", "TokenStream", "TokenizeBatch", "collate", "tokenize"]

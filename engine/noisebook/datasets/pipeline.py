@@ -1,18 +1,25 @@
 """Tokens inside somebody else's pipeline: Ray Data's `map_batches`, Hugging Face `datasets.map`."""
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from noisebook.backbones import Backbone
 from noisebook.codec.load import load
 from noisebook.datasets.table import largest_dtype
-from noisebook.errors import ImageError, printable
-from noisebook.images.io import FORMATS, read_image
+from noisebook.errors import ImageError, first_line, printable
+from noisebook.images.io import FORMATS, ORIENTATION, read_image
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
+
+CHANNELS = range(1, 5)  # of an array: grey, grey and alpha, colours, colours and alpha
+AS_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow that a PNG holds as they are
+AS_TIFF = ("I", "F", "CMYK", "YCbCr", "LAB")
 
 
 class TokenizeBatch:
@@ -22,28 +29,38 @@ class TokenizeBatch:
         ray.data.map_batches(TokenizeBatch, fn_constructor_kwargs={"preset": "photo"}, batch_size=32, concurrency=2)
 
     preset, options   as of `noisebook.load`; the codec is made at the first call, in the process that works
-    image             the column of images: uint8 arrays [H, W, C], PIL images, bytes, or {"bytes": ...}
+    backbone          as of `noisebook.load`, or a function without arguments that makes a `Backbone` there. A `Backbone`
+                      goes to other processes as its class pickles: one of a module; a function needs no weights to be sent
+    image             the column of images: PIL images, bytes, {"bytes": ...}, or uint8 arrays or tensors, grey [H, W], or
+                      with 1 to 4 channels (grey, grey and alpha, colours, colours and alpha), [H, W, C] or [C, H, W]. Where
+                      both can be, an array is [H, W, C] and a tensor [C, H, W]. The column may be one array of them all.
     tokens            the column to make
     limits            of pictures: `pixels`
 
-    Images of one size in a batch are coded together. Raises ImageError for one that cannot be read: what becomes of it is
-    up to the pipeline, and so is resuming. For each image exactly once, and a ledger: `noisebook.datasets.tokenize`.
+    Images of one size in a batch are coded together; a batch may have several sizes. Raises ImageError for one that cannot
+    be read, with its place in the batch: what becomes of it is up to the pipeline, and so is resuming. For each image
+    exactly once, and a ledger: `noisebook.datasets.tokenize`.
     """
 
     def __init__(
-        self, preset: str = "photo", image: str = "image", tokens: str = "tokens", limits: Limits = DEFAULT, **options: Any
+        self,
+        preset: str = "photo",
+        image: str = "image",
+        tokens: str = "tokens",
+        limits: Limits = DEFAULT,
+        backbone: str | Backbone | Callable[[], Backbone] | None = None,
+        **options: Any,
     ):
         self.preset, self.image, self.tokens, self.limits, self.options = preset, image, tokens, limits, options
+        self.backbone = backbone
         self._codec: Any = None
 
     def __getstate__(self) -> dict[str, Any]:  # a codec is made where it works
         return {**self.__dict__, "_codec": None}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        if self._codec is None:
-            self._codec = load(self.preset, **self.options)
-        codec = self._codec
-        pixels = [_pixels(value, codec.backbone.channels, self.limits) for value in batch[self.image]]
+        codec = self._codec = self._codec or self._load()
+        pixels = [self._pixels(i, value, codec.backbone.channels) for i, value in enumerate(batch[self.image])]
         tokens_of: dict[int, np.ndarray] = {}
         dtype = largest_dtype(codec.spec)
         for shape in dict.fromkeys(x.shape for x in pixels):
@@ -54,6 +71,18 @@ class TokenizeBatch:
         rest = {name: column for name, column in batch.items() if name != self.image}
         return {**rest, self.tokens: _column([tokens_of[i] for i in range(len(pixels))])}
 
+    def _load(self) -> Any:
+        made: Any = self.backbone
+        if made is not None and not isinstance(made, str | nn.Module) and callable(made):
+            made = made()
+        return load(self.preset, backbone=made, **self.options)
+
+    def _pixels(self, number: int, value: Any, channels: int) -> np.ndarray:
+        try:
+            return _pixels(value, channels, self.limits)
+        except ImageError as error:
+            raise ImageError(f"image {number} of the batch: {error}") from error
+
 
 def _column(rows: list[np.ndarray]) -> Any:
     """[N, L] where all rows have L tokens, else the list."""
@@ -63,15 +92,39 @@ def _column(rows: list[np.ndarray]) -> Any:
 def _pixels(value: Any, channels: int, limits: Limits) -> np.ndarray:
     """uint8 [H, W, C] of an image in any form that pipelines hold."""
     if isinstance(value, Mapping):
-        value = value.get("bytes")
-    if isinstance(value, (bytes, bytearray)):
+        path, value = value.get("path"), value.get("bytes")
+        if value is None:
+            only = f", only the path {printable(path, 100)}, which is not opened" if isinstance(path, str) else ""
+            raise ImageError(f"it has no bytes{only}")
+    if value is None:
+        raise ImageError("there is none: it is null")
+    if isinstance(value, bytes | bytearray | memoryview):
         return read_image(io.BytesIO(value), channels, limits)
     if isinstance(value, Image.Image):
         return read_image(_saved(value, limits), channels, limits)
-    pixels = np.asarray(value)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise ImageError(f"an image is uint8 [H, W, C], bytes or a PIL image, not {pixels.dtype} {list(pixels.shape)}")
-    return read_image(_png(pixels), channels, limits) if pixels.ndim == 2 or pixels.shape[2] != channels else pixels
+    pixels = _array(value)
+    if refusal := too_much(f"{pixels.shape[0]} x {pixels.shape[1]} pixels are", pixels[:, :, 0].size, limits, "pixels"):
+        raise ImageError(refusal)
+    return pixels if pixels.shape[2] == channels else read_image(_png(pixels), channels, limits)
+
+
+def _array(value: Any) -> np.ndarray:
+    """uint8 [H, W, C] of an array or tensor, see `TokenizeBatch`."""
+    is_tensor = isinstance(value, Tensor)
+    given: Any = value if is_tensor else np.asarray(value)
+    if given.dtype not in (np.uint8, torch.uint8) or given.ndim not in (2, 3) or 0 in given.shape:
+        what = f"{given.dtype} {list(given.shape)}"
+        raise ImageError(
+            f"an image is uint8 [H, W, C], [C, H, W] or [H, W], bytes or a PIL image, not {what}: scale values to 0 ... 255 "
+            "and make them uint8"
+        )
+    pixels: np.ndarray = given.detach().cpu().numpy() if is_tensor else given
+    if pixels.ndim == 2:
+        return pixels[:, :, None]
+    first, last = pixels.shape[0] in CHANNELS, pixels.shape[2] in CHANNELS
+    if not first and not last:
+        raise ImageError(f"neither the first nor the last of {list(pixels.shape)} is a number of channels, 1 to 4")
+    return pixels.transpose(1, 2, 0) if first and (is_tensor or not last) else pixels
 
 
 def _saved(image: Image.Image, limits: Limits) -> io.BytesIO:
@@ -81,13 +134,32 @@ def _saved(image: Image.Image, limits: Limits) -> io.BytesIO:
     width, height = image.size
     if refusal := too_much(f"{height} x {width} pixels are", height * width, limits, "pixels"):
         raise ImageError(refusal)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if image.mode != "CMYK" else "TIFF")
+    buffer, options = io.BytesIO(), {}
+    try:
+        image.load()
+        with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+            exif = image.getexif()
+            options = {"exif": exif} if exif.get(ORIENTATION, 1) != 1 else {}
+        if image.mode not in AS_PNG + AS_TIFF:
+            image = image.convert(
+                {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode, "I" if "I" in image.mode else "RGB")
+            )
+        if image.mode == "I" and _is_of_16_bits(image):
+            image = image.convert("I;16")
+        image.save(buffer, "PNG" if image.mode in AS_PNG else "TIFF", **options)
+    except Exception as error:  # Pillow's plug-ins raise what they like on damaged files
+        raise ImageError(f"cannot be read: {first_line(error)}") from error
+    buffer.seek(0)
     return buffer
+
+
+def _is_of_16_bits(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() < 1 << 16)
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
     buffer = io.BytesIO()
-    Image.fromarray(pixels if pixels.ndim == 2 or pixels.shape[2] > 1 else pixels[:, :, 0]).save(buffer, "PNG")
+    Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0]).save(buffer, "PNG")
     buffer.seek(0)
     return buffer

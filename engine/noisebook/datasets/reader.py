@@ -1,12 +1,16 @@
 """A tokenised data set as a data set of torch: map-style, or a stream for ranks and workers."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
+from noisebook.datasets.collating import collate
 from noisebook.datasets.decoding import Picture, requests_for, serve
 from noisebook.datasets.ledger import DONE, ledger_name, read_ledger, sha256, shard_name, shards_with_entry
 from noisebook.datasets.plan import Plan
@@ -14,18 +18,27 @@ from noisebook.datasets.sources import Source, located
 from noisebook.datasets.sources.base import Failure, Item, Items
 from noisebook.datasets.sources.located import Inputs
 from noisebook.datasets.store import Store
-from noisebook.datasets.table import Vocabularies, read_shard, tokens_of
-from noisebook.errors import DatasetError, FormatError, ImageError, printable
+from noisebook.datasets.table import Vocabularies, largest_vocabulary, read_shard, tokens_of
+from noisebook.errors import DatasetError, FormatError, ImageError, SpecError, printable
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.spec.spec import CodecSpec
 
 KEPT = 16  # shards held in memory
+Dtype = str | type | np.dtype | torch.dtype | None  # of tokens
+
+
+class Row(dict[str, Any]):
+    """A row of a data set: a dict that torch's own `default_collate` puts in batches as `collate` does, nulls included."""
+
+
+# The way that torch documents for types of one's own. `default_collate` of other rows stays as it is.
+default_collate_fn_map[Row] = lambda batch, *, collate_fn_map=None: collate(batch)
 
 
 class _Shards:
     """What both kinds of data set share: the folder, its plan and ledgers, and reading shards with their checks."""
 
-    def __init__(self, folder: str, partial: bool, limits: Limits = DEFAULT):
+    def __init__(self, folder: str, partial: bool, limits: Limits = DEFAULT, dtype: Dtype = None):
         self.folder = str(folder)
         self.store, self.limits = Store(self.folder), limits
         plan = Plan.load(self.store, limits)
@@ -44,6 +57,7 @@ class _Shards:
                 f"{printable(folder)}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
                 "what is there with partial=True"
             )
+        self.dtype = None if dtype is None else _integer(dtype, largest_vocabulary(self.spec))
 
     @property
     def spec(self) -> CodecSpec:
@@ -75,27 +89,43 @@ class _Shards:
             known.check(row["tokens"], row["height"], row["width"])
             yield row
 
+    def own(self, row: dict[str, Any]) -> Row:
+        """A row as the caller may change it: nothing of it is shared with what is held here, and tokens are of `dtype`."""
+        tokens = row["tokens"]
+        kept = {name: copy.deepcopy(value) if isinstance(value, list | dict) else value for name, value in row.items()}
+        return Row({**kept, "tokens": tokens.astype(tokens.dtype if self.dtype is None else self.dtype)})
+
 
 class TokenDataset(_Shards, Dataset):
     """A tokenised data set, map-style: `ds[i]` is a dict of `key`, `tokens` (unsigned numpy [L]), `height`, `width` (of the
     coded image), `original_height`, `original_width` and the columns that were carried through, such as `label`.
 
     Any index at any time: a shard is read once and checked against the ledger's SHA-256, the last `kept` are held. Ranks
-    share it by torch's DistributedSampler.
+    share it by torch's DistributedSampler. A row is the caller's own, to change as they like.
+
+    A DataLoader puts rows in batches as `noisebook.datasets.collate` does, also with its default `collate_fn`.
 
     partial  only the shards that are done
     inputs   where the pictures are that were tokenised, for `original`: the folder or files that were given then, or a copy
              of them, or several, local or URLs. The data set itself does not say it: a path that it records is never opened.
     limits   `rows` of its plan, `pixels` of an image (also of what `original` reads), `work` of reading a shard's tokens
+    dtype    of the tokens: an integer type of numpy or torch that holds them, such as "int64" (default: as they are stored,
+             the smallest unsigned one)
 
-    Raises DatasetError where there is no data set or it is not complete, or an input is not there; FormatError for a damaged
-    plan or shard.
+    Raises SpecError for another dtype, DatasetError where there is no data set or it is not complete, or an input is not
+    there; FormatError for a damaged plan or shard.
     """
 
     def __init__(
-        self, folder: str, partial: bool = False, kept: int = KEPT, inputs: Inputs | None = None, limits: Limits = DEFAULT
+        self,
+        folder: str,
+        partial: bool = False,
+        kept: int = KEPT,
+        inputs: Inputs | None = None,
+        limits: Limits = DEFAULT,
+        dtype: Dtype = None,
     ):
-        super().__init__(folder, partial, limits)
+        super().__init__(folder, partial, limits, dtype)
         self.kept = kept
         self._source: Source | None = None if inputs is None else located(self.plan.source, inputs)
         self._ends = np.cumsum([entry["n_ok"] for entry in self.done])
@@ -104,13 +134,13 @@ class TokenDataset(_Shards, Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index} of {len(self)} images")
         index = int(index) % len(self)
         place = int(np.searchsorted(self._ends, index, side="right"))
         rows = self._rows(place)
-        return rows[index - (int(self._ends[place - 1]) if place else 0)]
+        return self.own(rows[index - (int(self._ends[place - 1]) if place else 0)])
 
     def _rows(self, place: int) -> list[dict[str, Any]]:
         if place in self._cache:
@@ -160,6 +190,7 @@ class TokenStream(_Shards, IterableDataset):
 
     shuffle      the order of shards, and of the rows in each, by `seed` and `set_epoch`
     rank, world  the share of one rank; default: torch.distributed's where it is initialised, else all
+    dtype        of the tokens, as of `TokenDataset`
     """
 
     def __init__(
@@ -170,8 +201,9 @@ class TokenStream(_Shards, IterableDataset):
         rank: int | None = None,
         world: int | None = None,
         partial: bool = False,
+        dtype: Dtype = None,
     ):
-        super().__init__(folder, partial)
+        super().__init__(folder, partial, dtype=dtype)
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.rank, self.world = _ranks() if rank is None or world is None else (rank, world)
 
@@ -179,7 +211,7 @@ class TokenStream(_Shards, IterableDataset):
         """Another order of the shuffle."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Row]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self.done)) if self.shuffle else np.arange(len(self.done))
         info = get_worker_info()
@@ -189,7 +221,21 @@ class TokenStream(_Shards, IterableDataset):
             if self.shuffle:
                 rng = np.random.default_rng([self.seed, self.epoch, int(place)])
                 rows = [rows[i] for i in rng.permutation(len(rows))]
-            yield from rows
+            yield from map(self.own, rows)
+
+
+def _integer(dtype: Dtype, vocab_size: int) -> np.dtype:
+    """The type of numpy. Raises SpecError for what is no integer type, and for one that not every token fits."""
+    name: Any = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    try:
+        kind: np.dtype[Any] = np.dtype(name)
+    except TypeError:
+        kind = np.dtype(object)
+    if kind.kind not in "iu":
+        raise SpecError(f"dtype must be an integer type, such as int64, not {printable(dtype, 60)}")
+    if np.iinfo(kind.name).max < vocab_size - 1:
+        raise SpecError(f"dtype {kind} does not hold every token: there are values up to {vocab_size - 1:,}")
+    return kind
 
 
 def _ranks() -> tuple[int, int]:
@@ -198,4 +244,4 @@ def _ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-__all__ = ["TokenDataset", "TokenStream"]
+__all__ = ["Row", "TokenDataset", "TokenStream"]

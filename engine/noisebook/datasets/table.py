@@ -28,17 +28,27 @@ HELD, MANY = 1 << 22, 1 << 16  # bytes, and rows, that are looked at together
 WORK, WORK_OF_STEP = 20, 2  # microseconds to work out what a size of image has
 OWN = ("key", "tokens", "payload", "height", "width", "original_height", "original_width")
 ROW_GROUP = 1024
+SIDES = (64, 512)  # of images that between them have all vocabularies of a codec
 
 
 def token_dtype(spec: CodecSpec, height: int, width: int) -> np.dtype:
     """The smallest unsigned type that holds every token of an image of that size."""
-    largest = max((run.vocab_size for _, run in spec.runs_for(height, width)), default=1) - 1
+    largest = _vocab_size(spec, height, width) - 1
     return np.dtype(next(f"u{n}" for n in (1, 2, 4, 8) if largest < 1 << 8 * n))
+
+
+def _vocab_size(spec: CodecSpec, height: int, width: int) -> int:
+    return max((run.vocab_size for _, run in spec.runs_for(height, width)), default=1)
+
+
+def largest_vocabulary(spec: CodecSpec) -> int:
+    """The largest number of values that a token of any image has."""
+    return max(_vocab_size(spec, side, side) for side in SIDES)
 
 
 def largest_dtype(spec: CodecSpec) -> np.dtype:
     """The smallest unsigned type that holds the tokens of any image."""
-    return np.dtype(max(np.dtype(token_dtype(spec, side, side)) for side in (64, 512)))
+    return np.dtype(max(np.dtype(token_dtype(spec, side, side)) for side in SIDES))
 
 
 def token_count(spec: CodecSpec, height: int, width: int) -> int:
