@@ -16,7 +16,7 @@ from noisebook.errors import DatasetError, SpecError
 pytest.importorskip("pyarrow")
 
 from noisebook.datasets import CodecRecipe, Rank, shard, tokenize
-from noisebook.datasets.job import local_device
+from noisebook.datasets.job import ends_together, local_device
 from noisebook.datasets.store import Store
 
 CHANGES = {"steps": 4, "budget": 8, "budget_last": 8, "vocab_size": 256, "scale_pixels": 0, "start_budget": 0}
@@ -162,6 +162,21 @@ def test_only_files_without_a_writer_are_collected(tmp_path, pictures, recipe):
             },
             "SLURM_ARRAY_TASK_STEP",
         ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": ""}, "OMPI_COMM_WORLD_RANK"),
+        ({"OMPI_COMM_WORLD_SIZE": "two", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "2"}, "OMPI_COMM_WORLD_RANK"),
+        ({"OMPI_COMM_WORLD_SIZE": "0", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"PMI_SIZE": "3", "PMI_RANK": "x"}, "PMI_RANK"),
+        ({"PMI_RANK": "1"}, "PMI_SIZE"),
+        ({"PMI_SIZE": "-2", "PMI_RANK": "0"}, "PMI_SIZE"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK"),
+        ({"SLURM_NTASKS": "0"}, "SLURM_NTASKS"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_RANK"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "PMI_RANK"),
     ],
 )
 def test_an_environment_that_does_not_say_the_rank_is_refused_by_name(environment, name):
@@ -169,6 +184,50 @@ def test_an_environment_that_does_not_say_the_rank_is_refused_by_name(environmen
         Rank.of_environment(environment)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 200
+
+
+OMPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        (OMPI, Rank(3, 4)),
+        ({"PMI_SIZE": "4", "PMI_RANK": "2"}, Rank(2, 4)),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, Rank(0, 1)),
+        ({"OMPI_COMM_WORLD_SIZE": "", "OMPI_COMM_WORLD_RANK": " "}, Rank(0, 1)),
+        ({**OMPI, "RANK": "3", "WORLD_SIZE": "4", "PMI_RANK": "3", "PMI_SIZE": "4"}, Rank(3, 4)),
+        # mpirun in a job of Slurm: its processes inherit what Slurm says of the process that started them
+        ({**OMPI, "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, Rank(3, 4)),
+        # srun --mpi=pmi2
+        ({"PMI_SIZE": "4", "PMI_RANK": "2", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, Rank(2, 4)),
+        # and in an array of jobs each has a share of its own
+        (
+            {
+                **OMPI,
+                "SLURM_ARRAY_TASK_COUNT": "3",
+                "SLURM_ARRAY_TASK_ID": "14",
+                "SLURM_ARRAY_TASK_MIN": "10",
+                "SLURM_ARRAY_TASK_STEP": "2",
+            },
+            Rank(11, 12),
+        ),
+    ],
+)
+def test_a_rank_of_mpirun(environment, rank):
+    assert Rank.of_environment(environment) == rank
+
+
+def test_what_mpirun_says_of_a_process():
+    assert local_device("cuda", {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}) == "cuda:1"
+    assert local_device("cuda", {"MPI_LOCALRANKID": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == "cuda:2"
+    assert local_device("cuda", {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "1"}) == "cuda"
+    with pytest.raises(SpecError, match="OMPI_COMM_WORLD_LOCAL_RANK"):
+        local_device("cuda", {"OMPI_COMM_WORLD_LOCAL_RANK": "x"})
+    assert ends_together(OMPI)
+    assert ends_together({"PMI_SIZE": "4", "PMI_RANK": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
+    assert not ends_together({"PMI_SIZE": "4", "PMI_RANK": "2", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"})
+    assert not ends_together({"OMPI_COMM_WORLD_SIZE": "1"})
 
 
 def test_what_is_empty_is_not_set():

@@ -68,12 +68,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=ENGINES,
         default="local",
         help="local: this process, or one of several ranks that "
-        "torchrun or Slurm starts; ray: actors of a Ray cluster (default: local)",
+        "torchrun, mpirun or Slurm starts; ray: actors of a Ray cluster (default: local)",
     )
     parser.add_argument("--actors", type=int, help="ray: how many (default: one per GPU, or per two CPU cores)")
     parser.add_argument("--retries", type=int, default=2, help="ray: more tries of a shard whose actor died (default: 2)")
     parser.add_argument(
-        "--device", default="cpu", help="cpu, cuda, ...; cuda under torchrun: that of the local rank (default: cpu)"
+        "--device",
+        default="cpu",
+        help="cpu, cuda, ...; cuda under torchrun or mpirun: that of the local rank (default: cpu)",
     )
     options.add_codec_options(parser)
     group = parser.add_argument_group("target", "a rate instead of a preset, for images of one size")
@@ -91,9 +93,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenises and prints the counts: 0, or 3 where images have failed (0 for a rank of torchrun). Raises what
+    """Tokenises and prints the counts: 0, or 3 where images have failed (0 for a rank of torchrun or mpirun). Raises what
     `datasets.run.tokenize` raises."""
     options.need_datasets()
+    from noisebook.datasets.job import ends_together
     from noisebook.datasets.run import tokenize
 
     values = {name: getattr(args, name) for name in JOB}
@@ -108,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
             f"{counts['n_ok']} ok, {counts['n_failed']} failed{f' ({codes})' if codes else ''}, "
             f"{counts['remarks']} remarks"
         )
-    ranked = args.engine != "ray" and "TORCHELASTIC_RUN_ID" in os.environ
-    return ImageError.code if counts["n_failed"] and not ranked else 0  # torchrun would end the other ranks
+    ranked = args.engine != "ray" and ends_together()
+    return ImageError.code if counts["n_failed"] and not ranked else 0  # another code would end the other ranks
 
 
 def recipe_of(args: argparse.Namespace) -> "CodecRecipe":
