@@ -164,7 +164,7 @@ def test_one_fault_does_not_end_a_batch(tmp_path, capsys, monkeypatch):
         assert main([verb, str(tmp_path)]) == FormatError.code
         (tmp_path / "aa.nbk").unlink()
         capsys.readouterr()
-    monkeypatch.setattr("noisebook.images.io.read_image", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("noisebook.images.reading.read_picture", lambda *_, **__: 1 / 0)
     call = ["eval", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--backbone", "gaussian-prior"]
     assert main(call) == 70
     assert capsys.readouterr().out.count("ZeroDivisionError: division by zero: this is a fault of noisebook") == 2

@@ -14,7 +14,7 @@ from PIL import Image
 from noisebook import ImageError
 from noisebook.datasets.decoding import decode
 from noisebook.images import io as images
-from noisebook.images import metrics
+from noisebook.images import metrics, pixels
 from noisebook.runtime.limits import Limits
 
 pytestmark = pytest.mark.quick
@@ -159,17 +159,20 @@ def test_sixteen_bits_are_scaled_as_ever_in_integers():
     expected = np.rint(values / 257).astype(np.uint8)
     for array, form in ((values.astype(np.uint16), "PNG"), (values.astype(np.int32), "TIFF")):
         assert (images.read_image(io.BytesIO(saved(array, form)), 1)[:, :, 0] == expected).all()
-    wide = np.array([[-(2**31), -1, 0, 65535, 65536, 2**31 - 1]], np.int32)
-    assert images.read_image(io.BytesIO(saved(wide, "TIFF")), 1)[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255]
+    wide = np.array([[0, 65535, 65536, 2**30, 2**31 - 1]], np.int32)  # all bits used: the largest of the type is white
+    assert images.read_image(io.BytesIO(saved(wide, "TIFF")), 1)[0, :, 0].tolist() == [0, 0, 0, 128, 255]
+    for low, high in ((-1, 255), (0, 65536)):
+        with pytest.raises(ImageError, match=f"{high:,}.*not known"):
+            images.read_image(io.BytesIO(saved(np.array([[low, high]], np.int32), "TIFF")), 1)
 
 
 def test_strips_are_the_picture(fresh, monkeypatch):
     rgba = fresh.integers(0, 256, (23, 7, 4), np.uint8)
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[pixels.ORIENTATION] = 6
     files = [saved(rgba, "PNG"), saved(rgba[:, :, :3], "PNG", exif=exif.tobytes()), saved(rgba[:, :, 0], "GIF")]
     whole = [images.read_image(io.BytesIO(data)) for data in files]
-    monkeypatch.setattr(images, "STRIP", 20)
+    monkeypatch.setattr(pixels, "STRIP", 20)
     assert all((images.read_image(io.BytesIO(data)) == x).all() for data, x in zip(files, whole, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from noisebook.cli.inputs import files_of, refuse_unreadable
 from noisebook.cli.options import add_device, add_force, add_limits_of_files, limits_of, path_of
 from noisebook.cli.outputs import refuse_existing
+from noisebook.cli.pictures import read_and_say
 from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError
 from noisebook.runtime.devices import usable_device
@@ -123,7 +124,7 @@ def measured_before(args: argparse.Namespace, backbone: "Backbone", digest: str)
 def read(args: argparse.Namespace, channels: int) -> "list[np.ndarray]":
     """`count` images uint8 [H, W, C] after the first `skip`, from an .npz or from pictures and folders of them."""
     from noisebook.images.archive import load_npz_images
-    from noisebook.images.io import SUFFIXES, read_image
+    from noisebook.images.io import SUFFIXES
 
     places, end, limits = args.images, args.skip + args.count, limits_of(args)
     if len(places) == 1 and places[0].endswith(".npz"):
@@ -132,7 +133,7 @@ def read(args: argparse.Namespace, channels: int) -> "list[np.ndarray]":
     images = []
     for path in files_of(places, SUFFIXES)[args.skip : end]:
         refuse_unreadable(path, ImageError)
-        images.append(read_image(path, channels, limits))
+        images.append(read_and_say(path, channels, limits))
     return images
 
 

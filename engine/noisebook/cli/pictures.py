@@ -17,6 +17,8 @@ from noisebook.errors import ImageError, NoisebookError
 if TYPE_CHECKING:
     import numpy as np
 
+    from noisebook.runtime.limits import Limits
+
 Item = TypeVar("Item")
 
 
@@ -31,7 +33,7 @@ def pictures(args: argparse.Namespace) -> "list[tuple[str, Callable[[int], np.nd
 
     def read(path: Path, channels: int) -> "np.ndarray":
         refuse_unreadable(path, ImageError)
-        return images.read_image(path, channels, limits)
+        return read_and_say(path, channels, limits)
 
     rows: list[tuple[str, Callable[[int], np.ndarray]]] = [
         (str(path), lambda channels, path=path: read(path, channels)) for path in files_of(args.images, images.SUFFIXES)
@@ -39,6 +41,17 @@ def pictures(args: argparse.Namespace) -> "list[tuple[str, Callable[[int], np.nd
     if args.samples:
         rows += [(f"{name}.png", lambda _, name=name: images.sample(name)[:, :, :3]) for name in images.SAMPLES]
     return rows
+
+
+def read_and_say(path: Path, channels: int, limits: "Limits") -> "np.ndarray":
+    """The pixels of a picture; what was done to read them is said in a line, where it changes what they mean."""
+    from noisebook.images import reading
+
+    read = reading.read_picture(path, channels, limits)
+    for code in read.remarks:
+        if code in reading.WORTH_SAYING:
+            log(f"{path}: {reading.REMARKS[code]}")
+    return read.pixels
 
 
 def targets(args: argparse.Namespace, names: Sequence[str], *endings: str) -> list[list[Path]]:

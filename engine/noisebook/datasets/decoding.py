@@ -2,12 +2,9 @@
 
 import io
 import os
-import posixpath
 import threading
-import zlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
@@ -15,32 +12,16 @@ from PIL import Image, UnidentifiedImageError, features
 from noisebook.datasets import memory
 from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, bad_key, open_file, refuse_changed
 from noisebook.errors import ImageError, printable
-from noisebook.images.io import ORIENTATION, TooLarge, opened, to_pixels
+from noisebook.images.numbers import Unsupported
+from noisebook.images.reading import Postponed, TooLarge, read_picture
 from noisebook.runtime.limits import DEFAULT, Limits
-
-PNG = b"\x89PNG\r\n\x1a\n"
-TINY = 16  # pixels per side; smaller images get a remark
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".gif": "GIF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".avif": "AVIF",
-}
 
 
 @dataclass(frozen=True)
 class Picture:
     """Pixels uint8 [H, W, C], the upright picture's own height and width, and what was done that is worth a remark.
 
-    exif  broken, and ignored · rotated  by its EXIF · bits16  scaled to 8 · gray  in a codec of colours · cmyk, alpha
-    converted, over white · animated  its first frame only · wrong_extension · tiny  a side below 16 pixels
+    The remarks are codes of `images.reading.REMARKS`.
     """
 
     pixels: np.ndarray
@@ -99,14 +80,11 @@ def decode(
     fits = memory.decoded_pixels(limits)
     within = replace(limits, pixels=max(1, min(limits.pixels, fits)))
     try:
-        if data.startswith(PNG):
-            _check_png(data)
-        with opened(io.BytesIO(data), within) as image:
-            if share is not None and share < image.size[0] * image.size[1]:
-                return Later(image.size[0] * image.size[1])
-            remarks = _look(image, name, channels)
-        with opened(io.BytesIO(data), within) as image:  # anew: to count frames may have moved it
-            pixels = to_pixels(image, channels)
+        pixels, remarks = read_picture(io.BytesIO(data), channels, within, name, share)
+    except Postponed as error:
+        return Later(error.pixels)
+    except Unsupported as error:
+        return Failure("unsupported", str(error))
     except ImageError as error:
         cause = error.__cause__
         if isinstance(cause, UnidentifiedImageError):
@@ -119,52 +97,6 @@ def decode(
         return Failure("too_large" if large else "damaged", str(error))
     height, width = pixels.shape[:2]
     return Picture(_square(pixels, resize) if resize else pixels, height, width, remarks)
-
-
-def _look(image: Any, name: str, channels: int) -> tuple[str, ...]:
-    """Remarks, from the header only."""
-    remarks = []
-    try:
-        image.getexif().get_ifd(0x8769)
-        if "exif" in image.info and not image.getexif():
-            remarks.append("exif")
-        if image.getexif().get(ORIENTATION, 1) in range(2, 9):
-            remarks.append("rotated")
-    except Exception:
-        remarks.append("exif")
-    if image.mode.startswith(("I", "F")):
-        remarks.append("bits16")
-    if channels == 3 and image.mode in ("1", "L", "LA"):
-        remarks.append("gray")
-    if image.mode == "CMYK":
-        remarks.append("cmyk")
-    if "A" in image.getbands() or "transparency" in image.info:
-        remarks.append("alpha")
-    if getattr(image, "n_frames", 1) > 1:
-        remarks.append("animated")
-    wanted = FORMATS.get(posixpath.splitext(name.lower())[1])
-    if wanted and image.format not in (wanted, "MPO" if wanted == "JPEG" else wanted):
-        remarks.append("wrong_extension")
-    if min(image.size) < TINY:
-        remarks.append("tiny")
-    return tuple(remarks)
-
-
-def _check_png(data: bytes) -> None:
-    """Raises ImageError for a critical chunk with a wrong CRC: Pillow does not check those of the pixels."""
-    at = len(PNG)
-    while at + 12 <= len(data):
-        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        end = at + 8 + size
-        if (
-            kind[:1].isupper()
-            and end + 4 <= len(data)
-            and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4])
-        ):
-            raise ImageError(f"the file is damaged: wrong CRC in chunk {kind.decode('latin-1')!r}")
-        if kind == b"IEND":
-            return
-        at = end + 4
 
 
 def _square(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from noisebook.errors import ImageError, first_line, printable
-from noisebook.images.io import opened
+from noisebook.images.reading import opened, opened_pixels
 from noisebook.runtime.limits import DEFAULT, Limits, machine_memory, too_much
 
 CHUNK = 1 << 20  # bytes that are unpacked at once
@@ -83,7 +83,7 @@ def _webp_files(archive: zipfile.ZipFile, count: int | None, limits: Limits) -> 
             with opened(io.BytesIO(_filled(f, (end - begin,)).tobytes()), limits, ("WEBP",)) as image:
                 held += 3 * image.size[0] * image.size[1]
                 _refuse_beyond_memory(held)
-                images.append(np.array(image.convert("RGB")))
+                images.append(opened_pixels(image, 3))
     return images
 
 
