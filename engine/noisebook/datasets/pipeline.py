@@ -14,7 +14,8 @@ from noisebook.backbones import Backbone
 from noisebook.codec.load import load
 from noisebook.datasets.table import largest_dtype
 from noisebook.errors import ImageError, first_line, printable
-from noisebook.images.io import FORMATS, ORIENTATION, read_image
+from noisebook.images.io import FORMATS, read_image
+from noisebook.images.pixels import ORIENTATION
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 CHANNELS = range(1, 5)  # of an array: grey, grey and alpha, colours, colours and alpha
@@ -140,6 +141,8 @@ def _saved(image: Image.Image, limits: Limits) -> io.BytesIO:
         with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
             exif = image.getexif()
             options = {"exif": exif} if exif.get(ORIENTATION, 1) != 1 else {}
+        if profile := image.info.get("icc_profile"):  # without it, the numbers would be taken for sRGB
+            options["icc_profile"] = profile
         if image.mode not in AS_PNG + AS_TIFF:
             image = image.convert(
                 {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode, "I" if "I" in image.mode else "RGB")
