@@ -29,27 +29,32 @@ class Backend(Protocol):
     kind         `hadamard` or `independent`
     shape        (M, atoms, bases), see `Codebook.shape`; `top` and `biased` take that of one bin
     step_index   as uint32, see `counter`
+    block        the number of the first of the U blocks
 
     On the CPU a residual that is not finite raises ImageError.
     """
 
-    def select(self, residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    def select(
+        self, residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
+    ) -> Tensor:
         """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M]."""
         ...
 
     def top(
-        self, residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int
+        self, residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
     ) -> Tensor:
         """The `count` signed atoms of largest |score|, best first: float32 [B, U, D] -> int64 [B, U, count]."""
         ...
 
     def biased(
-        self, residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int
+        self, residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
     ) -> Tensor:
         """argmax over atoms k of score_k + bias_k, token 2 k: float32 [B, U, D], [U, bases atoms] -> int64 [B, U, 1]."""
         ...
 
-    def noise(self, tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+    def noise(
+        self, tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
+    ) -> Tensor:
         """z(tokens): int64 [B, U, M] -> float32 [B, U, d]. Tokens of one bin may be any number."""
         ...
 
@@ -64,6 +69,7 @@ class Backend(Protocol):
         shape: tuple[int, int, int],
         step_index: int,
         seed: int,
+        block: int,
     ) -> Tensor:
         """x0_hat + keep (y - x0_hat) + sigma_up z(tokens): float32 [B, U, D]."""
         ...
@@ -94,6 +100,7 @@ class Codebook:
     kind: str
     vocab_size: int
     seed: int
+    first_block: int = 0  # the number of the first of the blocks that a call is given
 
     def shape(self, bins: int, d: int) -> tuple[int, int, int]:
         """(bins, atoms of a bin and base, bases); kind `independent` has one base."""
@@ -107,9 +114,13 @@ class Codebook:
         atoms = min(self.vocab_size // 2, p // bins)
         return bins, atoms, self.vocab_size // (2 * atoms)
 
-    def _where(self, bins: int, d: int, step_index: int) -> tuple[str, tuple[int, int, int], int, int]:
-        """What every function of a back end takes last: (kind, shape, step index as uint32, seed)."""
-        return self.kind, self.shape(bins, d), counter(step_index), self.seed
+    def _where(self, bins: int, d: int, step_index: int) -> tuple[str, tuple[int, int, int], int, int, int]:
+        """What every function of a back end takes last: (kind, shape, step index as uint32, seed, first block)."""
+        return self.kind, self.shape(bins, d), counter(step_index), self.seed, self.first_block
+
+    def at(self, block: int) -> "Codebook":
+        """The same for calls whose first block has that number."""
+        return replace(self, first_block=block)
 
     def select(self, residual: Tensor, bins: int, step_index: int) -> Tensor:
         """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M] in [0, V).
@@ -151,7 +162,7 @@ class Codebook:
             atom, first = tokens >> 1, torch.arange(bins, device=tokens.device) * width
             return 2 * (atom // atoms * rows + atom % atoms + first) + (tokens & 1)
 
-        return Codebook(self.kind, 2 * rows * bases, self.seed), places
+        return self.with_vocab_size(2 * rows * bases), places
 
     def with_vocab_size(self, vocab_size: int) -> "Codebook":
         """The same codebook with another number of values of a token."""
@@ -184,10 +195,12 @@ class Codebook:
 START_PLACES = 1 << 18  # numbers of the start that are drawn at a time
 
 
-def start_noise(blocks: int, d: int, seed: int, device: torch.device) -> Tensor:
+def start_noise(blocks: int, d: int, seed: int, device: torch.device, first_block: int = 0) -> Tensor:
     """The initial noise when no token pays for it: float32 [U, D] of root mean square 1 in each view."""
     together = max(1, START_PLACES // d)  # one by one, tens of thousands of small blocks take half a minute
-    parts = [reference.start_noise(d, seed, some) for some in torch.arange(blocks).split(together)]
+    parts = [
+        reference.start_noise(d, seed, some) for some in torch.arange(first_block, first_block + blocks).split(together)
+    ]
     return torch.cat(parts).to(device)
 
 

@@ -17,42 +17,48 @@ def _extension() -> types.ModuleType:
     return loaded
 
 
-def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0) -> Tensor:
     require_finite(residual)
     bins, atoms, bases = shape
     if kind == "hadamard":
-        tokens = _extension().hadamard_select(residual.numpy(), bins, atoms, bases, step_index, seed)
+        tokens = _extension().hadamard_select(residual.numpy(), bins, atoms, bases, step_index, seed, block)
     else:
-        tokens = _extension().independent_select(residual.numpy(), bins, atoms, step_index, seed)
+        tokens = _extension().independent_select(residual.numpy(), bins, atoms, step_index, seed, block)
     return torch.from_numpy(tokens)
 
 
-def top(residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def top(
+    residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
     require_finite(residual)
     _, atoms, bases = shape
     if kind == "hadamard":
-        tokens = _extension().hadamard_top(residual.numpy(), count, atoms, bases, step_index, seed)
+        tokens = _extension().hadamard_top(residual.numpy(), count, atoms, bases, step_index, seed, block)
     else:
-        tokens = _extension().independent_top(residual.numpy(), count, atoms, step_index, seed)
+        tokens = _extension().independent_top(residual.numpy(), count, atoms, step_index, seed, block)
     return torch.from_numpy(tokens)
 
 
-def biased(residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def biased(
+    residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
     require_finite(residual)
     _, atoms, bases = shape
     if kind == "hadamard":
-        tokens = _extension().hadamard_biased(residual.numpy(), bias.numpy(), atoms, bases, step_index, seed)
+        tokens = _extension().hadamard_biased(residual.numpy(), bias.numpy(), atoms, bases, step_index, seed, block)
     else:
-        tokens = _extension().independent_biased(residual.numpy(), bias.numpy(), step_index, seed)
+        tokens = _extension().independent_biased(residual.numpy(), bias.numpy(), step_index, seed, block)
     return torch.from_numpy(tokens)
 
 
-def noise(tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def noise(
+    tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
     bins, atoms, bases = shape
     if kind == "hadamard":
-        z = _extension().hadamard_noise(tokens.numpy(), d, bins, atoms, bases, step_index, seed)
+        z = _extension().hadamard_noise(tokens.numpy(), d, bins, atoms, bases, step_index, seed, block)
     else:
-        z = _extension().independent_noise(tokens.numpy(), d, bins, atoms, step_index, seed)
+        z = _extension().independent_noise(tokens.numpy(), d, bins, atoms, step_index, seed, block)
     return torch.from_numpy(z)
 
 
@@ -66,5 +72,6 @@ def backtrace(
     shape: tuple[int, int, int],
     step_index: int,
     seed: int,
+    block: int = 0,
 ) -> Tensor:
-    return x0_hat + keep * (y - x0_hat) + sigma_up * noise(tokens, y.shape[-1], kind, shape, step_index, seed)
+    return x0_hat + keep * (y - x0_hat) + sigma_up * noise(tokens, y.shape[-1], kind, shape, step_index, seed, block)

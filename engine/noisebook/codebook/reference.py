@@ -218,58 +218,64 @@ def require_finite(residual: Tensor) -> None:
         raise ImageError(NOT_FINITE)
 
 
-def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0) -> Tensor:
     require_finite(residual)
     bins, atoms, bases = shape
-    views = enumerate(residual.unbind(1))
+    views = enumerate(residual.unbind(1), block)
     if kind == "hadamard":
-        parts = [hadamard_select(r, bins, atoms, bases, step_index, seed, block) for block, r in views]
+        parts = [hadamard_select(r, bins, atoms, bases, step_index, seed, n) for n, r in views]
     else:
-        parts = [independent_select(r, bins, atoms, step_index, seed, block) for block, r in views]
+        parts = [independent_select(r, bins, atoms, step_index, seed, n) for n, r in views]
     return torch.stack(parts, 1)
 
 
-def top(residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def top(
+    residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
     require_finite(residual)
     _, atoms, bases = shape
-    views = enumerate(residual.unbind(1))
+    views = enumerate(residual.unbind(1), block)
     if kind == "hadamard":
-        parts = [hadamard_top(r, count, atoms, bases, step_index, seed, block) for block, r in views]
+        parts = [hadamard_top(r, count, atoms, bases, step_index, seed, n) for n, r in views]
     else:
-        parts = [independent_top(r, count, atoms, step_index, seed, block) for block, r in views]
+        parts = [independent_top(r, count, atoms, step_index, seed, n) for n, r in views]
     return torch.stack(parts, 1)
 
 
-def biased(residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def biased(
+    residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
     require_finite(residual)
     _, atoms, bases = shape
-    views = enumerate(zip(residual.unbind(1), bias, strict=True))
+    views = enumerate(zip(residual.unbind(1), bias, strict=True), block)
     if kind == "hadamard":
-        parts = [hadamard_biased(r, b, atoms, bases, step_index, seed, block) for block, (r, b) in views]
+        parts = [hadamard_biased(r, b, atoms, bases, step_index, seed, n) for n, (r, b) in views]
     else:
-        parts = [independent_biased(r, b, step_index, seed, block) for block, (r, b) in views]
+        parts = [independent_biased(r, b, step_index, seed, n) for n, (r, b) in views]
     return torch.stack(parts, 1)
 
 
-def scores(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def scores(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0) -> Tensor:
     """All unsigned atoms of one bin: float32 [B, U, D] -> [B, U, K]. This one runs on the residual's device, in float64."""
     _, atoms, bases = shape
-    views = enumerate(residual.unbind(1))
+    views = enumerate(residual.unbind(1), block)
     with residual.device:
         if kind == "hadamard":  # [B, J, P], of which the first A of every base are atoms
-            parts = [hadamard_scores(r, bases, step_index, seed, block)[..., :atoms].flatten(1) for block, r in views]
+            parts = [hadamard_scores(r, bases, step_index, seed, n)[..., :atoms].flatten(1) for n, r in views]
         else:
-            parts = [independent_scores(r, atoms, step_index, seed, block) for block, r in views]
+            parts = [independent_scores(r, atoms, step_index, seed, n) for n, r in views]
     return torch.stack(parts, 1).to(residual)
 
 
-def noise(tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def noise(
+    tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
     bins, atoms, bases = shape
-    blocks = enumerate(tokens.unbind(1))
+    blocks = enumerate(tokens.unbind(1), block)
     if kind == "hadamard":
-        parts = [hadamard_total(t, d, bins, atoms, bases, step_index, seed, block) for block, t in blocks]
+        parts = [hadamard_total(t, d, bins, atoms, bases, step_index, seed, n) for n, t in blocks]
     else:
-        parts = [independent_total(t, d, bins, atoms, step_index, seed, block) for block, t in blocks]
+        parts = [independent_total(t, d, bins, atoms, step_index, seed, n) for n, t in blocks]
     return unit_rms(torch.stack(parts, 1))
 
 
@@ -283,5 +289,6 @@ def backtrace(
     shape: tuple[int, int, int],
     step_index: int,
     seed: int,
+    block: int = 0,
 ) -> Tensor:
-    return x0_hat + keep * (y - x0_hat) + sigma_up * noise(tokens, y.shape[-1], kind, shape, step_index, seed)
+    return x0_hat + keep * (y - x0_hat) + sigma_up * noise(tokens, y.shape[-1], kind, shape, step_index, seed, block)

@@ -8,28 +8,43 @@ from torch import Tensor
 import noisebook_kernels as kernels
 
 
-def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def _refuse(block: int) -> None:
+    if block:
+        raise NotImplementedError("the kernels number blocks from 0: give all blocks of an image in one call")
+
+
+def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0) -> Tensor:
+    _refuse(block)
     bins, atoms, bases = shape
     if kind == "hadamard":
         return kernels.hadamard_select(residual, bins, atoms, bases, step_index, seed)
     return kernels.independent_select(residual, bins, atoms, step_index, seed)
 
 
-def top(residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def top(
+    residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    _refuse(block)
     _, atoms, bases = shape
     if kind == "hadamard":
         return kernels.hadamard_top(residual, count, atoms, bases, step_index, seed)
     return kernels.independent_top(residual, count, atoms, step_index, seed)
 
 
-def biased(residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def biased(
+    residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    _refuse(block)
     _, atoms, bases = shape
     if kind == "hadamard":
         return kernels.hadamard_biased(residual, bias, atoms, bases, step_index, seed)
     return kernels.independent_biased(residual, bias, step_index, seed)
 
 
-def noise(tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int) -> Tensor:
+def noise(
+    tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    _refuse(block)
     bins, atoms, bases = shape
     if kind == "hadamard":
         return kernels.hadamard_noise(tokens, d, bins, atoms, bases, step_index, seed)
@@ -46,7 +61,9 @@ def backtrace(
     shape: tuple[int, int, int],
     step_index: int,
     seed: int,
+    block: int = 0,
 ) -> Tensor:
+    _refuse(block)
     bins, atoms, bases = shape
     if kind == "hadamard":
         return kernels.hadamard_backtrace(y, x0_hat, tokens, keep, sigma_up, bins, atoms, bases, step_index, seed)

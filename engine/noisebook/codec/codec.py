@@ -1,10 +1,7 @@
 """The public verbs of a codec: checks on the host, one call of the walk, one look at its status."""
 
-import math
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +10,13 @@ from torch import Tensor
 from noisebook.backbones import Backbone
 from noisebook.codebook import NOT_FINITE, Codebook
 from noisebook.codec import packing
+from noisebook.codec.checks import check, check_tensor, warn_of_stall
 from noisebook.codec.encoder import encode
 from noisebook.codec.solvers import nfe_of
-from noisebook.codec.stream import Layout, Segment, Stream, stream_for
+from noisebook.codec.stream import Layout, Segment, Stream, spec_for, stream_for
+from noisebook.codec.tiles import network_for
 from noisebook.codec.walk import Chooser, Parts, solve, walk
-from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError, printable
+from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
 from noisebook.format import container
 from noisebook.format.cost import check_cost
 from noisebook.rules import Bins, Rule
@@ -25,7 +24,7 @@ from noisebook.runtime.cuda_graphs import Graphs
 from noisebook.runtime.devices import own_defaults
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.profiler import stage
-from noisebook.spec.spec import CodecSpec, identity_fault
+from noisebook.spec.spec import CodecSpec
 
 MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -46,13 +45,14 @@ class Codec:
 
     @own_defaults()
     def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0, candidates: int = 1):
-        _check(spec, backbone)
+        check(spec, backbone)
         if not 1 <= candidates <= 64:
             raise SpecError(f"candidates must be from 1 to 64, not {candidates}")
         self.spec, self.backbone, self.candidates = spec, backbone, candidates
         self.rule = rule_of(spec, effort)
         self.start_rule = Bins(Codebook(spec.codebook, spec.start_vocab_size, spec.seed))
         self.graphs = Graphs(graphs and backbone.capturable, lambda: backbone.version)
+        self._made: tuple[int, Backbone] | None = None
         #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
         self.default_size = backbone.native_size or (512, 768)
 
@@ -64,7 +64,18 @@ class Codec:
     @property
     def parts(self) -> Parts:
         """What the walk takes of the codec."""
-        return Parts(self.spec, self.backbone, self.rule, self.start_rule)
+        return Parts(self.spec, self.backbone, self.rule, self.start_rule, self._network)
+
+    def _network(self) -> Backbone:
+        """What predicts for large pictures, made once for each state of the backbone's weights."""
+        if self._made is None or self._made[0] != self.backbone.version:
+            self._made = (self.backbone.version, network_for(self.backbone))
+        return self._made[1]
+
+    def spec_for(self, height: int, width: int) -> CodecSpec:
+        """The specification of images of that size: the codec's own, but of a large picture, of more than 2^24 dimensions,
+        one that cuts it in blocks, see `CodecSpec.cut`. Raises SpecError where the codec takes no such image."""
+        return spec_for(self.spec, self.backbone, height, width)
 
     @property
     def nfe(self) -> int:
@@ -120,7 +131,7 @@ class Codec:
 
         Packed on the device, unless a vocab_size is not a power of two or the rule has its own code. Raises SpecError
         for several images under a rule whose payloads differ in length (`poisson`): pack their tokens one by one."""
-        _check_tensor(images, "images", ImageError)
+        check_tensor(images, "images", ImageError)
         if self._packs_on_device:
             return self._encode(images, weights, packed=True)[0]
         if not self.rule.fixed_length and len(images) > 1:
@@ -136,14 +147,21 @@ class Codec:
     ) -> list[Tensor]:
         images = self._check_images(images)
         stream = self.stream(*images.shape[2:])
+        if stream.tiled and self.candidates > 1:
+            raise SpecError("an image of more than 2^24 dimensions is encoded with 1 candidate only")
+        if stream.tiled and len(images) > 1:  # one by one: each has resolutions of its own
+            parts = weights.split(1) if weights is not None and len(weights) > 1 else [weights] * len(images)
+            each = zip(images.split(1), parts, strict=True)
+            found = [self._encode(x, w, with_images, packed) for x, w in each]
+            return [torch.cat(column) for column in zip(*found, strict=True)]
         given = (images,) if weights is None else (images, self._check_weights(weights, images))
         arguments = (self.parts, self.candidates, stream, with_images, packed)
-        (in_range, finite, *errors), *out = self._run("encode", encode, arguments, given)
+        (in_range, finite, *errors), *out = self._run("encode", encode, arguments, given, record=not stream.tiled)
         if not in_range:
             raise ImageError("float images must be finite and in [-1, 1]; uint8 images are scaled for you")
         if not finite:
             raise ImageError(NOT_FINITE)
-        _warn_of_stall(errors)
+        warn_of_stall(errors)
         return out
 
     # ---- decode ---------------------------------------------------------------------------------------------------------
@@ -158,7 +176,7 @@ class Codec:
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
         SpecError for more steps than there are.
         """
-        _check_tensor(tokens, "tokens", CodecMismatchError)
+        check_tensor(tokens, "tokens", CodecMismatchError)
         stream = self._shortened(self.stream(*(size or self.default_size)), steps)
         tokens = tokens[:, : stream.length] if steps is not None and tokens.ndim == 2 else tokens
         if tokens.ndim != 2 or tokens.dtype not in TOKEN_DTYPES or tokens.shape[1] != stream.length:
@@ -167,7 +185,7 @@ class Codec:
                 f"{stream.width}, not {tokens.dtype} {list(tokens.shape)}"
             )
         tokens = tokens.to(torch.int64)  # one that is too large for it becomes negative, and is outside of its vocabulary
-        valid, decoded = self._run("decode", decode, (self.parts, stream), (tokens,))
+        valid, decoded = self._decode(stream, tokens)
         if not valid:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
         return decoded
@@ -179,7 +197,7 @@ class Codec:
         """What `decode` makes of the tokens in payloads of `encode_packed`, uint8 [B, bytes], unpacked on the device if
         they are packed there. Raises FormatError for another length, for bits that no tokens pack to, and where a payload
         is more work to unpack than `limits` allow."""
-        _check_tensor(payload, "payloads", CodecMismatchError)
+        check_tensor(payload, "payloads", CodecMismatchError)
         stream = self.stream(*(size or self.default_size))
         if payload.ndim == 2:
             check_cost(payload.shape[1], stream.runs, limits)
@@ -195,15 +213,24 @@ class Codec:
             return self.decode(torch.from_numpy(np.stack(rows)), size, steps)
         if steps is not None:
             return self.decode(packing.unpack(payload.to(self.device), stream.runs)[0], size, steps)
-        valid, decoded = self._run("decode", decode, (self.parts, stream), (payload,))
+        valid, decoded = self._decode(stream, payload)
         if not valid:
             raise FormatError("padding bits are not zero: the file is damaged")
         return decoded
+
+    def _decode(self, stream: Stream, given: Tensor) -> tuple[bool, Tensor]:
+        if stream.tiled and len(given) > 1:
+            found = [self._decode(stream, row) for row in given.split(1)]
+            return all(valid for valid, _ in found), torch.cat([decoded for _, decoded in found])
+        valid, decoded = self._run("decode", decode, (self.parts, stream), (given,), record=not stream.tiled)
+        return bool(valid), decoded
 
     @own_defaults()
     @torch.no_grad()
     def walk(self, stream: Stream, batch: int, choose: Chooser) -> Tensor:
         """The images [B, C, H, W] at the end of a walk whose tokens `choose` names, see `noisebook.codec.walk`."""
+        if stream.tiled:
+            raise SpecError("images of more than 2^24 dimensions are encoded and decoded only: choose a smaller size")
         y, cond = walk(self.parts, stream, batch, choose, len(self.spec.schedule))
         return solve(self.parts, stream, y, cond)
 
@@ -228,17 +255,19 @@ class Codec:
         function: Callable[..., tuple[Tensor, ...]],
         arguments: tuple[Hashable, ...],
         tensors: tuple[Tensor, ...],
+        record: bool = True,
     ) -> list:
         """function(*arguments, *tensors), as a CUDA graph where there is one to be had: its status as a list of numbers,
         then its tensors."""
         with stage(name):
-            status, *out = self.graphs(function, arguments, tuple(tensor.to(self.device) for tensor in tensors))
+            there = tuple(tensor.to(self.device) for tensor in tensors)
+            status, *out = self.graphs(function, arguments, there) if record else function(*arguments, *there)
             return [status.tolist(), *out]  # the one time that the host waits for the device
 
     # ---- checks ---------------------------------------------------------------------------------------------------------
     def _check_images(self, images: Tensor) -> Tensor:
         """The images on the device, uint8 or float32. Values are looked at there, by the walk."""
-        _check_tensor(images, "images", ImageError)
+        check_tensor(images, "images", ImageError)
         c = self.backbone.channels
         if images.ndim != 4 or images.shape[1] != c or 0 in images.shape:
             raise ImageError(f"images must be [B, {c}, H, W] and not empty, not {list(images.shape)}")
@@ -249,7 +278,7 @@ class Codec:
         return images.to(self.device, torch.float32)
 
     def _check_weights(self, weights: Tensor, images: Tensor) -> Tensor:
-        _check_tensor(weights, "weights", ImageError)
+        check_tensor(weights, "weights", ImageError)
         shape = (len(images), 1, *images.shape[2:])
         if not weights.is_floating_point() or weights.shape not in (shape, (1, *shape[1:])):
             raise ImageError(f"weights must be float {list(shape)}, one a pixel, not {weights.dtype} {list(weights.shape)}")
@@ -275,65 +304,6 @@ def decode(parts: Parts, stream: Stream, given: Tensor) -> tuple[Tensor, Tensor]
 def rule_of(spec: CodecSpec, effort: int = 0) -> Rule:
     """The rule of a specification, encoding with `effort`."""
     return spec.rule_type(Codebook(spec.codebook, spec.vocab_size, spec.seed), effort, spec.coefficient_bits)
-
-
-def _check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
-    """Raises `error` for what is no tensor."""
-    if not isinstance(value, Tensor):
-        raise error(
-            f"{name} must be a torch tensor, not {type(value).__name__}: torch.from_numpy(array) makes one of an array"
-        )
-
-
-def check_backbone(backbone: Any) -> None:
-    """Raises BackboneError for what is no Backbone: a plain network, a function, a path."""
-    if not isinstance(backbone, Backbone):
-        raise BackboneError(
-            f"a codec needs the name of a backbone or a noisebook.backbones.Backbone, not {type(backbone).__name__}: derive "
-            "a class from it with denoise(y, sigma), see docs/backbones.md"
-        )
-
-
-def _check(spec: CodecSpec, backbone: Backbone) -> None:
-    """Raises what `Codec` raises where the backbone is not the one of the specification, or cannot walk its schedule."""
-    check_backbone(backbone)
-    if not backbone.fingerprint:
-        raise BackboneError(
-            f"backbone {printable(backbone.name, 100)!r} has no fingerprint, so a file could not tell it from another: "
-            "set fingerprint_of({}, net.state_dict())"
-        )
-    if reason := identity_fault(backbone.name, backbone.fingerprint):
-        raise BackboneError(f"{reason}: noisebook.backbones.fingerprint_of({{}}, net.state_dict()) makes a fingerprint")
-    if backbone.fingerprint != spec.fingerprint:
-        raise CodecMismatchError(
-            f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
-            f"({backbone.fingerprint[:16]})"
-        )
-    if spec.sigma_first == math.inf and not backbone.pure_noise:
-        raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite sigma")
-    if spec.condition and spec.condition != backbone.condition_grid:
-        raise SpecError(
-            f"backbone {backbone.name!r} has no condition tokens of {spec.condition}, but "
-            f"{backbone.condition_grid or 'none'}"
-        )
-    for sigma in [s.sigma for s in spec.schedule] + [v for v in spec.solver_levels if v > 0]:
-        known = backbone.round_sigma(sigma)
-        if known != sigma:
-            raise SpecError(f"backbone {backbone.name!r} has no level sigma = {sigma}; nearest: {known}")
-
-
-def _warn_of_stall(errors: list[float]) -> None:
-    """The paper's sign of a codebook too small: late tokens no longer bring the prediction nearer."""
-    if len(errors) < 8:
-        return
-    first, middle, last = errors[1], errors[len(errors) // 2], errors[-1]
-    if last > 0.95 * middle and last > 0.1 * first:
-        warnings.warn(
-            "quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
-            "vocabulary or a larger budget, or end at another level",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
 
 __all__ = ["Codec"]

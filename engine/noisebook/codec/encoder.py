@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from noisebook.codebook import start_noise
 from noisebook.codec import packing
 from noisebook.codec.stream import Segment, Stream
+from noisebook.codec.tiles import resolutions_for
 from noisebook.codec.walk import Parts, denoise, solve, walk
 from noisebook.runtime.cuda_graphs import graph_cached
 from noisebook.runtime.pixels import from_uint8
@@ -42,6 +43,8 @@ def encode(
     bottom, right = stream.padded[0] - stream.height, stream.padded[1] - stream.width
     padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
     looked_at = any(segment.step_index != StepIndex.CONDITION for segment in stream.segments)  # or no autoencoder has to run
+    if stream.tiled:
+        return _encode_large(parts, stream, with_images, packed, (images, padded, weights))
     x0 = stream.views(backbone.encode(padded) if looked_at else x.new_zeros(len(x), *stream.state))
     counts = None if weights is None else stream.views(_state_weights(stream, weights, (right, bottom)))
     chosen: list[Tensor] = [torch.zeros(candidates * len(x), 0, dtype=torch.int64, device=x.device)]
@@ -80,11 +83,52 @@ def encode(
     return torch.stack(status), tokens, *((y,) if with_images else ())
 
 
+def _encode_large(
+    parts: Parts, stream: Stream, with_images: bool, packed: bool, given: tuple[Tensor, Tensor, Tensor | None]
+) -> tuple[Tensor, ...]:
+    """As `encode`, of one large picture: (as it was given, as float32 and padded, weights)."""
+    images, padded, weights = given
+    spec, backbone = parts.spec, parts.backbone
+    x0 = backbone.encode(padded)
+    edges = (stream.padded[1] - stream.width, stream.padded[0] - stream.height)
+    counts = None if weights is None else _state_weights(stream, weights, edges)
+    chosen: list[Tensor] = []
+    errors: dict[int, list[Tensor]] = {}
+    steps = len(spec.schedule) if with_images else spec.coded_steps
+
+    def choose(segment: Segment, x0_hat: Tensor) -> Tensor:
+        if segment.step_index == StepIndex.RESOLUTION:
+            levels = [step.sigma for step in spec.schedule] + [spec.sigma_last] * (spec.sigma_last > 0)
+            found = resolutions_for(parts.network(), x0, levels, segment.count, len(levels))
+            chosen.append(torch.tensor([found], device=x0.device))
+            return chosen[-1]
+        block = segment.block
+        residual = (stream.views(x0) if block is None else stream.view(x0, block)) - x0_hat
+        errors.setdefault(segment.step_index, []).append(residual.square().mean())
+        if counts is not None:
+            residual = residual * (stream.views(counts) if block is None else stream.view(counts, block))
+        with stage("select"):
+            chosen.append(_select(parts, segment, residual))
+        return chosen[-1]
+
+    y, cond = walk(parts, stream, 1, choose, steps)
+    y = solve(parts, stream, y, cond) if with_images else y
+    in_range = images.dtype == torch.uint8 or bool((images.aminmax().max <= 1.001) & (images.aminmax().min >= -1.001))
+    status = [padded.new_tensor(float(in_range)), torch.isfinite(y.sum()).float()]
+    status += [torch.stack(parts_of).mean() for parts_of in errors.values()]
+    tokens = torch.cat(chosen, 1)
+    if packed:
+        with stage("pack"):
+            tokens = packing.pack(tokens, stream.runs)
+    return torch.stack(status), tokens, *((y,) if with_images else ())
+
+
 def _select(parts: Parts, segment: Segment, residual: Tensor) -> Tensor:
     """The tokens of one step for the residual [B, U, D]: int64 [B, T]."""
     begins = segment.step_index == StepIndex.START
     step: Step = parts.spec.schedule[0 if begins else segment.step_index]
     rule = parts.start_rule if begins else parts.rule
+    rule = rule.at(segment.block) if segment.block else rule
     return rule.select(residual, segment.budget, segment.step_index, step.kept, step.sigma_up)
 
 

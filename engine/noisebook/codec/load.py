@@ -5,7 +5,8 @@ from typing import Any
 
 from noisebook import backbones
 from noisebook.backbones import Backbone
-from noisebook.codec.codec import Codec, check_backbone
+from noisebook.codec.checks import check_backbone
+from noisebook.codec.codec import Codec
 from noisebook.errors import SpecError
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec

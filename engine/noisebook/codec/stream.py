@@ -1,6 +1,7 @@
 """What a codec does with images of one size: where its tokens lie in the stream, and how a state is cut in views."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,13 @@ class Segment:
     budget: int  # what each view spends, see `Step.budget`
     runs: tuple[Run, ...]
     offset: int
+    block: int | None = None  # of a large picture: the only block that these tokens are of
+
+    def of_block(self, block: int, blocks: int) -> "Segment":
+        """The tokens of one of all blocks."""
+        (run,) = self.runs  # rules whose tokens of a block lie apart take no large picture
+        each = run.count // blocks
+        return Segment(self.step_index, self.budget, (run._replace(count=each),), self.offset + block * each, block)
 
     @property
     def count(self) -> int:
@@ -34,7 +42,8 @@ class Segment:
 class Layout:
     """What every position of a token tensor [B, L] means; int64 [L] each.
 
-    step_index   of the step, or a `StepIndex`: -1 for tokens of the start, -2 for those of the condition
+    step_index   of the step, or a `StepIndex`: -1 for tokens of the start, -2 for those of the condition, -3 for those that
+                 say at which steps the network runs at a lower resolution
     block        of the image; for rule `poisson` the chunk, for a condition each token by itself
     bin          counts within the block; for coefficients of rule `pursuit` it goes on from the atoms
     vocab_size   values of the token
@@ -66,6 +75,7 @@ class Stream:
     segments: tuple[Segment, ...]  # of the condition, the start and the steps, where they have tokens
     chunked: bool  # the layout counts chunks, not blocks
     steps: int | None = None  # the first ones of the schedule only; None: all
+    tiled: bool = False  # a large picture: the network runs over tiles, and blocks are worked on one by one
 
     @property
     def blocks(self) -> int:
@@ -90,7 +100,7 @@ class Stream:
         """The step, block, bin and vocab_size of every position."""
         rows = []
         for segment in self.segments:
-            alone = segment.step_index == StepIndex.CONDITION or (self.chunked and segment.step_index != StepIndex.START)
+            alone = segment.step_index < StepIndex.START or (self.chunked and segment.step_index != StepIndex.START)
             blocks, first = (segment.count if alone else self.blocks), 0
             for run in segment.runs:
                 each = max(1, run.count // blocks)
@@ -111,6 +121,20 @@ class Stream:
         cut = state.reshape(len(state), c, r, h // r, q, w // q)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(state), self.blocks, self.dims)
 
+    def view(self, state: Tensor, block: int) -> Tensor:
+        """[1, C, h, w] -> [1, 1, D], a copy: that block as in `views`."""
+        return self._cut_out(state, block).reshape(1, 1, self.dims)
+
+    def put(self, state: Tensor, block: int, view: Tensor) -> None:
+        """Writes a block's view [1, 1, D] into the state [1, C, h, w]."""
+        place = self._cut_out(state, block)
+        place.copy_(view.view(place.shape))
+
+    def _cut_out(self, state: Tensor, block: int) -> Tensor:
+        (_, h, w), (r, q) = self.state, self.grid
+        top, left = block // q * (h // r), block % q * (w // q)
+        return state[:, :, top : top + h // r, left : left + w // q]
+
     def join(self, views: Tensor) -> Tensor:
         """The inverse of `views`."""
         (c, h, w), (r, q) = self.state, self.grid
@@ -118,11 +142,53 @@ class Stream:
         return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), c, h, w)
 
 
+MOST = 1 << 24  # dimensions of a block
+
+
+def spec_for(spec: CodecSpec, backbone: Backbone, height: int, width: int) -> CodecSpec:
+    """The specification itself, or, where a block of such an image would have more than MOST dimensions, `CodecSpec.cut`: in
+    the fewest equal blocks, side by side unless that pads the image by more than a part in 32. Raises SpecError where the
+    codec takes no image of that size."""
+    _, state = _cut(spec, backbone, height, width)
+    dims = math.prod(state)
+    if dims <= MOST * spec.blocks:
+        return spec
+    if spec.blocks > 1 or spec.resolutions:
+        raise SpecError(
+            f"a block of an image of {height} x {width} has more than 2^24 dimensions: use more rows and columns"
+        )
+    for blocks in range(-(-dims // MOST), 1 << 16):
+        found = []
+        for grid in _grids(blocks):
+            try:
+                cut = spec.cut(*grid)
+                size = math.prod(_cut(cut, backbone, height, width)[1])
+            except SpecError:
+                if spec.condition or spec.rule_type.chunked:
+                    raise
+                continue
+            if size <= MOST * blocks:
+                found.append((size > dims + dims // 32, size if size > dims + dims // 32 else 0, -grid[1], cut))
+        if found:
+            return min(found, key=lambda one: one[:3])[3]
+    raise SpecError(f"an image of {height} x {width} cannot be cut into blocks of 2^24 dimensions")
+
+
+def _grids(blocks: int) -> Iterator[tuple[int, int]]:
+    for rows in range(1, blocks + 1):
+        if blocks % rows == 0:
+            yield rows, blocks // rows
+
+
 def stream_for(spec: CodecSpec, backbone: Backbone, rule: Rule, start_rule: Rule, height: int, width: int) -> Stream:
     """What a codec does with images of that size. Raises SpecError where tokens or blocks do not fit it."""
+    spec = spec_for(spec, backbone, height, width)
     padded, state = _cut(spec, backbone, height, width)
     dims, offset = math.prod(state) // spec.blocks, 0
     segments: list[Segment] = []
+    if runs := spec.resolution_runs():
+        segments.append(Segment(StepIndex.RESOLUTION, 0, runs, 0))
+        offset = segments[-1].count
     if runs := spec.condition_runs(height, width):
         if spec.condition_runs(*padded) != runs:
             raise SpecError(f"blocks pad an image of {height} x {width} so that it has other condition tokens: use 1 x 1")
@@ -136,7 +202,9 @@ def stream_for(spec: CodecSpec, backbone: Backbone, rule: Rule, start_rule: Rule
             runs = spec.start_runs(budget) if begins else spec.step_runs(budget)
             segments.append(Segment(step_index, budget, runs, offset))
             offset += segments[-1].count
-    return Stream(height, width, padded, state, (spec.rows, spec.columns), tuple(segments), rule.chunked)
+    return Stream(
+        height, width, padded, state, (spec.rows, spec.columns), tuple(segments), rule.chunked, None, spec.resolutions > 0
+    )
 
 
 def _cut(spec: CodecSpec, backbone: Backbone, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int]]:

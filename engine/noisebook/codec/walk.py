@@ -11,7 +11,7 @@ Nothing here waits for the device: a whole walk can be recorded as one CUDA grap
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from noisebook.backbones import Backbone
 from noisebook.codebook import start_noise
 from noisebook.codec.solvers import solve_ode
 from noisebook.codec.stream import Segment, Stream
+from noisebook.codec.tiles import Look
 from noisebook.errors import BackboneError
 from noisebook.rules import Rule
 from noisebook.runtime.cuda_graphs import graph_cached
@@ -30,6 +31,7 @@ from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import StepIndex
 
 Chooser = Callable[[Segment, Tensor], Tensor]  # (which tokens are due, x0_hat as views [B, U, D]) -> tokens int64 [B, T]
+# of a large picture it is asked block by block, with x0_hat as [1, 1, D]: `Segment.block` says which
 Settler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (y, x0_hat) of all copies -> those to go on with
 
 fixed_start = graph_cached()(start_noise)
@@ -43,6 +45,7 @@ class Parts:
     backbone: Backbone
     rule: Rule
     start_rule: Rule
+    network: Callable[[], Backbone] = field(compare=False)  # what predicts for large pictures
 
     @property
     def device(self) -> torch.device:
@@ -56,15 +59,19 @@ def walk(
     """From the start through the first `steps` steps of the schedule: (the state y [B, C, h, w], what the network is
     conditioned on, or None). `solve` makes images of it.
 
+    Of a large picture what the network is conditioned on is a `Look`: its resolutions and memory (codec/tiles.py).
+
     choose   says the tokens that are due, given x0_hat as views: only this differs between encoder and decoder
     settle   of an encoder that looks ahead with several copies of each image: with which of them to go on
     """
     segments = {segment.step_index: segment for segment in stream.segments}
     with stage("start"):
         cond = read_condition(parts, stream, batch, segments.get(StepIndex.CONDITION), choose)
-        y = stream.join(start(parts, stream, batch, segments.get(StepIndex.START), choose))
+        if stream.tiled:
+            cond = look_of(parts, segments[StepIndex.RESOLUTION], choose)
+        y = start(parts, stream, batch, segments.get(StepIndex.START), choose)
     for i, step in enumerate(parts.spec.schedule[:steps]):
-        x0_hat = denoise(parts.backbone, y, step.sigma, cond)
+        x0_hat = cond(y, step.sigma, i) if isinstance(cond, Look) else denoise(parts.backbone, y, step.sigma, cond)
         if settle is not None:
             y, x0_hat = settle(y, x0_hat)
         if step.from_pure_noise:
@@ -72,11 +79,37 @@ def walk(
         if i not in segments:
             y = x0_hat + step.keep * (y - x0_hat)
             continue
+        if by_block(parts, stream):
+            renew(parts, stream, y, x0_hat, segments[i], choose)
+            continue
         views, budget = stream.views(x0_hat), segments[i].budget
         tokens = choose(segments[i], views)
         with stage("backtrace"):
             y = stream.join(parts.rule.backtrace(stream.views(y), views, tokens, budget, i, step.keep, step.sigma_up))
     return y, cond
+
+
+def by_block(parts: Parts, stream: Stream) -> bool:
+    """Whether blocks are worked on one by one, so that a large picture takes little memory; on a GPU they are not."""
+    return stream.tiled and parts.device.type == "cpu"
+
+
+def renew(parts: Parts, stream: Stream, y: Tensor, x0_hat: Tensor, segment: Segment, choose: Chooser) -> None:
+    """The last line of the loop for a large picture, block by block, in place: y becomes the next state."""
+    step = parts.spec.schedule[segment.step_index]
+    for block in range(stream.blocks):
+        view = stream.view(x0_hat, block)
+        tokens = choose(segment.of_block(block, stream.blocks), view)
+        with stage("backtrace"):
+            rule, index = parts.rule.at(block), segment.step_index
+            old = stream.view(y, block)
+            stream.put(y, block, rule.backtrace(old, view, tokens, segment.budget, index, step.keep, step.sigma_up))
+
+
+def look_of(parts: Parts, segment: Segment, choose: Chooser) -> Look:
+    """How the network looks at a large picture: at which resolutions, as the tokens of `segment` say."""
+    tokens = choose(segment, torch.zeros(1, 1, 1, device=parts.device))
+    return Look(parts.network(), tokens[0].tolist())
 
 
 def denoise(backbone: Backbone, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
@@ -100,17 +133,31 @@ def read_condition(parts: Parts, stream: Stream, batch: int, segment: Segment | 
 
 
 def start(parts: Parts, stream: Stream, batch: int, segment: Segment | None, choose: Chooser) -> Tensor:
-    """The initial state as views [B, U, D]: sigma_0 times seeded noise, or times the codewords of the first tokens.
+    """The initial state [B, C, h, w]: sigma_0 times seeded noise, or times the codewords of the first tokens.
 
     At sigma_0 = inf it is the noise itself, see `Backbone.denoise`."""
     sigma = parts.spec.sigma_first
     sigma = 1.0 if sigma == math.inf else sigma
+    if by_block(parts, stream):
+        return _start_by_block(parts, stream, segment, choose, sigma)
     if segment is None:
         z = fixed_start(stream.blocks, stream.dims, parts.spec.seed, parts.device)
-        return (sigma * z).expand(batch, -1, -1)
+        return stream.join((sigma * z).expand(batch, -1, -1))
     nothing = torch.zeros(batch, stream.blocks, stream.dims, dtype=torch.float32, device=parts.device)
     tokens = choose(segment, nothing)
-    return sigma * parts.start_rule.noise(tokens, (stream.blocks, stream.dims), segment.budget, StepIndex.START)
+    return stream.join(sigma * parts.start_rule.noise(tokens, (stream.blocks, stream.dims), segment.budget, StepIndex.START))
+
+
+def _start_by_block(parts: Parts, stream: Stream, segment: Segment | None, choose: Chooser, sigma: float) -> Tensor:
+    y = torch.empty(1, *stream.state)
+    for block in range(stream.blocks):
+        if segment is None:
+            z = start_noise(1, stream.dims, parts.spec.seed, parts.device, block)[None]
+        else:
+            tokens = choose(segment.of_block(block, stream.blocks), torch.zeros(1, 1, stream.dims))
+            z = parts.start_rule.at(block).noise(tokens, (1, stream.dims), segment.budget, StepIndex.START)
+        stream.put(y, block, z.mul_(sigma))
+    return y
 
 
 def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
@@ -123,7 +170,13 @@ def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
         levels = (*(s.sigma_next for s in schedule[last:]), *levels) if last else even_levels(sigma, stream.steps)
         solver = "ab2" if solver == "mean" and not last else solver
     with stage("solve"):
-        if sigma > 0 and solver == "mean":
+        last = len(schedule) if stream.steps is None else min(stream.steps, len(schedule))
+        if sigma > 0 and isinstance(cond, Look):
+            if solver == "mean":
+                y = cond(y, sigma, last)
+            else:
+                y = solve_ode(solver, lambda y, sigma: cond(y, sigma, last).clone(), y, sigma, levels)
+        elif sigma > 0 and solver == "mean":
             y = denoise(backbone, y, sigma, cond)
         elif sigma > 0:
             guided = None if cond is None else backbone.guided(cond)

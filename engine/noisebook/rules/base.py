@@ -8,8 +8,8 @@ checks of a specification need no torch.
 nothing to it from the host."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from noisebook.errors import SpecError
 
@@ -49,6 +49,10 @@ class Rule:
     def runs(cls, budget: int, blocks: int, vocab_size: int, coefficient_bits: int) -> tuple[RunTuple, ...]:
         """The runs of tokens of one step of one image, all blocks together. Raises SpecError for a budget that cannot be."""
         return ((budget * blocks, vocab_size, 0, 0),)
+
+    def at(self, block: int) -> Self:
+        """The same for views whose first block has that number."""
+        return replace(self, book=self.book.at(block))
 
     def check_view(self, budget: int, dims: int) -> None:
         """Raises SpecError where a step of that budget does not fit views of `dims` dimensions."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from noisebook.errors import SpecError, printable
@@ -29,8 +29,19 @@ KEYS = {
     "solver": "finish",
     "solver_levels": "finish_levels",
 }
-YOUNGER = ("rule", "coefficient_bits", "condition")  # keys that the first files do not have
-WHOLE = ("vocab_size", "seed", "start_budget", "start_vocab_size", "rows", "columns", "scale_pixels", "coefficient_bits")
+YOUNGER = ("rule", "coefficient_bits", "condition", "resolutions")  # keys that the first files do not have
+WHOLE = (
+    "vocab_size",
+    "seed",
+    "start_budget",
+    "start_vocab_size",
+    "rows",
+    "columns",
+    "scale_pixels",
+    "coefficient_bits",
+    "resolutions",
+)
+RESOLUTIONS = 2  # of a picture that is cut: 1/2 and 1/4
 
 
 def _is_pow2(n: int) -> bool:
@@ -58,6 +69,9 @@ class CodecSpec:
                            conditioned on them: (pixels of a token on each axis, its values, what heights and widths are
                            padded to a multiple of). Then the schedule may be empty: the image is drawn from the condition
                            only, by the solver
+    resolutions            0, of all pictures up to 2^24 dimensions. Above 0 the picture is large: the network runs over
+                           tiles, and that many tokens come first, which say how many steps it runs at 1/2, 1/4, ... of
+                           the resolution (codec/tiles.py)
     """
 
     backbone: str
@@ -76,6 +90,7 @@ class CodecSpec:
     rule: str = "bins"
     coefficient_bits: int = 0
     condition: tuple[int, ...] = ()
+    resolutions: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solver_levels", tuple(float(v) for v in self.solver_levels))
@@ -123,6 +138,12 @@ class CodecSpec:
         """The class of the rule: its checks, runs and how its tokens pack."""
         return RULES[self.rule]
 
+    def cut(self, rows: int, columns: int) -> "CodecSpec":
+        """The codec of a picture that is too large for one block: the same in rows x columns blocks, with the network over
+        tiles. With scale_pixels the picture has as many tokens as it would have whole; exact budgets are of a block."""
+        scale = self.scale_pixels * rows * columns
+        return replace(self, rows=rows, columns=columns, scale_pixels=scale, resolutions=RESOLUTIONS)
+
     def _check_condition(self) -> None:
         if not self.condition:
             return
@@ -141,6 +162,11 @@ class CodecSpec:
             rounded = budget == 0 or scaled or _is_pow2(budget)
             require(rounded, f"a budget must be a power of two, not {budget} (or set scale_pixels, and it is rounded)")
         self.rule_type.check_spec(self.vocab_size, self.coefficient_bits, budgets, scaled, self.blocks)
+        if self.resolutions:
+            require(self.resolutions <= 8, f"resolutions must be at most 8, not {self.resolutions}")
+            require(not self.condition, "a large picture takes no condition: it is of a whole image and not of its tiles")
+            in_order = not self.rule_type.chunked and not self.coefficient_bits
+            require(in_order, f"rule {self.rule} takes no picture above 2^24 dimensions: use rule bins")
 
     # ---- JSON and hash ------------------------------------------------------------------------------------------------
     def to_json(self) -> str:
@@ -234,6 +260,11 @@ class CodecSpec:
         rows, columns = (-(-n // multiple) * multiple // pixels for n in (height, width))
         return (Run(rows * columns, values),)
 
+    def resolution_runs(self) -> tuple[Run, ...]:
+        """The run of the tokens that say at which steps the network runs at a lower resolution; none of most pictures."""
+        vocab_size = 1 << (len(self.schedule) + 1).bit_length()  # from 0 to all steps and the last look
+        return (Run(self.resolutions, vocab_size),) if self.resolutions else ()
+
     def start_runs(self, budget: int) -> tuple[Run, ...]:
         """The runs of the codebook start, all blocks together."""
         return (Run(budget * self.blocks, self.start_vocab_size),)
@@ -245,7 +276,8 @@ class CodecSpec:
     def runs_for(self, height: int, width: int) -> list[tuple[int, Run]]:
         """The token stream of one image as (step index, run), see `StepIndex`. A step may have several runs."""
         budgets, start = self.budgets_for(height, width)
-        runs: list[tuple[int, Run]] = [(StepIndex.CONDITION, run) for run in self.condition_runs(height, width)]
+        runs: list[tuple[int, Run]] = [(StepIndex.RESOLUTION, run) for run in self.resolution_runs()]
+        runs += [(StepIndex.CONDITION, run) for run in self.condition_runs(height, width)]
         runs += [(StepIndex.START, run) for run in self.start_runs(start)] if start else []
         return runs + [(i, run) for i, budget in enumerate(budgets) if budget for run in self.step_runs(budget)]
 

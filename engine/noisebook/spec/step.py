@@ -10,6 +10,7 @@ from noisebook.errors import SpecError
 class StepIndex(IntEnum):
     """Indices of the tokens that come before those of step 0."""
 
+    RESOLUTION = -3  # at which steps the network runs at a lower resolution
     CONDITION = -2  # the backbone's own tokens of the image
     START = -1  # the codebook start
 

@@ -1,0 +1,70 @@
+"""What a codec refuses before it works, and what it warns of after."""
+
+import math
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from noisebook.backbones import Backbone
+from noisebook.errors import BackboneError, CodecMismatchError, NoisebookError, SpecError, printable
+from noisebook.spec.spec import CodecSpec, identity_fault
+
+
+def check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
+    """Raises `error` for what is no tensor."""
+    if not isinstance(value, Tensor):
+        raise error(
+            f"{name} must be a torch tensor, not {type(value).__name__}: torch.from_numpy(array) makes one of an array"
+        )
+
+
+def check_backbone(backbone: Any) -> None:
+    """Raises BackboneError for what is no Backbone: a plain network, a function, a path."""
+    if not isinstance(backbone, Backbone):
+        raise BackboneError(
+            f"a codec needs the name of a backbone or a noisebook.backbones.Backbone, not {type(backbone).__name__}: derive "
+            "a class from it with denoise(y, sigma), see docs/backbones.md"
+        )
+
+
+def check(spec: CodecSpec, backbone: Backbone) -> None:
+    """Raises what `Codec` raises where the backbone is not the one of the specification, or cannot walk its schedule."""
+    check_backbone(backbone)
+    if not backbone.fingerprint:
+        raise BackboneError(
+            f"backbone {printable(backbone.name, 100)!r} has no fingerprint, so a file could not tell it from another: "
+            "set fingerprint_of({}, net.state_dict())"
+        )
+    if reason := identity_fault(backbone.name, backbone.fingerprint):
+        raise BackboneError(f"{reason}: noisebook.backbones.fingerprint_of({{}}, net.state_dict()) makes a fingerprint")
+    if backbone.fingerprint != spec.fingerprint:
+        raise CodecMismatchError(
+            f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
+            f"({backbone.fingerprint[:16]})"
+        )
+    if spec.sigma_first == math.inf and not backbone.pure_noise:
+        raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite sigma")
+    if spec.condition and spec.condition != backbone.condition_grid:
+        raise SpecError(
+            f"backbone {backbone.name!r} has no condition tokens of {spec.condition}, but "
+            f"{backbone.condition_grid or 'none'}"
+        )
+    for sigma in [s.sigma for s in spec.schedule] + [v for v in spec.solver_levels if v > 0]:
+        known = backbone.round_sigma(sigma)
+        if known != sigma:
+            raise SpecError(f"backbone {backbone.name!r} has no level sigma = {sigma}; nearest: {known}")
+
+
+def warn_of_stall(errors: list[float]) -> None:
+    """The paper's sign of a codebook too small: late tokens no longer bring the prediction nearer."""
+    if len(errors) < 8:
+        return
+    first, middle, last = errors[1], errors[len(errors) // 2], errors[-1]
+    if last > 0.95 * middle and last > 0.1 * first:
+        warnings.warn(
+            "quality stalls: the second half of the tokens hardly improved the prediction; use a larger "
+            "vocabulary or a larger budget, or end at another level",
+            RuntimeWarning,
+            stacklevel=4,
+        )
