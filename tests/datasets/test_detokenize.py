@@ -16,7 +16,7 @@ from noisebook.codec.load import load
 from noisebook.datasets import TokenDataset
 from noisebook.datasets import detokenize as module
 from noisebook.datasets.detokenize import MARKER, detokenize
-from noisebook.datasets.names import TAKEN, PictureNames
+from noisebook.datasets.names import TAKEN, PictureNames, folds, of_windows
 from noisebook.errors import FormatError
 from noisebook.images import files
 from noisebook.runtime.limits import Limits
@@ -53,6 +53,63 @@ def test_a_name_is_the_key_and_the_later_of_two_that_meet_gets_more(keys, expect
         assert names_of(*keys[:count]) == expected[:count]
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["a", "A"], ["a.png", "A.png.png"]),
+        (["a.png", "A.PNG", "a"], ["a.png", "A.PNG.png", TAKEN]),
+        (["d/x", "D/X", "D/y"], ["d/x.png", "D/X.png.png", "D/y.png"]),
+        (["\u00e9", "e\u0301"], ["\u00e9.png", "e\u0301.png.png"]),
+        (["stra\u00dfe", "STRASSE"], ["stra\u00dfe.png", "STRASSE.png.png"]),
+    ],
+)
+def test_names_that_differ_in_case_meet_where_the_folder_takes_them_for_one(keys, expected):
+    names = PictureNames(fold=True)
+    assert [name or problem for name, problem in map(names, keys)] == expected
+    assert names_of(*keys)[1] == (keys[1] if keys[1].lower().endswith(".png") else keys[1] + ".png")
+
+
+def test_a_folder_that_takes_names_for_one_is_seen(tmp_path, monkeypatch):
+    (tmp_path / "Ab").touch()
+    (tmp_path / "aB.tmp").touch()
+    alike = (tmp_path / "aB").exists()
+    assert folds(tmp_path, "Ab") == alike
+    data, codec = keyed("pictures", ["a", "A", "b"], of_rows=True), load(TokenDataset("pictures").spec)
+    found = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: found(path) or Path(path).name == MARKER.swapcase())
+    counts = detokenize(data, codec, tmp_path / "out", first=3)
+    assert (counts["written"], counts["skipped"], counts["n_failed"]) == (3, 0, 0)
+    assert {"a.png", "A.png.png", "b.png"} <= set(os.listdir(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("key", ["con", "a/NUL.png", "lpt1.tar.png", "a./b", "a /b", "a:b", "a?", 'a"', "a\x01", "Aux "])
+def test_a_name_that_windows_does_not_make(key):
+    assert of_windows(key)
+    assert not of_windows("console/a.b/nul_.png")
+
+
+def test_names_that_are_too_long_are_rows_and_the_others_are_written(tmp_path):
+    keys = [
+        "a" * 251,
+        "a" * 252,
+        "\u00e9" * 125,
+        "\u00e9" * 126,
+        "\u65e5" * 83,
+        "\u65e5" * 84,
+        "a" * 300,
+        "\U0001f600" * 250,
+    ]
+    data = keyed("pictures", keys, of_rows=True)
+    codec = load(data.spec)
+    count = min(len(keys), len(data))
+    fits = [key for key in keys[:count] if len(os.fsencode(key)) <= 251]
+    counts = detokenize(data, codec, tmp_path / "out", first=count)
+    assert (counts["written"], counts["failed_by_code"]) == (len(fits), {"name_too_long": count - len(fits)})
+    assert {f"{key}.png" for key in fits} <= set(os.listdir(tmp_path / "out"))
+    again = detokenize(data, codec, tmp_path / "out", first=count)
+    assert (again["written"], again["skipped"], again["n_failed"]) == (0, len(fits), count - len(fits))
+
+
 @pytest.mark.parametrize("key", ["", "/a", "a/../b", "..", "a//b", "a/", "a\0b", "./a", "a/./b", "http://x/y", "\\a"])
 def test_a_key_that_can_be_no_name(key):
     names = PictureNames()
@@ -62,11 +119,12 @@ def test_a_key_that_can_be_no_name(key):
     assert names("a") == ("a.png", "")
 
 
-def keyed(name, keys):
-    """An opened data set whose items, and rows, have other keys."""
+def keyed(name, keys, of_rows=False):
+    """An opened data set whose items, and rows, have other keys; `of_rows`: only items with tokens are counted."""
     data = TokenDataset(name)
     items = list(data.plan.source.items)
-    given = {item.key: key for item, key in zip(items, keys, strict=False)}
+    given = {row["key"]: key for row, key in zip(data, keys, strict=False)} if of_rows else {}
+    given = given or {item.key: key for item, key in zip(items, keys, strict=False)}
     data.plan.source.items = type(data.plan.source.items).of(
         [type(item)(**{**item.__dict__, "key": given.get(item.key, item.key)}) for item in items]
     )

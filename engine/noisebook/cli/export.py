@@ -10,9 +10,7 @@ ABOUT = "A tokenised data set in another format: WebDataset, npy, Megatron."
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tokens", metavar="DIR", help="a data set of `noisebook tokenize`")
-    parser.add_argument(
-        "-o", "--output", type=path_of, required=True, metavar="DIR", help="folder to make (must not be there yet)"
-    )
+    parser.add_argument("-o", "--output", type=path_of, required=True, metavar="DIR", help="folder to make, or an empty one")
     parser.add_argument(
         "--format",
         required=True,

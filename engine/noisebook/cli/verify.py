@@ -11,6 +11,8 @@ from noisebook.errors import FormatError
 
 ABOUT = "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, counts; needs no backbone."
 
+SHOWN = 20  # versions on a terminal
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=".nbk files, folders of them, or folders of `tokenize`")
@@ -62,10 +64,18 @@ def check_set(args: argparse.Namespace, path: str) -> tuple[dict[str, Any], int]
 
 
 def show_set(path: str, state: dict[str, Any]) -> None:
+    from noisebook.datasets.ledger import versions_text
+
     name = shown(path)
     if "error" in state:
         return say(f"{name}: {state['error']}")
     for problem in state["problems"]:
         say(f"{name}/{shown(problem['name'])}: {shown(problem['error'])}")
+    for made in state["versions"][:SHOWN]:
+        versions = {key: value for key, value in made.items() if key != "shards"}
+        were = "shard was" if made["shards"] == 1 else "shards were"
+        say(f"{name}: {made['shards']} {were} made with {versions_text(versions)}")
+    if len(state["versions"]) > SHOWN:
+        say(f"{name}: ... and with {len(state['versions']) - SHOWN:,} other versions: --json names them")
     counts = f"{state['shards']} of {state['of_shards']} shards whole, {state['n_in']} images: {state['n_ok']} ok"
     say(f"{name}: {'ok' if state['complete'] else 'not complete, or damaged'}: {counts}, {state['n_failed']} failed")

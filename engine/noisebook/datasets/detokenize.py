@@ -14,7 +14,7 @@ import torch
 
 from noisebook.datasets import memory
 from noisebook.datasets.ledger import read_json_object, shard_name
-from noisebook.datasets.names import TAKEN, PictureNames
+from noisebook.datasets.names import TAKEN, PictureNames, folds
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.base import Failure
 from noisebook.datasets.store import LOCK, Store
@@ -43,7 +43,8 @@ def detokenize(
     limits: Limits = DEFAULT,
 ) -> dict[str, Any]:
     """Writes the pictures of the first `first` images (None: of all) into the folder `output`, batch by batch of one size.
-    An image goes to its key, if that ends in .png, else to KEY.png; see `PictureNames` for names that meet.
+    An image goes to its key, if that ends in .png, else to KEY.png; see `PictureNames` for names that meet, also those that
+    differ in case only where the folder takes them for one.
 
     The folder is new, empty, or holds pictures of the same data set, codec and steps, as its marker says. Files that are
     there are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps of each.
@@ -121,7 +122,7 @@ class _Run:
         self.data, self.codec, self.output, self.batch_size, self.limits = data, codec, output, batch_size, limits
         self.steps = steps
         self.refusals: dict[tuple[int, int], str] = {}  # why images of a size are not decoded
-        self.names = PictureNames()
+        self.names = PictureNames(folds(output, MARKER))
         self.written = self.skipped = 0
         self.by_code: Counter[str] = Counter()
         self.failed: list[dict[str, str]] = []

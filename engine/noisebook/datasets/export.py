@@ -15,7 +15,7 @@ import numpy as np
 
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.table import largest_dtype
-from noisebook.errors import DatasetError, SpecError, printable
+from noisebook.errors import DatasetError, SpecError, first_line, printable
 from noisebook.runtime.limits import DEFAULT, Limits
 
 FORMATS = ("webdataset", "npy", "megatron")
@@ -31,24 +31,47 @@ def export(folder: str, output: str | Path, form: str, partial: bool = False, li
     megatron    a folder: tokens.bin and tokens.idx, each image a document of one sequence (format of
                 Megatron-LM's IndexedDataset, version 1), and rows.jsonl
 
-    Raises DatasetError where `output` exists, SpecError for npy of images that differ in their
+    A folder that is there and empty is filled when all is made, file by file. Raises DatasetError where `output` is anything
+    else, SpecError for npy of images that differ in their
     number of tokens. `limits`: as of `TokenDataset`.
     """
     if form not in FORMATS:
         raise SpecError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
     data, output = TokenDataset(folder, partial, limits=limits), Path(output)
-    if output.exists():
-        raise DatasetError(f"{printable(output)}: it is there already: choose another -o")
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    there = _refuse_unless_empty(output)
+    name = f".{output.name[:32]}.{os.getpid()}.tmp"
+    unfinished = output / name if there else output.with_name(name)  # a folder that is there may be the root of a disk
     try:
         unfinished.mkdir(parents=True)
         tokens = {"webdataset": _webdataset, "npy": _npy, "megatron": _megatron}[form](data, unfinished)
-        os.replace(unfinished, output)
+        if there:
+            _refuse_unless_empty(output, name)
+            for made in sorted(unfinished.iterdir()):
+                os.replace(made, output / made.name)
+        else:
+            os.replace(unfinished, output)
     except OSError as error:
         raise DatasetError(f"{printable(output)}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {"output": str(output), "images": len(data), "tokens": tokens}
+
+
+def _refuse_unless_empty(output: Path, own: str = "") -> bool:
+    """Whether the folder is there. Raises DatasetError where something else is, or is in it, beside `own`."""
+    if not os.path.lexists(output):
+        return False
+    try:
+        names = set(os.listdir(output)) - {own}
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise DatasetError(f"{printable(output)}: cannot be the folder of an export ({why}): choose another -o") from error
+    if names:
+        what = printable(min(names), 100)
+        raise DatasetError(
+            f"{printable(output)}: something is there already ({what}): choose an empty folder, or another -o"
+        )
+    return True
 
 
 def _rows(data: TokenDataset, shard: dict[str, Any]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from noisebook.datasets.store import Store
@@ -12,6 +12,7 @@ from noisebook.errors import FormatError, first_line, printable
 
 SHARDS, LEDGER = "shards", "ledger"
 DONE, POISONED = "done", "poisoned"
+MIXED = "tokens may differ in the last bits between them, and `verify` and `report` list them all"
 MOST = 1 << 26  # bytes of a JSON file
 
 
@@ -135,20 +136,47 @@ def state_of(store: Store, shard: int, plan_hash: str) -> tuple[str, dict[str, A
     return (DONE, entry) if sha256(data) == entry["sha256"] else ("damaged shard", None)
 
 
+def versions_made(entries: Sequence[dict[str, Any]]) -> list[tuple[dict[str, str], int]]:
+    """(versions, number of shards that were made under them) of the entries of shards, in the order of the first of each."""
+    first: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
+    counts: Counter[frozenset[tuple[str, str]]] = Counter()
+    for entry in entries:
+        same = frozenset(entry["versions"].items())
+        first.setdefault(same, entry["versions"])
+        counts[same] += 1
+    return [(dict(versions), counts[same]) for same, versions in first.items()]
+
+
+def versions_text(versions: Mapping[str, str], besides: Mapping[str, str] | None = None) -> str:
+    """Versions as a line says them; with `besides` only those that differ from these."""
+    named = [f"{name} {value}" for name, value in versions.items() if besides is None or besides.get(name) != value]
+    return printable(", ".join(named) or "unknown versions", 500)
+
+
 def states(
-    store: Store, shards: Sequence[int], plan_hash: str, log: Callable[[str], None] = lambda _: None
+    store: Store,
+    shards: Sequence[int],
+    plan_hash: str,
+    log: Callable[[str], None] = lambda _: None,
+    versions: Mapping[str, str] | None = None,
 ) -> tuple[list[int], int, int]:
     """(shards to make, number of shards done, images that failed in these). A shard whose bytes are not those of the ledger
-    is to be made again, and `log` is called with a line about it."""
-    missing, done, failed = [], 0, 0
+    is to be made again, and `log` is called with a line about it, and with a line where shards are of other `versions` than
+    these."""
+    missing, done, failed, entries = [], 0, 0, list[dict[str, Any]]()
     for shard in shards:
         state, entry = state_of(store, shard, plan_hash)
         if state == DONE and entry is not None:
             done, failed = done + 1, failed + entry["n_failed"]
+            entries.append({"versions": entry["versions"]})
             continue
         missing.append(shard)
         if state not in ("missing", POISONED):
             log(f"{shard_name(shard)}: {state}: it is made anew")
+    for other, count in versions_made(entries):
+        if versions is not None and other != versions:
+            theirs, ours = versions_text(other, versions), versions_text(versions, other)
+            log(f"{count} of the shards that are done were made with {theirs}; this is {ours}: {MIXED}")
     return missing, done, failed
 
 

@@ -1,12 +1,14 @@
 """Where the pictures of a data set go: a file name for each key, in the order of the data set."""
 
 import os
+import unicodedata
 from hashlib import blake2b
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from noisebook.datasets.sources.places import unsafe_name
 
 PNG = ".png"
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{name}{i}" for name in ("COM", "LPT") for i in range(1, 10))}
 TAKEN = "its name belongs to an earlier image, and so does the next one"
 
 
@@ -15,9 +17,12 @@ class PictureNames:
     added. Where a name is taken by an earlier one, as a file or as a folder, .png is added once more.
 
     A name depends on the keys before it only, so that it is the same whenever and however far one comes. What is held is a
-    few bytes of each name, not the name."""
+    few bytes of each name, not the name.
 
-    def __init__(self) -> None:
+    fold   the folder takes names that differ in case, or in how an accent is written, for one: then these meet too"""
+
+    def __init__(self, fold: bool = False) -> None:
+        self.fold = fold
         self.files: set[bytes] = set()
         self.folders: set[bytes] = set()
 
@@ -27,13 +32,22 @@ class PictureNames:
             return "", problem
         name = key if key.lower().endswith(PNG) else key + PNG
         for candidate in (name, name + PNG):
-            above = [_mark(str(folder)) for folder in PurePosixPath(candidate).parents][:-1]
-            mark = _mark(candidate)
+            above = [self._mark(str(folder)) for folder in PurePosixPath(candidate).parents][:-1]
+            mark = self._mark(candidate)
             if mark not in self.files and mark not in self.folders and self.files.isdisjoint(above):
                 self.files.add(mark)
                 self.folders.update(above)
                 return candidate, ""
         return "", TAKEN
+
+    def _mark(self, name: str) -> bytes:
+        text = unicodedata.normalize("NFC", name.casefold()).casefold() if self.fold else name
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def folds(folder: Path, name: str) -> bool:
+    """Whether a folder takes names that differ in case for one; a file of this name is in it."""
+    return os.path.lexists(folder / name.swapcase())
 
 
 def unsafe(key: str) -> str:
@@ -43,8 +57,8 @@ def unsafe(key: str) -> str:
     parts = key.split("/")
     if "." in parts:
         return "a part of its name is a dot"
-    if os.name == "nt" and any(c in '\\:*?"<>|' for c in key):
-        return "its name has a character that Windows forbids"
+    if os.name == "nt" and (problem := of_windows(key)):
+        return problem
     try:
         os.fsencode(key)
     except UnicodeError:
@@ -52,5 +66,13 @@ def unsafe(key: str) -> str:
     return ""
 
 
-def _mark(name: str) -> bytes:
-    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+def of_windows(key: str) -> str:
+    """Why Windows could not make a file of that name, or would make another; empty where it could."""
+    if any(c in '\\:*?"<>|' or c < " " for c in key):
+        return "its name has a character that Windows forbids"
+    for part in key.split("/"):
+        if part.split(".")[0].rstrip().upper() in DEVICES:
+            return f"Windows takes the name {part.split('.')[0]} for a device"
+        if part.endswith((".", " ")):
+            return "a part of its name ends in a dot or space, which Windows drops"
+    return ""

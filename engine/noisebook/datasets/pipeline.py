@@ -73,9 +73,8 @@ class TokenizeBatch:
         return {**rest, self.tokens: _column([tokens_of[i] for i in range(len(pixels))])}
 
     def _load(self) -> Any:
-        made: Any = self.backbone
-        if made is not None and not isinstance(made, str | nn.Module) and callable(made):
-            made = made()
+        given: Any = self.backbone
+        made: Any = given() if callable(given) and not isinstance(given, nn.Module) else given
         return load(self.preset, backbone=made, **self.options)
 
     def _pixels(self, number: int, value: Any, channels: int) -> np.ndarray:

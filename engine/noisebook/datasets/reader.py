@@ -12,7 +12,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from noisebook.datasets.collating import collate
 from noisebook.datasets.decoding import Picture, requests_for, serve
-from noisebook.datasets.ledger import DONE, ledger_name, read_ledger, sha256, shard_name, shards_with_entry
+from noisebook.datasets.ledger import DONE, ledger_name, read_ledger, sha256, shard_name, shards_with_entry, versions_made
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources import Source, located
 from noisebook.datasets.sources.base import Failure, Item, Items
@@ -66,8 +66,16 @@ class _Shards:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Versions of noisebook, torch, pyarrow and the image decoder that made the first shard."""
-        return dict(self.done[0]["versions"]) if self.done else {}
+        """Versions of noisebook, torch, pyarrow and the image decoder that made the shards. Where a run was resumed under
+        others, all of each, in the order of shards, joined by " and "; `versions` says which belong together."""
+        made = [versions for versions, _ in self.versions]
+        names = dict.fromkeys(name for versions in made for name in versions)
+        return {name: " and ".join(dict.fromkeys(v[name] for v in made if name in v)) for name in names}
+
+    @property
+    def versions(self) -> list[tuple[dict[str, str], int]]:
+        """(versions, number of shards that were made under them), in the order of the first shard of each."""
+        return versions_made(self.done)
 
     def read(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a shard. Raises FormatError where its bytes are not those of the ledger."""

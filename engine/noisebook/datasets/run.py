@@ -15,7 +15,7 @@ from noisebook.datasets.loader import Workers
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan, PlanSettings
 from noisebook.datasets.progress import Progress
 from noisebook.datasets.recipe import CodecMaker, CodecSource, Size, recipe_of
-from noisebook.datasets.shard import Tokenizer
+from noisebook.datasets.shard import Tokenizer, versions
 from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, SpecError, printable
@@ -132,7 +132,7 @@ def run_job(
             store.collect_strays(STRAYS)
         plan, codec = make_plan(job, make_codec, store)
         mine = list(range(rank.number, plan.shards, rank.world))
-        todo, done, failed = states(store, mine, plan.hash, log)
+        todo, done, failed = states(store, mine, plan.hash, log, versions())
         log(
             f"{done} shards done, {len(todo)} to do ({len(plan.source.items)} images, {plan.shards} shards"
             + (f", rank {rank.number} of {rank.world})" if rank.world > 1 else ")")

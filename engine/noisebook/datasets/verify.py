@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from noisebook.datasets.ledger import POISONED, SHARDS, read_ledger, sha256, shard_name, shards_with_entry
+from noisebook.datasets.ledger import POISONED, SHARDS, read_ledger, sha256, shard_name, shards_with_entry, versions_made
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import Vocabularies, batches_of, open_shard, token_column_name, tokens_of
@@ -18,8 +18,10 @@ WORK_OF_ROW, WORK_OF_BYTE = 30, 2  # microseconds: to unpack a row, and allowed 
 
 
 def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
-    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "problems": [{"name", "error"}],
-    "complete"}; of more than 1,000 problems the last entry says how many are left out.
+    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "versions", "problems": [{"name",
+    "error"}], "complete"}; of more than 1,000 problems the last entry says how many are left out. "versions" is a list of
+    {"noisebook": ..., "torch": ..., ..., "shards": how many were made under these}: several where a run was resumed under
+    others.
 
     Of every shard: the ledger's own hash, the file's SHA-256, page checksums, that keys are those of the plan in its order
     without the failed ones, n_in = n_ok + n_failed, and that every token is below its vocab_size. Columns that were carried
@@ -31,7 +33,7 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
         raise FormatError(f"{printable(folder)}: there is no plan.json: not a data set of noisebook's, or never begun")
     problems = _Problems()
     out: dict[str, Any] = {"shards": 0, "n_in": 0, "n_ok": 0, "n_failed": 0, "problems": [], "of_shards": plan.shards}
-    there, after = shards_with_entry(store, plan.shards), 0
+    there, after, whole = shards_with_entry(store, plan.shards), 0, list[dict[str, Any]]()
     for shard in there:
         problems.not_made(range(after, shard))
         after, name = shard + 1, shard_name(shard)
@@ -46,6 +48,7 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
             problems.add(name, f"{type(error).__name__}: {error}")
             continue
         out["shards"] += 1
+        whole.append({"versions": entry["versions"]})
         for key in ("n_in", "n_ok", "n_failed"):
             out[key] += entry[key]
     problems.not_made(range(after, plan.shards))
@@ -54,6 +57,7 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
         known = stem.isascii() and stem.isdecimal() and len(stem) < 20 and int(stem) < plan.shards
         if not known or shard_name(int(stem)) != f"{SHARDS}/{extra}":
             problems.add(f"{SHARDS}/{printable(extra)}", "not a shard of the plan: remove it")
+    out["versions"] = [{**versions, "shards": count} for versions, count in versions_made(whole)]
     return {**out, "problems": problems.named(), "complete": out["shards"] == plan.shards and not problems.count}
 
 

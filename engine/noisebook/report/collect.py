@@ -62,7 +62,7 @@ class ReportRun:
 
     name: str
     spec: dict[str, Any]
-    versions: dict[str, str]
+    versions: list[tuple[dict[str, str], int]]  # each with the number of shards that were made under them
     counts: dict[str, int]
     failed: Counter
     remarks: Counter
@@ -115,7 +115,7 @@ class ReportSource:
         return ReportRun(
             self.name,
             data.plan.settings.as_dict()["spec"],
-            data.provenance,
+            data.versions,
             counts,
             Counter(f["code"] for e in data.ledgers for f in e["failed"]),
             Counter(r["code"] for e in data.ledgers for r in e["remarks"]),

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from noisebook.datasets.ledger import versions_text
 from noisebook.report.charts import Series, chart, escape, legend
 from noisebook.report.collect import ReportRun, Shown, TokenStatistics
 
 LARGEST = 480  # pixels per side of a picture on the page; larger ones are scaled down
 GAIN = 4  # by which errors are multiplied, around grey
 HOW = "<code>noisebook report --inputs FOLDER</code>, the pictures that were tokenised, shows them and the errors."
+VERSIONS = 20  # that are named
 BARS = 64  # of a histogram, at most
 
 
@@ -212,7 +214,12 @@ def _speed(runs: Sequence[ReportRun]) -> str:
 
 
 def _specification(run: ReportRun) -> str:
-    versions = ", ".join(f"{escape(name)} {escape(value)}" for name, value in run.versions.items())
+    made = [
+        f"{escape(versions_text(versions))}{f' ({count:,} of the shards)' if len(run.versions) > 1 else ''}"
+        for versions, count in run.versions[:VERSIONS]
+    ]
+    left = len(run.versions) - len(made)
+    versions = "; ".join([*made, *([f"{left:,} other versions"] if left else [])])
     spec: dict[str, Any] = run.spec
     about = _table([[escape(str(k)), escape(_short(v))] for k, v in spec.items()])
     whole = escape(json.dumps(spec, indent=1))
