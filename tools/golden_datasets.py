@@ -46,6 +46,8 @@ OPTIONS = {
     "pictures-half": ["inputs/pictures", *BINS],
     "webdataset": ["inputs/samples.tar", *TOP, *HEUN],
     "parquet": ["inputs/rows.parquet", *POISSON],
+    "unlike": ["inputs/unlike.tar", *BINS],
+    "hidden": ["inputs/hidden", *BINS],
 }
 HALF = "pictures-half"
 HOW = ["--shard-size", "3", "--batch-size", "2", "--workers", "0"]
@@ -106,6 +108,31 @@ def write_inputs(folder: Path) -> None:
     pq.write_table(pa.table({"image": pa.array(images, kind), **columns}), folder / "rows.parquet")
 
 
+def write_unlike_inputs(folder: Path) -> None:
+    """What plans of version 1 hold otherwise than later ones: a tar of names with dots, names twice, two pictures of a stem,
+    a link and words as classes; a folder with thumbnails, and with pictures whose endings were not known."""
+    rng = np.random.default_rng(1)
+    names = ["000.png", "000.cls", "001.depth.png", "001.png", "IMG.0.png", "IMG.1.png", "002.png", "003.png", "004.png"]
+    names += ["004.bmp", "._006.png", "006.png", "006.cls", "007.png", "002.png"]
+    with tarfile.open(folder / "unlike.tar", "w") as tar:
+        for name in names:
+            data = b"a word" if name == "000.cls" else b"5" if name == "006.cls" else picture(rng, 16, 18)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("005.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "000.png"
+        tar.addfile(link)
+    for i, name in enumerate(
+        ["blue/0.png", ".thumbnails/0.png", "red/8.png", "red/._8.png", "blue/1.jfif", "a.png", "b.png"]
+    ):
+        path = folder / "hidden" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(rng, 16, 16 + i % 2))
+    (folder / "hidden/notes.txt").write_text("a note")
+    (folder / "hidden/red/7.png").write_bytes(picture(rng, 16, 16))
+
+
 def write_dataset(name: str) -> None:
     """Makes a data set at PLACE, and copies it here."""
     os.chdir(copied(PLACE))
@@ -144,6 +171,8 @@ def main() -> None:
         sys.exit(f"{PLACE} is there: remove it first")
     if not (FOLDER / "inputs").exists():
         write_inputs(FOLDER / "inputs")
+    if not (FOLDER / "inputs/unlike.tar").exists():
+        write_unlike_inputs(FOLDER / "inputs")
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     for name in OPTIONS:
         if not (FOLDER / name).exists():

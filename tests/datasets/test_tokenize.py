@@ -62,7 +62,11 @@ def test_the_same_options_give_the_data_set_of_the_command(tmp_path, net, pictur
     counts = tokenize(pictures, tmp_path / "b", codec=CodecRecipe(backbone=backbone, **recipe), **SIZES)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert counts == {
+        "n_found": COUNT,
         "n_in": COUNT,
+        "n_passed_over": 0,
+        "passed_over": {},
+        "other_files": {},
         "n_ok": COUNT,
         "n_failed": 0,
         "shards": 3,

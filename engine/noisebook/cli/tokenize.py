@@ -105,11 +105,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say_json(counts)
     else:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["passed_over"].items()))
         codes = ", ".join(f"{count} {code}" for code, count in sorted(counts["failed_by_code"].items()))
         say(
-            f"{args.output}: {counts['shards']} of {counts['of_shards']} shards, {counts['n_in']} images: "
+            f"{args.output}: {counts['shards']} of {counts['of_shards']} shards, {counts['n_found']} images found: "
             f"{counts['n_ok']} ok, {counts['n_failed']} failed{f' ({codes})' if codes else ''}, "
-            f"{counts['remarks']} remarks"
+            f"{counts['n_passed_over']} passed over{f' ({reasons})' if reasons else ''}, {counts['remarks']} remarks"
         )
     ranked = args.engine != "ray" and ends_together()
     return ImageError.code if counts["n_failed"] and not ranked else 0  # another code would end the other ranks

@@ -180,13 +180,19 @@ def states(
     return missing, done, failed
 
 
-def summary(store: Store, shards: Sequence[int], plan_hash: str) -> dict[str, Any]:
+def summary(
+    store: Store, shards: Sequence[int], plan_hash: str, passed_over: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Counts over the entries of these shards: images `n_in`, `n_ok`, `n_failed`, `failed_by_code`, `remarks`, and `shards`
-    with an entry, `of_shards`."""
+    with an entry, `of_shards`; and `n_found` = n_in + `n_passed_over`, which are the pictures of `passed_over` (why -> how
+    many), of which the plan has no items."""
     entries = [e for e in (read_ledger(store, shard) for shard in shards) if e is not None and e["plan"] == plan_hash]
     total = {key: sum(entry[key] for entry in entries) for key in ("n_in", "n_ok", "n_failed")}
     return {
+        "n_found": total["n_in"] + sum((passed_over or {}).values()),
         **total,
+        "n_passed_over": sum((passed_over or {}).values()),
+        "passed_over": dict(passed_over or {}),
         "shards": len(entries),
         "of_shards": len(shards),
         "failed_by_code": dict(Counter(failure["code"] for entry in entries for failure in entry["failed"])),

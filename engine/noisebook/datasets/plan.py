@@ -18,7 +18,10 @@ from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.spec.spec import CodecSpec
 
 PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
-VERSION = 1
+VERSION = 2  # of the plans that are written; those of version 1 are read and resumed with the items that they record
+VERSIONS = (1, 2)
+LATER = {"batch_pixels": None, "image_suffix": ""}  # settings that older plans do not know: not written where they say this
+COUNTS = ("passed_over", "other_files")  # of what is no item: beside the plan, no part of its hash
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class PlanSettings:
 
     size          (height, width) of every image; None: they have several
     batch_pixels  pixels of a batch at most, which memory asked for; None, and not written down: no bound
+    image_suffix  the ending of the pictures that are taken, `depth.png`; empty, and not written down: as the rules say
     """
 
     spec: CodecSpec
@@ -36,13 +40,12 @@ class PlanSettings:
     size: tuple[int, int] | None
     network: dict[str, str] = field(default_factory=dict)  # `CodecRecipe.network`: how it computes, and its conditions
     batch_pixels: int | None = None
+    image_suffix: str = ""
 
     def as_dict(self) -> dict:
         """As plans and footers hold it."""
         values = {**asdict(self), "spec": json.loads(self.spec.to_json()), "size": self.size and list(self.size)}
-        if self.batch_pixels is None:
-            del values["batch_pixels"]
-        return values
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
     @classmethod
     def of_dict(cls, values: dict) -> "PlanSettings":
@@ -53,16 +56,18 @@ class PlanSettings:
             raise ValueError("a size that cannot be")
         if settings.batch_pixels is not None and (type(settings.batch_pixels) is not int or settings.batch_pixels < 1):
             raise ValueError("batch_pixels that cannot be")
+        if not isinstance(settings.image_suffix, str):
+            raise ValueError("an image_suffix that is no text")
         if not all(isinstance(text, str) for pair in settings.network.items() for text in pair):
             raise ValueError("the network is described by what is no text")
         return settings
 
 
 class Plan:
-    """A source cut in shards of `shard_size` items under some settings."""
+    """A source cut in shards of `shard_size` items under some settings. `version`: of the rules that made the source."""
 
-    def __init__(self, source: Source, settings: PlanSettings):
-        self.source, self.settings = source, settings
+    def __init__(self, source: Source, settings: PlanSettings, version: int = VERSION):
+        self.source, self.settings, self.version = source, settings, version
         self.shards = -(-len(source.items) // settings.shard_size)
 
     @cached_property
@@ -99,7 +104,7 @@ class Plan:
     def _about(self) -> dict:
         source = self.source
         return {
-            "version": VERSION,
+            "version": self.version,
             "settings": self.settings.as_dict(),
             "kind": source.kind,
             "columns": source.columns,
@@ -108,6 +113,11 @@ class Plan:
 
     def _summary(self) -> dict:
         return {"hash": self.hash, "stamp": self.stamp, "items": len(self.source.items), "shards": self.shards}
+
+    def _counts(self) -> dict:
+        """What was passed over, and `n_found`: the images of the plan, and the pictures that were passed over."""
+        counts: dict = {name: getattr(self.source, name) for name in COUNTS}
+        return {**counts, "n_found": len(self.source.items) + sum(self.source.passed_over.values())}
 
     def save(self, store: Store, limits: Limits = DEFAULT) -> None:
         """Writes the plan; `plan.json` last, so that where it is, all is. Raises DatasetError for one that `load` would
@@ -120,7 +130,8 @@ class Plan:
             raise DatasetError(f"the plan would not be read again ({error}): cut the input in several data sets") from error
         for name, data in tables.items():
             store.write(name, data)
-        about = {**self._about(), **self._summary(), "sha256": {name: sha256(data) for name, data in tables.items()}}
+        about = {**self._about(), **self._summary(), **self._counts()}
+        about["sha256"] = {name: sha256(data) for name, data in tables.items()}
         store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
@@ -132,11 +143,13 @@ class Plan:
             return None
         try:
             about = json.loads(text)
-            if about["version"] != VERSION:
+            if about["version"] not in VERSIONS:
                 version = printable(about["version"], 20)
                 raise _Newer(f"{printable(store.url)}: its plan is of version {version}, newer than this noisebook")
-            plan = cls(_source(store, about, limits), PlanSettings.of_dict(about["settings"]))
+            plan = cls(_source(store, about, limits), PlanSettings.of_dict(about["settings"]), about["version"])
             recorded = {name: about[name] for name in plan._summary()}
+            if plan.version > 1 and any(about[name] != value for name, value in plan._counts().items()):
+                raise ValueError("its counts do not add up")
         except _Newer:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, NoisebookError) as error:
@@ -196,4 +209,7 @@ def _source(store: Store, about: dict[str, Any], limits: Limits) -> Source:
                 raise ValueError(f"an item has the {name} {low if low < lower else high:,}")
     if any(bounds(column)[0] < 0 for column in files.column("size")):
         raise ValueError("a file has a size below 0")
-    return kind(files, items, columns, image_column)
+    counts: list[dict[str, int]] = [about[name] if about["version"] > 1 else {} for name in COUNTS]
+    if any(type(n) is not int or n < 0 for count in counts for n in count.values()):
+        raise ValueError("a count that cannot be")
+    return kind(files, items, columns, image_column, *counts)

@@ -54,7 +54,7 @@ class Worker:
             )
         if (recorded.hash, recorded.stamp) != (given.hash, given.stamp):
             raise DatasetError(f"{self.output}: this node sees another plan there: wait until all nodes see the new one")
-        plan = Plan(replace(recorded.source, files=given.files), recorded.settings)
+        plan = Plan(replace(recorded.source, files=given.files), recorded.settings, recorded.version)
         codec = self.make_codec(plan.settings.size)
         self.tokenizer = Tokenizer(plan, codec, store, self.workers, tell=self._tell, limits=self.limits)
         return {"host": platform.node(), "process": os.getpid()}

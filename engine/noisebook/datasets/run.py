@@ -12,7 +12,7 @@ from noisebook.datasets.decoding import Picture, requests_for
 from noisebook.datasets.job import Job, Rank, local_device
 from noisebook.datasets.ledger import LEDGER, SHARDS, states, summary
 from noisebook.datasets.loader import Workers
-from noisebook.datasets.plan import FILES, ITEMS, PLAN, Plan, PlanSettings
+from noisebook.datasets.plan import FILES, ITEMS, PLAN, VERSION, Plan, PlanSettings
 from noisebook.datasets.progress import Progress
 from noisebook.datasets.recipe import CodecMaker, CodecSource, Size, recipe_of
 from noisebook.datasets.shard import Tokenizer, versions
@@ -80,7 +80,9 @@ def tokenize(
     limits        of pictures (`pixels`), and the `memory` that this process and its workers may take; a picture that needs
                   more fails, and batches of large images are smaller, as the plan then says
 
-    Returns the counts of this rank's shards: n_in = n_ok + n_failed images, failed_by_code, remarks, shards, of_shards.
+    Returns the counts of this rank's shards: n_in = n_ok + n_failed images, failed_by_code, remarks, shards, of_shards; and
+    n_found = n_ok + n_failed + n_passed_over, where passed_over says why pictures were passed over (of all ranks the first
+    counts them), and other_files how many other files there were of each ending.
 
     Raises SpecError (options or a codec that cannot be), DatasetError (another data set is there, the input has changed or
     cannot be read), ImageError (more than max_errors failures), BackboneError, NoisebookError where nothing can be written.
@@ -143,7 +145,9 @@ def run_job(
                 (engine or _here)(tokenizer, todo, progress)
         if rank.world == 1:  # what actors that were killed have left
             store.collect_strays(STRAYS)
-        counts = summary(store, mine, plan.hash)
+        of_all = rank.number == 0  # what was passed over is of no shard: it is counted once
+        counts = summary(store, mine, plan.hash, plan.source.passed_over if of_all else {})
+        counts["other_files"] = dict(plan.source.other_files) if of_all else {}
     if counts["shards"] < len(mine):
         raise DatasetError(
             f"{printable(job.output)}: only {counts['shards']} of {len(mine)} shards are there at the end: somebody has "
@@ -171,17 +175,16 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
         raise DatasetError(
             f"{printable(job.output)}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
-    source = enumerate_inputs(
-        job.inputs, job.input_format, job.image_column, None if old is None else old.source, job.limits
-    )
+    known, version = (None, VERSION) if old is None else (old.source, old.version)
+    source = enumerate_inputs(job.inputs, job.input_format, job.image_column, known, job.limits, version)
     sizes = _sizes(job, source) if old is None else None
     size = _size(job, sizes, old)
     codec = make_codec(size)
-    known = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
+    all_sizes = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
     device = job.network.get("device", codec.device.type)  # where actors are to work, the driver's codec is elsewhere
-    bound = memory.batch_pixels(job.limits, device, job.batch_size, known) if old is None else old.settings.batch_pixels
+    bound = memory.batch_pixels(job.limits, device, job.batch_size, all_sizes) if old is None else old.settings.batch_pixels
     settings = PlanSettings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound)
-    plan = Plan(source, settings)
+    plan = Plan(source, settings) if old is None else Plan(source, settings, old.version)
     if old is None:
         plan.save(store, job.limits)
     else:

@@ -26,6 +26,7 @@ def enumerate_inputs(
     image_column: str | None = None,
     known: Source | None = None,
     limits: Limits = DEFAULT,
+    version: int = 2,
 ) -> Source:
     """The source that the inputs, all of one kind, make.
 
@@ -33,6 +34,7 @@ def enumerate_inputs(
     image_column  Parquet: the column of the images; None: the first with `bytes` inside, or of bytes
     known         a source that was enumerated before: if its files are still the same, they are not read again
     limits        `rows`: of a Parquet file, and items of all files
+    version       of the plan that they are for; of version 1 `known` keeps its items while its files are the same
 
     Raises DatasetError where nothing is there, or several kinds are, or more items than may be.
     """
@@ -48,7 +50,7 @@ def enumerate_inputs(
     source, files = SOURCES[present[0]], by_kind[present[0]]
     if len({file.name for file in files}) < len(files):
         raise DatasetError("two inputs have a file of the same name: give the folder above them")
-    if known is not None and _unchanged(known, source, files, image_column):
+    if known is not None and _unchanged(known, source, files, image_column, version):
         return replace(known, files=files)
     made = source.enumerated(files, image_column, limits)
     if problem := too_much(f"{printable(inputs[0], 200)}: images", len(made.items), limits, "rows"):
@@ -56,11 +58,14 @@ def enumerate_inputs(
     return made
 
 
-def _unchanged(known: Source, source: type[Source], files: list[File], image_column: str | None) -> bool:
-    """Whether these are the files of `known`, by name, size and time of change, and nothing was wrong with them."""
+def _unchanged(known: Source, source: type[Source], files: list[File], image_column: str | None, version: int) -> bool:
+    """Whether these are the files of `known`, by name, size and time of change, and nothing was wrong with them. (What was
+    wrong under version 1 stays so: to read its files anew would make items by other rules.)"""
     if not isinstance(known, source) or image_column not in (None, known.image_column):
         return False
-    if len(files) != len(known.files) or known.items.with_problems() or any(file.problem for file in files):
+    if len(files) != len(known.files):
+        return False
+    if version > 1 and (known.items.with_problems() or any(file.problem for file in files)):
         return False
     return all(
         (old.name, old.size, old.stamp, old.problem) == (new.name, new.size, new.stamp, new.problem)

@@ -117,6 +117,8 @@ class Source:
     items: Items
     columns: dict[str, str] = field(default_factory=dict)  # names and Arrow types of the columns that go along
     image_column: str = ""  # Parquet: the column of the images
+    passed_over: dict[str, int] = field(default_factory=dict)  # why -> how many pictures there are no items for
+    other_files: dict[str, int] = field(default_factory=dict)  # ending -> how many files are no pictures
 
     @classmethod
     def enumerated(cls, files: list[File], image_column: str | None, limits: Limits = DEFAULT) -> Self:
