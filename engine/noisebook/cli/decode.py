@@ -77,7 +77,7 @@ def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
 
     if args.preset or any(getattr(args, k) is not None for k in KNOBS):
         codec = options.load_codec(args)
-        if codec.spec.hash != container.codec_hash:
+        if container.codec_hash not in (codec.spec.hash, codec.spec_for(container.height, container.width).hash):
             made = spec_of(container)
             by = codec_name(made) if made else "an unknown codec"
             raise CodecMismatchError(

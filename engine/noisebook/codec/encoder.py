@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from noisebook.codebook import start_noise
 from noisebook.codec import packing
 from noisebook.codec.stream import Segment, Stream
-from noisebook.codec.tiles import resolutions_for
+from noisebook.codec.tiles import crops_of, resolutions_for
 from noisebook.codec.walk import Parts, denoise, solve, walk
 from noisebook.runtime.cuda_graphs import graph_cached
 from noisebook.runtime.pixels import from_uint8
@@ -38,13 +38,13 @@ def encode(
 
     status: float32 [2 + segments], whether the input was in range, whether all was finite, and the mean squared error before
     the tokens of the start and of each step that has any."""
+    if stream.tiled:
+        return _encode_large(parts, stream, with_images, packed, images, weights)
     spec, backbone = parts.spec, parts.backbone
     x = from_uint8(images)
     bottom, right = stream.padded[0] - stream.height, stream.padded[1] - stream.width
     padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
     looked_at = any(segment.step_index != StepIndex.CONDITION for segment in stream.segments)  # or no autoencoder has to run
-    if stream.tiled:
-        return _encode_large(parts, stream, with_images, packed, (images, padded, weights))
     x0 = stream.views(backbone.encode(padded) if looked_at else x.new_zeros(len(x), *stream.state))
     counts = None if weights is None else stream.views(_state_weights(stream, weights, (right, bottom)))
     chosen: list[Tensor] = [torch.zeros(candidates * len(x), 0, dtype=torch.int64, device=x.device)]
@@ -84,13 +84,14 @@ def encode(
 
 
 def _encode_large(
-    parts: Parts, stream: Stream, with_images: bool, packed: bool, given: tuple[Tensor, Tensor, Tensor | None]
+    parts: Parts, stream: Stream, with_images: bool, packed: bool, images: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """As `encode`, of one large picture: (as it was given, as float32 and padded, weights)."""
-    images, padded, weights = given
+    """As `encode`, of one large picture."""
     spec, backbone = parts.spec, parts.backbone
-    x0 = backbone.encode(padded)
     edges = (stream.padded[1] - stream.width, stream.padded[0] - stream.height)
+    rows, columns = (torch.arange(n, device=images.device) for n in stream.padded)
+    x0 = images[:, :, rows.clamp(max=stream.height - 1)][..., columns.clamp(max=stream.width - 1)]
+    x0 = x0 if backbone.on_pixels else backbone.encode(from_uint8(x0))  # as bytes where it can be: it takes a quarter
     counts = None if weights is None else _state_weights(stream, weights, edges)
     chosen: list[Tensor] = []
     errors: dict[int, list[Tensor]] = {}
@@ -99,11 +100,13 @@ def _encode_large(
     def choose(segment: Segment, x0_hat: Tensor) -> Tensor:
         if segment.step_index == StepIndex.RESOLUTION:
             levels = [step.sigma for step in spec.schedule] + [spec.sigma_last] * (spec.sigma_last > 0)
-            found = resolutions_for(parts.network(), x0, levels, segment.count, len(levels))
+            found = resolutions_for(
+                parts.network(), from_uint8(crops_of(x0)), levels, segment.count, segment.runs[0].vocab_size - 1
+            )
             chosen.append(torch.tensor([found], device=x0.device))
             return chosen[-1]
         block = segment.block
-        residual = (stream.views(x0) if block is None else stream.view(x0, block)) - x0_hat
+        residual = from_uint8(stream.views(x0) if block is None else stream.view(x0, block)).sub_(x0_hat)
         errors.setdefault(segment.step_index, []).append(residual.square().mean())
         if counts is not None:
             residual = residual * (stream.views(counts) if block is None else stream.view(counts, block))
@@ -114,7 +117,7 @@ def _encode_large(
     y, cond = walk(parts, stream, 1, choose, steps)
     y = solve(parts, stream, y, cond) if with_images else y
     in_range = images.dtype == torch.uint8 or bool((images.aminmax().max <= 1.001) & (images.aminmax().min >= -1.001))
-    status = [padded.new_tensor(float(in_range)), torch.isfinite(y.sum()).float()]
+    status = [y.new_tensor(float(in_range)), torch.isfinite(y.sum()).float()]
     status += [torch.stack(parts_of).mean() for parts_of in errors.values()]
     tokens = torch.cat(chosen, 1)
     if packed:

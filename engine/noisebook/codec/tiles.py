@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from noisebook.backbones import Backbone
 from noisebook.backbones.wrappers.tiled import tile_starts, tile_weights
 from noisebook.errors import BackboneError
+from noisebook.runtime.allocator import give_back
 from noisebook.runtime.profiler import stage
 
 TILE, OVERLAP = 512, 64  # pixels; tiles of that size stay in the cache of a CPU
@@ -70,7 +71,11 @@ class Look:
         if self.out is None or self.out.shape != y.shape:
             self.out = torch.empty_like(y)
         with stage("network"):
-            return predict(self.network, y, sigma, self.octaves(sigma, level, (y.shape[2], y.shape[3])), self.out)
+            octaves = self.octaves(sigma, level, (y.shape[2], y.shape[3]))
+            x0_hat = predict(self.network, y, sigma, octaves, self.out)
+        if y.device.type == "cpu":
+            give_back()
+        return x0_hat
 
 
 def predict(network: Backbone, y: Tensor, sigma: float, octaves: int, out: Tensor) -> Tensor:
@@ -115,14 +120,13 @@ def over_tiles(network: Backbone, y: Tensor, sigma: float, out: Tensor) -> Tenso
     return out
 
 
-def resolutions_for(network: Backbone, x0: Tensor, levels: Sequence[float], count: int, most: int) -> list[int]:
+def resolutions_for(network: Backbone, crops: Tensor, levels: Sequence[float], count: int, most: int) -> list[int]:
     """What an encoder says: for each of `count` halvings the number of levels, at most `most`, that may run at it. Both are
-    tried on crops of x0 [1, C, h, w] with the same noise; a level that may run lower is followed upwards, in noise, by
-    others that may, so that their number is found by bisection."""
+    tried on `crops_of` the picture, in [-1, 1], with the same noise; what may run lower at one level may at all that are
+    noisier, so that the number is found by bisection."""
     found = [0] * count
     if not network.on_pixels or network.size is not None:
         return found
-    crops = _crops(x0)
     noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0)).to(crops)
 
     def fits(level: int, octaves: int) -> bool:
@@ -138,7 +142,7 @@ def resolutions_for(network: Backbone, x0: Tensor, levels: Sequence[float], coun
         return errors[1] <= errors[0] * (LAST_WORSE if level == len(levels) - 1 else WORSE)
 
     for k in range(count):
-        low, high = 0, most if k == 0 else found[k - 1]  # levels below `low` fit, that at `high` does not
+        low, high = 0, min(most, len(levels)) if k == 0 else found[k - 1]  # levels below `low` fit, that at `high` does not
         if high and fits(high - 1, k + 1):
             low = high
         while low < high - 1:
@@ -148,8 +152,8 @@ def resolutions_for(network: Backbone, x0: Tensor, levels: Sequence[float], coun
     return found
 
 
-def _crops(x0: Tensor) -> Tensor:
-    """CROPS x CROPS parts of a picture, evenly spread: [n, C, side, side]."""
+def crops_of(x0: Tensor) -> Tensor:
+    """CROPS x CROPS parts of a picture [1, C, h, w], evenly spread: [n, C, side, side]."""
     height, width = x0.shape[2:]
     tall, wide = min(CROP, height), min(CROP, width)
     tops = [round((height - tall) * i / (CROPS - 1)) for i in range(CROPS)]

@@ -50,6 +50,8 @@ class Batching:
 
     def count(self, pixels: int) -> int:
         """Images of that many pixels in a batch."""
+        if pixels > memory.LARGE_FROM:
+            return 1
         return self.batch_size if self.batch_pixels is None else max(1, min(self.batch_size, self.batch_pixels // pixels))
 
     def overflows(self, waiting: int) -> bool:
@@ -61,8 +63,8 @@ class Batching:
         if self.size and (height, width) != self.size:
             there = f"{height} x {width}; the first ones have {self.size[0]} x {self.size[1]}"
             return Failure("other_size", f"{there}: give --resize, or --mixed-sizes")
-        if height * width > memory.coded_pixels(self.limits, self.device):
-            wanted = memory.size_text(memory.needed(height * width, self.device))
+        if (bytes_needed := memory.needed(height * width, self.device)) > self.limits.memory_bytes:
+            wanted = memory.size_text(bytes_needed)
             return Failure(
                 "too_large", f"{height} x {width} pixels take too much memory to be coded: --memory {wanted} is enough"
             )

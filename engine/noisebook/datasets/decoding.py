@@ -90,7 +90,7 @@ def decode(
         if isinstance(cause, UnidentifiedImageError):
             return Failure("not_an_image", str(error))
         if isinstance(cause, TooLarge) and fits < cause.height * cause.width <= limits.pixels:
-            wanted = memory.size_text(8 * memory.DECODING * cause.height * cause.width)
+            wanted = memory.size_text(memory.needed_to_decode(cause.height * cause.width))
             words = f"{cause.height} x {cause.width} pixels take too much memory to be decoded: --memory {wanted} is enough"
             return Failure("too_large", words)
         large = isinstance(cause, TooLarge | Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError)

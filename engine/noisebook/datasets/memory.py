@@ -1,5 +1,8 @@
 """How the memory that a run may take (`--memory`) is shared out. All figures are bytes; a pixel is one of three colours.
 
+A large picture, of more than 2^24 dimensions, is coded in other memory than the others: the codec works on it block by
+block, and takes `LARGE` bytes for a pixel and `LARGE_BEGIN` in all (bench/results/large.json).
+
 Two thirds of what the program itself leaves go to the codec; the rest is for pictures that are decoded or wait. What a codec
 takes for a pixel of a batch was measured on the CPU with the shipped backbones: 260 to 510. A larger network takes more.
 """
@@ -11,6 +14,8 @@ from noisebook.runtime.limits import Limits
 PROGRAM = 384 << 20  # the libraries and a small network
 CODING = 480  # of the codec, for each pixel of a batch
 CODING_ELSEWHERE = 32  # the same where the codec works on a GPU: only pictures are held here
+LARGE_FROM = (1 << 24) // 3  # pixels above which a picture is large
+LARGE, LARGE_BEGIN = 64, 1 << 30
 DECODING = 20  # while a picture is decoded, for each of its pixels
 PIXEL = 3  # of a decoded picture
 
@@ -22,14 +27,22 @@ def coded_pixels(limits: Limits, device: str) -> int:
 
 
 def needed(pixels: int, device: str) -> int:
-    """The memory with which `coded_pixels` are that many."""
+    """The memory with which a picture of that many pixels can be coded."""
+    if pixels > LARGE_FROM and device != "cuda":
+        return LARGE * pixels + LARGE_BEGIN
     each = CODING_ELSEWHERE if device == "cuda" else CODING
     return -(-pixels * each * 3 // 2) + PROGRAM
 
 
 def decoded_pixels(limits: Limits) -> int:
-    """Pixels of pictures that are decoded at the same time at most, and so of a picture that can be decoded at all."""
-    return limits.memory_bytes // 8 // DECODING
+    """Pixels of pictures that are decoded at the same time at most, and so of a picture that can be decoded at all: one
+    that can be coded can."""
+    return max(limits.memory_bytes // 8 // DECODING, (limits.memory_bytes - LARGE_BEGIN) // LARGE)
+
+
+def needed_to_decode(pixels: int) -> int:
+    """The memory with which `decoded_pixels` are that many."""
+    return min(8 * DECODING * pixels, LARGE * pixels + LARGE_BEGIN)
 
 
 def file_bytes(limits: Limits) -> int:

@@ -107,7 +107,7 @@ class Tokenizer:
         self.max_errors, self.failed, self.tell = max_errors, failed, tell
         self.limits = replace(limits, memory=limits.memory_bytes)  # asked of the machine once
         size = plan.settings.size
-        self.fixed = token_count(codec.spec, *size) if size else None  # tokens of every image, if all have one size
+        self.fixed = token_count(codec.spec_for(*size), *size) if size else None
 
     def run(self, shards: Iterable[int]) -> None:
         """Makes and commits these shards. Raises ImageError when more images have failed than may."""

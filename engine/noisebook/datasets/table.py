@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noisebook.datasets.ledger import read_json_object
+from noisebook.datasets.memory import LARGE_FROM
 from noisebook.datasets.pages import PLAIN, cost
-from noisebook.errors import FormatError, first_line, printable
+from noisebook.errors import FormatError, SpecError, first_line, printable
 from noisebook.format.container import pack, unpack
 from noisebook.format.runs import Run
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
@@ -248,7 +249,7 @@ class Vocabularies:
 
     def check(self, tokens: np.ndarray, height: int, width: int) -> None:
         """Raises FormatError unless these, [L] or [N, L], are tokens of images of that size."""
-        runs = self.runs_of(height, width)
+        runs = self.runs_of(height, width, tokens.shape[-1])
         wanted = sum(run.count for run in runs)
         if tokens.shape[-1] != wanted:
             raise FormatError(f"{self.name}: {tokens.shape[-1]} tokens where its codec has {wanted}")
@@ -259,11 +260,25 @@ class Vocabularies:
             if part.size and int(part.max()) >= run.vocab_size:
                 raise FormatError(f"{self.name}: a token is outside its vocabulary")
 
-    def runs_of(self, height: int, width: int) -> list[Run]:
-        """The runs of an image of that size."""
+    def runs_of(self, height: int, width: int, length: int | None = None) -> list[Run]:
+        """The runs of an image of that size. Of a large picture only its backbone knows in how many blocks it is cut: the
+        number that `length` tokens fit."""
         if (height, width) not in self.runs:
             work = (len(self.runs) + 1) * (WORK + WORK_OF_STEP * len(self.spec.schedule))
             if refusal := too_much("its images of many sizes take about", work, self.limits, "work"):
                 raise FormatError(f"{self.name}: {refusal}")
             self.runs[height, width] = [run for _, run in self.spec.runs_for(height, width)]
+            if length is not None and height * width > LARGE_FROM and not self.spec.resolutions:
+                self._cut(height, width, length)
         return self.runs[height, width]
+
+    def _cut(self, height: int, width: int, length: int) -> None:
+        for blocks in range(2, 2 + height * width // (LARGE_FROM // 4)):
+            if sum(run.count for run in self.runs[height, width]) == length:
+                return
+            try:
+                runs = [run for _, run in self.spec.cut(1, blocks).runs_for(height, width)]
+            except SpecError:  # a codec that takes no large picture
+                return
+            if sum(run.count for run in runs) == length:
+                self.runs[height, width] = runs

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import FormatError
+from noisebook.errors import FormatError, SpecError
 from noisebook.format.container import Container, pack, read_file, unpack
 from noisebook.format.runs import Run
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
@@ -40,7 +40,7 @@ def encode_picture(
     if it is no preset's and not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see
     `Codec.encode`."""
     payload = codec.encode_packed(*_tensors(pixels, weights))[0].cpu().numpy().tobytes()
-    return contain(codec.spec, pixels.shape[0], pixels.shape[1], payload, embed, derived).to_bytes()
+    return _contained(codec, pixels, payload, embed, derived)
 
 
 def encode_and_show(
@@ -54,7 +54,18 @@ def encode_and_show(
     height, width = pixels.shape[:2]
     tokens, image = codec.reconstruct(*_tensors(pixels, weights))
     payload = pack(tokens[0].cpu().numpy(), codec.stream(height, width).runs)
-    return contain(codec.spec, height, width, payload, embed, derived).to_bytes(), pixels_of(image[0])
+    return _contained(codec, pixels, payload, embed, derived), pixels_of(image[0])
+
+
+def _contained(
+    codec: "Codec", pixels: "np.ndarray", payload: bytes, embed: bool | None, derived: tuple[int, int] | None
+) -> bytes:
+    """The file of a picture's payload. A large picture's has the specification that cuts it."""
+    height, width = pixels.shape[:2]
+    spec = codec.spec_for(height, width)
+    if spec.resolutions and embed is False:
+        raise SpecError("a file of a picture above 2^24 dimensions has its specification in it: leave out --no-embed-spec")
+    return contain(spec, height, width, payload, embed, None if spec.resolutions else derived).to_bytes()
 
 
 def contain(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def from_uint8(images: Tensor) -> Tensor:
     """uint8 [...] -> float32 in [-1, 1]; float tensors as they are."""
-    return images.float() * (2 / 255) - 1 if images.dtype == torch.uint8 else images
+    return images.float().mul_(2 / 255).sub_(1) if images.dtype == torch.uint8 else images
 
 
 def to_uint8(images: Tensor) -> Tensor:

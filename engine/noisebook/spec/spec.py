@@ -161,12 +161,12 @@ class CodecSpec:
         for budget in set(exact):
             rounded = budget == 0 or scaled or _is_pow2(budget)
             require(rounded, f"a budget must be a power of two, not {budget} (or set scale_pixels, and it is rounded)")
-        self.rule_type.check_spec(self.vocab_size, self.coefficient_bits, budgets, scaled, self.blocks)
         if self.resolutions:
             require(self.resolutions <= 8, f"resolutions must be at most 8, not {self.resolutions}")
             require(not self.condition, "a large picture takes no condition: it is of a whole image and not of its tiles")
             in_order = not self.rule_type.chunked and not self.coefficient_bits
             require(in_order, f"rule {self.rule} takes no picture above 2^24 dimensions: use rule bins")
+        self.rule_type.check_spec(self.vocab_size, self.coefficient_bits, budgets, scaled, self.blocks)
 
     # ---- JSON and hash ------------------------------------------------------------------------------------------------
     def to_json(self) -> str:
@@ -262,7 +262,7 @@ class CodecSpec:
 
     def resolution_runs(self) -> tuple[Run, ...]:
         """The run of the tokens that say at which steps the network runs at a lower resolution; none of most pictures."""
-        vocab_size = 1 << (len(self.schedule) + 1).bit_length()  # from 0 to all steps and the last look
+        vocab_size = min(256, 1 << (len(self.schedule) + 1).bit_length())  # from 0 to all steps and the last prediction
         return (Run(self.resolutions, vocab_size),) if self.resolutions else ()
 
     def start_runs(self, budget: int) -> tuple[Run, ...]:
