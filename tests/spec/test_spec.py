@@ -48,6 +48,7 @@ def test_every_field_changes_the_hash(field):
         "rule": "top",
         "coefficient_bits": 4,
         "condition": (8, 16, 16),
+        "resolutions": 2,
     }
     needed = {
         "solver_levels": {"solver": "euler", "solver_levels": (0.0,)},

@@ -10,7 +10,7 @@ bit, each a module with the functions of `Backend`; `backend` chooses one by the
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,25 +35,39 @@ class Backend(Protocol):
     """
 
     def select(
-        self, residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
+        self, residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
     ) -> Tensor:
         """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M]."""
         ...
 
     def top(
-        self, residual: Tensor, count: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
+        self,
+        residual: Tensor,
+        count: int,
+        kind: str,
+        shape: tuple[int, int, int],
+        step_index: int,
+        seed: int,
+        block: int = 0,
     ) -> Tensor:
         """The `count` signed atoms of largest |score|, best first: float32 [B, U, D] -> int64 [B, U, count]."""
         ...
 
     def biased(
-        self, residual: Tensor, bias: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
+        self,
+        residual: Tensor,
+        bias: Tensor,
+        kind: str,
+        shape: tuple[int, int, int],
+        step_index: int,
+        seed: int,
+        block: int = 0,
     ) -> Tensor:
         """argmax over atoms k of score_k + bias_k, token 2 k: float32 [B, U, D], [U, bases atoms] -> int64 [B, U, 1]."""
         ...
 
     def noise(
-        self, tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int
+        self, tokens: Tensor, d: int, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
     ) -> Tensor:
         """z(tokens): int64 [B, U, M] -> float32 [B, U, d]. Tokens of one bin may be any number."""
         ...
@@ -69,7 +83,7 @@ class Backend(Protocol):
         shape: tuple[int, int, int],
         step_index: int,
         seed: int,
-        block: int,
+        block: int = 0,
     ) -> Tensor:
         """x0_hat + keep (y - x0_hat) + sigma_up z(tokens): float32 [B, U, D]."""
         ...
@@ -114,9 +128,11 @@ class Codebook:
         atoms = min(self.vocab_size // 2, p // bins)
         return bins, atoms, self.vocab_size // (2 * atoms)
 
-    def _where(self, bins: int, d: int, step_index: int) -> tuple[str, tuple[int, int, int], int, int, int]:
-        """What every function of a back end takes last: (kind, shape, step index as uint32, seed, first block)."""
-        return self.kind, self.shape(bins, d), counter(step_index), self.seed, self.first_block
+    def _where(self, bins: int, d: int, step_index: int) -> tuple[Any, ...]:
+        """What every function of a back end takes last: (kind, shape, step index as uint32, seed), and the number of the
+        first block where that is not 0."""
+        where = self.kind, self.shape(bins, d), counter(step_index), self.seed
+        return (*where, self.first_block) if self.first_block else where
 
     def at(self, block: int) -> "Codebook":
         """The same for calls whose first block has that number."""
