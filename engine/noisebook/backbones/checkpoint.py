@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from noisebook.backbones.foreign import what_is
 from noisebook.errors import BackboneError, printable
 from noisebook.runtime import strict_json
 from noisebook.runtime.atomic import replacing
@@ -54,7 +55,8 @@ def read_checkpoint(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Te
             return kind, config, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise BackboneError(
-            f"{printable(path)}: not a noisebook checkpoint ({type(error).__name__}); see docs/backbones.md"
+            f"{printable(path)}: not a noisebook checkpoint ({type(error).__name__})"
+            + (what_is(Path(path)) or "; see docs/backbones.md")
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from noisebook.backbones.base import Backbone, identify
 from noisebook.backbones.checkpoint import MISFIT, check_config, one_line, read_checkpoint
 from noisebook.backbones.cod import cod
-from noisebook.backbones.cod.files import load_published
+from noisebook.backbones.cod.files import load_published, read_published
 from noisebook.backbones.diffusers.folder import from_folder, from_hub
 from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
@@ -53,8 +53,8 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     """The backbone of that name, file, folder or hub id, on `device`, in evaluation mode; a pixel model that takes only one
     size is tiled, so that it takes any.
 
-    options  what a model is conditioned on: `prompt`, `negative_prompt`, `guidance`, `label`; and `autoencoder` of a latent
-             CoD; see docs/backbones.md
+    options  what a model is conditioned on: `prompt`, `negative_prompt`, `guidance`, `label`; `variant` of a model's weight
+             files; and `autoencoder` of a latent CoD; see docs/backbones.md
 
     Raises BackboneError when there is none, it cannot be read, or it does not know an option; SpecError for a device that
     torch cannot use.
@@ -93,6 +93,7 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
         raise BackboneError(f"no backbone {printable(name, 100)!r}: no file can have that name")
     if path.is_file() and path.suffix in (".pt", ".ckpt"):
         if other := sorted(set(options) - {"guidance", "autoencoder"}):
+            read_published(path)  # says what else the file is
             raise BackboneError(f"{path}: a published CoD takes guidance and autoencoder, not {', '.join(other)}")
         return load_published(path, **options)
     if path.is_file():

@@ -21,11 +21,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Converts by the file's ending and says what was in it. Raises BackboneError where it cannot be read or written."""
     from noisebook.backbones.cod import files as cod
+    from noisebook.backbones.foreign import what_is
     from noisebook.backbones.nets import nvidia_edm
 
     converters = {".pkl": nvidia_edm.convert_file, ".pt": cod.convert_file, ".ckpt": cod.convert_file}
     if args.file.suffix not in converters:
-        raise BackboneError(f"{args.file}: `convert` reads {', '.join(converters)}; the ending says which network it is")
+        more = what_is(args.file)
+        raise BackboneError(
+            f"{args.file}: `convert` reads {', '.join(converters)}; the ending says which network it is{more}"
+        )
     refuse_unreadable(args.file, BackboneError)
     refuse_existing([args.output], args.force, [args.file])
     about = converters[args.file.suffix](args.file, args.output, args.force)

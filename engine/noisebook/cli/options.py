@@ -59,6 +59,7 @@ CONDITIONS = {
         "with a CoD, it steers an ODE solver, and a decoder chooses it anew",
     ),
     "label": (int, "class, for a class-conditional model"),
+    "variant": (str, "of the weight files of a diffusers model: fp16 for example, of the parts that have it"),
     "autoencoder": (str, "for a latent CoD: a folder in diffusers layout, or ENCODER:DECODER of TAESD"),
 }
 TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")

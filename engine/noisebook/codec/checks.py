@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from noisebook.backbones import Backbone
+from noisebook.backbones import Backbone, shipped
 from noisebook.errors import BackboneError, CodecMismatchError, NoisebookError, SpecError, printable
 from noisebook.spec.spec import CodecSpec, identity_fault
 
@@ -41,7 +41,7 @@ def check(spec: CodecSpec, backbone: Backbone) -> None:
     if backbone.fingerprint != spec.fingerprint:
         raise CodecMismatchError(
             f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
-            f"({backbone.fingerprint[:16]})"
+            f"({backbone.fingerprint[:16]}){_why(spec.backbone, backbone.name)}"
         )
     if spec.sigma_first == math.inf and not backbone.pure_noise:
         raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite sigma")
@@ -54,6 +54,14 @@ def check(spec: CodecSpec, backbone: Backbone) -> None:
         known = backbone.round_sigma(sigma)
         if known != sigma:
             raise SpecError(f"backbone {backbone.name!r} has no level sigma = {sigma}; nearest: {known}")
+
+
+def _why(wanted: str, given: str) -> str:
+    """What has likely made another backbone of one that goes by `given`."""
+    conditions = "prompt, negative prompt, guidance, label or variant"
+    if wanted == given:
+        return f": most likely it was loaded under another {conditions} than the file was made with; or its weights changed"
+    return "" if given in shipped() else f"; if it is the same model under a new name, its {conditions} may differ"
 
 
 def warn_of_stall(errors: list[float]) -> None:

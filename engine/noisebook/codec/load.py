@@ -35,7 +35,7 @@ def load(
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
     effort    how often an encoder chooses the tokens of a step again, given the others; decoding does not depend on it
     candidates   sets of tokens that an encoder tries at each step, each for one network call; decoding does not depend on it
-    conditions   what a model is conditioned on: prompt, negative_prompt, guidance, label (docs/backbones.md)
+    conditions   what a model is conditioned on: prompt, negative_prompt, guidance, label, variant (docs/backbones.md)
     changes   fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, budget, vocab_size, seed, ...
 
     Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable, or it has no network to

@@ -21,7 +21,13 @@ CodecFunction = Callable[[str, Size | None], Codec]  # (device, size of all imag
 
 RATE_CHANGES = ("vocab_size", "seed")  # that go with `bpp`, which makes its own schedule
 CONDITION_TYPES = {"guidance": float, "label": int}  # of conditions that are no text
-DECODER_CONDITIONS = ("prompt", "negative_prompt", "guidance", "label")  # never a path: a plan may come from a stranger
+DECODER_CONDITIONS = (
+    "prompt",
+    "negative_prompt",
+    "guidance",
+    "label",
+    "variant",
+)  # never a path: a plan may come from a stranger
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class CodecRecipe:
     backbone    a name, file, folder or hub id in place of the preset's
     device      where the codec works: cpu, cuda, cuda:1, ...
     changes     fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, budget, vocab_size, seed, ...
-    conditions  of the backbone: prompt, negative_prompt, guidance, label, autoencoder
+    conditions  of the backbone: prompt, negative_prompt, guidance, label, variant, autoencoder
     bpp         bits per pixel of the tokens, in place of a preset, for images of one size: a calibrated schedule, which
                 takes only the changes vocab_size and seed
     max_nfe     with bpp: network calls of a decode at most (default: 25)

@@ -14,6 +14,7 @@ from noisebook.backbones.base import identify
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.cod.cod import CoD, complete, network
 from noisebook.backbones.cod.nets import CodConfig
+from noisebook.backbones.foreign import what_is, what_tensors_are
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.errors import BackboneError
 
@@ -30,13 +31,16 @@ def read_published(path: str | Path) -> tuple[CodConfig, dict[str, Tensor]]:
     except FileNotFoundError as error:
         raise BackboneError(f"{path}: no such file") from error
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise BackboneError(f"{path}: damaged, or holds more than tensors ({type(error).__name__})") from error
+        reason = f"damaged, or holds more than tensors ({type(error).__name__})"
+        raise BackboneError(f"{path}: {reason}{what_is(Path(path))}") from error
     for key in ("state_dict", "module"):
         whole = whole[key] if isinstance(whole, dict) and isinstance(whole.get(key), dict) else whole
     names = [n for n in whole if isinstance(n, str) and n.startswith(PREFIX)] if isinstance(whole, dict) else []
     tensors = {name.removeprefix(PREFIX): whole[name] for name in names}
     if not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise BackboneError(f"{path}: no averaged weights ({PREFIX}...): not a published CoD")
+        what = what_tensors_are(map(str, whole)) if isinstance(whole, dict) else ""
+        more = f"; it is {what}" if what else what_is(Path(path))
+        raise BackboneError(f"{path}: no averaged weights ({PREFIX}...): not a published CoD{more}")
     return _config(path, tensors), tensors
 
 

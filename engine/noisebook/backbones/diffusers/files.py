@@ -3,6 +3,7 @@
 Pickles are never read: only safetensors.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 from noisebook.backbones.base import fingerprint_of
 from noisebook.backbones.checkpoint import MISFIT, check_config, check_size, one_line
 from noisebook.backbones.extras import needs
-from noisebook.errors import BackboneError
+from noisebook.backbones.foreign import WEIGHT_ENDINGS, what_is
+from noisebook.errors import BackboneError, printable
 from noisebook.runtime import strict_json
 
 MODEL, TEXT_MODEL = "diffusion_pytorch_model", "model"  # names of weight files, without endings: diffusers, transformers
 WEIGHTS_FILE = f"{MODEL}.safetensors"
 MOST_JSON = 1 << 26  # bytes: an index of shards names every tensor
 FALLBACKS = ("fp16", "bf16")  # variants that are taken where there are no plain weights
+VARIANT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")  # a part of a file's name, never a path
+MODEL_PARTS = ("unet", "transformer", "scheduler", "vae", "vqvae")
+PASSED_OVER = ("safety_checker", "feature_extractor")  # parts that only look at pictures after they are made
 SCHEDULER = ("scheduler/scheduler_config.json", "scheduler_config.json")
 # Attention layers of models that were saved before diffusers 0.15, and what they are called since.
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -31,7 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
         with open(path, "rb") as f:
             value = strict_json.loads(f.read(MOST_JSON + 1), MOST_JSON)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
+        what = "" if path.suffix == ".json" and not (text := what_is(path)) else text
+        raise BackboneError(f"{path}: cannot be read as JSON ({type(error).__name__}){what}") from error
     if not isinstance(value, dict):
         raise BackboneError(f"{path}: not a JSON object")
     return value
@@ -41,7 +47,7 @@ def read_weights(folder: Path, stem: str = MODEL, variant: str | None = None) ->
     """The tensors of a model folder, as stored: `stem.safetensors`, or the shards that its index names.
 
     `variant` chooses `stem.VARIANT.safetensors` instead; without one, FALLBACKS stand in for weights that are not there.
-    Raises BackboneError: none, only pickles, a shard is missing, or a damaged file.
+    Raises BackboneError: none, only pickles, a shard is missing, a damaged file, or one of another kind.
     """
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder, stem, variant):
@@ -50,8 +56,14 @@ def read_weights(folder: Path, stem: str = MODEL, variant: str | None = None) ->
         try:
             tensors.update(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise BackboneError(f"{path}: damaged or no safetensors file ({one_line(error)})") from error
+            raise BackboneError(f"{path}: damaged or no safetensors file ({one_line(error)}){what_is(path)}") from error
     return tensors
+
+
+def has_variant(folder: Path, stem: str, variant: str) -> bool:
+    """Whether a model folder has weights of that variant, whole or in shards, under any of the names they were given."""
+    names = (f"{stem}.{variant}.safetensors", *_index_names(stem, variant))
+    return any((folder / name).is_file() for name in names)
 
 
 def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
@@ -59,7 +71,7 @@ def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
         end = f".{v}" if v else ""
         if (folder / f"{stem}{end}.safetensors").is_file():
             return [folder / f"{stem}{end}.safetensors"]
-        for name in dict.fromkeys((f"{stem}.safetensors.index{end}.json", f"{stem}{end}.safetensors.index.json")):
+        for name in _index_names(stem, v):
             if (folder / name).is_file():
                 return _shards(folder / name)
     wanted = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
@@ -71,6 +83,11 @@ def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
     else:
         reason = "there are no weights (save_pretrained writes them; variant='fp16' where only those were published)"
     raise BackboneError(f"{folder}: no {wanted}: {reason}")
+
+
+def _index_names(stem: str, variant: str) -> list[str]:
+    end = f".{variant}" if variant else ""
+    return list(dict.fromkeys((f"{stem}.safetensors.index{end}.json", f"{stem}{end}.safetensors.index.json")))
 
 
 def _shards(index: Path) -> list[Path]:
@@ -90,19 +107,40 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, variant: str | None = None):
+        if variant is not None and not VARIANT.fullmatch(variant):
+            raise BackboneError(f"variant is what stands between the dots of a weight file, not {printable(variant, 60)!r}")
         self.path, self.variant = Path(path), variant
         self.digests: dict[str, str] = {}
         index = self.path / "model_index.json"
         self.index = read_json(index) if index.is_file() else {}
+        self.parts: dict[str, str] = {}  # part -> its class, of those that are not null in the index
+        for name, entry in self.index.items():
+            if isinstance(entry, list) and len(entry) == 2 and entry[1] is None:
+                continue
+            if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+                self.parts[name] = entry[1]
+            elif isinstance(entry, list) or name in MODEL_PARTS:
+                shown = printable(entry, 60)
+                raise BackboneError(f"{index}: {printable(name, 60)} is [library, class] or [null, null], not {shown}")
 
     def has(self, part: str) -> bool:
         """Whether the pipeline has that part: it is in the index, and not null there."""
-        return self.class_of(part) is not None
+        return part in self.parts
 
     def class_of(self, part: str) -> str | None:
         """The class that the pipeline's index gives for a part."""
-        entry = self.index.get(part)
-        return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
+        return self.parts.get(part)
+
+    def only(self, what: str, *known: str) -> None:
+        """Raises BackboneError where the pipeline has other parts than the `known` ones, of which nobody knows whether
+        pictures depend on them; those of PASSED_OVER do not count."""
+        others = sorted(set(self.parts) - set(known) - set(PASSED_OVER))
+        if others:
+            shown = ", ".join(f"{printable(name, 60)} ({printable(self.parts[name], 60)})" for name in others)
+            raise BackboneError(
+                f"{self.path}: {what} with {shown}, which is not read; where the network does well without, write "
+                "[null, null] for it in model_index.json"
+            )
 
     def denoiser(self) -> str:
         """The part that holds the network; "" where that is the folder itself: a single model, or an early pipeline."""
@@ -118,8 +156,16 @@ class Folder:
         """The config.json of a part."""
         path = self.path / part / "config.json"
         if not path.is_file():
-            raise BackboneError(f"{path.parent}: no config.json, so this is no model folder of diffusers")
-        return read_json(path)
+            raise BackboneError(
+                f"{path.parent}: no config.json, so this is no model folder of diffusers{_holds(path.parent)}"
+            )
+        config = read_json(path)
+        if config.get("quantization_config") is not None:
+            raise BackboneError(
+                f"{path.parent}: its weights are quantised (quantization_config), which is not read: take the model as it "
+                "was before"
+            )
+        return config
 
     def scheduler(self, part: str) -> dict[str, Any]:
         """The scheduler's config, beside the pipeline or beside the model."""
@@ -133,9 +179,17 @@ class Folder:
 
     def tensors(self, part: str, stem: str = MODEL) -> dict[str, Tensor]:
         """The stored tensors of a part; with its config they enter the fingerprint."""
-        tensors = read_weights(self.path / part, stem, self.variant)
+        variant = self.variant if self._variant_of(part, stem) else None
+        tensors = read_weights(self.path / part, stem, variant)
         self.digests[part] = fingerprint_of(public(self.config(part)), tensors)
         return tensors
+
+    def _variant_of(self, part: str, stem: str) -> bool:
+        """Whether the variant that was asked for is taken of this part: where it has one, or no part of the pipeline has."""
+        if self.variant is None or has_variant(self.path / part, stem, self.variant):
+            return self.variant is not None
+        others = [self.path / name for name in self.parts]
+        return not any(has_variant(path, s, self.variant) for path in others for s in (MODEL, TEXT_MODEL))
 
     def module(self, part: str, kind: str, tensors: dict[str, Tensor] | None = None) -> nn.Module:
         """The part as a module of diffusers' class `kind`, in float32; `tensors`, unless given, are the part's own."""
@@ -154,6 +208,13 @@ class Folder:
             reason = one_line(error)
             raise BackboneError(f"{self.path / part}: config and weights do not make a {kind}: {reason}") from error
         return module
+
+
+def _holds(folder: Path) -> str:
+    """What a folder that is no model has in it, for a message."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in WEIGHT_ENDINGS and path.is_file())
+    found = ((path.name, what_is(path, " is ")) for path in files[:8])
+    return next((f"; {printable(name, 100)} in it{text}" for name, text in found if text), "")
 
 
 def public(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,14 @@ network was trained to predict. Conditions (prompt, class) are fixed at load.
 """
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from noisebook.backbones.base import Backbone
 from noisebook.backbones.checkpoint import one_line
 from noisebook.backbones.diffusers.files import MODEL, SCHEDULER, TEXT_MODEL, Folder
+from noisebook.backbones.diffusers.levels import check_schedule
 from noisebook.backbones.diffusers.models import AUTOENCODERS, BUILDERS, Network, Options
 from noisebook.backbones.extras import needs
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
@@ -23,6 +25,7 @@ WEIGHTS = {
     "unet/": MODEL,
     "transformer/": MODEL,
     "vae/": MODEL,
+    "vqvae/": MODEL,
     "text_encoder/": TEXT_MODEL,
     "text_encoder_2/": TEXT_MODEL,
     "text_encoder_3/": TEXT_MODEL,
@@ -39,13 +42,14 @@ def from_folder(
     label: int | None = None,
     variant: str | None = None,
 ) -> Backbone:
-    """The model in a folder: a pipeline (`model_index.json` and a folder a part), or a single `UNet2DModel`.
+    """The model in a folder: a pipeline (`model_index.json` and a folder a part), or a single `UNet2DModel` of pixels.
 
     prompt            of a model that reads text; default: the empty prompt
     negative_prompt   what guidance leads away from; default: as in the pipelines, zeros for SDXL, else the empty prompt
     guidance          1: one network call per level. Otherwise twice the batch, unless the model knows guidance itself (Flux)
     label             of a class-conditional model; default: its extra class that means none, if it has one
-    variant           of the weight files, fp16 for example; default: the plain ones, or else fp16 or bf16
+    variant           of the weight files, fp16 for example: of each part that has it, the plain ones of the others, as in
+                      diffusers; default: the plain ones, or else fp16 or bf16
 
     A single model (`config.json` and its weights) needs the scheduler's config beside it or in `scheduler/`. Weights come
     from safetensors only and run in float32. Raises BackboneError where something is missing, damaged, of a kind that is
@@ -61,6 +65,7 @@ def from_folder(
     kind = str(config.get("_class_name"))
     if kind not in BUILDERS:
         raise BackboneError(f"{folder.path / part}: holds a {kind}; read are {', '.join(BUILDERS)}")
+    check_schedule(schedule, folder.path)
     backbone = BUILDERS[kind](Network(folder, part, kind, config, schedule), options)
     return _named(backbone, folder.path.resolve().name).eval().requires_grad_(False)
 
@@ -68,13 +73,16 @@ def from_folder(
 def from_hub(repo_id: str, *, revision: str | None = None, variant: str | None = None, **options: Any) -> Backbone:
     """The model in a repository of the Hugging Face hub, from the local cache or downloaded; `options` as in `from_folder`.
 
-    Only configs, tokenizers and the safetensors of the parts that may be used are fetched; offline the cache must hold
-    them. Raises BackboneError, naming the repository and the file that is missing.
+    Only configs, tokenizers and the safetensors of the parts that may be used are fetched, under a `variant` the plain ones
+    of parts that do not have it; offline the cache must hold them. Raises BackboneError, naming the repository and the file
+    that is missing.
     """
     with needs("huggingface_hub", "diffusers"):
         import huggingface_hub
     try:
         path = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=hub_patterns(variant))
+        if variant and (bare := parts_without_weights(Path(path))):
+            huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=hub_patterns(None, bare))
     except (OSError, ValueError, RuntimeError) as error:  # the hub's own errors are of these kinds
         raise BackboneError(
             f"{repo_id}: no model_index.json: it is not in the local cache, and the hub does not give it "
@@ -104,11 +112,18 @@ def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencode
     return DiffusersAutoencoder(module), folder.digests[""]
 
 
-def hub_patterns(variant: str | None = None) -> list[str]:
+def parts_without_weights(path: Path) -> list[str]:
+    """The keys of WEIGHTS whose folders have a config, but no weights."""
+    return [
+        part for part in WEIGHTS if (path / part / "config.json").is_file() and not any((path / part).glob("*.safetensors"))
+    ]
+
+
+def hub_patterns(variant: str | None = None, parts: Collection[str] = tuple(WEIGHTS)) -> list[str]:
     """The files of a repository that a pipeline may need, as patterns of `snapshot_download`: no pickles, one variant."""
     shard, patterns = "-?????-of-?????", ["model_index.json", "config.json", *SCHEDULER]
     patterns += [f"{part}{name}" for part in TOKENIZERS for name in ("*.json", "*.txt", "*.model")]
-    for part, stem in WEIGHTS.items():
+    for part, stem in ((part, WEIGHTS[part]) for part in parts):
         patterns += [f"{part}config.json", f"{part}{stem}*.index*.json"]
         ends = (f".{variant}", f".{variant}{shard}", f"{shard}.{variant}") if variant else ("", shard)
         patterns += [f"{part}{stem}{end}.safetensors" for end in ends]

@@ -4,6 +4,7 @@ What changes x0_hat enters the fingerprint: config and stored tensors of every p
 the prompts' tokens or of the classes, guidance.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from noisebook.backbones.base import Backbone, fingerprint_of
 from noisebook.backbones.diffusers.files import Folder, public
-from noisebook.backbones.diffusers.levels import adapter, is_flow
+from noisebook.backbones.diffusers.levels import adapter, direction, is_flow, reading, times_of
 from noisebook.backbones.diffusers.nets import SD3, DiT, Flux, SD3Flow, TextUNet, UNet2D
 from noisebook.backbones.diffusers.text import Embedded, embed_flux, embed_sd, embed_sd3, embed_sdxl
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
 from noisebook.backbones.wrappers.latent import Latent
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, printable
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+VQ = "VQModel"  # the autoencoder of an LDMPipeline, whose decoder quantises
 # Fields of a UNet2DConditionModel that bring other conditions than those of Stable Diffusion, and what is read of them.
 TEXT_UNETS = {
     "addition_embed_type": (None, "text_time"),
@@ -65,12 +67,17 @@ class Network:
         return self.folder.path / self.part
 
 
-# ---- models of pixels --------------------------------------------------------------------------------------------------
-def pixel_unet(network: Network, options: Options) -> Backbone:
-    """`UNet2DModel` in discrete time, or as a score (VE, VP), consistency, EDM or flow model; with classes or without."""
+# ---- UNets without text ------------------------------------------------------------------------------------------------
+def plain_unet(network: Network, options: Options) -> Backbone:
+    """`UNet2DModel` in discrete time, or as a score (VE, VP), consistency, EDM or flow model; with classes or without.
+
+    Of pixels, or of the codes of the autoencoder that the pipeline's index names, as in an LDMPipeline.
+    """
     folder, config, schedule = network.folder, network.config, network.schedule
     kind = schedule.get("_class_name")
     options.refuse("a UNet2DModel", "prompt", "negative_prompt")
+    folder.only("a UNet2DModel", "unet", "scheduler", "vae", "vqvae")
+    part = code_part(network)
     if config.get("class_embed_type") is not None:
         raise BackboneError(f"{network.place}: class_embed_type {config['class_embed_type']!r} is not read")
     fourier = config.get("time_embedding_type", "positional") == "fourier"
@@ -79,7 +86,7 @@ def pixel_unet(network: Network, options: Options) -> Backbone:
         raise BackboneError(f"{network.place}: a {kind} does not go with a {embedding} time embedding")
     channels, out = config.get("in_channels", 3), config.get("out_channels", 3)
     learned = str(schedule.get("variance_type")).startswith("learned")
-    if channels not in (1, 3) or out not in (channels, channels * (1 + learned)):
+    if (part is None and channels not in (1, 3)) or out not in (channels, channels * (1 + learned)):
         raise BackboneError(f"{network.place}: {channels} channels in, {out} out; only 1 or 3 are read")
     conditions: dict[str, Tensor] = {}
     classes, more = config.get("num_class_embeds"), {}
@@ -90,18 +97,39 @@ def pixel_unet(network: Network, options: Options) -> Backbone:
         labels = class_labels(network, classes, len(names) if classes == len(names) + 1 else None, options)
         conditions = {"class_labels": torch.tensor(labels)}
         more = {"labels": labels, "guidance": options.guidance}
+    vae = autoencoder(network, channels, part) if part else None
     if "beta_schedule" not in schedule:
         more["scheduler_class"] = kind
     tensors = folder.tensors(network.part)
     net = UNet2D(folder.module(network.part, "UNet2DModel", tensors), conditions, options.guidance)
+    if vae is not None:
+        inner = adapter(net, schedule, network.place, channels=channels, multiple=halvings(config))
+        return latent(network, inner, vae, **more)
     size = config.get("sample_size")
     if size is not None:
         size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     multiple = 1 if size else halvings(config)
     backbone = adapter(net, schedule, network.place, channels=channels, size=size, multiple=multiple)
-    header = {"config": public(config), "scheduler": public(schedule), **more}
+    header = {"config": public(config), "scheduler": public(schedule), **more, **reading(schedule)}
     backbone.fingerprint = fingerprint_of(header, tensors)
     return backbone
+
+
+def code_part(network: Network) -> str | None:
+    """The part that makes the codes which a `UNet2DModel` was trained on; None: it was trained on pixels.
+
+    Raises BackboneError where there are two, or one that no index names."""
+    folder, names = network.folder, ("vqvae", "vae")
+    parts = [name for name in names if folder.has(name)]
+    if len(parts) > 1:
+        raise BackboneError(f"{folder.path}: its index names a vqvae and a vae; which one the network works on is not said")
+    beside = [] if folder.index else [name for name in names if (folder.path / name / "config.json").is_file()]
+    if beside:
+        raise BackboneError(
+            f"{folder.path}: {beside[0]}/ lies beside the model, and no model_index.json says whether the network works on "
+            "its codes: add the pipeline's model_index.json, or move the model away from it"
+        )
+    return parts[0] if parts else None
 
 
 # ---- models of latents -------------------------------------------------------------------------------------------------
@@ -112,9 +140,11 @@ def text_unet(network: Network, options: Options) -> Backbone:
     for name, known in TEXT_UNETS.items():
         if config.get(name) not in known:
             raise BackboneError(f"{network.place}: {name} {config[name]!r} is not read, only Stable Diffusion 1, 2 and SDXL")
+    text = ("text_encoder", "tokenizer")
+    sdxl = config.get("addition_embed_type") is not None
+    folder.only("a model of text", "unet", "scheduler", "vae", *text, *(f"{name}_2" for name in text if sdxl))
     vae = autoencoder(network, config.get("in_channels", 4))
     # SDXL's pipeline takes zeros for a negative prompt that is left out
-    sdxl = config.get("addition_embed_type") is not None
     zeros = sdxl and options.negative_prompt is None and bool(folder.index.get("force_zeros_for_empty_prompt", True))
     prompts = both_prompts(options, zeros)
     texts = embed_sdxl(folder, prompts, zeros and len(prompts) == 2) if sdxl else embed_sd(folder, prompts)
@@ -132,6 +162,7 @@ def dit(network: Network, options: Options) -> Backbone:
     """`DiTTransformer2DModel`: a class in place of a prompt, one size."""
     config = network.config
     options.refuse("a DiT", "prompt", "negative_prompt")
+    network.folder.only("a DiT", "transformer", "scheduler", "vae")
     if config.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
         raise BackboneError(f"{network.place}: a transformer with norm_type {config['norm_type']!r}; only DiTs are read")
     vae = autoencoder(network, config.get("in_channels", 4))
@@ -148,14 +179,16 @@ def sd3(network: Network, options: Options) -> Backbone:
     config = network.config
     options.refuse("a model that reads text", "label")
     check_flow(network)
+    text = [f"{name}{end}" for name in ("text_encoder", "tokenizer") for end in ("", "_2", "_3")]
+    network.folder.only("a Stable Diffusion 3", "transformer", "scheduler", "vae", *text)
     vae = autoencoder(network, config.get("in_channels", 16))
     width, patch = config.get("joint_attention_dim", 4096), config.get("patch_size", 2)
     texts = embed_sd3(network.folder, both_prompts(options), width)
     pooled = config.get("pooled_projection_dim", 2048)
     check_widths(network, texts, {"encoder_hidden_states": width, "pooled_projections": pooled})
     net = SD3(network.folder.module(network.part, network.kind), texts.conditions, options.guidance)
-    side, steps = patch * config.get("pos_embed_max_size", 96), float(network.schedule.get("num_train_timesteps", 1000))
-    shape = {"channels": vae.channels, "multiple": patch}
+    side, steps = patch * config.get("pos_embed_max_size", 96), float(times_of(network.schedule, network.place))
+    shape = {"channels": vae.channels, "multiple": patch, **direction(network.schedule)}
     inner = SD3Flow(net, side=side, factor=vae.factor, time_scale=steps, **shape)
     return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens)
 
@@ -165,6 +198,8 @@ def flux(network: Network, options: Options) -> Backbone:
     config = network.config
     options.refuse("a model that reads text", "label")
     check_flow(network)
+    text = [f"{name}{end}" for name in ("text_encoder", "tokenizer") for end in ("", "_2")]
+    network.folder.only("a Flux", "transformer", "scheduler", "vae", *text)
     vae = autoencoder(network, config.get("in_channels", 64) // 4)
     distilled = bool(config.get("guidance_embeds"))
     if distilled:
@@ -173,13 +208,16 @@ def flux(network: Network, options: Options) -> Backbone:
     widths = {"encoder_hidden_states": config.get("joint_attention_dim", 4096)}
     check_widths(network, texts, {**widths, "pooled_projections": config.get("pooled_projection_dim", 768)})
     net = Flux(network.folder.module(network.part, network.kind), texts.conditions, options.guidance, distilled)
-    inner = Flow(net, channels=vae.channels, multiple=2)
-    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens)
+    # the pipeline divides the scheduler's times by 1000, however many there are
+    times = times_of(network.schedule, network.place)
+    inner = Flow(net, times / 1000, channels=vae.channels, multiple=2, **direction(network.schedule))
+    more = {} if times == 1000 else {"time_scale": times / 1000}
+    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens, **more)
 
 
 Builder = Callable[[Network, Options], Backbone]
 BUILDERS: dict[str, Builder] = {
-    "UNet2DModel": pixel_unet,
+    "UNet2DModel": plain_unet,
     "UNet2DConditionModel": text_unet,
     "DiTTransformer2DModel": dit,
     "Transformer2DModel": dit,  # what a DiT was called before diffusers 0.29
@@ -200,30 +238,41 @@ class PipelineAutoencoder:
     shift: float
 
 
-def autoencoder(network: Network, channels: int) -> PipelineAutoencoder:
+def autoencoder(network: Network, channels: int, part: str = "vae") -> PipelineAutoencoder:
     """The autoencoder of a pipeline whose network takes `channels` channels. Raises BackboneError where they do not fit."""
-    place, kind = network.folder.path / "vae", network.folder.config("vae").get("_class_name")
-    if kind not in AUTOENCODERS:
-        raise BackboneError(f"{place}: holds a {kind}; read are {', '.join(AUTOENCODERS)}")
-    module = network.folder.module("vae", kind)
+    place, kind = network.folder.path / part, str(network.folder.config(part).get("_class_name"))
+    known = (*AUTOENCODERS, VQ) if network.kind == "UNet2DModel" else AUTOENCODERS
+    if kind not in known:
+        raise BackboneError(f"{place}: holds a {kind}; read are {', '.join(known)}")
+    module = network.folder.module(part, kind)
     config: Any = module.config
-    if config.in_channels != 3 or config.latent_channels != channels:
+    codes = (config.get("vq_embed_dim") or config.latent_channels) if kind == VQ else config.latent_channels
+    if (config.in_channels, config.out_channels, codes) != (3, 3, channels):
         raise BackboneError(
-            f"{network.place}: a network of {channels} channels on the {config.latent_channels} of the "
-            "autoencoder: inpainting, depth and upscaling models are not read"
+            f"{network.place}: a network of {channels} channels on the {codes} of the autoencoder, whose images have "
+            f"{config.in_channels}: inpainting, depth and upscaling models are not read"
         )
-    if getattr(config, "latents_mean", None) is not None:
-        raise BackboneError(f"{place}: an autoencoder with latents_mean, one shift a channel, is not read")
-    widths = config.block_out_channels if kind == "AutoencoderKL" else config.encoder_block_out_channels
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return PipelineAutoencoder(DiffusersAutoencoder(module), channels, 1 << (len(widths) - 1), config.scaling_factor, shift)
+    for name in ("latents_mean", "latents_std"):
+        if getattr(config, name, None) is not None:
+            raise BackboneError(f"{place}: an autoencoder with {name}, one number a channel, is not read")
+    if getattr(config, "lookup_from_codebook", False):
+        raise BackboneError(f"{place}: a {VQ} with lookup_from_codebook is not read")
+    scale, shift = config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+    if not all(type(n) in (int, float) and math.isfinite(n) for n in (scale, shift)) or not scale:
+        raise BackboneError(
+            f"{place}: scaling_factor and shift_factor are numbers, the first not 0, not {printable(scale, 40)} and "
+            f"{printable(shift, 40)}"
+        )
+    widths = config.encoder_block_out_channels if kind == "AutoencoderTiny" else config.block_out_channels
+    return PipelineAutoencoder(DiffusersAutoencoder(module), channels, 1 << (len(widths) - 1), scale, shift)
 
 
 def latent(network: Network, inner: Backbone, vae: PipelineAutoencoder, **conditions: Any) -> Latent:
     """`inner` behind the autoencoder; the fingerprint names the `conditions`."""
     backbone = Latent(inner, vae.module, scale=vae.scale, shift=vae.shift, factor=vae.factor)
     schedule = {**public(network.schedule), "class": network.schedule.get("_class_name")}
-    backbone.fingerprint = fingerprint_of({"parts": network.folder.digests, "scheduler": schedule, **conditions}, {})
+    header = {"parts": network.folder.digests, "scheduler": schedule, **conditions, **reading(network.schedule)}
+    backbone.fingerprint = fingerprint_of(header, {})
     return backbone
 
 

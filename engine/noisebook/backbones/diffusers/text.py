@@ -5,6 +5,7 @@ float32, under the names that the network takes them by, and the ids of their to
 the fingerprint.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ from noisebook.backbones.diffusers.files import TEXT_MODEL, Folder, public, read
 from noisebook.backbones.extras import needs
 from noisebook.errors import BackboneError
 
+# Tensors that a text encoder's class has no use for, and that change none of its outputs: other halves of the model that
+# it is a part of, and numbers 0, 1, 2 ... that were once saved.
+OTHER_HALVES = re.compile(
+    r"(.*\.)?position_ids|(text_projection|visual_projection|vision_model|decoder|lm_head)\..*|logit_scale"
+)
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # of which one set must be there
@@ -85,12 +91,18 @@ class TextEncoders:
                     local_files_only=True,
                     trust_remote_code=False,
                     dtype=torch.float32,
-                    state_dict={name: t.float() for name, t in tensors.items() if t.is_floating_point()},
+                    state_dict={n: t.float() for n, t in tensors.items() if t.is_floating_point()},
                     output_loading_info=True,
                 )
             lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             if lost:
                 raise ValueError(f"missing or of another shape: {', '.join(lost)}")
+            whole = [name for name, t in tensors.items() if not t.is_floating_point()]
+            extra = sorted({*report["unexpected_keys"], *whole} - set(filter(OTHER_HALVES.fullmatch, tensors)))
+            if extra:
+                scaled = any("scale" in name or "absmax" in name for name in extra)
+                why = "quantised weights and their scales are not read" if scaled else "nobody knows what they change"
+                raise ValueError(f"{why}: {len(extra)} tensors that it does not take, {', '.join(extra)}")
             with torch.no_grad():
                 out = encoder.eval()(ids, output_hidden_states=True)
         except MISFIT as error:

@@ -120,7 +120,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class DiffusersAutoencoder(nn.Module):
-    """An `AutoencoderKL` or `AutoencoderTiny` of diffusers. Of a posterior its mean is taken, never a sample."""
+    """An `AutoencoderKL`, `AutoencoderTiny` or `VQModel` of diffusers. Of a posterior its mean is taken, never a sample; a
+    `VQModel` gives its codes as they are before they are quantised, and quantises when it decodes, as in diffusers."""
 
     vae: Any  # a module of theirs
 
