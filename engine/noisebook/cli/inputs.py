@@ -5,20 +5,24 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from noisebook.cli.show import log
 from noisebook.errors import FormatError, NoisebookError
 
 NBK = (".nbk",)
 
 
-def files_of(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:
-    """As `images.io.find_files`, for any text that a user may have given."""
-    from noisebook.images.io import find_files
+def files_of(inputs: Iterable[str], suffixes: tuple[str, ...], output: Path | None = None) -> list[Path]:
+    """As `images.io.find_files`, for any text that a user may have given. What is passed over is said on stderr."""
+    from noisebook.images.folders import PassedOver, find_files
 
     files: list[Path] = []
+    passed = PassedOver()
     for name in inputs:
         if not name:
             raise NoisebookError("an empty name: it would stand for the current folder; for that write .")
-        files += find_files([name], suffixes) if os.path.isdir(name) else [Path(name)]
+        files += find_files([name], suffixes, passed, output) if os.path.isdir(name) else [Path(name)]
+    for line in passed.lines():
+        log(line)
     return files
 
 

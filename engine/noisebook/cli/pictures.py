@@ -35,8 +35,9 @@ def pictures(args: argparse.Namespace) -> "list[tuple[str, Callable[[int], np.nd
         refuse_unreadable(path, ImageError)
         return read_and_say(path, channels, limits)
 
+    files = files_of(args.images, images.SUFFIXES, getattr(args, "output", None))
     rows: list[tuple[str, Callable[[int], np.ndarray]]] = [
-        (str(path), lambda channels, path=path: read(path, channels)) for path in files_of(args.images, images.SUFFIXES)
+        (str(path), lambda channels, path=path: read(path, channels)) for path in files
     ]
     if args.samples:
         rows += [(f"{name}.png", lambda _, name=name: images.sample(name)[:, :, :3]) for name in images.SAMPLES]

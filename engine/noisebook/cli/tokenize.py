@@ -17,6 +17,7 @@ JOB = (
     "resume",
     "input_format",
     "image_column",
+    "image_suffix",
     "resize",
     "mixed_sizes",
     "shard_size",
@@ -41,6 +42,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what is there (an empty folder too)")
     parser.add_argument("--input-format", choices=("pictures", "webdataset", "parquet"), help="where there are several")
     parser.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images (default: the first of bytes)")
+    parser.add_argument(
+        "--image-suffix",
+        default="",
+        metavar="ENDING",
+        help="pictures and tars: take the pictures with this ending, such as depth.png, and pass over the others",
+    )
     parser.add_argument(
         "--resize",
         type=int,

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from noisebook.datasets import memory
 from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, bad_key, open_file, refuse_changed
+from noisebook.datasets.sources.members import read_sparse
 from noisebook.errors import ImageError, printable
 from noisebook.images.numbers import Unsupported
 from noisebook.images.reading import Postponed, TooLarge, read_picture
@@ -40,13 +41,17 @@ def decoder_version() -> str:
 
 def read_bytes(file: File, item: Item) -> bytes | Failure:
     """The bytes of an item that is a file, or a part of one."""
-    if item.size >= 0 and (item.start < 0 or item.start + item.size > file.size):
+    sparse = item.sparse
+    if not sparse and item.size >= 0 and (item.start < 0 or item.start + item.size > file.size):
         return Failure("unreadable", "the plan has it where its file ends")
     try:
         refuse_changed(file)  # before: to open a pipe in its place would wait for ever
         with open_file(file) as f:
-            f.seek(item.start)
-            data = f.read(item.size) if item.size >= 0 else f.read()
+            if sparse:
+                data = read_sparse(f, item.start, item.size)
+            else:
+                f.seek(item.start)
+                data = f.read(item.size) if item.size >= 0 else f.read()
         if file.place is not None and file.place.local:  # it may have changed meanwhile; an object store gives one version
             refuse_changed(file)
     except Changed as error:

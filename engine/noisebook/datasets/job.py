@@ -17,6 +17,7 @@ class Job:
     resume: bool = False
     input_format: str | None = None
     image_column: str | None = None
+    image_suffix: str = ""
     shard_size: int = 1000
     batch_size: int = 32
     workers: int = 0
@@ -32,6 +33,8 @@ class Job:
         for name, least in (("shard_size", 1), ("batch_size", 1), ("workers", 0), ("resize", 0)):
             if getattr(self, name) < least:
                 raise SpecError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.image_suffix.startswith(".") or self.image_suffix != self.image_suffix.lower() or "/" in self.image_suffix:
+            raise SpecError("image_suffix must be an ending in lower case, without a dot or slash: depth.png")
         if self.resize > 1 << 16:
             raise SpecError(f"resize must be at most {1 << 16}, not {self.resize}")
         if self.max_errors is not None and self.max_errors < 0:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from noisebook.datasets.shard import Tokenizer, versions
 from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, SpecError, printable
+from noisebook.images.folders import PassedOver
 from noisebook.runtime.limits import DEFAULT, Limits
 
 PathLike = str | os.PathLike[str]
@@ -40,6 +42,7 @@ def tokenize(
     resume: bool = False,
     input_format: str | None = None,
     image_column: str | None = None,
+    image_suffix: str = "",
     resize: int = 0,
     mixed_sizes: bool = False,
     shard_size: int = 1000,
@@ -66,6 +69,7 @@ def tokenize(
     resume        go on with what is there, or begin
     input_format  pictures, webdataset or parquet, where there are several
     image_column  Parquet: the column of the images (default: the first of bytes)
+    image_suffix  pictures and tars: the ending of the pictures that are taken, `depth.png` (default: any)
     resize        scale the shorter side to that many pixels, and keep the square in the middle (0: no)
     mixed_sizes   take images of any size (default: only if the first 64 already differ; other sizes fail otherwise)
     shard_size    images per shard, the unit of work
@@ -98,6 +102,7 @@ def tokenize(
         resume=resume,
         input_format=input_format,
         image_column=image_column,
+        image_suffix=image_suffix.lower().removeprefix("."),
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,
@@ -133,6 +138,10 @@ def run_job(
         if rank.world == 1:
             store.collect_strays(STRAYS)
         plan, codec = make_plan(job, make_codec, store)
+        of_all = rank.number == 0  # what was passed over is of no shard: it is counted and said once
+        left = PassedOver(Counter(plan.source.passed_over), Counter(plan.source.other_files)) if of_all else PassedOver()
+        for line in left.lines():
+            log(line)
         mine = list(range(rank.number, plan.shards, rank.world))
         todo, done, failed = states(store, mine, plan.hash, log, versions())
         log(
@@ -145,9 +154,8 @@ def run_job(
                 (engine or _here)(tokenizer, todo, progress)
         if rank.world == 1:  # what actors that were killed have left
             store.collect_strays(STRAYS)
-        of_all = rank.number == 0  # what was passed over is of no shard: it is counted once
-        counts = summary(store, mine, plan.hash, plan.source.passed_over if of_all else {})
-        counts["other_files"] = dict(plan.source.other_files) if of_all else {}
+        counts = summary(store, mine, plan.hash, left.pictures)
+        counts["other_files"] = dict(left.others)
     if counts["shards"] < len(mine):
         raise DatasetError(
             f"{printable(job.output)}: only {counts['shards']} of {len(mine)} shards are there at the end: somebody has "
@@ -176,14 +184,19 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
             f"{printable(job.output)}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
     known, version = (None, VERSION) if old is None else (old.source, old.version)
-    source = enumerate_inputs(job.inputs, job.input_format, job.image_column, known, job.limits, version)
+    asked = job.input_format, job.image_column
+    source = enumerate_inputs(job.inputs, *asked, known, job.limits, version, job.image_suffix, job.output)
+    if known is not None:  # what was counted then; the folder of the output was not there
+        source = replace(source, passed_over=known.passed_over, other_files=known.other_files)
     sizes = _sizes(job, source) if old is None else None
     size = _size(job, sizes, old)
     codec = make_codec(size)
     all_sizes = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
     device = job.network.get("device", codec.device.type)  # where actors are to work, the driver's codec is elsewhere
     bound = memory.batch_pixels(job.limits, device, job.batch_size, all_sizes) if old is None else old.settings.batch_pixels
-    settings = PlanSettings(codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound)
+    settings = PlanSettings(
+        codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound, job.image_suffix
+    )
     plan = Plan(source, settings) if old is None else Plan(source, settings, old.version)
     if old is None:
         plan.save(store, job.limits)

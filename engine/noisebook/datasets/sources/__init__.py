@@ -6,18 +6,25 @@ Adding a kind: write its file, with a subclass of `Source`, and name it here. No
 from collections.abc import Sequence
 from dataclasses import replace
 
-from noisebook.datasets.sources.base import File, Files, Source
+from noisebook.datasets.sources.base import File, Files, Source, Wanted
 from noisebook.datasets.sources.folder import Folder
-from noisebook.datasets.sources.listing import files_of
+from noisebook.datasets.sources.listing import Listing
 from noisebook.datasets.sources.located import located
 from noisebook.datasets.sources.parquet import Parquet
 from noisebook.datasets.sources.places import forget_chains
 from noisebook.datasets.sources.webdataset import WebDataset
 from noisebook.errors import DatasetError, printable
+from noisebook.images.folders import PassedOver
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 #: the kinds of source by the name that plans give them
 SOURCES: dict[str, type[Source]] = {source.kind: source for source in (Folder, WebDataset, Parquet)}
+#: the endings of their files under plans of version 1, which list what they listed
+ENDINGS_1: dict[str, tuple[str, ...]] = {
+    "pictures": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"),
+    "webdataset": (".tar",),
+    "parquet": (".parquet",),
+}
 
 
 def enumerate_inputs(
@@ -27,6 +34,8 @@ def enumerate_inputs(
     known: Source | None = None,
     limits: Limits = DEFAULT,
     version: int = 2,
+    image_suffix: str = "",
+    output: str = "",
 ) -> Source:
     """The source that the inputs, all of one kind, make.
 
@@ -34,38 +43,64 @@ def enumerate_inputs(
     image_column  Parquet: the column of the images; None: the first with `bytes` inside, or of bytes
     known         a source that was enumerated before: if its files are still the same, they are not read again
     limits        `rows`: of a Parquet file, and items of all files
-    version       of the plan that they are for; of version 1 `known` keeps its items while its files are the same
+    version       of the plan that they are for; of version 1 `known` keeps its items
+    image_suffix  of pictures and tars: the ending of the pictures that are taken, `depth.png`; empty: any
+    output        the data set that is made: what lies in it is no input
 
     Raises DatasetError where nothing is there, or several kinds are, or more items than may be.
     """
     forget_chains()
-    everything = [file for url in inputs for file in files_of(url)]
-    by_kind = {name: [f for f in everything if f.name.lower().endswith(s.suffixes)] for name, s in SOURCES.items()}
+    wanted = Wanted(image_column, image_suffix)
+    endings = {name: s.suffixes for name, s in SOURCES.items()} if version > 1 else dict(ENDINGS_1)
+    if image_suffix:
+        endings["pictures"] = (*endings["pictures"], f".{image_suffix}")
+    listing = Listing(
+        tuple(e for group in endings.values() for e in group), endings["pictures"], output, version, wanted.passed
+    )
+    everything = [file for url in inputs for file in listing.files(url)]
+    by_kind = {name: [f for f in everything if f.name.lower().endswith(group)] for name, group in endings.items()}
     present = [name for name, files in by_kind.items() if files and kind in (None, name)]
     given = printable(", ".join(inputs), 500)
     if not present:
-        raise DatasetError(f"{given}: no {kind or 'pictures, .tar or .parquet files'} there")
+        left = _pass_over(by_kind, "", wanted.passed)
+        raise DatasetError("; ".join([f"{given}: no {kind or 'pictures, .tar or .parquet files'} there", *left.lines()]))
     if len(present) > 1:
         raise DatasetError(f"{given}: there are {' and '.join(present)}: say which with --input-format")
     source, files = SOURCES[present[0]], by_kind[present[0]]
+    if image_suffix and source is Parquet:
+        raise DatasetError(f"{given}: --image-suffix is for pictures and tars: in Parquet say which --image-column")
+    _pass_over(by_kind, present[0], wanted.passed)
     if len({file.name for file in files}) < len(files):
         raise DatasetError("two inputs have a file of the same name: give the folder above them")
-    if known is not None and _unchanged(known, source, files, image_column, version):
+    if version == 1 and isinstance(known, source):  # its items are made anew by no later rules: the plan sees other files
+        return replace(known, files=files, image_column=image_column or known.image_column)
+    if known is not None and _unchanged(known, source, files, image_column):
         return replace(known, files=files)
-    made = source.enumerated(files, image_column, limits)
+    made = source.enumerated(files, wanted, limits)
     if problem := too_much(f"{printable(inputs[0], 200)}: images", len(made.items), limits, "rows"):
         raise DatasetError(problem)
+    made.passed_over, made.other_files = dict(wanted.passed.pictures), dict(wanted.passed.others)
     return made
 
 
-def _unchanged(known: Source, source: type[Source], files: list[File], image_column: str | None, version: int) -> bool:
-    """Whether these are the files of `known`, by name, size and time of change, and nothing was wrong with them. (What was
-    wrong under version 1 stays so: to read its files anew would make items by other rules.)"""
+def _pass_over(by_kind: dict[str, list[File]], taken: str, passed: PassedOver) -> PassedOver:
+    """Counts the files of the other kinds."""
+    for name, files in by_kind.items():
+        for file in files if name != taken else ():
+            if name == Folder.kind:
+                passed.picture("other kind of input")
+            else:
+                passed.other(file.name)
+    return passed
+
+
+def _unchanged(known: Source, source: type[Source], files: list[File], image_column: str | None) -> bool:
+    """Whether these are the files of `known`, by name, size and time of change, and nothing was wrong with them."""
     if not isinstance(known, source) or image_column not in (None, known.image_column):
         return False
     if len(files) != len(known.files):
         return False
-    if version > 1 and (known.items.with_problems() or any(file.problem for file in files)):
+    if known.items.with_problems() or any(file.problem for file in files):
         return False
     return all(
         (old.name, old.size, old.stamp, old.problem) == (new.name, new.size, new.stamp, new.problem)

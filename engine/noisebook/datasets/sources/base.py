@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from noisebook.datasets.sources.places import Place, unsafe_name
 from noisebook.datasets.sources.rows import Rows, bounds
 from noisebook.errors import first_line
+from noisebook.images.folders import PassedOver
 from noisebook.runtime.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
@@ -48,8 +49,13 @@ class Item:
     start: int = 0  # of its bytes; in Parquet the row
     size: int = -1  # of its bytes; -1: the whole file
     ending: str = ""  # of the picture's name, where the key has none
-    extra: str = ""  # WebDataset: JSON of {kind: [start, size]} of what is carried through
+    extra: str = ""  # WebDataset: JSON of {kind: [start, size]} of what is carried through, and of which are "sparse"
     problem: str = ""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether its bytes lie in a tar with holes: `start` is then where its header begins."""
+        return '"picture"' in self.extra
 
 
 class Items(Rows[Item]):
@@ -101,6 +107,20 @@ class Failure:
         return cls("changed" if isinstance(error, Changed) else "unreadable", about + first_line(error))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be taken of the files of an input.
+
+    image_column  Parquet: the column of the images; None: the first that can be
+    image_suffix  pictures and tars: the ending of the pictures, without a dot in front; empty: any
+    passed        counts what is passed over
+    """
+
+    image_column: str | None = None
+    image_suffix: str = ""
+    passed: PassedOver = field(default_factory=PassedOver)
+
+
 @dataclass
 class Source:
     """All items of an input, in order: base of the kinds of input, one file each. It is enumerated once; nothing is read
@@ -121,7 +141,7 @@ class Source:
     other_files: dict[str, int] = field(default_factory=dict)  # ending -> how many files are no pictures
 
     @classmethod
-    def enumerated(cls, files: list[File], image_column: str | None, limits: Limits = DEFAULT) -> Self:
+    def enumerated(cls, files: list[File], wanted: Wanted, limits: Limits = DEFAULT) -> Self:
         """The source that these files make. Raises DatasetError where they make none, or more rows than may be."""
         raise NotImplementedError
 

@@ -2,8 +2,9 @@
 
 from typing import Any, Self
 
-from noisebook.datasets.sources.base import File, Item, Items, Source, bad_key
-from noisebook.images.io import SUFFIXES
+from noisebook.datasets.sources.base import File, Item, Items, Source, Wanted, bad_key
+from noisebook.errors import DatasetError, printable
+from noisebook.images.folders import SUFFIXES
 from noisebook.runtime.limits import DEFAULT, Limits
 
 
@@ -12,7 +13,15 @@ class Folder(Source):
     suffixes = SUFFIXES
 
     @classmethod
-    def enumerated(cls, files: list[File], image_column: str | None, limits: Limits = DEFAULT) -> Self:
+    def enumerated(cls, files: list[File], wanted: Wanted, limits: Limits = DEFAULT) -> Self:
+        if wanted.image_suffix:
+            taken = [file for file in files if file.name.lower().endswith(f".{wanted.image_suffix}")]
+            if not taken:
+                count = "picture has" if len(files) == 1 else "pictures have"
+                raise DatasetError(f"{len(files):,} {count} another ending than {printable(wanted.image_suffix, 100)}")
+            if len(taken) < len(files):
+                wanted.passed.picture("other suffix", len(files) - len(taken))
+            files = taken
         columns = {"label": "string"} if any("/" in file.name for file in files) else {}
         items = (Item(file.name, i, problem=file.problem or bad_key(file.name)) for i, file in enumerate(files))
         return cls(files, Items.of(items), columns)

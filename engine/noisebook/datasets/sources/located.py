@@ -73,12 +73,12 @@ def located(source: Source, inputs: Inputs) -> Source:
 
 def _root(url: str, files: Files) -> Root:
     try:
-        fs, place, found = root_of(url)
+        fs, place, found, pattern = root_of(url)
         if found == [] or (found is None and not fs.isdir(place.path or "")):
             raise FileNotFoundError("nothing is there")
     except (OSError, ValueError) as error:
         raise DatasetError(f"{printable(url, 200)}: cannot be listed: {printable(error, 200)}") from error
-    if found is None or ("*" in url and len(found) > 1):
+    if found is None or pattern:
         return Root(place)
     name = posixpath.basename(found[0])
     names = [n for column in files.column("name") for n in column.to_pylist() if posixpath.basename(n) == name]

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from noisebook.datasets.sources.base import Failure, File, Item, Items, Source, bad_key, refuse_changed
+from noisebook.datasets.sources.base import Failure, File, Item, Items, Source, Wanted, bad_key, refuse_changed
 from noisebook.datasets.sources.cursor import as_recorded, opened, reader
 from noisebook.datasets.sources.rows import CHUNK, Column, Repeated, compute, packed
 from noisebook.errors import DatasetError, first_line, printable
@@ -20,14 +20,14 @@ CARRIED = 1 << 30  # bytes of the columns that go along with a shard, at most
 
 class Parquet(Source):
     kind = "parquet"
-    suffixes = (".parquet",)
+    suffixes = (".parquet", ".parq", ".pq")
 
     @classmethod
-    def enumerated(cls, files: list[File], image_column: str | None, limits: Limits = DEFAULT) -> Self:
+    def enumerated(cls, files: list[File], wanted: Wanted, limits: Limits = DEFAULT) -> Self:
         import pyarrow as pa
 
         chunks: list[dict[str, Column]] = []
-        schema, column, total = None, image_column, 0
+        schema, column, total = None, wanted.image_column, 0
         for i, file in enumerate(files):
             try:
                 if file.problem:
@@ -42,7 +42,7 @@ class Parquet(Source):
                 raise DatasetError(problem)
             if schema is None:
                 schema = parquet.schema
-                column = _image_column(schema, file, image_column)
+                column = _image_column(schema, file, wanted.image_column)
             elif not parquet.schema.equals(schema):
                 both = f"{printable(file.path)}: its columns are not those of {printable(files[0].path)}"
                 raise DatasetError(f"{both}: tokenise them apart")

@@ -4,15 +4,17 @@ A path of this machine is no URL: it is used as it is, whatever characters it ha
 put below the place that the user typed, and never read as a URL either.
 """
 
+import fnmatch
 import os
 import posixpath
 import re
 import tarfile
 import threading
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from noisebook.errors import DatasetError, first_line, printable
@@ -190,16 +192,79 @@ def unsafe_name(name: str, encoded: bool = False) -> str:
     return ""
 
 
-def root_of(url: str) -> tuple[Any, Place, list[str] | None]:
-    """(file system, folder, files) of an input that the user typed: the files of a pattern or a single one, None for all
-    in the folder. Raises DatasetError where it cannot be opened, and OSError where it cannot be listed."""
+def is_web(url: str) -> bool:
+    """Whether a path or URL is of a web server."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def without_query(path: str) -> str:
+    """A path without what is asked of a web server beside it: a signature is no part of a name."""
+    return re.split(r"[?#]", path, maxsplit=1)[0] if is_web(path) else path
+
+
+class Root(NamedTuple):
+    """An input that the user typed."""
+
+    fs: Any
+    folder: Place  # names are relative to it
+    found: list[str] | None  # a single file, or the files and folders of a pattern; None: all in the folder
+    pattern: bool
+
+
+def root_of(url: str) -> Root:
+    """What an input that the user typed is. A name that exists is no pattern, whatever characters it has, and nor are the
+    folders before a pattern. Raises DatasetError where it cannot be opened, and OSError where it cannot be listed."""
     fs, path = filesystem(url, typed=True)
     typed = "" if _is_local_url(url) else url
-    if "*" in path and (typed or not os.path.lexists(path)):
-        return fs, Place(typed, posixpath.dirname(path.split("*")[0])), sorted(fs.glob(path))
-    if path and fs.isfile(path):
-        return fs, Place(typed, posixpath.dirname(path)), [path]
-    return fs, Place(typed, path), None
+    return _or_os_error(lambda: _root(fs, path, typed))
+
+
+def _root(fs: Any, path: str, typed: str) -> Root:
+    magic = re.compile(r"[*\[]" if is_web(path) else r"[*?[]")  # a server is asked with ?
+    exists = fs.exists if typed else os.path.lexists
+    if magic.search(without_query(path)) and not exists(path):
+        folder, rest = _fixed(path, magic, exists)
+        if typed:
+            escaped = re.sub(r"([*?[])", r"[\1]", folder)
+            found = fs.glob(f"{escaped}/{'/'.join(rest)}" if folder else "/".join(rest))
+        else:
+            found = list(dict.fromkeys(_matches(folder, rest)))
+        return Root(fs, Place(typed, folder), sorted(found), True)
+    if path and not (is_web(path) and path.endswith("/")) and fs.isfile(path):
+        return Root(fs, Place(typed, posixpath.dirname(without_query(path))), [path], False)
+    return Root(fs, Place(typed, path), None, False)
+
+
+def _fixed(path: str, magic: "re.Pattern[str]", exists: Callable[[str], bool]) -> tuple[str, list[str]]:
+    """(the folder before a pattern, the parts of the pattern)."""
+    parts = path.split("/")
+    count = 0
+    while count < len(parts) - 1 and (not magic.search(parts[count]) or exists("/".join(parts[: count + 1]))):
+        count += 1
+    return "/".join(parts[:count]), parts[count:]
+
+
+def _matches(folder: str, parts: list[str]) -> Iterator[str]:
+    """Paths of this machine that a pattern matches below a folder; `**` is any folders. A part that exists is itself."""
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _matches(folder, rest or ["*"])
+        with os.scandir(folder or "/") as entries:
+            folders = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+        for path in folders:
+            yield from _matches(path, parts)
+        return
+    if os.path.lexists(f"{folder}/{part}"):
+        names = [part]
+    elif re.search(r"[*?[]", part) and os.path.isdir(folder or "/"):
+        names = [name for name in os.listdir(folder or "/") if fnmatch.fnmatchcase(name, part)]
+    else:
+        names = []
+    for name in names:
+        if not rest:
+            yield f"{folder}/{name}"
+        elif os.path.isdir(f"{folder}/{name}"):
+            yield from _matches(f"{folder}/{name}", rest)
 
 
 def _is_local_url(url: str) -> bool:
