@@ -54,6 +54,7 @@ def load(
     find = backbones.load_recorded if backbone is None and recipe is None else backbones.load
     model = find(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
     check_backbone(model)
+    presets.check_tokens(model, **changes)
     if recipe is not None and (changes or backbone is not None):
         spec = recipe.build(model)
     if (dtype, channels_last, compile) != ("float32", False, False):

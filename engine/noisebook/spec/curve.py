@@ -12,7 +12,8 @@ the same schedule, bit for bit, from the curve and two numbers in a file (docs/f
 
 import json
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -48,6 +49,7 @@ class Curve:
               channels 0: a latent one, whose dimensions only the backbone knows
     number    in files, of a curve that comes with the package; 0: none
     condition   of what its predictions were conditioned on, as in `CodecSpec`; (): nothing
+    levels    those that a discrete-time model knows, falling; (): it knows any
     """
 
     backbone: str
@@ -61,11 +63,10 @@ class Curve:
     number: int = 0
     about: str = ""
     condition: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        whole = len(self.sigma) == len(self.mse) >= 2 and all(
-            a > b > 0 for a, b in zip(self.sigma, self.sigma[1:], strict=False)
-        )
+        whole = len(self.sigma) == len(self.mse) >= 2 and _fall(self.sigma) and _fall(self.levels)
         if not (whole and all(0 < m < math.inf for m in (*self.mse, self.power))):
             raise SpecError("a curve needs falling levels above 0, and as many errors above 0")
 
@@ -90,9 +91,22 @@ class Curve:
         padded = (-(-max(n, self.least) // self.multiple) * self.multiple for n in (height, width))
         return self.channels * math.prod(padded)
 
+    def known(self, sigma: float) -> float:
+        """The level nearest to sigma, by its logarithm, that the model knows."""
+        rising = self._rising
+        if not rising or sigma == math.inf:
+            return sigma
+        i = bisect_left(rising, sigma)
+        low, high = rising[max(i - 1, 0)], rising[min(i, len(rising) - 1)]
+        return low if sigma * sigma <= low * high else high
+
+    @cached_property
+    def _rising(self) -> tuple[float, ...]:
+        return self.levels[::-1]
+
     def to_json(self) -> str:
         """The text of a curve's file."""
-        value = {KEYS.get(k, k): v for k, v in asdict(self).items()}
+        value = {KEYS.get(k, k): v for k, v in asdict(self).items() if k != "levels" or v}
         return json.dumps({"noisebook_curve": FORMAT, **value}, indent=1) + "\n"
 
     @classmethod
@@ -104,6 +118,7 @@ class Curve:
                 raise SpecError("the curve is of another version; update noisebook")
             for key, name in (("lam", "sigma"), ("mse", "mse")):
                 value[name] = tuple(strict_json.number(v) for v in value.pop(key))
+            value["levels"] = tuple(strict_json.number(v) for v in value.get("levels", ()))
             value |= {"power": strict_json.number(value["power"]), "condition": tuple(value.get("condition", ()))}
             curve = cls(**value)
             sizes = (curve.multiple, curve.least, curve.channels, curve.number, *curve.condition)
@@ -113,7 +128,7 @@ class Curve:
                 and len(curve.condition) in (0, 3)
             )
             texts = all(isinstance(v, str) for v in (curve.backbone, curve.fingerprint, curve.about))
-            if not (fits and texts and len(curve.sigma) <= MAX_LEVELS):
+            if not (fits and texts and max(len(curve.sigma), len(curve.levels)) <= MAX_LEVELS):
                 raise SpecError("a curve has other numbers or words than `noisebook calibrate` writes")
             if reason := identity_fault(curve.backbone, curve.fingerprint):
                 raise SpecError(reason)
@@ -121,6 +136,12 @@ class Curve:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             words = str(error) if isinstance(error, SpecError) else f"not a curve that `noisebook calibrate` wrote: {error}"
             raise SpecError(printable(words, 300)) from error
+
+
+def _fall(levels: Sequence[float]) -> bool:
+    """Whether levels fall, from a finite one to one above 0."""
+    pairs = zip(levels, levels[1:], strict=False)
+    return not levels or (levels[0] < math.inf and levels[-1] > 0 and all(a > b for a, b in pairs))
 
 
 # ---- where tokens are best spent ----------------------------------------------------------------------------------------
@@ -208,14 +229,17 @@ def schedule_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: i
 
 
 def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int = 65536, seed: int = 0) -> CodecSpec:
-    """The codec of a curve for images of `dims` dimensions: the default rule and codebook, solver `mean`.
+    """The codec of a curve for images of `dims` dimensions: the default rule and codebook, solver `mean`, and levels that
+    the model knows.
 
     Under a condition its first tokens are no start, but those of a step more, from pure noise: what the condition says is
     known by then."""
+    if curve.levels:  # with a step for each of the path's levels, most of the model's would become one
+        steps = min(steps, POINTS // 2)
     start, schedule = schedule_for(curve, dims, tokens, steps, vocab_size)
     if curve.condition:
         start, schedule = 0, (Step(math.inf, 0.0, schedule[0].sigma, start), *schedule)
-    return CodecSpec(
+    spec = CodecSpec(
         curve.backbone,
         curve.fingerprint,
         schedule,
@@ -225,19 +249,50 @@ def spec_for(curve: Curve, dims: int, tokens: int, steps: int, vocab_size: int =
         start_vocab_size=vocab_size,
         condition=curve.condition,
     )
+    return _on_levels(spec, curve.known, dims)
 
 
-def with_known_levels(spec: CodecSpec, backbone: "Backbone") -> CodecSpec:
-    """The same with levels that a discrete-time model knows; itself for all others. Raises SpecError where two levels
-    become one."""
+def with_known_levels(spec: CodecSpec, backbone: "Backbone", dims: int = 0) -> CodecSpec:
+    """The same with levels that `backbone` knows; itself where it knows them. Steps whose levels become one are one step,
+    which spends what they did, in images of `dims` dimensions; 0: at most what one step of `spec` spends. Raises SpecError
+    for a model of one level."""
+    return _on_levels(spec, backbone.round_sigma, dims)
+
+
+def _on_levels(spec: CodecSpec, known: Callable[[float], float], dims: int) -> CodecSpec:
+    """`with_known_levels`, for a function that gives the known level nearest to any."""
     levels = [s.sigma for s in spec.schedule] + [spec.sigma_last]
-    known = [backbone.round_sigma(sigma) for sigma in levels]
-    if known == levels:
+    rounded = [known(sigma) for sigma in levels]
+    if rounded == levels:
         return spec
-    if any(a <= b for a, b in zip(known, known[1:], strict=False)):
-        raise SpecError(f"backbone {spec.backbone!r} knows too few levels for {len(spec.schedule)} steps: allow fewer calls")
-    pairs = zip(known, known[1:], spec.schedule, strict=False)
-    return replace(spec, schedule=tuple(Step(a, b / a * b, b, s.budget) for a, b, s in pairs))
+    budgets = [spec.start_budget, *(s.budget for s in spec.schedule)]
+    kept, wanted, before = [rounded[0]], [budgets[0]], 0  # budgets[i] lead to levels[i]
+    for level, budget in zip(rounded[1:], budgets[1:], strict=True):
+        if level < kept[-1]:
+            kept, wanted, before = [*kept, level], [*wanted, budget + before], 0
+        elif len(kept) == 1 and not budgets[0]:  # the first level is not reached by tokens: the next step has these
+            before += budget
+        else:
+            wanted[-1] += budget
+    if len(kept) == 1:
+        kept, wanted = _two(kept[0], known, spec), [budgets[0], sum(budgets[1:])]
+    if len(kept) < len(levels) and spec.rule_type.power_of_two_budget and not spec.scale_pixels:
+        limit = 1 << max(0, (dims // 16).bit_length() - 1) if dims else max(budgets)
+        first = 0 if budgets[0] else 1  # a start without tokens stays one
+        wanted = wanted[:first] + whole_budgets(wanted[first:], sum(wanted), limit)
+    pairs = zip(kept, kept[1:], wanted[1:], strict=False)
+    return replace(spec, start_budget=wanted[0], schedule=tuple(Step(a, b / a * b, b, n) for a, b, n in pairs))
+
+
+def _two(level: float, known: Callable[[float], float], spec: CodecSpec) -> list[float]:
+    """A known level and the nearest other one, falling: a schedule has a step at least."""
+    for i in range(1, 128):
+        above, below = known(level * RATIO**i), known(level / RATIO**i)
+        if level < above < math.inf:
+            return [above, level]
+        if below < level:
+            return [level, below]
+    raise SpecError(f"backbone {spec.backbone!r} knows too few levels for a step: a codec needs two")
 
 
 @cache
@@ -246,6 +301,17 @@ def shipped_curves() -> dict[str, Curve]:
     folder = Path(__file__).parents[1] / "backbones" / "weights"
     curves = [Curve.from_json(path.read_text()) for path in sorted(folder.glob("*.curve.json"))]
     return {curve.backbone: curve for curve in curves}
+
+
+def shipped_curve(backbone: "Backbone") -> Curve | None:
+    """The curve that came with the backbone, if one did."""
+    curve = shipped_curves().get(backbone.name)
+    return curve if curve is not None and curve.fingerprint == backbone.fingerprint else None
+
+
+def no_curve(backbone: "Backbone") -> str:
+    """What to say of a backbone without a curve: the beginning of a message."""
+    return f"backbone {backbone.name!r} has no curve: run `noisebook calibrate {backbone.name} IMAGES -o FILE`"
 
 
 def by_number(number: int) -> Curve | None:

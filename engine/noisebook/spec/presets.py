@@ -73,11 +73,13 @@ class Recipe:
             return CodecSpec(
                 backbone.name, backbone.fingerprint, (), seed=self.seed, solver=kind, solver_levels=levels, condition=grid
             )
-        curve = curves.shipped_curves().get(backbone.name)
-        if self.tokens and curve is not None and (curve.fingerprint, curve.condition) == (backbone.fingerprint, grid):
+        curve = curves.shipped_curve(backbone)
+        if self.tokens and curve is not None and curve.condition == grid:
             dims = curve.channels * self.scale_pixels
             spec = curves.spec_for(curve, dims, self.tokens, self.steps, self.vocab_size, self.seed)
-            spec = replace(curves.with_known_levels(spec, backbone), codebook=self.codebook, scale_pixels=self.scale_pixels)
+            spec = replace(
+                curves.with_known_levels(spec, backbone, dims), codebook=self.codebook, scale_pixels=self.scale_pixels
+            )
         else:
             spec = CodecSpec(
                 backbone=backbone.name,
@@ -187,12 +189,30 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
         raise SpecError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(Recipe))}")
+    if changes.get("tokens", 0) < 0:
+        raise SpecError(f"tokens must be 0 or above, not {changes['tokens']}")
     other = sorted(set(changes) - CALIBRATED)
     if other and changes.get("tokens"):
         raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
     if changes.get("condition", "none") != "none":  # it takes the place of a start; by itself it is drawn as in CoD's paper
         changes = {"start_budget": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
     return replace(recipe, **({"tokens": 0} if other else {}) | changes)
+
+
+def check_tokens(backbone: "Backbone", **changes: Any) -> None:
+    """Raises SpecError where the caller's `changes` ask for tokens, and the backbone has no curve that says how to spend
+    them; those of a preset's own recipe are passed over then."""
+    if not changes.get("tokens"):
+        return
+    curve = curves.shipped_curve(backbone)
+    if curve is None:
+        raise SpecError(
+            f"{curves.no_curve(backbone)} and give --curve FILE with --bpp in place of --tokens, or give --budget"
+        )
+    if changes.get("condition", "none") != "none" and not curve.condition:
+        raise SpecError(
+            "the curve of that backbone says nothing of its condition tokens: give --budget in place of --tokens"
+        )
 
 
 def to_json(entries: list[Preset]) -> str:
