@@ -224,3 +224,18 @@ def test_a_file_that_the_codec_does_not_take_is_a_row_and_the_run_goes_on(small_
     assert main(["tokenize", *(str(tmp_path / f"{n}.png") for n in "abc"), "-o", str(data), *how, "--workers", "0"]) == 3
     failed = json.loads((data / "ledger/000000.json").read_text())["entry"]["failed"]
     assert [row["code"] for row in failed] == ["codec"] or [row["code"] for row in failed] == ["other_size"], failed
+
+
+@pytest.mark.parametrize("target", [["--bpp", "1.5"], ["--bytes", "4000"], ["--psnr", "24"]])
+def test_targets_hold_for_large_pictures(small_blocks, tmp_path, capsys, target) -> None:
+    (tmp_path / "a.png").write_bytes(png_bytes(photograph(120, 170)))
+    how = ["--backbone", "gaussian-prior", "--max-nfe", "4", *target]
+    assert main(["roundtrip", str(tmp_path / "a.png"), "-o", str(tmp_path / "o"), *how, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["images"]
+    wanted = float(target[1])
+    if target[0] == "--psnr":
+        assert abs(row["psnr"] - wanted) < 0.5
+    else:
+        size = wanted if target[0] == "--bytes" else wanted * 120 * 170 / 8
+        assert 0.9 * size < row["bytes"] < 1.1 * size
+        assert target[0] == "--bpp" or row["bytes"] <= size

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noisebook.codec.codec import Codec
+from noisebook.codec.stream import spec_for
 from noisebook.errors import BackboneError, FormatError, SpecError
 from noisebook.format.container import OVERHEAD, read_file
 from noisebook.images.files import contain, encode_and_show, encode_picture
 from noisebook.images.metrics import psnr
 from noisebook.spec import curve as curves
+from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
     from noisebook.backbones import Backbone
@@ -83,9 +86,15 @@ class Aim:
         """Dimensions of the state of an image of that size."""
         return math.prod(self.backbone.state_shape(*self.backbone.padded(height, width)))
 
+    def _blocks(self, height: int, width: int) -> int:
+        """Blocks of such an image: 1, unless it is large."""
+        any_spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, (Step(1.0, 0.5, 0.5, 0),))
+        return spec_for(any_spec, self.backbone, height, width).blocks
+
     def codec(self, height: int, width: int, tokens: int) -> Codec:
-        """The codec that spends about `tokens` tokens on such images."""
-        dims, steps = self.dims(height, width), self._steps
+        """The codec that spends about `tokens` tokens on such images: of a large one an equal share in each block."""
+        dims, steps, blocks = self.dims(height, width), self._steps, self._blocks(height, width)
+        dims, tokens = dims // blocks, max(2, tokens // blocks)
         if (dims, tokens, steps) not in self._codecs:
             spec = curves.spec_for(self.curve, dims, tokens, steps, self.target.vocab_size, self.target.seed)
             self._codecs[dims, tokens, steps] = Codec(
@@ -108,9 +117,10 @@ class Aim:
 
     def _size(self, height: int, width: int, tokens: int) -> int:
         """Bytes of the file that spends `tokens` tokens."""
-        spec = self.codec(height, width, tokens).spec
+        spec = self.codec(height, width, tokens).spec_for(height, width)
+        derived = None if spec.resolutions else self._derived(tokens)
         bits = sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
-        return len(contain(spec, height, width, bytes(-(-bits // 8)), derived=self._derived(tokens)).to_bytes())
+        return len(contain(spec, height, width, bytes(-(-bits // 8)), derived=derived).to_bytes())
 
     def tokens_for_bytes(self, height: int, width: int, size: float) -> int:
         """The tokens whose file is nearest to `size` bytes, not above it where the target is in bytes.
