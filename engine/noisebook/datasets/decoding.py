@@ -58,8 +58,10 @@ def read_bytes(file: File, item: Item) -> bytes | Failure:
         return Failure("changed", str(error))
     except FileNotFoundError:
         return Failure("missing", "the file is gone")
-    except OSError as error:
-        return Failure("unreadable", printable(error.strerror or str(error) or type(error).__name__, 200))
+    except Exception as error:  # libraries behind fsspec raise what they like
+        if isinstance(error, MemoryError):
+            raise
+        return Failure("unreadable", printable(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200))
     wanted = item.size if item.size >= 0 else file.size
     return data if len(data) == wanted else Failure("changed", f"{len(data)} bytes where the plan has {wanted}")
 

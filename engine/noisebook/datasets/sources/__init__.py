@@ -3,6 +3,7 @@
 Adding a kind: write its file, with a subclass of `Source`, and name it here. Nothing else knows which kinds there are.
 """
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from noisebook.datasets.sources.folder import Folder
 from noisebook.datasets.sources.listing import Listing
 from noisebook.datasets.sources.located import located
 from noisebook.datasets.sources.parquet import Parquet
-from noisebook.datasets.sources.places import forget_chains
+from noisebook.datasets.sources.places import forget_chains, is_web, refuse_without_parts
 from noisebook.datasets.sources.webdataset import WebDataset
 from noisebook.errors import DatasetError, printable
 from noisebook.images.folders import PassedOver
@@ -76,11 +77,20 @@ def enumerate_inputs(
         return replace(known, files=files, image_column=image_column or known.image_column)
     if known is not None and _unchanged(known, source, files, image_column):
         return replace(known, files=files)
+    if source is not Folder:
+        _refuse_servers_without_parts(files)
     made = source.enumerated(files, wanted, limits)
     if problem := too_much(f"{printable(inputs[0], 200)}: images", len(made.items), limits, "rows"):
         raise DatasetError(problem)
     made.passed_over, made.other_files = dict(wanted.passed.pictures), dict(wanted.passed.others)
     return made
+
+
+def _refuse_servers_without_parts(files: list[File]) -> None:
+    """One file is tried of each web server."""
+    places = [file.place for file in files if file.place is not None and not file.problem and is_web(file.place.path)]
+    for place in {posixpath.dirname(place.path): place for place in places}.values():
+        refuse_without_parts(place)
 
 
 def _pass_over(by_kind: dict[str, list[File]], taken: str, passed: PassedOver) -> PassedOver:

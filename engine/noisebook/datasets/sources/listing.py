@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noisebook.datasets.sources.base import File, is_utf8, stamp_of, utf8
-from noisebook.datasets.sources.places import Place, Root, filesystem, is_local, is_web, root_of, without_query
+from noisebook.datasets.sources.places import (
+    Place,
+    Root,
+    filesystem,
+    is_local,
+    is_web,
+    or_os_error,
+    root_of,
+    web_files,
+    without_query,
+)
 from noisebook.errors import DatasetError, printable
 from noisebook.images.folders import SUFFIXES, PassedOver, is_hidden, visible
 
@@ -35,7 +45,7 @@ class Listing:
         """The files of an input that the user typed, by name. Raises DatasetError where it cannot be listed."""
         try:
             root = root_of(url)
-            infos = dict(self._infos(root))
+            infos = or_os_error(lambda: dict(self._infos(root)))
         except (OSError, ValueError) as error:
             reason = (getattr(error, "strerror", None) or error) if str(error) else type(error).__name__
             raise DatasetError(f"{printable(url, 200)}: cannot be listed: {printable(reason, 200)}") from error
@@ -114,7 +124,8 @@ class Listing:
     def _stored(self, fs: Any, root: str) -> Iterator[tuple[str, Info]]:
         """The same of a folder of a store, a server or an archive."""
         own = self._own(fs)
-        for path, info in fs.find(root, detail=True).items():
+        found = web_files(fs, root) if is_web(root) else fs.find(root, detail=True).items()
+        for path, info in found:
             if info["type"] != "file":
                 continue
             name = posixpath.relpath(without_query(path), root or ".")

@@ -65,9 +65,9 @@ def read_tar(file: File, texts: str) -> Tar:
     tar that is compressed."""
     headers: list[_Header] = []
     problem, others = "", dict[str, int]()
+    if file.problem:
+        return Tar([], others, file.problem)
     try:
-        if file.problem:
-            raise OSError(file.problem)
         with open_file(file) as f:
             _refuse_compressed(file, f.read(8))
             f.seek(0)

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from noisebook.errors import DatasetError, first_line, printable
@@ -43,6 +43,7 @@ CACHES = ("simplecache", "filecache", "blockcache")  # and these: copies of its 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 WORD = re.compile(r"[A-Za-z0-9_]+")
 DRIVE = re.compile(r"[A-Za-z]:")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Place:
 
     def info(self) -> dict[str, Any]:
         """What the file system says of it. Raises OSError."""
-        return _or_os_error(lambda: self._filesystem().info(self.path))
+        return or_os_error(lambda: self._filesystem().info(self.path))
 
     def open(self) -> Any:
         """It, opened for reading. Raises OSError."""
-        return _or_os_error(lambda: self._filesystem().open(self.path, "rb"))
+        return or_os_error(lambda: self._filesystem().open(self.path, "rb"))
 
     def below(self, name: str) -> "Place":
         """The file of this name in this folder. Raises DatasetError for a name that leads elsewhere."""
@@ -76,10 +77,11 @@ class Place:
         return Place(self.url, f"{self.path.rstrip('/')}/{name}" if self.path else name)
 
 
-def _or_os_error(work: Any) -> Any:
+def or_os_error(work: Callable[[], T]) -> T:
+    """What `work` gives; what it raises is an OSError, or a DatasetError."""
     try:
         return work()
-    except OSError:
+    except (OSError, DatasetError):
         raise
     except Exception as error:  # libraries behind fsspec raise what they like
         raise OSError(first_line(error)) from error
@@ -109,14 +111,20 @@ def filesystem(url: str, typed: bool = False) -> "tuple[Any, str]":
 
     try:
         return url_to_fs(url)
+    except ImportError as error:
+        how = "pip install 'noisebook[http]'" if is_web(url) else first_line(error)
+        raise DatasetError(f"{printable(url, 200)}: a package is missing that opens {scheme[1]}://: {how}") from error
     except Exception as error:  # libraries behind fsspec raise what they like
         raise DatasetError(f"{printable(url, 200)}: cannot be opened: {first_line(error)}") from error
 
 
 def _chain(url: str) -> tuple[str, str]:
-    """(what stands before the first `::`, the rest) of a chain; two empty texts for anything else."""
+    """(what stands before the first `::`, the rest) of a chain; two empty texts for anything else. `zip://a.zip` stands for
+    all that is in that archive, as `zip://::a.zip` does."""
     head, separator, rest = url.partition("::")
     scheme = SCHEME.match(head)
+    if scheme and not separator and scheme[1].lower() in ARCHIVES:
+        head, separator, rest = scheme[0], "::", url[scheme.end() :]
     protocol = (scheme[1] if scheme else head).lower()
     if not separator or (scheme is None and os.path.lexists(url)):  # a file of this machine may have such a name
         return "", ""
@@ -216,7 +224,7 @@ def root_of(url: str) -> Root:
     folders before a pattern. Raises DatasetError where it cannot be opened, and OSError where it cannot be listed."""
     fs, path = filesystem(url, typed=True)
     typed = "" if _is_local_url(url) else url
-    return _or_os_error(lambda: _root(fs, path, typed))
+    return or_os_error(lambda: _root(fs, path, typed))
 
 
 def _root(fs: Any, path: str, typed: str) -> Root:
@@ -225,14 +233,66 @@ def _root(fs: Any, path: str, typed: str) -> Root:
     if magic.search(without_query(path)) and not exists(path):
         folder, rest = _fixed(path, magic, exists)
         if typed:
+            if "**" in rest and is_web(path):
+                raise DatasetError(f"{printable(typed, 200)}: ** would follow all links of a server: give the folder")
             escaped = re.sub(r"([*?[])", r"[\1]", folder)
             found = fs.glob(f"{escaped}/{'/'.join(rest)}" if folder else "/".join(rest))
         else:
             found = list(dict.fromkeys(_matches(folder, rest)))
         return Root(fs, Place(typed, folder), sorted(found), True)
-    if path and not (is_web(path) and path.endswith("/")) and fs.isfile(path):
+    if path and not (is_web(path) and _is_web_folder(fs, path)) and fs.isfile(path):
         return Root(fs, Place(typed, posixpath.dirname(without_query(path))), [path], False)
+    if typed and path and not (is_web(path) and path.endswith("/")):
+        _refuse_missing(fs, path)
     return Root(fs, Place(typed, path), None, False)
+
+
+def _is_web_folder(fs: Any, path: str) -> bool:
+    """Whether a web server lists files there. To it each page is a file: one with an ending is not asked."""
+    return path.endswith("/") or (not posixpath.splitext(without_query(path))[1] and fs.isdir(path))
+
+
+def _refuse_missing(fs: Any, path: str) -> None:
+    """Raises FileNotFoundError, or what else a server says, where nothing is there."""
+    try:
+        fs.info(path)
+    except FileNotFoundError as error:
+        why = "nothing is there" + (f" ({first_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else "")
+        raise FileNotFoundError(why) from error
+
+
+def web_files(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(URL, what the server says of it) of the files below a folder of a web server that its pages list. Their other links
+    lead elsewhere, and are not followed."""
+    base = root.rstrip("/") + "/"
+    folders, seen = [base], {base}
+    while folders:
+        for info in fs.ls(folders.pop(), detail=True):
+            url = info["name"]
+            if url in seen or not url.startswith(base) or unsafe_name(url.removeprefix(base).rstrip("/"), encoded=True):
+                continue
+            seen.add(url)
+            if url.endswith("/"):
+                folders.append(url)
+            else:
+                yield url, fs.info(url)
+
+
+def refuse_without_parts(place: Place) -> None:
+    """Raises DatasetError where a web server gives no parts of a file: all of it would be read for each picture."""
+    if not is_web(place.path) or "::" in place.url:
+        return
+    try:
+        with place.open() as f:
+            f.seek(1)
+            f.read(1)
+    except (ValueError, OSError) as error:  # ValueError: of fsspec, where the answer is the whole file
+        if isinstance(error, OSError) and "range" not in str(error).lower():
+            return  # whoever reads it says so
+        url = printable(without_query(place.path), 200)
+        raise DatasetError(
+            f"{url}: its server gives whole files only (no range requests): download it first, or give simplecache::{url}"
+        ) from error
 
 
 def _fixed(path: str, magic: "re.Pattern[str]", exists: Callable[[str], bool]) -> tuple[str, list[str]]:

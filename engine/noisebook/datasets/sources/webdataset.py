@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from noisebook.datasets.sources.base import File, Item, Items, Source, Wanted, bad_key, open_file, refuse_changed
 from noisebook.datasets.sources.members import ENDINGS, Member, read_sparse, read_tar, refuse_compressed
+from noisebook.datasets.sources.places import or_os_error
 from noisebook.datasets.sources.samples import Keys, Row, Samples
 from noisebook.errors import DatasetError, first_line, printable
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
@@ -47,14 +48,20 @@ class WebDataset(Source):
         spans, values = _spans(item, file), dict[str, Any]()
         with open_file(file) as f:
             for kind, (start, size, sparse) in spans.items():
-                f.seek(start)
-                text = (read_sparse(f, start, size) if sparse else f.read(size)).decode("utf-8", "replace")
+                text = or_os_error(lambda: _text(f, start, size, sparse))  # noqa: B023 - it is called here
                 if kind == "cls":
                     values["label"] = _number(text) if self.columns["label"] == "int64" else text.strip() or None
                 else:
                     values[COLUMNS[kind]] = text
         refuse_changed(file)
         return values
+
+
+def _text(f: Any, start: int, size: int, sparse: bool) -> str:
+    if sparse:
+        return read_sparse(f, start, size).decode("utf-8", "replace")
+    f.seek(start)
+    return f.read(size).decode("utf-8", "replace")
 
 
 class _Labels:
