@@ -10,6 +10,7 @@ import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -214,8 +215,10 @@ def test_archives(tmp_path):
 class Whole(SimpleHTTPRequestHandler):
     """Gives whole files, whatever part is asked for. Its pages have links to elsewhere, as Apache's have."""
 
+    asked: ClassVar[list[str]] = []
+
     def log_message(self, *_):
-        pass
+        self.asked.append(self.path)
 
     def list_directory(self, path):
         names = [f"{n}/" if os.path.isdir(os.path.join(path, n)) else n for n in sorted(os.listdir(path))]
@@ -256,6 +259,7 @@ def server(tmp_path):
         threading.Thread(target=started[-1].serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{started[-1].server_port}"
 
+    Whole.asked.clear()
     write(tmp_path / "www", "d/0.png", "d/deep/1.png", "d/._2.png", "secret/x.png")
     (tmp_path / "www/d/n.txt").write_text("x")
     with tarfile.open(tmp_path / "www/a.tar", "w") as out:
@@ -275,6 +279,13 @@ def test_a_server_that_gives_parts_is_read(server, tmp_path):
     assert contents(f"{url}/a.tar") == contents(f"{url}/a.tar?signature=1") == {"0": data(0), "1": data(1)}
     assert contents(f"{url}/d/0.png") == contents(f"{url}/d/*.png") == {"0.png": data(0)}
     assert contents(f"{url}/d/") == contents(f"{url}/d") == {"0.png": data(0), "deep/1.png": data(1)}
+    for pattern, keys in {
+        "d/*/*.png": ["deep/1.png"],
+        "d/dee*": ["deep/1.png"],
+        "d/**/[01].png": ["0.png", "deep/1.png"],
+    }.items():
+        assert list(contents(f"{url}/{pattern}")) == keys
+    assert not {"/", "/secret/", "/secret/x.png"} & set(Whole.asked)  # what the pages of /d/ lead to
     source = enumerate_inputs([f"{url}/d/"])
     assert (source.passed_over, source.other_files) == ({"hidden": 1}, {".txt": 1})
     assert contents(f"zip://p/*.png::{url}/a.zip") == {"0.png": data(0)}

@@ -12,7 +12,8 @@ from noisebook.datasets.sources.folder import Folder
 from noisebook.datasets.sources.listing import Listing
 from noisebook.datasets.sources.located import located
 from noisebook.datasets.sources.parquet import Parquet
-from noisebook.datasets.sources.places import forget_chains, is_web, refuse_without_parts
+from noisebook.datasets.sources.places import forget_chains, is_web
+from noisebook.datasets.sources.roots import refuse_without_parts
 from noisebook.datasets.sources.webdataset import WebDataset
 from noisebook.errors import DatasetError, printable
 from noisebook.images.folders import PassedOver

@@ -7,17 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noisebook.datasets.sources.base import File, is_utf8, stamp_of, utf8
-from noisebook.datasets.sources.places import (
-    Place,
-    Root,
-    filesystem,
-    is_local,
-    is_web,
-    or_os_error,
-    root_of,
-    web_files,
-    without_query,
-)
+from noisebook.datasets.sources.places import Place, filesystem, is_local, is_web, or_os_error, without_query
+from noisebook.datasets.sources.roots import Root, root_of, web_files
 from noisebook.errors import DatasetError, printable
 from noisebook.images.folders import SUFFIXES, PassedOver, is_hidden, visible
 
@@ -64,15 +55,17 @@ class Listing:
     def _infos(self, root: Root) -> Iterator[tuple[str, Info]]:
         """(path, what the file system says) of the files of an input."""
         fs, below = root.fs, self._local if root.folder.local else self._stored
+        web = is_web(root.folder.path)
         if root.found is None:
             yield from below(fs, root.folder.path)
             return
         for path in root.found:
             wanted = without_query(path).lower().endswith(self.suffixes)
+            folder = root.pattern and (path.endswith("/") if web else fs.isdir(path))
             if root.pattern and self._hides(root, path):
-                if not fs.isdir(path):
+                if not folder:
                     self.passed.hidden(path, self.pictures)
-            elif root.pattern and fs.isdir(path):
+            elif folder:
                 if self.version > 1:
                     yield from below(fs, path)
             elif wanted:

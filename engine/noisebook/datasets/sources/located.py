@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from noisebook.datasets.sources.base import File, Files, Source, stamp_of
-from noisebook.datasets.sources.places import Place, root_of, unsafe_name
+from noisebook.datasets.sources.places import Place, unsafe_name
+from noisebook.datasets.sources.roots import root_of
 from noisebook.datasets.sources.rows import Column
 from noisebook.errors import DatasetError, printable
 
