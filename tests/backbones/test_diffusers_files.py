@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import LENGTH, edit, noise, saver
 
+from common import random_images
 from noisebook.backbones.diffusers.folder import from_folder, from_hub, hub_patterns
+from noisebook.cli.main import main
 from noisebook.errors import BackboneError
 
 
@@ -69,6 +72,61 @@ def test_shards_and_variants(saved, copied):
     torch.testing.assert_close(half.denoise(y, 1.0), whole.denoise(y, 1.0), rtol=0.05, atol=0.05)
     with pytest.raises(BackboneError, match=r"no diffusion_pytorch_model\.non_ema\.safetensors: there is .*fp16"):
         from_folder(path, variant="non_ema")
+
+
+@torch.no_grad()
+def test_a_variant_is_taken_of_the_parts_that_have_it(saved, copied):
+    """As in diffusers: the plain weights of the others; the plain ones of all where no variant is asked for."""
+    path, y = copied("sd"), noise(1, 4, 8, 8)
+    halve(path / "unet", PARTS["unet"])
+    mixed = from_folder(path, variant="fp16")
+    pipe = type(saved("sd")[1]).from_pretrained(path, variant="fp16", safety_checker=None)
+    ours = dict(mixed.inner.net.model.named_parameters())
+    assert all(torch.equal(p.float(), ours[name]) for name, p in pipe.unet.named_parameters())
+    assert mixed.fingerprint == from_folder(path).fingerprint != from_folder(saved("sd")[0]).fingerprint
+    shutil.copy(saved("sd")[0] / "unet/diffusion_pytorch_model.safetensors", path / "unet")
+    assert from_folder(path, variant="fp16").fingerprint == mixed.fingerprint
+    assert torch.equal(from_folder(path).denoise(y, 1.0), from_folder(saved("sd")[0]).denoise(y, 1.0))
+    for variant in ("../fp16", "", "a/b"):
+        with pytest.raises(BackboneError, match="variant is what stands between the dots"):
+            from_folder(path, variant=variant)
+
+
+def scaled(path):
+    """As checkpoints of ComfyUI have them: float8 weights and a scale beside each."""
+    file = path / "text_encoder/model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    tensors[name.replace(".weight", ".scale_weight")] = torch.full((), 0.5)
+    save_file(tensors, file)
+
+
+def stranger(path):
+    file = path / "text_encoder/model.safetensors"
+    save_file({**load_file(file), "adapter.bias": torch.zeros(2)}, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(scaled, "quantised weights .*scale_weight"), (stranger, "does not take, adapter.bias")]
+)
+def test_tensors_that_a_text_encoder_does_not_take(copied, damage, message):
+    path = copied("sd")
+    damage(path)
+    with pytest.raises(BackboneError, match=message) as info:
+        from_folder(path)
+    assert "\n" not in str(info.value)
+
+
+def test_a_wrong_prompt_is_named_as_the_cause(copied, tmp_path, capsys, fresh):
+    path = str(copied("sd"))
+    halve(tmp_path / "copy/unet", PARTS["unet"])
+    Image.fromarray(random_images(fresh, 1, 16, 16)[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    how = ("--backbone", path, "--variant", "fp16")
+    assert main(["encode", str(tmp_path / "a.png"), "-o", str(tmp_path), *how, "--prompt", "a cat", "--steps", "2"]) == 0
+    for prompt in (("--prompt", "a dog"), ()):
+        assert main(["decode", str(tmp_path / "a.nbk"), "-o", str(tmp_path / "out"), *how, *prompt]) == 6
+        assert "most likely it was loaded under another prompt" in capsys.readouterr().err
+    assert main(["decode", str(tmp_path / "a.nbk"), "-o", str(tmp_path / "out"), *how, "--prompt", "a cat"]) == 0
 
 
 def test_every_part_is_in_the_fingerprint(saved, copied):
