@@ -1,6 +1,8 @@
 """Asked for a rate or a quality: files that have it, and what is said where it cannot be. Regions, and beginnings."""
 
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from common import random_images
 from noisebook import BackboneError, FormatError, ImageError, SpecError, backbones
 from noisebook.cli.main import main
 from noisebook.codec.codec import Codec
+from noisebook.codec.measure import measure
 from noisebook.format.container import OVERHEAD, Container
 from noisebook.images import files
 from noisebook.images.metrics import psnr
@@ -104,6 +107,72 @@ def test_what_cannot_be_had(prior, fresh):
     for target in ({"bytes": 20}, {"bpp": 0.001}, {"bpp": 100.0}, {"psnr": 90.0}):
         with pytest.raises(SpecError, match=r"no file of|no number of tokens"):
             aim(prior, **target).file(picture(fresh, 48, 48))
+
+
+FLAT = {"white": 255, "black": 0, "grey": 128, "red": (255, 0, 0)}
+
+
+@pytest.mark.parametrize("name", list(FLAT))
+def test_a_flat_picture_has_the_smallest_file_that_reaches_a_quality(name, prior):
+    """Its PSNR goes by leaps. A warning says by how much it is above what was asked for."""
+    pixels, told = np.full((40, 48, 3), FLAT[name], np.uint8), []
+    made = Aim(Target(psnr=34.3), prior, curve_of(prior), tell=told.append)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        data, codec = made.file(pixels)
+    tries = [(float(line.split()[2]), float(line.split()[4])) for line in told]
+    got = psnr(pixels, files.decode_picture(codec, Container.from_bytes(data)))
+    if abs(got - 34.3) <= 0.105:
+        return
+    assert min(abs(p - 34.3) for _, p in tries) > 0.095
+    assert 8 * len(data) / (40 * 48) == pytest.approx(min(rate for rate, p in tries if p >= 34.3), abs=1e-4)
+    assert got >= 34.3
+    assert [f"{got:.2f} dB is what the smallest file has that reaches 34.3 dB" in str(w.message) for w in seen] == [True]
+
+
+def test_the_smallest_file_of_all_is_enough(prior, monkeypatch):
+    """Nothing is smaller than two tokens: no other number is tried."""
+    monkeypatch.setattr("noisebook.images.targets.psnr", lambda a, b: 40.0)
+    told = []
+    with pytest.warns(RuntimeWarning, match="40.00 dB is what the smallest file has that reaches 10 dB"):
+        _, codec = Aim(Target(psnr=10), prior, curve_of(prior), tell=told.append).file(np.zeros((40, 48, 3), np.uint8))
+    assert codec.spec.start_budget + sum(step.budget for step in codec.spec.schedule) == 2
+    assert len(told) < 8
+
+
+def test_a_quality_out_of_reach_says_the_nearest_and_what_to_do(prior, fresh):
+    for pixels, wanted in ((np.full((1, 1, 3), 255, np.uint8), 40.0), (picture(fresh, 24, 24), 95.0)):
+        told = []
+        with pytest.raises(SpecError, match=r"the nearest was \d+\.\d\d dB: ask for no more .*more calls") as info:
+            Aim(Target(psnr=wanted), prior, curve_of(prior), tell=told.append).file(pixels)
+        assert len(told) == len({line.split(":")[1] for line in told}), "a codec was tried twice"
+        assert "\n" not in str(info.value)
+    one = np.full((1, 1, 3), 100, np.uint8)
+    with pytest.warns(RuntimeWarning, match="that reaches 15 dB"):
+        data, codec = Aim(Target(psnr=15.0), prior, curve_of(prior)).file(one)
+    assert psnr(one, files.decode_picture(codec, Container.from_bytes(data))) >= 15
+
+
+# ---- discrete-time models -----------------------------------------------------------------------------------------------
+def test_a_network_of_1000_levels_calibrates_at_every_rate():
+    ddpm = backbones.load("cifar10-ddpm")
+    curve = measure(ddpm, [random_images(np.random.default_rng(0), 2, 32, 32)], nodes=13)
+    assert (len(curve.levels), curve.levels[-1]) == (1000, pytest.approx(0.01, rel=1e-4))
+    assert calibration.Curve.from_json(curve.to_json()) == curve
+    older = replace(curve, levels=())  # as curves were written before they held the model's levels
+    for calls, rates in {3: (0.1, 2), 25: (0.1, 2, 8), 256: (8,)}.items():
+        for bpp in rates:
+            height, width = 480, 640
+            made = Aim(Target(bpp=bpp, max_nfe=calls), ddpm, curve)
+            size = bpp * height * width / 8
+            tokens = made.tokens_for_bytes(height, width, size)
+            assert made._size(height, width, tokens) == pytest.approx(size, rel=0.1)
+            codec = made.codec(height, width, tokens)  # which refuses levels that the model does not have
+            assert codec.nfe <= calls
+            spec = calibration.spec_for(curve, 3 * height * width, tokens, calls - 1)
+            assert spec == codec.spec
+            again = calibration.spec_for(older, 3 * height * width, tokens, calls - 1)
+            Codec(calibration.with_known_levels(again, ddpm, 3 * height * width), ddpm)
 
 
 def test_a_curve_of_another_backbone_is_refused(prior):

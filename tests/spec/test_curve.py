@@ -136,6 +136,19 @@ def test_levels_are_those_that_a_discrete_model_knows(shrink, fresh):
     known = calibration.with_known_levels(spec, shrink)
     assert all(shrink.round_sigma(s.sigma_next) == s.sigma_next for s in known.schedule)
     assert [s.budget for s in known.schedule] == [s.budget for s in spec.schedule]
+    coarse = sorted([2.0, 1.0, 0.5, spec.sigma_last], reverse=True)  # steps whose levels become one are one
+    shrink.round_sigma = lambda sigma: min(coarse, key=lambda level: abs(math.log(level / sigma)))
+    for dims in (0, 3072):
+        merged = calibration.with_known_levels(spec, shrink, dims)
+        levels = [s.sigma for s in merged.schedule] + [merged.sigma_last]
+        assert levels == sorted(set(levels), reverse=True)
+        assert set(levels) <= set(coarse)
+        budgets = [merged.start_budget, *(s.budget for s in merged.schedule)]
+        assert all(n & (n - 1) == 0 for n in budgets)
+        assert max(budgets) <= (3072 // 16 if dims else max(s.budget for s in spec.schedule))
+        assert sum(budgets) >= 40 or not dims
+    shrink.round_sigma = lambda sigma: 1e-3 if sigma < 20 else 30.0  # all one: a step between it and the nearest other
+    assert calibration.with_known_levels(spec, shrink, 3072).sigma_last == 1e-3
     shrink.round_sigma = lambda sigma: 1.0
     with pytest.raises(SpecError, match="knows too few levels"):
         calibration.with_known_levels(spec, shrink)

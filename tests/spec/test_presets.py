@@ -88,6 +88,20 @@ def test_presets_are_calibrated_until_levels_or_bins_are_asked_for(monkeypatch):
     assert levels() == levels(tokens=0) == [recipe.sigma_max, recipe.sigma_min, recipe.start_budget]
 
 
+def test_tokens_are_those_that_were_asked_for():
+    """A backbone without a curve refuses them, as it does a rate; 0 is what the other options alone are."""
+    for name in ("cifar10-ddpm", "cifar10-consistency"):  # which have none
+        with pytest.raises(SpecError, match=f"'{name}' has no curve: run `noisebook calibrate {name} .*--bpp in place"):
+            noisebook.load("photo", backbone=name, tokens=40)
+        plain = noisebook.load("photo", backbone=name, steps=4).spec  # those of the preset's own recipe are passed over
+        assert plain == noisebook.load("photo", backbone=name, steps=4, tokens=0).spec
+    for more in ({"budget": 4}, {"sigma_max": 20.0}, {"spacing": "karras"}, {"budget": 4, "backbone": "gaussian-prior"}):
+        assert noisebook.load("photo", tokens=0, **more).spec == noisebook.load("photo", **more).spec
+    for more in ({}, {"budget": 4}, {"backbone": "gaussian-prior"}):
+        with pytest.raises(SpecError, match="tokens must be 0 or above, not -3"):
+            noisebook.load("photo", tokens=-3, **more)
+
+
 def test_load_takes_presets_specifications_and_changes():
     codec = noisebook.load("photo")
     assert codec.spec == presets.get("photo").spec

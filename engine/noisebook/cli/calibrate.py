@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisebook.cli.inputs import files_of, refuse_unreadable
-from noisebook.cli.options import add_device, add_force, add_limits_of_files, limits_of, path_of
+from noisebook.cli.options import (
+    add_conditions,
+    add_device,
+    add_force,
+    add_limits_of_files,
+    conditions_of,
+    limits_of,
+    path_of,
+)
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.pictures import read_and_say
 from noisebook.cli.show import log, say, say_json
@@ -48,8 +56,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="for a CoD: measure what it predicts under the condition of its own tokens "
         "of the image; files made with the curve begin with these tokens",
     )
-    parser.add_argument("--autoencoder", metavar="DIR|ENCODER:DECODER", help="for a latent CoD")
     parser.add_argument("--seed", type=int, default=0)
+    add_conditions(parser)
     add_device(parser)
     add_force(parser)
     add_limits_of_files(parser, "pixels", "rows")
@@ -67,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_special(args.output)
     if args.force:
         refuse_existing([args.output], True, [args.backbone, *args.images])
-    backbone = backbones.load(args.backbone, usable_device(args.device), autoencoder=args.autoencoder)
+    backbone = backbones.load(args.backbone, usable_device(args.device), **conditions_of(args))
     batches = batches_of(read(args, backbone.channels), args.crop)
     if not batches:
         raise ImageError("no images to measure on: give pictures, or a smaller --skip or --crop")

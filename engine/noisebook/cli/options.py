@@ -180,9 +180,7 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
             assert field.default is not MISSING
             kind = float if field.default is None or field.name == "budget" else type(field.default)
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=KNOBS[field.name])
-    group = parser.add_argument_group("conditions", "for backbones that take one; a file decodes only under the same")
-    for name, (kind, about) in CONDITIONS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
+    add_conditions(parser)
     group = parser.add_argument_group(
         "speed", "how the network computes; files decode under any of these, see docs/performance.md"
     )
@@ -200,6 +198,18 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="on CUDA: no CUDA graphs, for folders with pictures of many sizes",
     )
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """What a backbone is conditioned on; `conditions_of` reads them."""
+    group = parser.add_argument_group("conditions", "for backbones that take one; a file decodes only under the same")
+    for name, (kind, about) in CONDITIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
+
+
+def conditions_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The conditions that the options name."""
+    return {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
@@ -326,8 +336,7 @@ def _roi(args: argparse.Namespace) -> "Callable[[np.ndarray], np.ndarray | None]
 
 def network(args: argparse.Namespace) -> dict[str, Any]:
     """How the network computes, and under which condition."""
-    conditions = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
-    return {**{name: getattr(args, name) for name in SPEED}, "conditions": conditions}
+    return {**{name: getattr(args, name) for name in SPEED}, "conditions": conditions_of(args)}
 
 
 def codec_info(codec: "Codec") -> dict[str, Any]:

@@ -15,7 +15,11 @@ from noisebook.runtime.pixels import from_uint8
 from noisebook.spec.curve import Curve
 
 HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln sigma
-HIGHEST_LEVEL, LOWEST_LEVEL, PROBES = 1e4, 1e-4, 1 << 14  # where `own_levels` looks: levels less than .1 % apart are one
+HIGHEST_LEVEL, LOWEST_LEVEL, PROBES = (
+    1e4,
+    1e-4,
+    1 << 13,
+)  # where `own_levels` looks: of levels less than .2 % apart it may miss some
 
 
 @own_defaults()
