@@ -119,6 +119,8 @@ def test_the_picture_without_a_second_dot_is_the_samples(tmp_path):
     assert contents(depth) == {str(i): data(50 + i) for i in range(3)}
     assert rows(depth) == [(str(i), i) for i in range(3)]
     assert depth.passed_over == {"other suffix": 3}
+    twice = source_of(tar(tmp_path / "z.tar", ("0.cls", b"1"), ("0.CLS", b"2"), ("0.png", data(0))))
+    assert (rows(twice), twice.other_files) == ([("0", 1)], {".cls": 1})
     only = source_of(tar(tmp_path / "y.tar", ("a.left.png", data(0)), ("a.right.png", data(1))))
     assert contents(only) == {"a.left": data(0), "a.right": data(1)}
 

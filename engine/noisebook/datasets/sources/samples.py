@@ -110,10 +110,10 @@ class Samples:
                 yield from self._apart(group, list(sample.values()))
                 continue
             number, picture = sample.pop(name)
-            sidecars = {ending: sample.pop(full)[1] for full in list(sample) if (ending := _sidecar_of(full, group))}
-            yield Row(number, group, name, picture, sidecars)
+            yield Row(number, group, name, picture, self._sidecars(sample, group))
             for other in sample:
-                self._left(other)
+                if self._is_picture(other) or not _sidecar_of(other, group):
+                    self._left(other)
 
     def _apart(self, group: str, files: list[Numbered]) -> Iterator[Row]:
         """Each picture is a row. Without any the whole is a sample that has none."""
@@ -131,13 +131,22 @@ class Samples:
                     self._left(member.name)
                 continue
             for sample in _cut(part):
-                sidecars = {e: m for full, (_, m) in sample.items() if (e := _sidecar_of(full, stem))}
+                sidecars = self._sidecars(sample, stem)
                 rows = [(n, m) for full, (n, m) in sample.items() if self._is_picture(full)]
                 for number, member in rows:
                     yield Row(number, stem, member.name, member, sidecars)
                 if not rows:
                     number, member = next(iter(sample.values()))
                     yield Row(number, stem, member.name, None)
+
+    def _sidecars(self, sample: dict[str, Numbered], stem: str) -> dict[str, Member]:
+        """Ending -> what goes along with the pictures of this name. Of two that differ in case the first is taken."""
+        sidecars: dict[str, Member] = {}
+        for name, (_, member) in sample.items():
+            ending = "" if self._is_picture(name) else _sidecar_of(name, stem)
+            if ending and sidecars.setdefault(ending, member) is not member:
+                self._left(name)
+        return sidecars
 
     def _left(self, name: str) -> None:
         if self._is_picture(name):
