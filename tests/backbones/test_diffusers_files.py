@@ -305,6 +305,32 @@ def test_an_id_in_the_cache(offline, saved):
         from_hub("somebody/tiny")
 
 
+def test_of_a_variant_the_other_parts_are_fetched_plain(copied, monkeypatch):
+    """And none where no part has it: nothing large is fetched to be refused."""
+    hub, path, asked = pytest.importorskip("huggingface_hub"), copied("sd"), []
+    halve(path / "unet", PARTS["unet"])
+    for part in ("vae", "text_encoder"):  # of the first call only the unet's weights come
+        (path / part / f"{PARTS[part]}.safetensors").rename(path / part / "later")
+
+    def download(repo_id, revision, allow_patterns):
+        asked.append(allow_patterns)
+        for part in ("vae", "text_encoder") if len(asked) == 2 else ():
+            (path / part / "later").rename(path / part / f"{PARTS[part]}.safetensors")
+        return str(path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert len(from_hub("somebody/tiny", variant="fp16").fingerprint) == 64
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[0]
+    assert {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"} <= set(asked[1])
+    assert not any(name.startswith("unet/") for name in asked[1])
+    for part, stem in PARTS.items():
+        next((path / part).glob(f"{stem}*.safetensors")).unlink()
+    asked.clear()
+    with pytest.raises(BackboneError, match="fp16"):
+        from_hub("somebody/tiny", variant="fp16")
+    assert len(asked) == 1
+
+
 def test_what_is_fetched(saved, tmp_path):
     """Of a repository with everything: one variant, no pickles, nothing of other frameworks."""
     utils = pytest.importorskip("huggingface_hub").utils

@@ -113,10 +113,10 @@ def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencode
 
 
 def parts_without_weights(path: Path) -> list[str]:
-    """The keys of WEIGHTS whose folders have a config, but no weights."""
-    return [
-        part for part in WEIGHTS if (path / part / "config.json").is_file() and not any((path / part).glob("*.safetensors"))
-    ]
+    """The keys of WEIGHTS whose folders have a config, but no weights; none where no folder has weights."""
+    parts = [part for part in WEIGHTS if (path / part / "config.json").is_file()]
+    bare = [part for part in parts if not any((path / part).glob("*.safetensors"))]
+    return bare if len(bare) < len(parts) else []
 
 
 def hub_patterns(variant: str | None = None, parts: Collection[str] = tuple(WEIGHTS)) -> list[str]:
