@@ -174,7 +174,9 @@ def _by_profile(data: bytes, base: str) -> Colours:
 
 
 def _transform(profile: Any, base: str) -> Any:
-    return ImageCms.buildTransform(profile, _OUT, base, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+    # The short tables that it works with otherwise are 10 levels off for dark greys, 50 at the edge of what sRGB holds.
+    flags = ImageCms.Flags.NOOPTIMIZE if base in ("L", "LAB") else ImageCms.Flags.NONE
+    return ImageCms.buildTransform(profile, _OUT, base, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, flags)
 
 
 def _is_srgb(transform: Any, base: str) -> bool:

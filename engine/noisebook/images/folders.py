@@ -9,13 +9,10 @@ from pathlib import Path
 
 from noisebook.errors import ImageError, NoisebookError, printable
 from noisebook.images.formats import HEIF_SUFFIXES, has_heif
+from noisebook.images.reading import ENDINGS
 
-#: endings of pictures, in lower case; what a file is its bytes say
-SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc", ".tga", ".ico"),
-    *(HEIF_SUFFIXES if has_heif() else ()),  # without the extra they are other files
-)
+#: endings of pictures, in lower case; what a file is its bytes say. Without the extra, those of HEIC are other files.
+SUFFIXES = tuple(end for end in ENDINGS if has_heif() or end not in HEIF_SUFFIXES)
 #: names beside those with a dot in front, in lower case, that programs give to thumbnails and rubbish
 HIDDEN = frozenset(("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found"))
 KINDS = 1000  # endings of other files that are counted one by one

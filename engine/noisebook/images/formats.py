@@ -20,6 +20,7 @@ HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEAD = 512  # bytes that say what a file is
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+MAY_HOLD_EXIF = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
 COLOURS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP")
 _PILLOWS_PROFILE = 1 << 20  # bytes of a PNG's profile at which Pillow gives up
 _LONGEST_CHUNK = 1 << 24  # bytes of one that describes colours
@@ -118,6 +119,16 @@ def kind_of(head: bytes, name: str = "") -> str | None:
     return _SUFFIXES.get(posixpath.splitext(name.lower())[1])
 
 
+def take_deepest(icon: Any) -> None:
+    """Of the largest pictures in an icon, Pillow takes the one with the fewest colours; this takes the one with the most."""
+    entries = icon.ico.entry
+    best = max(range(len(entries)), key=lambda i: (entries[i].square, entries[i].color_depth))
+    if best:
+        frame = icon.ico.frame(best)
+        frame.load()
+        icon.im, icon._mode, icon._size, icon.palette = frame.im, frame.mode, frame.size, frame.palette
+
+
 def refusal(head: bytes, name: str, formats: tuple[str, ...]) -> str:
     """Why a file that begins so is not read."""
     kind = kind_of(head, name)
@@ -125,6 +136,39 @@ def refusal(head: bytes, name: str, formats: tuple[str, ...]) -> str:
         return "HEIC: pip install 'noisebook[heif]' reads it"
     names = ", ".join(form for form in formats if form not in ("MPO", "DIB", HEIF))
     return f"{kind + ': ' if kind else ''}not a picture of a format that noisebook reads ({names})"
+
+
+def begins_as(head: bytes) -> str:
+    """Which format that is read begins so; "" for another, and for one that has no sure beginning."""
+    for start, form in ((_PNG, "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"\0\0\0\x0cjP  ", "JPEG2000")):
+        if head.startswith(start):
+            return form
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return HEIF if _of_ftyp(head) == "HEIC" else "AVIF"
+    return ""
+
+
+def undecodable(form: str, file: BinaryIO) -> ImageError:
+    """Why Pillow does not open a file that begins as this format does."""
+    bits = _bits_of_jpeg(file) if form == "JPEG" else 8
+    if bits != 8:
+        return Unsupported(f"a JPEG of {bits} bits, which is not read: write it as 8 bits, or as PNG or TIFF of 16")
+    return ImageError(f"the file is damaged, or of a kind of {form} that is not read")
+
+
+def _bits_of_jpeg(file: BinaryIO) -> int:
+    """Bits of a sample, by the header of its frame; 8 where there is none."""
+    at = 2
+    while True:
+        file.seek(at)
+        marker = file.read(5)
+        if len(marker) < 5 or marker[0] != 0xFF:
+            return 8
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            return marker[4]
+        at += 2 + int.from_bytes(marker[2:4])
 
 
 def _of_ftyp(head: bytes) -> str | None:
@@ -163,6 +207,8 @@ def png_chunks(file: BinaryIO) -> dict[bytes, bytes] | None:
         elif kind in (b"tRNS", *COLOURS) and size <= _LONGEST_CHUNK and kind not in found:
             file.seek(at)
             found[kind] = file.read(size)
+        elif kind in MAY_HOLD_EXIF:
+            found[kind] = b""
     return found
 
 

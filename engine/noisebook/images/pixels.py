@@ -58,8 +58,6 @@ def prepare(image: Any, head: bytes, chunks: Chunks) -> Facts:
         if not image.tile:
             raise Unsupported("a TGA of a kind that Pillow does not read")
         opaque = image.mode in ("RGBA", "P") and not head[17] & 15  # no bits of alpha, it says
-    elif image.format == "ICO":  # of the largest, Pillow takes the one with the fewest colours
-        image.ico.entry.sort(key=lambda e: (e.square, e.color_depth), reverse=True)
     elif image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
         # Adobe's files have inks inverted. Pillow takes all for Adobe's.
         image.tile = [t._replace(args=("CMYK", *t.args[1:])) for t in image.tile]
@@ -69,7 +67,7 @@ def prepare(image: Any, head: bytes, chunks: Chunks) -> Facts:
 
 
 def to_pixels(image: Any, channels: int, facts: Facts, again: Again | None = None) -> tuple[np.ndarray, list[str]]:
-    """uint8 [H, W, C] of a picture that is `prepare`d, upright; and remarks on its numbers, that only the pixels tell.
+    """uint8 [H, W, C] of a picture that is `prepare`d, upright; and remarks that only the pixels tell.
     `again` opens it once more, prepared: 16 bits of a colour come in two halves."""
     deep = is_deep(image)
     image.load()
@@ -77,7 +75,7 @@ def to_pixels(image: Any, channels: int, facts: Facts, again: Again | None = Non
     opaque = facts.opaque or (
         image.format in FREE_ALPHA and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
     )
-    remarks: list[str] = []
+    remarks = ["alpha"] if facts.clear or (has_alpha(image) and not opaque) else []
     scale: Scale | None = None
     both: Deep | None = None
     if image.mode.startswith(("I", "F")) or facts.numbers.kind == "int":
@@ -176,11 +174,9 @@ def _converted(strip: Any, colours: Colours) -> Any:
 # ---- 16 bits of a colour ------------------------------------------------------------------------------------------------
 def is_deep(image: Any) -> bool:
     """Whether a picture of colours, not yet decoded, has 16 bits of each, of which Pillow keeps the higher 8."""
-    return image.mode in ("RGB", "RGBA") and any(";16" in _rawmode(tile) for tile in image.tile)
-
-
-def _rawmode(tile: Any) -> str:
-    return str(tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args)
+    if image.format == "TIFF":
+        return image.mode in ("RGB", "RGBA") and tiff.is_deep(image)
+    return image.format == "PNG" and image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
 
 
 def low_bytes(image: Any) -> None:

@@ -24,7 +24,7 @@ from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 TINY = 16  # pixels per side; smaller pictures get a remark
 ENDINGS = {  # of names -> Pillow's names of formats
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
     **dict.fromkeys((".png", ".apng"), "PNG"),
     ".webp": "WEBP",
     ".bmp": "BMP",
@@ -113,10 +113,8 @@ def read_picture(
         with opened(file, limits, name=name) as image:
             if now is not None and image.size[0] * image.size[1] > now:
                 raise Postponed(image.size[0] * image.size[1])
-            looked = _look(image, name, channels)
+            looked = _look(image, name, channels, chunks is None or not chunks.keys().isdisjoint(kinds.MAY_HOLD_EXIF))
         with again() as (image, facts):  # anew: to count frames may have moved it
-            if facts.opaque:
-                looked = [code for code in looked if code != "alpha"]
             out, found = decoded.to_pixels(image, channels, facts, lambda: again(True))
         said = {*looked, *facts.colours.remarks, *found}
         return Read(out, tuple(code for code in REMARKS if code in said))
@@ -174,7 +172,11 @@ def _identified(path: str | Path | Any, formats: tuple[str, ...], name: str) -> 
         except UnidentifiedImageError:
             if head.startswith(tiff.MAGIC) and "TIFF" in formats:
                 raise Unsupported(tiff.describe(file)) from None
+            if (form := kinds.begins_as(head)) in formats:
+                raise kinds.undecodable(form, file) from None
             raise UnidentifiedImageError(kinds.refusal(head, name, formats)) from None
+        if image.format == "ICO":
+            kinds.take_deepest(image)
         yield image
 
 
@@ -199,25 +201,26 @@ def _as_image_errors(limits: Limits) -> Iterator[None]:
         raise ImageError(f"the file is damaged: {printable(str(error) or type(error).__name__, 200)}") from error
 
 
-def _look(image: Any, name: str, channels: int) -> list[str]:
-    """Remarks, from the header only."""
+def _look(image: Any, name: str, channels: int, has_exif: bool) -> list[str]:
+    """Remarks, from the header only: of a PNG with EXIF blocks, its pixels are decoded for it."""
     remarks = []
+    deep = decoded.is_deep(image) or (image.format == "TIFF" and tiff.is_deep(image)) or image.info.get("bit_depth", 8) > 8
     try:
-        image.getexif().get_ifd(0x8769)
-        if "exif" in image.info and not image.getexif():
-            remarks.append("exif")
-        if image.getexif().get(ORIENTATION, 1) in range(2, 9):
-            remarks.append("rotated")
+        if has_exif:
+            image.getexif().get_ifd(0x8769)
+            if image.info.get("exif") and not image.getexif():
+                remarks.append("exif")
+            turned_already = image.info.get("original_orientation")  # by pillow-heif
+            if (turned_already or image.getexif().get(ORIENTATION, 1)) in range(2, 9):
+                remarks.append("rotated")
     except Exception:
         remarks.append("exif")
-    if image.mode.startswith(("I", "F")) or decoded.is_deep(image):
+    if image.mode.startswith(("I", "F")) or deep:
         remarks.append("bits16")
     if channels == 3 and image.mode in ("1", "L", "LA", "La"):
         remarks.append("gray")
     if image.mode == "CMYK":
         remarks.append("cmyk")
-    if decoded.has_alpha(image):
-        remarks.append("alpha")
     if image.format == "ICO":
         remarks += ["pages"] if len(image.ico.entry) > 1 else []
     elif getattr(image, "n_frames", 1) > 1:

@@ -5,6 +5,7 @@ from typing import Any, BinaryIO
 
 from PIL import ImagePalette, TiffImagePlugin
 
+from noisebook.errors import ImageError
 from noisebook.images.numbers import Numbers, Unsupported
 
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR = 254, 256, 257, 258, 259, 262, 277, 284
@@ -24,6 +25,8 @@ NATIVE = {
 def prepare(image: Any) -> Numbers:
     """What the numbers of a TIFF are that is open and not yet decoded; its tiles are set right. Raises Unsupported."""
     tags = image.tag_v2
+    if tags.next == tags.offset:  # Pillow stopped before its end
+        raise ImageError("the file is damaged: a TIFF whose tags are cut off")
     if DNG_VERSION in tags:
         raise Unsupported("a camera's RAW file (DNG): not read; develop it to PNG, TIFF or JPEG first")
     if tags.get(SUBFILE, 0) & 1:
@@ -52,21 +55,27 @@ def prepare(image: Any) -> Numbers:
 
 
 def describe(file: BinaryIO) -> str:
-    """The kind of a TIFF that Pillow does not know, for a message."""
+    """The kind of a TIFF that Pillow does not know, for a message. Raises ImageError where it is damaged."""
     try:
         file.seek(0)
-        head = file.read(8)
-        head += file.read(8) if 43 in head[2:4] else b""
-        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        head = file.read(16)
+        if head.startswith(b"MM\0+"):
+            return "a BigTIFF with its bytes in big-endian order, which is not read: write it in little-endian order"
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[2] == 43 else head[:8])
         file.seek(tags.next)
         tags.load(file)
         bits = "/".join(map(str, dict.fromkeys(tags.get(BITS, (1,)))))
         kind = KINDS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "numbers of an unknown format")
         samples = tags.get(SAMPLES, 1)
-        what = f"{samples} x {bits} bits, {kind}, photometric interpretation {tags.get(PHOTOMETRIC)}"
-    except Exception:  # whatever is wrong with it
-        return "a TIFF that is damaged"
+        what = f"{samples} x {bits} bits, {kind}, photometric interpretation {tags[PHOTOMETRIC]}"
+    except Exception as error:  # whatever is wrong with it
+        raise ImageError("the file is damaged: a TIFF whose first page cannot be found") from error
     return f"a TIFF of a kind that is not read ({what}): write it as 8 or 16 bits, RGB or grey"
+
+
+def is_deep(image: Any) -> bool:
+    """Whether its samples have more than 8 bits."""
+    return max(image.tag_v2.get(BITS, (1,))) > 8
 
 
 def low_bytes(image: Any) -> bool:
