@@ -116,7 +116,7 @@ def test_a_folder_a_tar_and_a_parquet_file_give_the_same_rows(tmp_path):
             rows[animal.name] = row["tokens"].tobytes()
             assert wrong(data.original(i), animal) == "", (place, animal.name)
         ledger = data.ledgers[0]
-        failed = {named(f["key"]).name: f["code"] for f in ledger["failed"] if f["code"] != "no_image"}  # nothing listed
+        failed = {named(f["key"]).name: f["code"] for f in ledger["failed"]}
         remarks = {(named(r["key"]).name, r["code"]) for r in ledger["remarks"]}
         found[place] = rows, failed, remarks
         taken = ZOO if place == "zoo.parquet" else [animal for animal in ZOO if listed(animal)]
@@ -124,7 +124,8 @@ def test_a_folder_a_tar_and_a_parquet_file_give_the_same_rows(tmp_path):
         nameless = {"wrong_extension"} if place == "zoo.parquet" else set()
         assert remarks == {(animal.name, remark) for animal in taken for remark in animal.remarks - nameless}
         assert len(rows) + len(failed) == len(taken)
-        assert counts["n_ok"] == len(rows)
+        assert (counts["n_ok"], counts["n_failed"], counts["n_passed_over"]) == (len(rows), len(failed), 0)
+        assert sum(counts["other_files"].values()) == len(ZOO) - len(taken)
         assert counts["n_found"] == counts["n_ok"] + counts["n_failed"] + counts["n_passed_over"]
         assert counts["n_found"] == json.loads((out / "plan.json").read_text())["n_found"]
     assert found["folder"] == found["zoo.tar"]
