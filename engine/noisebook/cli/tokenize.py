@@ -18,6 +18,7 @@ JOB = (
     "input_format",
     "image_column",
     "image_suffix",
+    "drop_columns",
     "resize",
     "mixed_sizes",
     "shard_size",
@@ -41,7 +42,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder or URL of the data set of tokens")
     parser.add_argument("--resume", action="store_true", help="go on with what is there (an empty folder too)")
     parser.add_argument("--input-format", choices=("pictures", "webdataset", "parquet"), help="where there are several")
-    parser.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images (default: the first of bytes)")
+    parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="Parquet: column of the images (default: a struct with bytes, then image, jpg, png, "
+        "then the first of bytes that are pictures)",
+    )
+    parser.add_argument(
+        "--drop-columns",
+        type=options.names_of,
+        action="extend",
+        default=[],
+        metavar="NAME,...",
+        help="columns of the input that do not go along; a name with a comma in double quotes",
+    )
     parser.add_argument(
         "--image-suffix",
         default="",

@@ -18,6 +18,7 @@ class Job:
     input_format: str | None = None
     image_column: str | None = None
     image_suffix: str = ""
+    drop_columns: Sequence[str] = ()
     shard_size: int = 1000
     batch_size: int = 32
     workers: int = 0

@@ -20,7 +20,11 @@ from noisebook.spec.spec import CodecSpec
 PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
 VERSION = 2  # of the plans that are written; those of version 1 are read and resumed with the items that they record
 VERSIONS = (1, 2)
-LATER = {"batch_pixels": None, "image_suffix": ""}  # settings that older plans do not know: not written where they say this
+LATER = {
+    "batch_pixels": None,
+    "image_suffix": "",
+    "drop_columns": [],
+}  # settings that older plans do not know: not written where they say this
 COUNTS = ("passed_over", "other_files")  # of what is no item: beside the plan, no part of its hash
 
 
@@ -31,6 +35,7 @@ class PlanSettings:
     size          (height, width) of every image; None: they have several
     batch_pixels  pixels of a batch at most, which memory asked for; None, and not written down: no bound
     image_suffix  the ending of the pictures that are taken, `depth.png`; empty, and not written down: as the rules say
+    drop_columns  columns of the input that do not go along, by name; empty, and not written down: all do
     """
 
     spec: CodecSpec
@@ -41,10 +46,12 @@ class PlanSettings:
     network: dict[str, str] = field(default_factory=dict)  # `CodecRecipe.network`: how it computes, and its conditions
     batch_pixels: int | None = None
     image_suffix: str = ""
+    drop_columns: Sequence[str] = ()
 
     def as_dict(self) -> dict:
         """As plans and footers hold it."""
         values = {**asdict(self), "spec": json.loads(self.spec.to_json()), "size": self.size and list(self.size)}
+        values["drop_columns"] = sorted(set(self.drop_columns))
         return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
     @classmethod
@@ -58,6 +65,8 @@ class PlanSettings:
             raise ValueError("batch_pixels that cannot be")
         if not isinstance(settings.image_suffix, str):
             raise ValueError("an image_suffix that is no text")
+        if not isinstance(settings.drop_columns, list | tuple) or not all(isinstance(n, str) for n in settings.drop_columns):
+            raise ValueError("drop_columns that are no names")
         if not all(isinstance(text, str) for pair in settings.network.items() for text in pair):
             raise ValueError("the network is described by what is no text")
         return settings
@@ -167,6 +176,8 @@ class Plan:
         if self.hash != other.hash:
             mine, new = self.settings.as_dict(), other.settings.as_dict()
             changed = [name for name in mine if mine[name] != new.get(name)] or [name for name in new if name not in mine]
+            if self.source.kind == other.source.kind and self.source.image_column != other.source.image_column:
+                changed.append("image_column")
             what = (
                 f"its settings differ ({', '.join(changed)})"
                 if changed

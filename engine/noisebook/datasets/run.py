@@ -43,6 +43,7 @@ def tokenize(
     input_format: str | None = None,
     image_column: str | None = None,
     image_suffix: str = "",
+    drop_columns: str | Sequence[str] = (),
     resize: int = 0,
     mixed_sizes: bool = False,
     shard_size: int = 1000,
@@ -68,8 +69,10 @@ def tokenize(
                   the local rank
     resume        go on with what is there, or begin
     input_format  pictures, webdataset or parquet, where there are several
-    image_column  Parquet: the column of the images (default: the first of bytes)
+    image_column  Parquet: the column of the images (default: a struct with bytes, then image, jpg or png, then the first of
+                  bytes that are pictures)
     image_suffix  pictures and tars: the ending of the pictures that are taken, `depth.png` (default: any)
+    drop_columns  names of columns of the input that do not go along
     resize        scale the shorter side to that many pixels, and keep the square in the middle (0: no)
     mixed_sizes   take images of any size (default: only if the first 64 already differ; other sizes fail otherwise)
     shard_size    images per shard, the unit of work
@@ -103,6 +106,7 @@ def tokenize(
         input_format=input_format,
         image_column=image_column,
         image_suffix=image_suffix.lower().removeprefix("."),
+        drop_columns=[drop_columns] if isinstance(drop_columns, str) else list(drop_columns),
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,
@@ -184,8 +188,8 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
             f"{printable(job.output)}: a data set is there already: --resume goes on with it, another -o makes a new one"
         )
     known, version = (None, VERSION) if old is None else (old.source, old.version)
-    asked = job.input_format, job.image_column
-    source = enumerate_inputs(job.inputs, *asked, known, job.limits, version, job.image_suffix, job.output)
+    asked, others = (job.input_format, job.image_column), (job.image_suffix, job.output, job.drop_columns)
+    source = enumerate_inputs(job.inputs, *asked, known, job.limits, version, *others)
     if known is not None:  # what was counted then; the folder of the output was not there
         source = replace(source, passed_over=known.passed_over, other_files=known.other_files)
     sizes = _sizes(job, source) if old is None else None
@@ -195,7 +199,15 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
     device = job.network.get("device", codec.device.type)  # where actors are to work, the driver's codec is elsewhere
     bound = memory.batch_pixels(job.limits, device, job.batch_size, all_sizes) if old is None else old.settings.batch_pixels
     settings = PlanSettings(
-        codec.spec, job.shard_size, job.batch_size, job.resize, size, dict(job.network), bound, job.image_suffix
+        codec.spec,
+        job.shard_size,
+        job.batch_size,
+        job.resize,
+        size,
+        dict(job.network),
+        bound,
+        job.image_suffix,
+        job.drop_columns,
     )
     plan = Plan(source, settings) if old is None else Plan(source, settings, old.version)
     if old is None:

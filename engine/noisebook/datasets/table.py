@@ -81,13 +81,13 @@ def token_column(
 
 
 def shard_bytes(columns: dict[str, "pa.Array"], carried: "pa.Table", footer: dict[str, Any]) -> bytes:
-    """The file. Columns of the input that have a name of noisebook's own get a trailing underscore."""
+    """The file. Columns of the input have the names of `names_beside_own`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table(columns)
-    for name in carried.column_names:
-        table = table.append_column(name + "_" * (name in OWN), carried[name])
+    for name, column in zip(names_beside_own(carried.column_names), carried.columns, strict=True):
+        table = table.append_column(name, column)
     text = json.dumps(footer, sort_keys=True, separators=(",", ":")).encode()
     table = table.replace_schema_metadata({FOOTER: text})
     buffer = io.BytesIO()
@@ -102,6 +102,20 @@ def shard_bytes(columns: dict[str, "pa.Array"], carried: "pa.Table", footer: dic
         store_schema=True,
     )
     return buffer.getvalue()
+
+
+def names_beside_own(names: Sequence[str]) -> list[str]:
+    """The names under which columns of the input, all different, stand in a shard: their own. One that is noisebook's gets
+    underscores until no other column has it: of `key` and `key_` the former is `key__`."""
+    taken = {*OWN, *names}
+    given: list[str] = []
+    for name in names:
+        if name in OWN:
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        given.append(name)
+    return given
 
 
 def open_shard(

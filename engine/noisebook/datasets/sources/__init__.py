@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from noisebook.datasets.sources.base import File, Files, Source, Wanted
+from noisebook.datasets.sources.columns import refuse_unknown
 from noisebook.datasets.sources.folder import Folder
 from noisebook.datasets.sources.listing import Listing
 from noisebook.datasets.sources.located import located
@@ -38,21 +39,23 @@ def enumerate_inputs(
     version: int = 2,
     image_suffix: str = "",
     output: str = "",
+    drop_columns: Sequence[str] = (),
 ) -> Source:
     """The source that the inputs, all of one kind, make.
 
     kind          pictures, webdataset or parquet; None: by the names of the files
-    image_column  Parquet: the column of the images; None: the first with `bytes` inside, or of bytes
+    image_column  Parquet: the column of the images; None: as `columns.image_column` finds it
     known         a source that was enumerated before: if its files are still the same, they are not read again
     limits        `rows`: of a Parquet file, and items of all files
     version       of the plan that they are for; of version 1 `known` keeps its items
     image_suffix  of pictures and tars: the ending of the pictures that are taken, `depth.png`; empty: any
     output        the data set that is made: what lies in it is no input
+    drop_columns  columns that do not go along
 
     Raises DatasetError where nothing is there, or several kinds are, or more items than may be.
     """
     forget_chains()
-    wanted = Wanted(image_column, image_suffix)
+    wanted = Wanted(image_column, image_suffix, drop_columns)
     endings = {name: s.suffixes for name, s in SOURCES.items()} if version > 1 else dict(ENDINGS_1)
     if image_suffix:
         endings["pictures"] = (*endings["pictures"], f".{image_suffix}")
@@ -80,9 +83,14 @@ def enumerate_inputs(
         return replace(known, files=files)
     if source is not Folder:
         _refuse_servers_without_parts(files)
+    if known is not None and image_column is None:  # files that could not be read then are no reason to take another
+        wanted = replace(wanted, image_column=known.image_column or None)
     made = source.enumerated(files, wanted, limits)
     if problem := too_much(f"{printable(inputs[0], 200)}: images", len(made.items), limits, "rows"):
         raise DatasetError(problem)
+    if source is not Parquet:  # which leaves them out before it looks at their types
+        refuse_unknown(drop_columns, made.columns, given)
+        made.columns = {name: kind for name, kind in made.columns.items() if name not in drop_columns}
     made.passed_over, made.other_files = dict(wanted.passed.pictures), dict(wanted.passed.others)
     return made
 

@@ -113,18 +113,20 @@ class Wanted:
 
     image_column  Parquet: the column of the images; None: the first that can be
     image_suffix  pictures and tars: the ending of the pictures, without a dot in front; empty: any
+    drop_columns  columns that do not go along
     passed        counts what is passed over
     """
 
     image_column: str | None = None
     image_suffix: str = ""
+    drop_columns: Sequence[str] = ()
     passed: PassedOver = field(default_factory=PassedOver)
 
 
 @dataclass
 class Source:
     """All items of an input, in order: base of the kinds of input, one file each. It is enumerated once; nothing is read
-    for it but names, sizes, and the headers of tars and Parquet files.
+    for it but names, sizes, the headers of tars and Parquet files, and the first values of columns that could be pictures.
 
     A kind sets the class attributes and implements `enumerated`, and `extras` or `carried` if its items have columns that
     go along.

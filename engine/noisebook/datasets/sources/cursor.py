@@ -118,5 +118,17 @@ class ColumnReader:
                 self._at += len(self._held)
             begin = self._at - len(self._held)
             inside = [row - begin for row in rows[done : bisect_left(rows, self._at, done)]]
-            yield pa.Table.from_batches([self._held]).take(pa.array(inside))
+            yield _picked(pa.Table.from_batches([self._held]), inside)
             done += len(inside)
+
+
+def _picked(table: "pa.Table", rows: Sequence[int]) -> "pa.Table":
+    """These rows, which ascend."""
+    import pyarrow as pa
+
+    if len(rows) == len(table):
+        return table
+    try:
+        return table.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:  # of views
+        return pa.concat_tables([table.slice(row, 1) for row in rows])

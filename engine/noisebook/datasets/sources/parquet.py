@@ -2,9 +2,21 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from noisebook.datasets.sources.base import Failure, File, Item, Items, Source, Wanted, bad_key, refuse_changed
+from noisebook.datasets.sources.columns import (
+    Types,
+    conformed,
+    image_column,
+    leaf,
+    merged,
+    refuse_twice,
+    refuse_unknown,
+    types_of,
+    variant,
+)
 from noisebook.datasets.sources.cursor import as_recorded, opened, reader
 from noisebook.datasets.sources.rows import CHUNK, Column, Repeated, compute, packed
 from noisebook.errors import DatasetError, first_line, printable
@@ -15,19 +27,26 @@ if TYPE_CHECKING:
 
 HELD = 64 << 20  # bytes of images that are read before it is seen that the file did not change meanwhile, about
 MANY = 256  # or that many images
+PEEKED_FILES, PEEKED_ROWS = 16, 64  # whose values are looked at to find the column of the images
 CARRIED = 1 << 30  # bytes of the columns that go along with a shard, at most
 
 
+@dataclass
 class Parquet(Source):
     kind = "parquet"
     suffixes = (".parquet", ".parq", ".pq")
+
+    types: Types | None = None  # of `columns`; None: to be found in the files
 
     @classmethod
     def enumerated(cls, files: list[File], wanted: Wanted, limits: Limits = DEFAULT) -> Self:
         import pyarrow as pa
 
         chunks: list[dict[str, Column]] = []
-        schema, column, total = None, wanted.image_column, 0
+        first: dict[Any, str] = {}  # of each variant of columns the file that has it first
+        variants: dict[str, pa.Schema] = {}
+        readable: list[tuple[File, int]] = []
+        total = 0
         for i, file in enumerate(files):
             try:
                 if file.problem:
@@ -40,17 +59,22 @@ class Parquet(Source):
             total += rows
             if problem := too_much(f"{printable(file.path)}: rows so far", total, limits, "rows"):
                 raise DatasetError(problem)
-            if schema is None:
-                schema = parquet.schema
-                column = _image_column(schema, file, wanted.image_column)
-            elif not parquet.schema.equals(schema):
-                both = f"{printable(file.path)}: its columns are not those of {printable(files[0].path)}"
-                raise DatasetError(f"{both}: tokenise them apart")
+            if (columns := variant(parquet.schema)) not in first:
+                first[columns] = printable(file.path)
+                variants[first[columns]] = parquet.schema
+            readable.append((file, rows))
             chunks += _items(file, i, rows)
-        if schema is None:
+        if not readable:
             raise DatasetError(f"{printable(files[0].path)}: none of the Parquet files can be read")
-        columns = {field.name: str(field.type) for field in schema if field.name != column}
-        return cls(files, Items(chunks), columns, column or "")
+        if not total and len(readable) == len(files):
+            raise DatasetError(f"{printable(files[0].path)}: the Parquet files have no rows: there are no images")
+        dropped = wanted.drop_columns
+        refuse_unknown(dropped, (name for schema in variants.values() for name in schema.names), next(iter(variants)))
+        refuse_twice(variants, dropped)
+        column = image_column(variants, wanted.image_column, dropped, lambda name: _first_values(readable, name))
+        types = merged(variants, {column, *dropped})
+        recorded = {name: str(kind) for name, kind in types.items()}
+        return cls(files, Items(chunks), recorded, column, types=types)
 
     def image_bytes(self, items: Iterable[Item]) -> Iterator[bytes | Failure | None]:
         """Rows are read here, once, and not by each worker anew; about `HELD` bytes of them at a time."""
@@ -63,40 +87,53 @@ class Parquet(Source):
     def carried(self, items: Sequence[Item]) -> "pa.Table":
         import pyarrow as pa
 
-        names, parts, size = list(self.columns), list[pa.Table](), 0
+        parts, size = list[pa.Table](), 0
         for run in _runs(items):  # of equal files
             file = self.files[run[0].file]
-            columns = reader(file, names, "columns")
+            there = [name for name in self.columns if name in opened(file, "columns").schema.names]
+            if self.columns and not there:  # a table without columns forgets how many rows it has
+                parts.append(conformed(pa.table({"": pa.nulls(len(run))}), self.columns, self._types))
+                continue
+            columns = reader(file, there, "columns")
             for rows in columns.groups([item.start for item in run]):
                 batches: list[pa.Table] = []
                 for batch in columns.batches(rows):
                     if isinstance(batch, Exception):
                         raise batch
-                    size += batch.nbytes
+                    batches.append(conformed(batch, self.columns, self._types))
+                    size += batches[-1].nbytes
                     if size > CARRIED:
                         what = f"the columns of {len(items):,} rows take more than {CARRIED:,} bytes"
                         raise DatasetError(f"{printable(file.path)}: {what}: give a smaller --shard-size")
-                    batches.append(batch)
                 parts.append(pa.concat_tables(batches).combine_chunks())
             refuse_changed(file)
         if not parts:  # every image of the shard has failed: columns of the right types all the same
-            parts = [self._schema().empty_table().select(names)]
+            types = self._types()
+            parts = [pa.schema([(name, types[name]) for name in self.columns]).empty_table()]
         return pa.concat_tables(parts).replace_schema_metadata(None)
 
-    def _schema(self) -> "pa.Schema":
-        """That of the first file that can be read. Raises DatasetError where none can any more."""
+    def _types(self) -> Types:
+        """Those of the columns that go along. Raises DatasetError where the files do not tell any more."""
+        if self.types is None:
+            import pyarrow as pa
+
+            try:
+                self.types = types_of(self.columns, self._schemas())
+            except (pa.ArrowException, OSError, ValueError, DatasetError) as error:
+                path = printable(next(iter(self.files)).path)
+                raise DatasetError(
+                    f"{path}: the types of its columns cannot be read any more: {first_line(error)}"
+                ) from error
+        return self.types
+
+    def _schemas(self) -> "Iterator[pa.Schema]":
+        """Of all files that can be read; then of those that have changed, as they were when they were opened first."""
         import pyarrow as pa
 
-        good = (c for c in self.items.chunks if any(not p for p in c["problem"].to_pylist()))
-        indices = list(dict.fromkeys(index for chunk in good for index in chunk["file"].to_pylist()))
-        for index in indices:
-            with contextlib.suppress(pa.ArrowException, OSError, ValueError):
-                return opened(self.files[index], "columns").schema
-        file = self.files[indices[0]]
-        try:  # all have changed: as it was when the plan was made
-            return as_recorded(file).schema
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DatasetError(f"{printable(file.path)}: cannot be read any more: {first_line(error)}") from error
+        for read in (opened, as_recorded):
+            for file in self.files:
+                with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+                    yield read(file, "columns").schema
 
 
 def _items(file: File, index: int, rows: int) -> Iterator[dict[str, Column]]:
@@ -119,24 +156,12 @@ def _items(file: File, index: int, rows: int) -> Iterator[dict[str, Column]]:
         }
 
 
-def _image_column(schema: "pa.Schema", file: File, wanted: str | None) -> str:
-    """The column of the images: the one that is `wanted`, else the first that can be. Raises DatasetError where none can."""
-    column = wanted or next((field.name for field in schema if _holds_images(field.type)), None)
-    if column is None or column not in schema.names or not _holds_images(schema.field(column).type):
-        raise DatasetError(
-            f"{printable(file.path)}: no column of image bytes{f' {wanted!r}' if wanted else ''}: "
-            f"there are {printable(', '.join(schema.names), 500)}; name it with --image-column"
-        )
-    return column
-
-
-def _holds_images(kind: "pa.DataType") -> bool:
-    """Whether a column of that type can hold images: bytes, or a struct with `bytes` inside."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return any(kind.field(i).name == "bytes" and _holds_images(kind.field(i).type) for i in range(kind.num_fields))
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _first_values(files: Sequence[tuple[File, int]], column: str) -> Iterator[bytes]:
+    """The first images in a column, of the first rows of each file."""
+    for file, rows in files[:PEEKED_FILES]:
+        for value in parquet_images(file, column, range(min(rows, PEEKED_ROWS))):
+            if isinstance(value, bytes):
+                yield value
 
 
 def _runs(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -172,37 +197,52 @@ def _unless_changed(file: File, values: list[bytes | Failure]) -> list[bytes | F
     return values
 
 
-def parquet_images(file: File, column: str, rows: Sequence[int]) -> Iterator[bytes | Exception | None]:
-    """The image bytes of these rows, which ascend; None where there are none, an exception for a row that cannot be read."""
+def parquet_images(file: File, column: str, rows: Sequence[int]) -> Iterator[bytes | Exception | str | None]:
+    """The image bytes of these rows, which ascend; None where there are none, the path where the row has that only, an
+    exception for a row that cannot be read."""
     import pyarrow as pa
 
     try:
-        columns = reader(file, [_leaf(opened(file).schema, column)], "images")
+        schema = opened(file).schema
+        if column not in schema.names:
+            raise ValueError(f"it has no column {printable(repr(column), 100)}")
+        columns, path = reader(file, [leaf(schema, column)], "images"), leaf(schema, column, "path")
     except (pa.ArrowException, OSError, ValueError) as error:
         yield from [error] * len(rows)
         return
+    done = 0
     for batch in columns.batches(rows, size=1):  # an array of two values would hold both
         if isinstance(batch, Exception):
             yield batch
+            done += 1
             continue
         for scalar in batch[column]:
-            value: Any = scalar.as_py()
+            struct: Any = scalar.as_py()
+            value = struct
             while isinstance(value, dict):
                 value = value.get("bytes")
-            yield value
+            only_path = value is None and struct is not None and path
+            yield _path_of(file, column, path, rows[done]) if only_path else value
+            done += 1
 
 
-def _leaf(schema: "pa.Schema", column: str) -> str:
-    """The column of the bytes themselves, without what lies beside them in a struct."""
+def _path_of(file: File, column: str, path: str, row: int) -> str | None:
+    """The path that a row has in place of its bytes."""
     import pyarrow as pa
 
-    path, kind = column, schema.field(column).type
-    while pa.types.is_struct(kind):
-        path, kind = f"{path}.bytes", kind.field("bytes").type
-    return path
+    try:
+        (batch,) = reader(file, [path], "paths").batches([row], size=1)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        batch = error
+    value: Any = None if isinstance(batch, Exception) else batch[column][0].as_py()
+    text = value.get("path") if isinstance(value, dict) else None
+    return text if isinstance(text, str) and text else None
 
 
-def _bytes_or_failure(value: bytes | Exception | None) -> bytes | Failure:
+def _bytes_or_failure(value: bytes | Exception | str | None) -> bytes | Failure:
+    if isinstance(value, str):
+        text = f"the row has no bytes, only the path {printable(repr(value), 200)}, which is not opened"
+        return Failure("no_image", f"{text}: write the data set with the pictures in it, or tokenise their folder")
     if value is None:
         return Failure("no_image", "the row has no bytes")
     return Failure.of_reading(value) if isinstance(value, Exception) else value
