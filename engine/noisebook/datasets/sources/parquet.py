@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HELD = 64 << 20  # bytes of images that are read before it is seen that the file did not change meanwhile, about
 MANY = 256  # or that many images
 PEEKED_FILES, PEEKED_ROWS = 16, 64  # whose values are looked at to find the column of the images
+CONVERTED = 64  # rows whose columns get another type at once: of a dictionary, each may have a large value
 CARRIED = 1 << 30  # bytes of the columns that go along with a shard, at most
 
 
@@ -90,22 +91,33 @@ class Parquet(Source):
         parts, size = list[pa.Table](), 0
         for run in _runs(items):  # of equal files
             file = self.files[run[0].file]
-            there = [name for name in self.columns if name in opened(file, "columns").schema.names]
+            kinds = {field.name: str(field.type) for field in opened(file, "columns").schema}
+            there = [name for name in self.columns if name in kinds]
             if self.columns and not there:  # a table without columns forgets how many rows it has
                 parts.append(conformed(pa.table({"": pa.nulls(len(run))}), self.columns, self._types))
                 continue
+            as_planned = all(kinds.get(name) == kind for name, kind in self.columns.items())
             columns = reader(file, there, "columns")
+            batches: list[pa.Table] = []
             for rows in columns.groups([item.start for item in run]):
-                batches: list[pa.Table] = []
                 for batch in columns.batches(rows):
                     if isinstance(batch, Exception):
                         raise batch
-                    batches.append(conformed(batch, self.columns, self._types))
+                    batches.append(batch.select(there))
                     size += batches[-1].nbytes
+                    if not as_planned and sum(map(len, batches)) >= CONVERTED:
+                        parts.append(conformed(pa.concat_tables(batches), self.columns, self._types))
+                        size += parts[-1].nbytes - sum(batch.nbytes for batch in batches)
+                        batches = []
                     if size > CARRIED:
                         what = f"the columns of {len(items):,} rows take more than {CARRIED:,} bytes"
                         raise DatasetError(f"{printable(file.path)}: {what}: give a smaller --shard-size")
-                parts.append(pa.concat_tables(batches).combine_chunks())
+                if as_planned:
+                    table = pa.concat_tables(batches).combine_chunks()
+                    parts.append(pa.Table.from_arrays(table.columns, there))  # whatever may be null, or is noted there
+                    batches = []
+            if batches:
+                parts.append(conformed(pa.concat_tables(batches), self.columns, self._types))
             refuse_changed(file)
         if not parts:  # every image of the shard has failed: columns of the right types all the same
             types = self._types()
