@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.cli.inputs import refuse_unreadable
+from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
-from noisebook.errors import DatasetError, ImageError, SpecError
+from noisebook.errors import DatasetError, SpecError
 from noisebook.rules import RULES
 from noisebook.runtime.devices import usable_device
 from noisebook.runtime.limits import OPTIONS, Limits
@@ -282,7 +282,7 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
     targets = [name for name in TARGETS if getattr(args, name) is not None]
     if not targets:
         codec = load_codec(args)
-        weights = _roi(args)
+        weights = weights_of(args, limits_of(args))
         return (
             lambda pixels: (encode_picture(codec, pixels, args.embed_spec, weights(pixels)), codec),
             lambda: codec_info(codec),
@@ -294,7 +294,7 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
             f"--{targets[0].replace('_', '-')} is not among them: leave out --no-embed-spec"
         )
     aim = aim_of(args, targets[0])
-    weights = _roi(args)
+    weights = weights_of(args, limits_of(args))
     made: dict[str, Any] = {}
 
     def encode(pixels: "np.ndarray") -> "tuple[bytes, Codec]":
@@ -322,28 +322,6 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
         backbone.accelerate(args.dtype, args.channels_last, args.compile)
     return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
-
-
-ROI_LEAST = 0.1  # what an error counts where a mask is black
-
-
-def _roi(args: argparse.Namespace) -> "Callable[[np.ndarray], np.ndarray | None]":
-    """pixels [H, W, C] -> weights [H, W] of the mask, or None. Raises ImageError for another size."""
-    if args.roi is None:
-        return lambda pixels: None
-    from noisebook.images.io import read_image
-
-    refuse_unreadable(args.roi, ImageError)
-    mask = read_image(args.roi, 1, limits_of(args))[:, :, 0].astype("float32") / 255
-
-    def weights(pixels: "np.ndarray") -> "np.ndarray":
-        if mask.shape != pixels.shape[:2]:
-            raise ImageError(
-                f"the mask {args.roi} has {mask.shape} pixels, the image {pixels.shape[:2]}: they must be equal"
-            )
-        return ROI_LEAST + (1 - ROI_LEAST) * mask
-
-    return weights
 
 
 def network(args: argparse.Namespace) -> dict[str, Any]:
