@@ -16,7 +16,7 @@ from PIL import Image
 
 from common import TINY, tiny_backbone
 from noisebook.cli.main import main
-from noisebook.cli.options import names_of
+from noisebook.cli.tokenize import names_of
 from noisebook.datasets import CodecRecipe, TokenDataset, tokenize
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources import columns, cursor, enumerate_inputs

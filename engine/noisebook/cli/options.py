@@ -1,7 +1,6 @@
 """Options that several verbs share, and what they make: a codec, or an encoder with a target."""
 
 import argparse
-import csv
 import json
 import re
 from collections.abc import Callable
@@ -95,17 +94,6 @@ def path_of(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty name would stand for the current folder: for that write .")
     return Path(text)
-
-
-def names_of(text: str) -> list[str]:
-    """Names with commas between them, in double quotes where one has a comma. ArgumentTypeError for an empty one."""
-    try:
-        names = next(csv.reader([text], strict=True), [])
-    except csv.Error as error:
-        raise argparse.ArgumentTypeError(f"{error}: write NAME,NAME, a name with a comma in double quotes") from error
-    if not names or not all(names):
-        raise argparse.ArgumentTypeError("one of the names is empty")
-    return names
 
 
 def add_output_folder(parser: argparse.ArgumentParser) -> None:

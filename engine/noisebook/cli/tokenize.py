@@ -1,6 +1,7 @@
 """`noisebook tokenize`: a whole data set to shards of tokens."""
 
 import argparse
+import csv
 import os
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--drop-columns",
-        type=options.names_of,
+        type=names_of,
         action="extend",
         default=[],
         metavar="NAME,...",
@@ -135,6 +136,17 @@ def run(args: argparse.Namespace) -> int:
         )
     ranked = args.engine != "ray" and ends_together()
     return ImageError.code if counts["n_failed"] and not ranked else 0  # another code would end the other ranks
+
+
+def names_of(text: str) -> list[str]:
+    """Names with commas between them, in double quotes where one has a comma. ArgumentTypeError for an empty one."""
+    try:
+        names = next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"{error}: write NAME,NAME, a name with a comma in double quotes") from error
+    if not names or not all(names):
+        raise argparse.ArgumentTypeError("one of the names is empty")
+    return names
 
 
 def recipe_of(args: argparse.Namespace) -> "CodecRecipe":
