@@ -58,11 +58,28 @@ def memory_for(pixels):
 
 
 def test_the_share_of_a_batch_and_the_memory_it_needs_agree():
-    for pixels in (1, 1000, 123_457, 1 << 24):
+    for pixels in (1, 1000, 123_457, memory.LARGE_FROM):
         for device in ("cpu", "cuda"):
             limits = Limits(memory=memory.needed(pixels, device))
             assert memory.coded_pixels(limits, device) == pixels
             assert memory.coded_pixels(replace(limits, memory=limits.memory - 4096), device) < pixels
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("size", [(1, memory.LARGE_FROM), (1, memory.LARGE_FROM + 1), (3000, 4000), (12_500, 20_000)])
+def test_a_picture_is_taken_from_the_memory_that_its_refusal_names(size, device):
+    enough = memory.needed(size[0] * size[1], device)
+    assert Batching(8, device=device, limits=Limits(memory=enough)).refusal(*size) is None
+    refused = Batching(8, device=device, limits=Limits(memory=enough - 4096)).refusal(*size)
+    assert refused.code == "too_large" and memory.size_text(enough) in refused.message
+
+
+@pytest.mark.parametrize("pixels", [1000, 12_000_000, 250_000_000])
+def test_a_picture_is_decoded_from_the_memory_that_its_refusal_names(pixels):
+    enough = memory.needed_to_decode(pixels)
+    assert memory.decoded_pixels(Limits(memory=enough)) >= pixels
+    assert memory.decoded_pixels(Limits(memory=enough - 4096)) < pixels
+    assert enough <= memory.needed(pixels, "cpu")
 
 
 def test_a_plan_has_a_bound_only_where_memory_asks_for_it():
