@@ -71,7 +71,8 @@ def test_a_picture_is_taken_from_the_memory_that_its_refusal_names(size, device)
     enough = memory.needed(size[0] * size[1], device)
     assert Batching(8, device=device, limits=Limits(memory=enough)).refusal(*size) is None
     refused = Batching(8, device=device, limits=Limits(memory=enough - 4096)).refusal(*size)
-    assert refused.code == "too_large" and memory.size_text(enough) in refused.message
+    assert refused.code == "too_large"
+    assert memory.size_text(enough) in refused.message
 
 
 @pytest.mark.parametrize("pixels", [1000, 12_000_000, 250_000_000])
