@@ -328,6 +328,7 @@ def test_a_run_says_and_records_what_it_passed_over(tmp_path, capsys):
         assert "1 other file passed over (.md 1)" in said.err
     plan = json.loads((tmp_path / "out/plan.json").read_text())
     assert (plan["version"], plan["n_found"], plan["items"]) == (2, 4, 2)
+    assert (plan["n_ok"], plan["n_failed"], plan["n_passed_over"]) == (1, 1, 2)
     assert (plan["passed_over"], plan["other_files"]) == ({"second picture of a sample": 1, "hidden": 1}, {".md": 1})
     assert main([*command, "--resume"]) == 3
     assert (

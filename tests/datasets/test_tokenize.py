@@ -83,6 +83,7 @@ def test_one_goes_on_where_the_other_stopped(tmp_path, net, pictures):
     tokenize(pictures, tmp_path / "whole", codec=recipe, **SIZES)
     tokenize([str(pictures)], str(tmp_path / "out"), codec=recipe, rank=Rank(1, 2), **SIZES)
     assert list(content(tmp_path / "out")[1]) == ["000001.parquet"]
+    assert "n_ok" not in json.loads((tmp_path / "out/plan.json").read_text())
     with pytest.raises(DatasetError, match="--resume goes on with it"):
         tokenize(pictures, tmp_path / "out", codec=recipe, **SIZES)
     command = ["tokenize", str(pictures), "-o", str(tmp_path / "out"), "--backbone", net, *TINY, *SIZE_OPTIONS]
@@ -95,6 +96,15 @@ def test_one_goes_on_where_the_other_stopped(tmp_path, net, pictures):
         tokenize(
             pictures, tmp_path / "out", codec=CodecRecipe(backbone=net, changes=CHANGES, effort=0), resume=True, **SIZES
         )
+
+
+def test_the_last_rank_writes_the_counts_of_all(tmp_path, net, pictures):
+    out, recipe = tmp_path / "out", CodecRecipe(backbone=net, changes=CHANGES)
+    for number in (1, 0):
+        tokenize(pictures, out, codec=recipe, rank=Rank(number, 2), resume=True, **SIZES)
+        plan = json.loads((out / "plan.json").read_text())
+        assert plan.get("n_ok") == (None if number else COUNT)
+    assert plan["n_found"] == plan["n_ok"] + plan["n_failed"] + plan["n_passed_over"]
 
 
 def test_a_codec_of_ones_own(tmp_path, net, pictures):

@@ -78,4 +78,5 @@ def show_set(path: str, state: dict[str, Any]) -> None:
     if len(state["versions"]) > SHOWN:
         say(f"{name}: ... and with {len(state['versions']) - SHOWN:,} other versions: --json names them")
     counts = f"{state['shards']} of {state['of_shards']} shards whole, {state['n_in']} images: {state['n_ok']} ok"
-    say(f"{name}: {'ok' if state['complete'] else 'not complete, or damaged'}: {counts}, {state['n_failed']} failed")
+    left = f"{state['n_failed']} failed; {state['n_passed_over']} were passed over"
+    say(f"{name}: {'ok' if state['complete'] else 'not complete, or damaged'}: {counts}, {left}")

@@ -126,7 +126,8 @@ class Plan:
     def _counts(self) -> dict:
         """What was passed over, and `n_found`: the images of the plan, and the pictures that were passed over."""
         counts: dict = {name: getattr(self.source, name) for name in COUNTS}
-        return {**counts, "n_found": len(self.source.items) + sum(self.source.passed_over.values())}
+        passed_over = sum(self.source.passed_over.values())
+        return {**counts, "n_passed_over": passed_over, "n_found": len(self.source.items) + passed_over}
 
     def save(self, store: Store, limits: Limits = DEFAULT) -> None:
         """Writes the plan; `plan.json` last, so that where it is, all is. Raises DatasetError for one that `load` would
@@ -142,6 +143,15 @@ class Plan:
         about = {**self._about(), **self._summary(), **self._counts()}
         about["sha256"] = {name: sha256(data) for name, data in tables.items()}
         store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
+
+    def record(self, store: Store, n_ok: int, n_failed: int) -> None:
+        """Adds the counts of all shards to `plan.json`, for people: n_found = n_ok + n_failed + n_passed_over. No reader
+        needs them, and plans of version 1 stay as they are."""
+        text = store.read(PLAN)
+        about = json.loads(text) if text else {}
+        new = {**about, "n_ok": n_ok, "n_failed": n_failed}
+        if self.version > 1 and about.get("hash") == self.hash and new != about:
+            store.write(PLAN, (json.dumps(new, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, store: Store, limits: Limits = DEFAULT) -> "Plan | None":

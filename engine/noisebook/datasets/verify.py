@@ -18,10 +18,10 @@ WORK_OF_ROW, WORK_OF_BYTE = 30, 2  # microseconds: to unpack a row, and allowed 
 
 
 def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
-    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "versions", "problems": [{"name",
-    "error"}], "complete"}; of more than 1,000 problems the last entry says how many are left out. "versions" is a list of
-    {"noisebook": ..., "torch": ..., ..., "shards": how many were made under these}: several where a run was resumed under
-    others.
+    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "n_passed_over", "versions", "problems":
+    [{"name", "error"}], "complete"}; of more than 1,000 problems the last entry says how many are left out. "versions" is a
+    list of {"noisebook": ..., "torch": ..., ..., "shards": how many were made under these}: several where a run was resumed
+    under others.
 
     Of every shard: the ledger's own hash, the file's SHA-256, page checksums, that keys are those of the plan in its order
     without the failed ones, n_in = n_ok + n_failed, and that every token is below its vocab_size. Columns that were carried
@@ -33,6 +33,7 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
         raise FormatError(f"{printable(folder)}: there is no plan.json: not a data set of noisebook's, or never begun")
     problems = _Problems()
     out: dict[str, Any] = {"shards": 0, "n_in": 0, "n_ok": 0, "n_failed": 0, "problems": [], "of_shards": plan.shards}
+    out["n_passed_over"] = sum(plan.source.passed_over.values())
     there, after, whole = shards_with_entry(store, plan.shards), 0, list[dict[str, Any]]()
     for shard in there:
         problems.not_made(range(after, shard))

@@ -65,6 +65,7 @@ class ReportRun:
     versions: list[tuple[dict[str, str], int]]  # each with the number of shards that were made under them
     counts: dict[str, int]
     failed: Counter
+    passed_over: Counter
     remarks: Counter
     shards: list[dict[str, Any]]  # ledger entries of those that are done, in the order of time
     nfe: int  # network calls of a decode
@@ -118,6 +119,7 @@ class ReportSource:
             data.versions,
             counts,
             Counter(f["code"] for e in data.ledgers for f in e["failed"]),
+            Counter(data.plan.source.passed_over),
             Counter(r["code"] for e in data.ledgers for r in e["remarks"]),
             sorted(entries, key=lambda e: (e["finished"], e["shard"])),
             codec.nfe,

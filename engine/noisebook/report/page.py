@@ -63,6 +63,7 @@ def _overview(runs: Sequence[ReportRun]) -> str:
         ["data set", *(escape(run.name) for run in runs)],
         ["images", *(f"{run.counts['n_ok']:,} of {run.counts['n_in']:,}" for run in runs)],
         ["failed", *(codes(run.failed) for run in runs)],
+        ["passed over", *(codes(run.passed_over) for run in runs)],
         ["remarks", *(codes(run.remarks) for run in runs)],
         ["shards", *(f"{run.counts['shards']:,} of {run.counts['of_shards']:,}" for run in runs)],
         ["tokens", *(f"{run.counts['tokens']:,}" for run in runs)],
