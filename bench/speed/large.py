@@ -120,7 +120,10 @@ def table() -> str:
         "bits per pixel",
         "PSNR, dB",
     ]
-    return page.table(head, rows) + f"\n\n{page.source(result, NAME)}"
+    notes = [
+        f"{row['megapixels']:g} megapixels, {row['backbone']}: {row['note']}." for row in result["rows"] if "note" in row
+    ]
+    return page.table(head, rows) + f"\n\n{' '.join([*notes, page.source(result, NAME)])}"
 
 
 def main() -> None:
