@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [cod] [tokenizing] [tune] [train] [paper] [rates]
+# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [latent] [cod] [tokenizing] [tune] [train] [paper] [rates]
 #   tests       the GPU tests: values, known answers, graphs     -> gpu_tests.xml
 #   kernels     every kernel and the baselines                   -> kernels.json
 #   throughput  encode and decode end to end                     -> throughput.json
+#   latent      Stable Diffusion 2.1, SDXL, SD3 and Flux, random weights, beside bare network, Turbo-DDCM's and DiffC's loops; needs
+#               diffusers, which `pip download --no-deps -d carry/wheels diffusers importlib_metadata zipp` packs -> latent.json
 #   cod         CoD of full size, random weights: tokens a second, a decode -> cod_speed.json
 #   tokenizing  `noisebook tokenize` beside the codec by itself, on what carry/ has or random images; needs pyarrow -> tokenizing.json
 #   tune        launch settings                                  -> tuned.json (and kernels/noisebook_kernels/tuned.json)
@@ -11,18 +13,19 @@
 #   paper       the experiments of bench/paper; needs `python -m bench.paper.run --carry carry/paper`. Resumes -> paper.json
 #   rates       bench/quality/rate_distortion.py; needs `python -m bench.quality.rate_distortion --carry carry/rates`. Resumes -> rate_distortion.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
-# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, COD_MINUTES, TOKENIZING_MINUTES, TUNE_MINUTES, PAPER_MINUTES, RATES_MINUTES, and MINUTES of training (8), in all:
+# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, LATENT_MINUTES, COD_MINUTES, TOKENIZING_MINUTES, TUNE_MINUTES, PAPER_MINUTES, RATES_MINUTES, and MINUTES of training (8), in all:
 # with twice as many a second call continues the run in runs/$MODEL while the machine is warm; two calls are what a model
 # may cost. The first three steps stay below nine.
 # DRY=1, and any machine without CUDA: all at tiny sizes on the CPU, which proves this script and measures nothing.
-# To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput, then python -m bench.report
+# To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput and latent, then python -m bench.report
+# and python -m bench.speed.latent_speed --report
 set -uo pipefail
 OUT=$(mkdir -p "${OUT:?where results go}" && cd "$OUT" && pwd)
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 [ $# -gt 0 ] || set -- tests kernels throughput train
 for step; do
-  case $step in tests | kernels | throughput | cod | tokenizing | tune | train | paper | rates) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
+  case $step in tests | kernels | throughput | latent | cod | tokenizing | tune | train | paper | rates) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
 done
 
 within() { timeout -s INT -k 10 "${1}m" "$PYTHON" "${@:2}"; }  # minutes, what Python is to run
@@ -59,7 +62,7 @@ run_step() {
   case $1 in
     tests)
       local what=(tests/kernels/test_gpu.py tests/kernels/test_triton.py tests/kernels/test_triton_[!c]*.py tests/codebook/test_codebook.py)
-      what+=(tests/bench/test_bench_gpu.py -k "not gpu_sh")
+      what+=(tests/bench/test_bench_gpu.py tests/bench/test_latent_speed.py -k "not gpu_sh")
       [ -z "$dry" ] || what=(tests/kernels/test_triton.py -k "known_answers and 48")
       "$PYTHON" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && what+=(-n 8)  # most of the time is compilation
       within "${TESTS_MINUTES:-2.5}" -m pytest -m "" "${what[@]}" -p no:cacheprovider --junitxml="$OUT/gpu_tests.xml" ;;
@@ -68,6 +71,10 @@ run_step() {
     throughput)
       within "${THROUGHPUT_MINUTES:-1.75}" -m bench.speed.throughput "$OUT/throughput.json" \
         --minutes "${THROUGHPUT_MINUTES:-1.75}" $dry ;;
+    latent)
+      "$PYTHON" -c 'import diffusers' 2>/dev/null \
+        || within "${INSTALL_MINUTES:-1.5}" -m pip install --quiet --no-index --no-deps carry/wheels/*.whl || return
+      within "${LATENT_MINUTES:-6}" -m bench.speed.latent_speed "$OUT/latent.json" --minutes "${LATENT_MINUTES:-5}" $dry ;;
     cod)
       within "${COD_MINUTES:-2}" -m bench.speed.cod_speed "$OUT/cod_speed.json" --minutes "${COD_MINUTES:-2}" $dry ;;
     tokenizing)  # needs pyarrow, which the package asks for with the extra `datasets`

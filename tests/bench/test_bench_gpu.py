@@ -197,9 +197,22 @@ def test_settings_with_other_tokens_are_never_chosen():
 @pytest.mark.slow
 def test_gpu_sh_runs_dry(tmp_path):
     """Every step at tiny sizes on the CPU; no figure of it passes for a result."""
-    minutes = {f"{step}_MINUTES": "9" for step in ("TESTS", "KERNELS", "THROUGHPUT", "TUNE")}  # on a busy machine, too
+    minutes = {
+        f"{step}_MINUTES": "9" for step in ("TESTS", "KERNELS", "THROUGHPUT", "LATENT", "TUNE")
+    }  # on a busy machine, too
     environment = {**os.environ, **minutes, "OUT": str(tmp_path / "out"), "DRY": "1", "PYTHON": sys.executable}
-    command = ["bash", ROOT / "bench/gpu.sh", "tests", "kernels", "throughput", "cod", "tokenizing", "tune", "train"]
+    command = [
+        "bash",
+        ROOT / "bench/gpu.sh",
+        "tests",
+        "kernels",
+        "throughput",
+        "latent",
+        "cod",
+        "tokenizing",
+        "tune",
+        "train",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     files = {path.name: path for path in (tmp_path / "out").iterdir()}
@@ -208,6 +221,7 @@ def test_gpu_sh_runs_dry(tmp_path):
         "gpu_tests.xml",
         "kernels.json",
         "throughput.json",
+        "latent.json",
         "cod_speed.json",
         "tokenizing.json",
         "tuned.json",
@@ -219,7 +233,7 @@ def test_gpu_sh_runs_dry(tmp_path):
         assert "gpu" not in found
         assert {"versions", "date", "command"} <= found.keys()
     steps = read["machine.json"]["steps"]
-    assert list(steps) == ["tests", "kernels", "throughput", "cod", "tokenizing", "tune", "train"]
+    assert list(steps) == ["tests", "kernels", "throughput", "latent", "cod", "tokenizing", "tune", "train"]
     assert all(s["ok"] for s in steps.values())
     assert 'failures="0"' in files["gpu_tests.xml"].read_text()
     assert 'tests="0"' not in files["gpu_tests.xml"].read_text()
@@ -230,7 +244,7 @@ def test_gpu_sh_runs_dry(tmp_path):
     names = {f"{row['codebook']}_{row['kernel']}" for row in kernels["rows"]}
     rules = ("select", "top", "biased", "noise", "backtrace")
     assert names == {f"{codebook}_{rule}" for codebook in floors.CODEBOOKS for rule in rules}
-    for row in kernels["rows"] + kernels["baselines"] + read["throughput.json"]["rows"]:
+    for row in kernels["rows"] + kernels["baselines"] + read["throughput.json"]["rows"] + read["latent.json"]["rows"]:
         for times in row["times"].values():
             assert 0 < times["q1_ms"] <= times["median_ms"] <= times["q3_ms"]
     assert {b["kind"].split()[0] for b in kernels["baselines"]} == {"chunked", "DDCM", "Turbo-DDCM", "DiffC"}

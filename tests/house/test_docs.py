@@ -45,6 +45,7 @@ def test_tables_come_from_the_results():
         ("quality.cod_latent", "cod"),
         ("reliability.whole_dataset", "datasets"),
         ("speed.tokenizing", "datasets"),
+        ("speed.latent_speed", "performance"),
         ("speed.scaling", "scale"),
         ("reliability.fuzz", "reliability"),
         ("reliability.faults", "reliability"),
