@@ -111,12 +111,37 @@ def build_sd(prediction="epsilon"):
     )
 
 
-def build_sdxl():
+def build_lcm():
+    """LCM: the UNet has an embedding of the guidance scale; the pipeline is a class of its own."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return diffusers.LatentConsistencyModelPipeline(
+        vae=autoencoder(4),
+        text_encoder=clip(8),
+        tokenizer=clip_tokenizer(),
+        unet=text_unet(cross_attention_dim=8, time_cond_proj_dim=9),
+        scheduler=diffusers.LCMScheduler(**betas, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def build_sd_turbo():
+    """SD-Turbo: Stable Diffusion 2.1's layout, and Euler's scheduler that stops at the ends of even pieces."""
+    pipe = build_sd()
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, timestep_spacing="trailing"
+    )
+    return pipe
+
+
+def build_sdxl(**options):
     unet = text_unet(
         cross_attention_dim=24,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 12,
+        **options,
     )
     scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return diffusers.StableDiffusionXLPipeline(
@@ -129,6 +154,24 @@ def build_sdxl():
         scheduler=scheduler,
         add_watermarker=False,
     )
+
+
+def build_sdxl_turbo():
+    """SDXL-Turbo: SDXL's layout with the ancestral Euler scheduler."""
+    pipe = build_sdxl()
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, timestep_spacing="trailing"
+    )
+    return pipe
+
+
+def build_sdxl_lcm():
+    """LCM of SDXL: its text, and the embedding of the guidance scale."""
+    pipe = build_sdxl(time_cond_proj_dim=8)
+    pipe.scheduler = diffusers.LCMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, original_inference_steps=50
+    )
+    return pipe
 
 
 def build_dit():
@@ -146,7 +189,7 @@ def build_dit():
     return diffusers.DiTPipeline(transformer, autoencoder(4), diffusers.DDIMScheduler(clip_sample=False), {0: "tench"})
 
 
-def build_sd3():
+def build_sd3(**options):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         in_channels=4,
@@ -158,6 +201,7 @@ def build_sd3():
         caption_projection_dim=16,
         pooled_projection_dim=20,
         pos_embed_max_size=12,
+        **options,
     ).eval()
     tokenizer_3, text_encoder_3 = t5(32)
     return diffusers.StableDiffusion3Pipeline(
@@ -171,6 +215,15 @@ def build_sd3():
         text_encoder_3,
         tokenizer_3,
     )
+
+
+def build_sd35():
+    """SD 3.5 medium: normalised queries and keys, a second attention of the picture in some blocks, an autoencoder without
+    the convolutions around its codes."""
+    pipe = build_sd3(qk_norm="rms_norm", dual_attention_layers=(0,))
+    codes = {"use_quant_conv": False, "use_post_quant_conv": False}
+    pipe.vae = autoencoder(4, scaling_factor=1.5305, shift_factor=0.0609, **codes)
+    return pipe
 
 
 def build_flux(distilled=True):
@@ -210,9 +263,14 @@ def build_ve():
 BUILDERS = {
     "sd": build_sd,
     "sd v": lambda: build_sd("v_prediction"),
+    "sd turbo": build_sd_turbo,
+    "lcm": build_lcm,
     "sdxl": build_sdxl,
+    "sdxl turbo": build_sdxl_turbo,
+    "sdxl lcm": build_sdxl_lcm,
     "dit": build_dit,
     "sd3": build_sd3,
+    "sd3.5": build_sd35,
     "flux": build_flux,
     "flux schnell": lambda: build_flux(distilled=False),
     "consistency": build_consistency,

@@ -71,9 +71,59 @@ def test_stable_diffusion(saved, name, guidance):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("negative", [None, "", "bad"])
-def test_sdxl(saved, negative):
-    path, pipe = saved("sdxl")
+def test_sd_turbo(saved):
+    """Against the Euler scheduler's own step, which works in y and sigma."""
+    path, pipe = saved("sd turbo")
+    backbone, t = from_folder(path, prompt="a cat"), 321
+    text = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
+    pipe.scheduler.set_timesteps(timesteps=[t])
+    sigma, y = pipe.scheduler.sigmas[0].item(), noise(2, 4, 8, 12)
+    x = pipe.scheduler.scale_model_input(y, pipe.scheduler.timesteps[0])
+    out = pipe.unet(x, t, encoder_hidden_states=text.repeat(2, 1, 1)).sample
+    check(backbone, y, sigma, pipe.scheduler.step(out, pipe.scheduler.timesteps[0], y).pred_original_sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 8.5])
+@pytest.mark.parametrize("name", ["lcm", "sdxl lcm"])
+def test_lcm(saved, monkeypatch, name, guidance):
+    """Against one step of the pipeline itself, whose network is given the guidance scale as an embedding."""
+    path, pipe = saved(name)
+    backbone = from_folder(path, prompt="a cat", guidance=guidance)
+    seen, step = [], pipe.scheduler.step
+
+    def watched_step(out, t, x, *rest, **more):
+        seen.append((x, t, step(out, t, x, *rest, **more)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(pipe.scheduler, "step", watched_step)
+    options = {"guidance_scale": guidance, "num_inference_steps": 2, "output_type": "latent", "height": 16, "width": 24}
+    pipe("a cat", latents=noise(1, 4, 8, 12), generator=torch.Generator().manual_seed(0), **options)
+    assert [t.item() for _, t, _ in seen] == [999, 499]
+    for x, t, made in seen:
+        abar = pipe.scheduler.alphas_cumprod[t].item()
+        check(backbone, x / math.sqrt(abar), math.sqrt(1 / abar - 1), made[1])
+    with pytest.raises(BackboneError, match="knows guidance itself takes no negative_prompt"):
+        from_folder(path, negative_prompt="bad", guidance=3)
+
+
+def test_lcms_of_other_guidance_are_other_backbones(saved, copied):
+    path = saved("lcm")[0]
+    plain, other = from_folder(path), from_folder(path, guidance=8.5)
+    assert plain.fingerprint != other.fingerprint
+    y = noise(1, 4, 8, 8)
+    assert not torch.equal(plain.denoise(y, plain.round_sigma(1.0)), other.denoise(y, plain.round_sigma(1.0)))
+    folder = copied("lcm")
+    for width in (0, 2, 8, True, 1 << 40):
+        edit(folder / "unet" / "config.json", time_cond_proj_dim=width)
+        with pytest.raises(BackboneError, match=r"unet: (time_cond_proj_dim is a whole number|config and weights do not)"):
+            from_folder(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "negative"), [("sdxl", None), ("sdxl", ""), ("sdxl", "bad"), ("sdxl turbo", None)])
+def test_sdxl(saved, name, negative):
+    path, pipe = saved(name)
     guidance = 3.0
     backbone = from_folder(path, prompt="a cat", negative_prompt=negative, guidance=guidance)
     towards, away, pooled, pooled_away = pipe.encode_prompt("a cat", negative_prompt=negative)
@@ -90,8 +140,8 @@ def test_sdxl(saved, negative):
         torch.cat([away, towards]).repeat_interleave(2, 0),
         added_cond_kwargs=added,
     ).sample
-    pipe.scheduler.set_timesteps(timesteps=[t.item()])  # Euler works in y and sigma: one step to 0 gives x0_hat
-    want = pipe.scheduler.step(guided(out, guidance), pipe.scheduler.timesteps[0], y).pred_original_sample
+    pipe.scheduler.set_timesteps(1000)  # Euler works in y and sigma, also the ancestral one
+    want = pipe.scheduler.step(guided(out, guidance), pipe.scheduler.timesteps[999 - t], y).pred_original_sample
     check(backbone, y, sigma, want)
 
 
@@ -122,10 +172,10 @@ def flow_step(scheduler, sigma, x, predict):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("with_t5", [True, False])
-def test_sd3(saved, copied, with_t5):
-    _, pipe = saved("sd3")
-    path, guidance = copied("sd3"), 2.0
+@pytest.mark.parametrize(("name", "with_t5"), [("sd3", True), ("sd3", False), ("sd3.5", True)])
+def test_sd3(saved, copied, name, with_t5):
+    _, pipe = saved(name)
+    path, guidance = copied(name), 2.0
     if not with_t5:
         edit(path / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
         pipe = diffusers.StableDiffusion3Pipeline(**{**pipe.components, "text_encoder_3": None, "tokenizer_3": None})

@@ -16,7 +16,7 @@ from torch import Tensor
 from noisebook.backbones.base import Backbone, fingerprint_of
 from noisebook.backbones.diffusers.files import Folder, public
 from noisebook.backbones.diffusers.levels import adapter, direction, is_flow, reading, times_of
-from noisebook.backbones.diffusers.nets import SD3, DiT, Flux, SD3Flow, TextUNet, UNet2D
+from noisebook.backbones.diffusers.nets import SD3, DiT, Flux, SD3Flow, TextUNet, UNet2D, guidance_embedding
 from noisebook.backbones.diffusers.text import Embedded, embed_flux, embed_sd, embed_sd3, embed_sdxl
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
@@ -25,13 +25,13 @@ from noisebook.errors import BackboneError, printable
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 VQ = "VQModel"  # the autoencoder of an LDMPipeline, whose decoder quantises
+MOST_WIDTH = 1 << 14  # of an embedding
 # Fields of a UNet2DConditionModel that bring other conditions than those of Stable Diffusion, and what is read of them.
 TEXT_UNETS = {
     "addition_embed_type": (None, "text_time"),
     "class_embed_type": (None,),
     "encoder_hid_dim_type": (None,),
     "num_class_embeds": (None,),
-    "time_cond_proj_dim": (None,),
 }
 
 
@@ -134,28 +134,36 @@ def code_part(network: Network) -> str | None:
 
 # ---- models of latents -------------------------------------------------------------------------------------------------
 def text_unet(network: Network, options: Options) -> Backbone:
-    """`UNet2DConditionModel`: Stable Diffusion 1 and 2, SDXL."""
+    """`UNet2DConditionModel`: Stable Diffusion 1 and 2, SDXL, their Turbo and LCM models."""
     folder, config = network.folder, network.config
     options.refuse("a model that reads text", "label")
     for name, known in TEXT_UNETS.items():
         if config.get(name) not in known:
-            raise BackboneError(f"{network.place}: {name} {config[name]!r} is not read, only Stable Diffusion 1, 2 and SDXL")
+            raise BackboneError(
+                f"{network.place}: {name} {config[name]!r} is not read, only Stable Diffusion 1, 2, SDXL and LCM"
+            )
     text = ("text_encoder", "tokenizer")
     sdxl = config.get("addition_embed_type") is not None
     folder.only("a model of text", "unet", "scheduler", "vae", *text, *(f"{name}_2" for name in text if sdxl))
+    distilled = guidance_width(network)
+    if distilled:
+        options.refuse("a network that knows guidance itself", "negative_prompt")
     vae = autoencoder(network, config.get("in_channels", 4))
     # SDXL's pipeline takes zeros for a negative prompt that is left out
     zeros = sdxl and options.negative_prompt is None and bool(folder.index.get("force_zeros_for_empty_prompt", True))
-    prompts = both_prompts(options, zeros)
-    texts = embed_sdxl(folder, prompts, zeros and len(prompts) == 2) if sdxl else embed_sd(folder, prompts)
+    prompts = [options.prompt or ""] if distilled else both_prompts(options, zeros)
+    zeros = zeros and len(prompts) == 2
+    texts = embed_sdxl(folder, prompts, zeros) if sdxl else embed_sd(folder, prompts)
     widths = {"encoder_hidden_states": config.get("cross_attention_dim", 1280)}
     if sdxl:
         sizes = 6 * (config.get("addition_time_embed_dim") or 0)
         widths["text_embeds"] = (config.get("projection_class_embeddings_input_dim") or 0) - sizes
     check_widths(network, texts, widths)
+    if distilled:
+        texts.conditions["timestep_cond"] = guidance_embedding(options.guidance, distilled)
     net = TextUNet(folder.module(network.part, network.kind), texts.conditions, options.guidance, vae.factor)
     inner = adapter(net, network.schedule, network.place, channels=vae.channels, multiple=halvings(config))
-    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens, zeros=zeros and len(prompts) == 2)
+    return latent(network, inner, vae, guidance=options.guidance, tokens=texts.tokens, zeros=zeros)
 
 
 def dit(network: Network, options: Options) -> Backbone:
@@ -304,6 +312,17 @@ def class_labels(network: Network, count: int, null: int | None, options: Option
             + ("this model has no such class" if null is None else "give label")
         )
     return [null, label]
+
+
+def guidance_width(network: Network) -> int:
+    """How many numbers a UNet is given that stand for the guidance scale (LCM); 0: none. Raises BackboneError for a width
+    that is none."""
+    width = network.config.get("time_cond_proj_dim")
+    if width is not None and (type(width) is not int or not 4 <= width <= MOST_WIDTH):
+        raise BackboneError(
+            f"{network.place}: time_cond_proj_dim is a whole number from 4 to {MOST_WIDTH:,}, not {printable(width, 40)}"
+        )
+    return width or 0
 
 
 def check_widths(network: Network, texts: Embedded, widths: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Networks of diffusers as the adapters call them, net(x, times) -> Tensor: conditions are buffers, guidance is inside."""
 
+import math
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class DiT(Conditioned):
 class TextUNet(Conditioned):
     """`UNet2DConditionModel`: encoder_hidden_states [B, L, D]; SDXL also text_embeds [B, P] and the size of the image.
 
+    A model with an embedding of the guidance scale (LCM) is given it as timestep_cond [B, W], in place of a second row.
     `factor` pixels stand for one element of the state. SDXL is conditioned on sizes (Podell et al. 2023, section 2.2): that
     the image had this very size from the beginning and was not cropped.
     """
@@ -68,7 +70,16 @@ class TextUNet(Conditioned):
             sizes = (height, width, 0, 0, height, width)
             ids = torch.stack([torch.full((len(x),), float(n), device=x.device) for n in sizes], 1)
             added = {"text_embeds": conditions["text_embeds"], "time_ids": ids}
-        return self.model(x, times, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        scale = conditions.get("timestep_cond")
+        return self.model(x, times, timestep_cond=scale, encoder_hidden_states=text, added_cond_kwargs=added).sample
+
+
+def guidance_embedding(guidance: float, width: int) -> Tensor:
+    """[1, width]: sines and cosines of 1000 w, w = guidance - 1, as LCMs were trained with (Luo et al. 2023)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (guidance - 1) * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()])[None], (0, width % 2))
 
 
 class SD3(Conditioned):
