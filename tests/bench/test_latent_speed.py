@@ -1,11 +1,15 @@
 """latent_speed.py at tiny sizes: what is timed is what it says, an error is told, and the page says what is not measured."""
 
+import contextlib
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+import fake_cuda
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
@@ -79,6 +83,72 @@ def test_an_error_is_a_row_and_the_exit_code_and_what_was_left_out_is_named(monk
     assert (code, result["rows"]) == (1, [])
     assert result["left_out"] == [case.name for case in cases]
     assert "left out, no time: SD 2.1, top" in capsys.readouterr().out
+
+
+def test_a_batch_that_one_image_shows_to_take_too_long_is_left_out():
+    case = latent_speed.Case("SD 2.1", "poisson", 32)
+    slow = [
+        {**latent_speed.describe(latent_speed.Case("SD 2.1", "poisson", 1), verb), "ms_an_image": 3e3}
+        for verb in ("encode", "decode")
+    ]
+    assert latent_speed.expected(case, {}, []) == 15
+    assert latent_speed.expected(case, {("SD 2.1", 32, False): 40.0}, []) == 40
+    assert latent_speed.expected(case, {}, slow) == pytest.approx(32 * 18)
+    assert latent_speed.expected(case, {}, [{**slow[0], "way": "bins"}]) == 15
+
+
+class FakeEvent:
+    def __init__(self, enable_timing):
+        pass
+
+    def record(self):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 2.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests run on the GPU itself")
+def test_what_is_recorded_on_a_gpu_reads_nothing_back(monkeypatch):
+    """The CPU stands for a GPU: network, autoencoder and Turbo-DDCM's loop are captured by a recorder that refuses what CUDA
+    refuses, and replayed. A codec that could not be recorded says so in its row."""
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    recordings = []
+
+    class Graph(fake_cuda.FakeGraph):
+        def __init__(self):
+            super().__init__()
+            recordings.append(self)
+
+    fakes = {
+        "CUDAGraph": Graph,
+        "graph": lambda graph: fake_cuda.Recorder(graph.steps),
+        "Stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda: stream,
+        "Event": FakeEvent,
+        "reset_peak_memory_stats": lambda _: None,
+        "memory_allocated": lambda _: 1 << 30,
+        "max_memory_allocated": lambda _: 3 << 30,
+        "empty_cache": lambda: None,
+    }
+    bench = latent_speed.Bench(torch.device("cpu"), True)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    bench.cuda = bench.clock.cuda = True
+    rows = bench.rows(latent_speed.Case("SD 2.1", "bins", 1)) + bench.rows(
+        latent_speed.Case("SD 2.1", latent_speed.LOOPS[0], 2)
+    )
+    assert len(recordings) == 4 + 4 + 2  # network and autoencoder, twice, for both; the loop's encode and decode
+    assert [row["recorded"] for row in rows] == [False, False, True, True]
+    assert all(2 < row["peak_gib"] < 2.01 for row in rows)
+    assert all(row["times"]["total"]["median_ms"] == 2 for row in rows)
+    recordings.clear()
+    bench.rows(latent_speed.Case("SD 2.1", "top", 1, graph=False))
+    assert not recordings
 
 
 def test_the_plan_names_each_case_once_and_holds_what_the_page_asks_for():
