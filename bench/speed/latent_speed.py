@@ -117,6 +117,7 @@ class Bench:
         self.steps, self.seconds = (2, 0.0) if dry else (STEPS, 1.0)
         self.models: dict[tuple[str, bool], Latent] = {}
         self.alone: dict[tuple, dict[str, dict[str, Any]]] = {}
+        self.first_calls: dict[Case, float] = {}  # seconds of the first network calls, in which code is compiled
 
     # ---- models and parts ----------------------------------------------------------------------------------------------
     def side(self, size: str) -> int:
@@ -151,10 +152,12 @@ class Bench:
             dtype = next(backbone.inner.parameters()).dtype if key[0] == "loop" else torch.float32
             images = torch.rand(case.batch, 3, side, side, device=self.device).to(dtype) * 2 - 1
             codes = torch.randn(case.batch, *state, device=self.device, dtype=dtype)
-            network = {
-                verb: self.time(network_calls(backbone, at, case.batch, side), case.graph)
-                for verb, at in (("encode", levels[:-1]), ("decode", levels))
-            }
+            begin, calls = time.perf_counter(), {}
+            for verb, at in (("encode", levels[:-1]), ("decode", levels)):
+                calls[verb] = network_calls(backbone, at, case.batch, side)
+            self.clock.sync()
+            self.first_calls[case] = time.perf_counter() - begin
+            network = {verb: self.time(call, case.graph) for verb, call in calls.items()}
             halves = {"encode": lambda _: backbone.encode(images), "decode": lambda _: backbone.decode(codes)}
             self.alone[key] = {
                 verb: {"network": network[verb], "autoencoder": self.time(half, case.graph)} for verb, half in halves.items()
@@ -240,6 +243,8 @@ class Bench:
             "times_of_parts": total["median_ms"] / inside,
             "peak_gib": peak and peak / 2**30,
         }
+        if case in self.first_calls:  # of the first case on a model and a batch
+            row["first_network_calls_s"] = self.first_calls[case]
         if heard:
             row["warnings"] = sorted({str(warning.message).strip()[:300] for warning in heard})[:5]
         return row

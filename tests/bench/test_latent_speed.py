@@ -134,6 +134,7 @@ def test_what_is_recorded_on_a_gpu_reads_nothing_back(monkeypatch):
         "memory_allocated": lambda _: 1 << 30,
         "max_memory_allocated": lambda _: 3 << 30,
         "empty_cache": lambda: None,
+        "synchronize": lambda _: None,
     }
     bench = latent_speed.Bench(torch.device("cpu"), True)
     for name, fake in fakes.items():
@@ -146,9 +147,22 @@ def test_what_is_recorded_on_a_gpu_reads_nothing_back(monkeypatch):
     assert [row["recorded"] for row in rows] == [False, False, True, True]
     assert all(2 < row["peak_gib"] < 2.01 for row in rows)
     assert all(row["times"]["total"]["median_ms"] == 2 for row in rows)
+    assert all(row["first_network_calls_s"] > 0 for row in rows)
     recordings.clear()
     bench.rows(latent_speed.Case("SD 2.1", "top", 1, graph=False))
     assert not recordings
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_all_is_recorded_and_measured():
+    bench = latent_speed.Bench(DEVICE, True)
+    for case in latent_speed.dry_plan():
+        for row in bench.rows(case):
+            assert row["recorded"] == case.graph, row["name"]
+            assert row["peak_gib"] > 0
+            assert row["share_outside"] < 1
+    for row in bench.rows(latent_speed.Case("SD 2.1", latent_speed.LOOPS[0], 2)):
+        assert row["recorded"]
 
 
 def test_the_plan_names_each_case_once_and_holds_what_the_page_asks_for():
