@@ -119,7 +119,7 @@ def one_rate(place: rivals.Place, maker: str, bpp: float, calls: int, images: Te
     wanted = bpp * place.height * place.width
 
     def at(bits: float) -> Coded:
-        return coded(Codec(rivals.MAKERS[maker](place, bits, calls), place.backbone, effort=1), images, batch)
+        return coded(Codec(rivals.MAKERS[maker](place, bits, calls), place.backbone, graphs=False, effort=1), images, batch)
 
     found = at(wanted)
     share = wanted / (sum(found.bits) / len(found.bits))
