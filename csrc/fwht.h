@@ -100,11 +100,3 @@ template <class V>
 void transform(const typename V::T* in, const uint32_t* flips, typename V::T* out, size_t n) {
     flips ? transform_any<V, true>(in, flips, out, n) : transform_any<V, false>(in, flips, out, n);
 }
-
-// sum += flipped x
-template <class V>
-void add_flipped(typename V::T* sum, const typename V::T* x, const uint32_t* flips, size_t n) {
-    size_t d = 0;
-    for (; d + V::width <= n; d += V::width) (V::load(sum + d) + V::load(x + d).flipped(flips, d)).store(sum + d);
-    for (; d < n; ++d) sum[d] += flips[d / 32] >> (d % 32) & 1 ? -x[d] : x[d];
-}

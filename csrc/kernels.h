@@ -39,8 +39,18 @@ struct Kernels {
     void (*combine_f32)(float* data, size_t n, size_t first, size_t last);
     void (*combine_i32)(int32_t* data, size_t n, size_t first, size_t last);
 
-    // sum += x, each entry negated first where its bit of `flips` is set.
+    // sum += x, each entry negated first where its bit of `flips` is set; x may also be one number for all entries.
     void (*add_flipped_i32)(int32_t* sum, const int32_t* x, const uint32_t* flips, size_t n);
+    void (*add_signs_i32)(int32_t* sum, int32_t x, const uint32_t* flips, size_t n);
+
+    // out = float(x) * factor, each x negated first where its bit of `flips` is set: rounded to nearest even, twice.
+    void (*scale_flipped)(const int32_t* x, const uint32_t* flips, float factor, float* out, size_t n);
+
+    // The largest |x|; 0 for n = 0.
+    uint32_t (*max_abs_i32)(const int32_t* x, size_t n);
+
+    // sums[0] += the low 32 bits of all x^2, sums[1] += their high 32 bits.
+    void (*add_squares)(const int32_t* x, size_t n, uint64_t* sums);
 
     // The largest |x|; 0 for n = 0.
     float (*max_abs)(const float* x, size_t n);

@@ -50,6 +50,7 @@ struct F32 {
     static constexpr int width = 8, radix = 8;
     __m256 v;
     static F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F32 set(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     F32 flipped(const uint32_t* flips, size_t d) const {
         const __m256 top = _mm256_and_ps(_mm256_castsi256_ps(top_bits(flips, d)), _mm256_set1_ps(-0.0f));
@@ -67,13 +68,16 @@ struct F32 {
 };
 inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 
 struct I32 {
     using T = int32_t;
     static constexpr int width = 8, radix = 8;
     __m256i v;
     static I32 load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+    static I32 set(int32_t x) { return {_mm256_set1_epi32(x)}; }
     void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+    F32 rounded() const { return {_mm256_cvtepi32_ps(v)}; }
     I32 flipped(const uint32_t* flips, size_t d) const {
         const __m256i minus = _mm256_srai_epi32(top_bits(flips, d), 31);
         return {_mm256_sub_epi32(_mm256_xor_si256(v, minus), minus)};
@@ -142,12 +146,14 @@ float max_abs(const float* x, size_t n) {
 #include "fwht.h"
 #include "independent.h"
 #include "philox.h"
+#include "synthesis.h"
 
 }  // namespace
 
 const Kernels avx2_kernels = {
-    "avx2",          philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
-    combine<I32, 8>, add_flipped<I32>,  max_abs,        max_biased,     sign_sums<I8>,
+    "avx2",          philox_words<U32>, transform<F32>, transform<I32>,          combine<F32, 8>,
+    combine<I32, 8>, add_flipped<I32>,  add_signs<I32>, scale_flipped<I32, F32>, max_abs_i32,
+    add_squares,     max_abs,           max_biased,     sign_sums<I8>,
 };
 
 }  // namespace noisebook

@@ -51,6 +51,7 @@ struct F32 {
     static constexpr int width = 16, radix = 16;
     __m512 v;
     static F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static F32 set(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     F32 flipped(const uint32_t* flips, size_t d) const {
         return {_mm512_mask_xor_ps(v, bits16(flips, d), v, _mm512_set1_ps(-0.0f))};
@@ -70,13 +71,16 @@ struct F32 {
 };
 inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 
 struct I32 {
     using T = int32_t;
     static constexpr int width = 16, radix = 16;
     __m512i v;
     static I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+    static I32 set(int32_t x) { return {_mm512_set1_epi32(x)}; }
     void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+    F32 rounded() const { return {_mm512_cvtepi32_ps(v)}; }
     I32 flipped(const uint32_t* flips, size_t d) const {
         return {_mm512_mask_sub_epi32(v, bits16(flips, d), _mm512_setzero_si512(), v)};
     }
@@ -149,12 +153,14 @@ float max_abs(const float* x, size_t n) {
 #include "fwht.h"
 #include "independent.h"
 #include "philox.h"
+#include "synthesis.h"
 
 }  // namespace
 
 const Kernels avx512_kernels = {
-    "avx512",        philox_words<U32>, transform<F32>, transform<I32>, combine<F32, 8>,
-    combine<I32, 8>, add_flipped<I32>,  max_abs,        max_biased,     sign_sums<I8>,
+    "avx512",        philox_words<U32>, transform<F32>, transform<I32>,          combine<F32, 8>,
+    combine<I32, 8>, add_flipped<I32>,  add_signs<I32>, scale_flipped<I32, F32>, max_abs_i32,
+    add_squares,     max_abs,           max_biased,     sign_sums<I8>,
 };
 
 }  // namespace noisebook

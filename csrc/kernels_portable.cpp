@@ -28,9 +28,12 @@ struct One {
     static constexpr int width = 1, radix = 8;
     T v;
     static One load(const T* p) { return {*p}; }
+    static One set(T x) { return {x}; }
     void store(T* p) const { *p = v; }
     friend One operator+(One a, One b) { return {a.v + b.v}; }
     friend One operator-(One a, One b) { return {a.v - b.v}; }
+    friend One operator*(One a, One b) { return {a.v * b.v}; }
+    One<float> rounded() const { return {float(v)}; }
     One flipped(const uint32_t* flips, size_t d) const { return {flips[d / 32] >> (d % 32) & 1 ? -v : v}; }
     One transformed() const { return *this; }
 };
@@ -63,6 +66,7 @@ void sign_sums(const uint32_t* words, size_t words_stride, size_t codewords, con
 #include "biased.h"
 #include "fwht.h"
 #include "philox.h"
+#include "synthesis.h"
 
 }  // namespace
 
@@ -78,6 +82,10 @@ const Kernels portable_kernels = {
     combine<One<float>, 8>,
     combine<One<int32_t>, 8>,
     add_flipped<One<int32_t>>,
+    add_signs<One<int32_t>>,
+    scale_flipped<One<int32_t>, One<float>>,
+    max_abs_i32,
+    add_squares,
     max_abs,
     max_biased,
     sign_sums,

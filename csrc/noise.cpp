@@ -1,4 +1,7 @@
 // Synthesis: from tokens to noise, in exact integers until one multiplication.
+//
+// A view is made in runs of neighbours that stay in the cache. Integer additions may come in any order, so the last
+// transform does its low stages on a run as soon as that is summed, and its high stages across runs.
 #include <cmath>
 
 #include "common.h"
@@ -6,141 +9,217 @@
 namespace noisebook {
 namespace {
 
-// body(d, minus) for all d < n, minus = -1 where bit d of `flips` is set, else 0: (x ^ minus) - minus is then the
-// flipped integer. Never flip the float: -0 is another bit pattern. A mask instead of a shift lets SSE2 and NEON
-// vectorise.
-template <class Integer, class Body>
-void with_flips(const uint32_t* flips, size_t n, const Body& body) {
-    for (size_t first = 0; first < n; first += 32) {
-        const uint32_t word = flips[first / 32];
-        const uint32_t count = uint32_t(std::min<size_t>(32, n - first));
-        for (uint32_t i = 0; i < count; ++i) body(first + i, -Integer((word & (1u << i)) != 0));
-    }
-}
+constexpr size_t kRun = 8192;                   // entries of a run, about
+constexpr uint64_t kInt32 = uint64_t(1) << 31;  // what an int32 must stay below
 
-// The memory in which one worker makes a view, or its share of one. Up to the last transform no entry exceeds the
-// tokens of a view, which are fewer than 2^31; after it they may reach M P.
-struct Scratch {
-    explicit Scratch(size_t p) : sum(p), base(p), words(words_room(draws_of(p))) {}
-    Buffer<int32_t> sum, base;
+// What one thread needs to make a run.
+struct Room {
+    explicit Room(size_t run) : base(run), words(words_room(draws_of(run))) {}
+    Buffer<int32_t> base;
     Buffer<uint32_t> words;
+
+    // The signs first ... first+n-1 of one index; a run begins with a whole draw.
+    const uint32_t* signs(const Call& call, size_t block, Purpose purpose, uint64_t index, size_t first, size_t n) {
+        const size_t draws = draws_of(n);
+        call.kernels->sign_words(words.get(), draws, stream_of(call, block, purpose), uint32_t(index),
+                                 uint32_t(first / kDrawSigns), log2_of(draws));
+        return words.get();
+    }
 };
 
-// The signs first ... last-1 of one index, at their place among the words of all. A range begins with a whole vector of
-// draws.
-uint32_t* some_signs(const Call& call, uint32_t* words, size_t block, Purpose purpose, uint64_t index, size_t first,
-                     size_t last) {
-    const size_t draws = draws_of(last - first);
-    uint32_t* const out = words + first / 32;
-    call.kernels->sign_words(out, draws, stream_of(call, block, purpose), uint32_t(index), uint32_t(first / kDrawSigns),
-                             log2_of(draws));
-    return out;
-}
-
-// sum += b_j * H(chosen rows of base j). The tokens of the base are given as 2 * (j * P + row) + sign < 2^57, sorted.
-void add_base(const Call& call, const uint64_t* begin, const uint64_t* end, size_t block, size_t p, size_t workers,
-              Scratch& s) {
-    const uint64_t j = *begin / (2 * p);
-    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
-        std::fill(s.base.get() + first, s.base.get() + last, 0);
-        const uint64_t* at = std::lower_bound(begin, end, 2 * (j * p + first));
-        for (; at < end && *at < 2 * (j * p + last); ++at) s.base[*at / 2 % p] += *at & 1 ? -1 : 1;
-    });
-    transform(*call.kernels, s.base.get(), nullptr, s.base.get(), p, workers);
-    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
-        const uint32_t* flips = some_signs(call, s.words.get(), block, kBasis, j, first, last);
-        call.kernels->add_flipped_i32(s.sum.get() + first, s.base.get() + first, flips, last - first);
-    });
-}
-
-// scratch[0].sum = the combination of rows before the last transform, over all bases in use. Where there are enough
-// bases each worker sums a share of them, and the sums of the workers are added at the end.
-void add_hadamard(const Call& call, const int64_t* tokens, size_t block, size_t p, size_t workers, Scratch* scratch) {
-    std::vector<uint64_t> order(call.count);
-    for (size_t m = 0; m < call.count; ++m) {
-        const uint64_t atom = uint64_t(tokens[m] >> 1), row = m % call.bins * (p / call.bins) + atom % call.atoms;
-        order[m] = 2 * (atom / call.atoms * p + row) + (tokens[m] & 1);
-    }
-    std::sort(order.begin(), order.end());
-    std::vector<size_t> begin;  // of the bases in use
-    for (size_t m = 0; m < call.count; ++m)
-        if (m == 0 || order[m] / (2 * p) != order[m - 1] / (2 * p)) begin.push_back(m);
-    const size_t bases = begin.size(), outer = bases >= 2 * workers ? workers : 1, inner = workers / outer;
-    begin.push_back(call.count);
-
-    parallel_for(outer, outer, [&](size_t, size_t worker) { std::fill_n(scratch[worker].sum.get(), p, 0); });
-    parallel_for(bases, outer, [&](size_t worker, size_t n) {
-        add_base(call, &order[begin[n]], order.data() + begin[n + 1], block, p, inner, scratch[worker]);
-    });
-    parallel_ranges(p, outer, [&](size_t, size_t first, size_t last) {
-        for (size_t worker = 1; worker < outer; ++worker)
-            for (size_t d = first; d < last; ++d) scratch[0].sum[d] += scratch[worker].sum[d];
-    });
-}
-
-void add_independent(const Call& call, const int64_t* tokens, size_t block, size_t p, size_t workers,
-                     Scratch* scratch) {
-    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
-        int32_t* const sum = scratch->sum.get() + first;
-        std::fill_n(sum, last - first, 0);
+// The chosen rows of a view, by base. H of a row is a row of +-1 whose part of n entries is that of H_n, or its
+// negative: so a run needs one transform of n entries a base, whatever P is, and one addition a token.
+class HadamardRows {
+  public:
+    HadamardRows(const Call& call, const int64_t* tokens, size_t block)
+        : call_(call), block_(block), p_(call.padded()), shift_(1 + log2_of(call.padded())) {
+        rows_.resize(call.count);
         for (size_t m = 0; m < call.count; ++m) {
-            const uint64_t k = m % call.bins * call.atoms + uint64_t(tokens[m] >> 1);
-            const uint32_t* flips = some_signs(call, scratch->words.get(), block, kIndependent, k, first, last);
-            const int32_t x = tokens[m] & 1 ? -1 : 1;
-            with_flips<int32_t>(flips, last - first, [=](size_t d, int32_t minus) { sum[d] += (x ^ minus) - minus; });
+            const uint64_t atom = uint64_t(tokens[m] >> 1), row = m % call.bins * (p_ / call.bins) + atom % call.atoms;
+            rows_[m] = 2 * (atom / call.atoms * p_ + row) + (tokens[m] & 1);  // < 2^57
         }
-    });
+        std::sort(rows_.begin(), rows_.end());
+    }
+
+    // sum[0 ... n-1] = entries first ... first+n-1 of the sum over bases of b_j * H(its rows)
+    void fill(size_t first, size_t n, Room& room, int32_t* sum) const {
+        const Kernels& kernels = *call_.kernels;
+        const uint64_t part = first / n;
+        const int shift = log2_of(n);
+        std::fill_n(sum, n, 0);
+        for (auto at = rows_.begin(); at < rows_.end();) {
+            const uint64_t base = *at >> shift_;
+            std::fill_n(room.base.get(), n, 0);
+            for (; at < rows_.end() && *at >> shift_ == base; ++at) {
+                const uint64_t row = *at / 2 & (p_ - 1);
+                const auto minus = int32_t(__builtin_parityll(row >> shift & part) ^ int(*at & 1));
+                room.base[row & (n - 1)] += 1 - 2 * minus;
+            }
+            kernels.transform_i32(room.base.get(), nullptr, room.base.get(), n);
+            kernels.add_flipped_i32(sum, room.base.get(), room.signs(call_, block_, kBasis, base, first, n), n);
+        }
+    }
+
+  private:
+    const Call& call_;
+    size_t block_, p_;
+    int shift_;                   // of a base in rows_
+    std::vector<uint64_t> rows_;  // 2 * (base * P + row) + sign, sorted
+};
+
+class IndependentRows {
+  public:
+    IndependentRows(const Call& call, const int64_t* tokens, size_t block)
+        : call_(call), tokens_(tokens), block_(block) {}
+
+    void fill(size_t first, size_t n, Room& room, int32_t* sum) const {
+        std::fill_n(sum, n, 0);
+        for (size_t m = 0; m < call_.count; ++m) {
+            const uint64_t k = m % call_.bins * call_.atoms + uint64_t(tokens_[m] >> 1);
+            const uint32_t* flips = room.signs(call_, block_, kIndependent, k, first, n);
+            call_.kernels->add_signs_i32(sum, tokens_[m] & 1 ? -1 : 1, flips, n);
+        }
+    }
+
+  private:
+    const Call& call_;
+    const int64_t* tokens_;
+    size_t block_;
+};
+
+// How long the runs of a view are: shorter ones stay in a nearer cache, but each takes an addition a token.
+size_t run_of(const Call& call, size_t p, size_t workers, size_t rows_of_a_base) {
+    size_t run = p;
+    while (run > kRun && (run / 8 >= rows_of_a_base || (workers > 1 && run > p / kParts))) run /= 8;
+    return run;
 }
 
-// The sum of squares reaches D (M P)^2: within 64 bits for every int32 total, and within 128 for the others.
-template <class Integer>
-void unit_rms(const Call& call, const Integer* total, uint32_t* words, size_t block, size_t p, size_t workers,
-              float* noise) {
-    using Sum = std::conditional_t<std::is_same_v<Integer, int32_t>, uint64_t, unsigned __int128>;
-    Sum parts[kParts] = {};  // of the threads
+// One view by several threads, in int32.
+template <class Rows>
+class Maker {
+  public:
+    Maker(const Call& call, const Rows& rows, size_t p, size_t run, size_t workers, std::vector<Room>& rooms,
+          int32_t* total)
+        : call_(call), rows_(rows), p_(p), run_(run), workers_(workers), rooms_(rooms.data()), total_(total) {}
+
+    // Makes the total, all P entries. False where some entry or sum on the way may not fit an int32.
+    bool totals() {
+        checked_ = call_.count * p_ >= kInt32;  // M P bounds every entry; below it there is nothing to find
+        parallel_ranges(p_, workers_,
+                        [&](size_t worker, size_t first, size_t last) { make(worker, first, last - first); });
+        uint64_t most = 0;
+        for (const uint64_t part : most_) most += part;
+        if (checked_ && most >= kInt32) return false;
+        if (workers_ > 1) {
+            static_assert(kParts == 64);  // twice three stages
+            for (const size_t part : {p_ / 8, p_}) {
+                parallel_ranges(p_ / 8, workers_, [&](size_t, size_t first, size_t last) {
+                    const size_t column = first % (part / 8);
+                    int32_t* data = total_ + first / (part / 8) * part;
+                    call_.kernels->combine_i32(data, part, column, column + last - first);
+                });
+            }
+        }
+        return true;
+    }
+
+    // Only what the last transform is applied to.
+    void sums() {
+        parallel_ranges(p_, workers_, [&](size_t worker, size_t first, size_t last) {
+            for (; first < last; first += run_) rows_.fill(first, run_, rooms_[worker], total_ + first);
+        });
+    }
+
+  private:
+    // n entries with the stages within them, depth first, as in fwht.h.
+    void make(size_t worker, size_t first, size_t n) {
+        int32_t* const out = total_ + first;
+        if (n > run_) {
+            for (size_t part = 0; part < 8; ++part) make(worker, first + part * (n / 8), n / 8);
+            if (!checked_ || most_[worker] < kInt32) call_.kernels->combine_i32(out, n, 0, n / 8);
+            return;
+        }
+        rows_.fill(first, n, rooms_[worker], out);
+        if (checked_ && call_.kernels->max_abs_i32(out, n) * uint64_t(n) >= kInt32) most_[worker] = kInt32;
+        if (checked_ && most_[worker] >= kInt32) return;
+        call_.kernels->transform_i32(out, nullptr, out, n);
+        // No later sum takes more than one entry of each run.
+        if (checked_) most_[worker] += call_.kernels->max_abs_i32(out, n);
+    }
+
+    const Call& call_;
+    const Rows& rows_;
+    size_t p_, run_, workers_;
+    Room* rooms_;
+    int32_t* total_;
+    bool checked_ = false;
+    uint64_t most_[kParts] = {};  // of each thread's runs, the sum of their largest entries
+};
+
+// The sum of squares as it is, up to D (M P)^2, and then one factor.
+float factor_of(const Call& call, unsigned __int128 squares) {
+    return squares ? float(std::sqrt(double(call.d) / double(squares))) : 0.0f;
+}
+
+void unit_rms(const Call& call, const int32_t* total, size_t block, size_t p, size_t run, size_t workers,
+              std::vector<Room>& rooms, float* noise) {
+    uint64_t parts[kParts][2] = {};  // of the threads
     parallel_ranges(p, workers, [&](size_t worker, size_t first, size_t last) {
-        Sum squares = 0;
-        for (size_t i = first; i < std::min(last, call.d); ++i) {
-            const int64_t x = total[i];
-            const Sum size = uint64_t(x < 0 ? -x : x);
-            squares += size * size;
-        }
-        parts[worker] += squares;
+        if (first < call.d) call.kernels->add_squares(total + first, std::min(last, call.d) - first, parts[worker]);
     });
-    Sum squares = 0;
-    for (const Sum part : parts) squares += part;
-    const float factor = squares ? float(std::sqrt(double(call.d) / double(squares))) : 0.0f;
-    parallel_ranges(p, workers, [&](size_t, size_t first, size_t last) {
-        if (first >= call.d) return;
-        const uint32_t* flips = some_signs(call, words, block, kRotation, 0, first, last);
-        const Integer* const x = total + first;
-        float* const out = noise + first;
-        with_flips<Integer>(flips, std::min(last, call.d) - first,
-                            [=](size_t i, Integer minus) { out[i] = float((x[i] ^ minus) - minus) * factor; });
+    unsigned __int128 squares = 0;
+    for (const auto& part : parts) squares += ((unsigned __int128)part[1] << 32) + part[0];
+    const float factor = factor_of(call, squares);
+    parallel_ranges(p, workers, [&](size_t worker, size_t first, size_t last) {
+        last = std::min(last, call.d);
+        for (; first < last; first += run) {
+            const uint32_t* flips = rooms[worker].signs(call, block, kRotation, 0, first, run);
+            call.kernels->scale_flipped(total + first, flips, factor, noise + first, std::min(run, last - first));
+        }
     });
 }
 
-template <class Add>
-void noise_of(const Call& call, const int64_t* tokens, float* noise, double transforms, const Add& add) {
+// The same where int32 may not do: tokens that repeat each other, seldom anything else.
+void unit_rms_i64(const Call& call, const int32_t* sum, size_t block, size_t p, size_t run, Room& room, float* noise) {
+    Buffer<int64_t> total(p);
+    std::copy_n(sum, p, total.get());
+    transform_i64(total.get(), nullptr, total.get(), p);
+    unsigned __int128 squares = 0;
+    for (size_t d = 0; d < call.d; ++d) {
+        const auto size = (unsigned __int128)uint64_t(total[d] < 0 ? -total[d] : total[d]);
+        squares += size * size;
+    }
+    const float factor = factor_of(call, squares);
+    for (size_t d = 0; d < call.d; ++d) {
+        if (d % run == 0) room.signs(call, block, kRotation, 0, d, run);
+        const bool minus = room.words[d % run / 32] >> (d % 32) & 1;
+        noise[d] = float(minus ? -total[d] : total[d]) * factor;
+    }
+}
+
+// rows: how many of them share a transform of their run; transforms: work of a view, for the number of threads.
+template <class Rows>
+void noise_of(const Call& call, const int64_t* tokens, float* noise, size_t rows, double transforms) {
     const size_t p = call.padded(), views = call.batch * call.blocks;
     const Team team = team_for(call, views, transforms * views * p * log2_of(2 * p));
-    const bool wide = call.count * p >= uint64_t(1) << 31;
-    std::vector<Scratch> scratch;
-    for (size_t worker = 0; worker < team.size(); ++worker) scratch.emplace_back(p);
+    const size_t run = run_of(call, p, team.inner, rows);
+    std::vector<std::vector<Room>> rooms(team.outer);
+    std::vector<Buffer<int32_t>> totals;
+    for (std::vector<Room>& some : rooms) {
+        for (size_t worker = 0; worker < team.inner; ++worker) some.emplace_back(run);
+        totals.emplace_back(p);
+    }
     parallel_for(views, team.outer, [&](size_t worker, size_t view) {
-        Scratch& s = scratch[worker];
         const size_t block = view % call.blocks;
-        const auto finish = [&](auto* total) {
-            transform(*call.kernels, total, nullptr, total, p, team.inner);
-            unit_rms(call, total, s.words.get(), block, p, team.inner, noise + view * call.d);
-        };
-        add(call, tokens + view * call.count, block, p, team.inner, &s);
-        if (wide) {
-            Buffer<int64_t> total(p);
-            std::copy_n(s.sum.get(), p, total.get());
-            finish(total.get());
+        float* const out = noise + view * call.d;
+        int32_t* const total = totals[worker].get();
+        const Rows chosen(call, tokens + view * call.count, block);
+        Maker<Rows> maker(call, chosen, p, run, team.inner, rooms[worker], total);
+        if (maker.totals()) {
+            unit_rms(call, total, block, p, run, team.inner, rooms[worker], out);
         } else {
-            finish(s.sum.get());
+            maker.sums();
+            unit_rms_i64(call, total, block, p, run, rooms[worker][0], out);
         }
     });
 }
@@ -148,11 +227,12 @@ void noise_of(const Call& call, const int64_t* tokens, float* noise, double tran
 }  // namespace
 
 void hadamard_noise(const Call& call, const int64_t* tokens, float* noise) {
-    noise_of(call, tokens, noise, 1.0 + double(std::min<uint64_t>(call.count, call.bases)), add_hadamard);
+    const auto bases = size_t(std::min<uint64_t>(call.count, call.bases));
+    noise_of<HadamardRows>(call, tokens, noise, call.count / bases, 1.0 + double(bases));
 }
 
 void independent_noise(const Call& call, const int64_t* tokens, float* noise) {
-    noise_of(call, tokens, noise, 1.0 + 0.1 * double(call.count), add_independent);
+    noise_of<IndependentRows>(call, tokens, noise, 0, 1.0 + 0.1 * double(call.count));
 }
 
 }  // namespace noisebook

@@ -151,6 +151,21 @@ def test_photo_synthesis(bench, bases, isa, threads):
 
 @THREADS
 @ISA
+@pytest.mark.parametrize("what", ["search", "noise"])
+def test_megapixels(bench, what, isa, threads):
+    """A step of one photograph of 3 megapixels in one view, by the numbers of preset `photo`: M = 2048, four bases."""
+    d, shape = 9_000_000, (2048, 8192, 4, 5, 99)
+    facts = {"codebook": "hadamard", "dimensions": d, "batch": 1, "bins": 2048, "bases": 4, "what": what}
+    rng = np.random.default_rng()
+    if what == "search":
+        function, args = native.hadamard_select, (rng.standard_normal((1, 1, d), dtype=np.float32), *shape)
+    else:
+        function, args = native.hadamard_noise, (rng.integers(0, 2**16, (1, 1, 2048)), d, *shape)
+    timed(bench, 5, function, *args, isa=isa, threads=threads, **facts)
+
+
+@THREADS
+@ISA
 @pytest.mark.parametrize("bins", [1, 64])
 def test_synthesis(bench, bins, isa, threads):
     """The decoder's side: 16 views of noise from tokens, D = 3072."""

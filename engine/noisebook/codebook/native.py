@@ -74,4 +74,6 @@ def backtrace(
     seed: int,
     block: int = 0,
 ) -> Tensor:
-    return x0_hat + keep * (y - x0_hat) + sigma_up * noise(tokens, y.shape[-1], kind, shape, step_index, seed, block)
+    # in place: for a photograph a new tensor for each operation takes longer than the operation
+    z = noise(tokens, y.shape[-1], kind, shape, step_index, seed, block)
+    return (y - x0_hat).mul_(keep).add_(x0_hat).add_(z.mul_(sigma_up))
