@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [latent] [cod] [tokenizing] [tune] [train] [paper] [rates]
+# Everything worth doing on a machine with a GPU, offline: OUT=dir bash bench/gpu.sh [tests] [kernels] [throughput] [latent] [cod] [tokenizing] [train] [paper] [rates]
 #   tests       the GPU tests: values, known answers, graphs     -> gpu_tests.xml
 #   kernels     every kernel and the baselines                   -> kernels.json
 #   throughput  encode and decode end to end                     -> throughput.json
@@ -7,13 +7,12 @@
 #               diffusers, which `pip download --no-deps -d carry/wheels diffusers importlib_metadata zipp` packs -> latent.json
 #   cod         CoD of full size, random weights: tokens a second, a decode -> cod_speed.json
 #   tokenizing  `noisebook tokenize` beside the codec by itself, on what carry/ has or random images; needs pyarrow -> tokenizing.json
-#   tune        launch settings                                  -> tuned.json (and kernels/noisebook_kernels/tuned.json)
 #   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod); needs what `python -m tools.carry photos`
 #               or `... cifar10` packs -> $MODEL.safetensors, $MODEL.json
 #   paper       the experiments of bench/paper; needs `python -m bench.paper.run --carry carry/paper`. Resumes -> paper.json
 #   rates       bench/quality/rate_distortion.py; needs `python -m bench.quality.rate_distortion --carry carry/rates`. Resumes -> rate_distortion.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
-# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, LATENT_MINUTES, COD_MINUTES, TOKENIZING_MINUTES, TUNE_MINUTES, PAPER_MINUTES, RATES_MINUTES, and MINUTES of training (8), in all:
+# Minutes: INSTALL_MINUTES, TESTS_MINUTES, KERNELS_MINUTES, THROUGHPUT_MINUTES, LATENT_MINUTES, COD_MINUTES, TOKENIZING_MINUTES, PAPER_MINUTES, RATES_MINUTES, and MINUTES of training (8), in all:
 # with twice as many a second call continues the run in runs/$MODEL while the machine is warm; two calls are what a model
 # may cost. The first three steps stay below nine.
 # DRY=1, and any machine without CUDA: all at tiny sizes on the CPU, which proves this script and measures nothing.
@@ -25,7 +24,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 [ $# -gt 0 ] || set -- tests kernels throughput train
 for step; do
-  case $step in tests | kernels | throughput | latent | cod | tokenizing | tune | train | paper | rates) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
+  case $step in tests | kernels | throughput | latent | cod | tokenizing | train | paper | rates) ;; *) echo "unknown step: $step" >&2; exit 2 ;; esac
 done
 
 within() { timeout -s INT -k 10 "${1}m" "$PYTHON" "${@:2}"; }  # minutes, what Python is to run
@@ -80,8 +79,6 @@ run_step() {
     tokenizing)  # needs pyarrow, which the package asks for with the extra `datasets`
       NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry} within "${TOKENIZING_MINUTES:-3}" -m bench.speed.tokenizing "$OUT/tokenizing.json" \
         --minutes "${TOKENIZING_MINUTES:-2}" $dry ;;
-    tune)
-      within "${TUNE_MINUTES:-4}" -m tools.tune "$OUT/tuned.json" --minutes "${TUNE_MINUTES:-4}" $dry ;;
     train) train "${MODEL:-photo}" ;;
     paper)
       local results=runs/paper.json device=(--device cuda --minutes "${PAPER_MINUTES:-8}")

@@ -1,4 +1,4 @@
-"""A call of a Triton kernel on fresh inputs, at one size: what is timed, and what launch settings are tried on."""
+"""A call of a Triton kernel on fresh inputs, at one size: what is timed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

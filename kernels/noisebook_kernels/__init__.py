@@ -6,7 +6,7 @@ this package was imported.
 
 Each kernel has a definition, which says what it computes, and tests. Definitions are functions of
 engine/noisebook/codebook/reference.py, tests are in tests/kernels/. bench/ times all of them (gpu_kernels.py) beside the
-least time that each can take (floors.py), and measures launch settings (tune.py).
+least time that each can take (floors.py).
 
     module       kernels                   definition                                 test
     hadamard     search_kernel             hadamard_select, hadamard_biased           test_triton

@@ -21,14 +21,11 @@ from .fwht import fwht, high_passes, low_bits, rotate, transform
 from .layout import KEY, TILE, WORKSPACE, Key, check, check_bias, check_floats, groups, int32, log2_padded, on
 from .matrix import CHUNK, LEAST, MOST, matrix_kernel
 from .philox import STREAM_BASIS, flip, row_bits
-from .tuning import settings
 from .winners import NOTHING, biased_key, signed_key, unpack
 
 BASES = 1 << 20  # bases of one launch
 PROGRAMS = 1056  # programs of one launch: two rounds of four on each of an H200's 132 processors
 ENTRIES = 32  # of a thread: five bits of a transform without an exchange
-CANDIDATES = [{"matrix": 0, "entries": e, "programs": p} for e in (16, 32, 64) for p in (528, 1056, 2112, 4224)]
-CANDIDATES += [{"matrix": 1, "programs": p} for p in (396, 528, 1056, 2112, 4224)]
 
 
 @triton.jit
@@ -194,13 +191,11 @@ def _search(
     cut = Cut.of(v, logp, bases, 4 if fold else 2)
     n, tiles = cut.together << cut.logn, size >> cut.logn
     tokens.fill_(NOTHING)
-    defaults = {"matrix": int(matrix_units(v.device)), "entries": ENTRIES, "programs": PROGRAMS}
-    tuned = settings("hadamard", v.device, defaults, P=size, B=rows, M=bins)
-    matrix = fold and tuned["matrix"] == 1 and LEAST <= logp <= MOST
+    matrix = fold and LEAST <= logp <= MOST and matrix_units(v.device)
     for base, count, work in half_scores(v, logp, cut, bases, key):
-        num_warps = max(1, min(8, n // (32 * tuned["entries"])))
+        num_warps = max(1, min(8, n // (32 * ENTRIES)))
         rounds = -(-count // cut.together)
-        chunk = -(-rounds // max(1, min(rounds, tuned["programs"] // (rows * tiles)))) * cut.together
+        chunk = -(-rounds // max(1, min(rounds, PROGRAMS // (rows * tiles)))) * cut.together
         if matrix:
             chunk = min(chunk, CHUNK)
             matrix_kernel[(rows, -(-count // chunk))](

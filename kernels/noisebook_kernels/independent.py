@@ -26,7 +26,6 @@ from .fwht import rotate
 from .layout import KEY, Key, check, check_bias, check_floats, groups, log2_padded, on
 from .philox import STREAM_INDEPENDENT, stream_draw
 from .quantise import DRAW, quantise, tiles
-from .tuning import settings
 from .winners import NOTHING, biased_key, signed_key, unpack
 
 MOST = 1 << 24  # dimensions whose scores, at most 127 each, fit int32
@@ -34,21 +33,6 @@ ONES = 0x01010101
 NEIGHBOURS = 32  # codewords of which `independent_top` keeps one score in its first pass
 PACKED = 31  # bits of a score and its codeword that meet in one 32-bit maximum
 LARGER = 16  # int8 residuals of one search over GROUP: every search makes all signs anew
-CANDIDATES = [
-    {"words": w, "images": i, "draws": c, "warps": n, "stages": s}
-    for w, i, c, n in [
-        (128, 16, 2, 4),
-        (256, 16, 1, 4),
-        (128, 32, 2, 4),
-        (256, 32, 1, 4),
-        (128, 64, 2, 4),
-        (256, 64, 1, 4),
-        (256, 64, 2, 8),
-        (128, 128, 1, 4),
-        (256, 128, 1, 8),
-    ]
-    for s in (2, 3)
-]
 
 
 @triton.jit
@@ -167,7 +151,7 @@ def hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def defaults(device: torch.device, logp: int, batch: int) -> dict[str, int]:
+def launch_settings(device: torch.device, logp: int, batch: int) -> dict[str, int]:
     """Tile of codewords x images, Philox draws of a chunk, warps and pipeline stages."""
     if hopper(device) and batch > 32 and logp < 16:  # wider scores take too many registers
         words, images, draws, num_warps = 256, 64, 1, 4
@@ -184,16 +168,16 @@ class Quantised(NamedTuple):
     scale: Tensor  # float32 [B, U], a score's true value over its integer
     logp: int
     key: Key
-    tuned: dict[str, int]
+    settings: dict[str, int]  # see `launch_settings`
 
     @property
     def chunks(self) -> int:
-        return self.q.shape[2] // (DRAW * self.tuned["draws"])
+        return self.q.shape[2] // (DRAW * self.settings["draws"])
 
     @property
     def launch(self) -> dict[str, int | bool]:
         names = {"DRAWS": "draws", "num_warps": "warps", "num_stages": "stages"}
-        return {name: self.tuned[setting] for name, setting in names.items()} | {"enable_fp_fusion": False}
+        return {name: self.settings[setting] for name, setting in names.items()} | {"enable_fp_fusion": False}
 
 
 def quantised(
@@ -208,8 +192,8 @@ def quantised(
     for b, u in groups(batch, blocks, max(width, columns, 1024) // LARGER):  # 1024: the grid's axis of blocks ends at 65535
         views = residual[b, u]
         shape = (len(views), views.shape[1])
-        tuned = settings("independent", device, defaults(device, logp, shape[0]), P=size, B=shape[0])
-        tuned["draws"] = min(tuned["draws"], width // DRAW)
+        settings = launch_settings(device, logp, shape[0])
+        settings["draws"] = min(settings["draws"], width // DRAW)
         q = torch.empty((*shape, width), dtype=torch.int8, device=device)
         scale = torch.empty(shape, dtype=torch.float32, device=device)
         total = (torch.empty if tiles(width) == 1 else torch.zeros)(shape, dtype=torch.int32, device=device)
@@ -218,13 +202,13 @@ def quantised(
             v = torch.empty((rows, size), dtype=torch.float32, device=device)
             key = Key.of(j.stop - j.start, block + u.start + j.start, step_index, seed)
             rotate(views[i, j].reshape(rows, d), v, logp, key)
-            quantise(v, q[i, j], total[i, j], scale[i, j], tuned["draws"])
-        yield Quantised(q, total, scale, logp, Key.of(shape[1], block + u.start, step_index, seed), tuned), b, u
+            quantise(v, q[i, j], total[i, j], scale[i, j], settings["draws"])
+        yield Quantised(q, total, scale, logp, Key.of(shape[1], block + u.start, step_index, seed), settings), b, u
 
 
 def search(x: Quantised, keys: Tensor, atoms: int, bias: Tensor | None = None, base: int | None = None) -> None:
     """The winners of the bins into keys [rows, bins]. With a base, these are the runs base, base + 1, ... of one bin."""
-    words, images, bins = x.tuned["words"], x.tuned["images"], keys.shape[1]
+    words, images, bins = x.settings["words"], x.settings["images"], keys.shape[1]
     codewords = atoms if base is None else NEIGHBOURS  # of a bin or run
     slot = words if bias is not None else min(triton.next_power_of_2(codewords), words)
     bits = (2 * slot - 1).bit_length()

@@ -118,8 +118,8 @@ def test_hadamard(batch, blocks, d, bins, atoms, bases, block, fresh):
 )
 def test_hadamard_on_matrix_units_gives_the_same_tokens(batch, d, bases, programs, fresh, monkeypatch):
     """Real residuals, so that fp16 rounds: the float32 butterflies must still decide, bit for bit."""
-    tuned = {"matrix": 0, "entries": 32, "programs": programs}
-    monkeypatch.setattr(hadamard, "settings", lambda *_, **__: tuned)
+    monkeypatch.setattr(hadamard, "PROGRAMS", programs)
+    monkeypatch.setattr(hadamard, "matrix_units", lambda device: False)
     residual = torch.from_numpy(
         fresh.standard_normal((batch, 2, d)).astype(np.float32) * np.float32(10.0 ** fresh.integers(-20, 15))
     )
@@ -127,7 +127,7 @@ def test_hadamard_on_matrix_units_gives_the_same_tokens(batch, d, bases, program
     residual[0, 1, 1:] = 0  # one spike: many scores are equal
     arguments = (residual.to(DEVICE), 1, reference.next_pow2(d), bases, 7, int(fresh.integers(2**63)), 5)
     want = kernels.hadamard_select(*arguments)
-    tuned["matrix"] = 1
+    monkeypatch.setattr(hadamard, "matrix_units", lambda device: True)
     launches = []
     monkeypatch.setattr(hadamard, "matrix_kernel", Counted(hadamard.matrix_kernel, launches))
     assert torch.equal(kernels.hadamard_select(*arguments), want)

@@ -87,10 +87,14 @@ def test_select_where_a_score_and_its_codeword_do_not_fit_one_word(bins, atoms, 
     check_select(residual, bins, atoms, step_index, seed)
 
 
-@pytest.mark.parametrize("settings", independent.CANDIDATES[::4], ids=lambda s: "-".join(map(str, s.values())))
-def test_settings_change_nothing(settings, monkeypatch, fresh):
-    residual, step_index, seed = draw(fresh, 18 if settings["images"] == 16 else 2, 1, 260)  # 18: two tiles of images
-    monkeypatch.setattr(independent, "defaults", lambda device, logp, batch: settings)
+@pytest.mark.parametrize(
+    ("words", "images", "draws", "warps", "stages"),
+    [(128, 16, 2, 4, 2), (128, 32, 2, 4, 2), (128, 64, 2, 4, 2), (256, 64, 2, 8, 2), (256, 128, 1, 8, 2)],
+)
+def test_settings_change_nothing(words, images, draws, warps, stages, monkeypatch, fresh):
+    settings = {"words": words, "images": images, "draws": draws, "warps": warps, "stages": stages}
+    residual, step_index, seed = draw(fresh, 18 if images == 16 else 2, 1, 260)  # 18: two tiles of images
+    monkeypatch.setattr(independent, "launch_settings", lambda device, logp, batch: dict(settings))
     check_select(residual, 1, 270, step_index, seed)
     tokens = top.independent_top(residual[:2].to(DEVICE), 3, 40, step_index, seed).cpu()
     assert torch.equal(tokens[:, 0], reference.top_signed(integer_scores(residual[:2, 0], 40, step_index, seed, 0)[0], 3))
