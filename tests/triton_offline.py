@@ -78,6 +78,8 @@ def run_wrappers():
     for d, bins, atoms, bases in [(3072, 64, 64, 512), (6000, 64, 128, 256), (16384, 64, 256, 64)]:
         kernels.hadamard_select(torch.zeros(64, 1, d), bins, atoms, bases, 5, 7)
     kernels.hadamard_top(torch.zeros(8, 1, 3072), 300, 4096, 2, 5, 7)
+    for d, atoms, bases in [(3072, 4096, 256), (48, 50, 70), (6000, 8192, 64)]:
+        kernels.hadamard_top(torch.zeros(64, 1, d), 8, atoms, bases, 5, 7)
     kernels.hadamard_biased(torch.zeros(8, 1, 3072), torch.zeros(1, 2**16), 4096, 16, 5, 7)
     kernels.independent_select(torch.zeros(1, 1, 16384), 1, 4096, 5, 7)
 

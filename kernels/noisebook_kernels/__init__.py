@@ -13,7 +13,8 @@ least time that each can take (floors.py).
     matrix       matrix_kernel             hadamard_select, with the same bits        test_triton
     independent  search_kernel             independent_select, independent_biased     test_triton_independent
     quantise     quantise_kernel           docs/codebook.md, "Tokens"                 test_triton_independent
-    top          keys_, rescore_kernel     hadamard_top, independent_top              test_triton, test_triton_independent
+    top          runs_, keys_, rescore_    hadamard_top, independent_top              test_triton_top,
+                                                                                      test_triton_independent
     update       noise_kernel and others   hadamard_total, independent_total,         test_triton
                                            unit_rms
     fwht         transform_kernel          fwht                                       all of these

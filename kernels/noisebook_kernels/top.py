@@ -2,9 +2,13 @@
 # pyright: reportIndexIssue=false
 """The `count` best atoms of one bin, best first, of both kinds: rule `top` (Turbo-DDCM).
 
-`hadamard`: all keys of a group of bases are written down, and torch's topk merges them with the best so far.
-`independent`: codewords stand in runs of NEIGHBOURS. The `count` best lie in the `count` best runs, so a first search
-keeps one key of each run, and a second one scores only the runs that are left.
+Atoms and codewords stand in runs of neighbours, and the `count` best lie in the `count` best runs: so a first search
+keeps one key of each run, torch's topk finds the best runs, and a second search scores only those. To sort all keys
+would take longer than all searches together.
+
+`hadamard`: RUN rows of a base. The second search transforms a whole base for each run that is left. So where these are
+many beside the bases, or a view does not fit one program, topk gets the keys of all atoms.
+`independent`: NEIGHBOURS codewords.
 """
 
 import torch
@@ -12,12 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .hadamard import ENTRIES, Cut, base_scores, half_scores, rotated
+from .hadamard import ENTRIES, PROGRAMS, Cut, base_scores, half_scores, rotated
 from .independent import NEIGHBOURS, ONES, Quantised, check_residual, negative_sums, quantised, search
-from .layout import KEY, check, check_count, check_floats, int32, log2_padded, on
+from .layout import KEY, Key, check, check_count, check_floats, int32, log2_padded, on
 from .winners import signed_key, unpack
 
 HELD = 1 << 20  # 64-bit keys that are there at once
+RUN = 64  # atoms of which `hadamard_top` keeps one score in its first pass
 
 
 def keep_top(best: Tensor | None, keys: Tensor, count: int) -> Tensor:
@@ -59,6 +64,159 @@ def keys_kernel(
     tl.store(KEYS + out, signed_key(size, token), mask=(rel < count) & (i < atoms))
 
 
+@triton.jit(do_not_specialize=["rows", "count", "chunk", "atoms", "runs", "base", "blocks", *KEY])
+def runs_kernel(
+    V,
+    KEYS,
+    rows,
+    count,
+    chunk,
+    atoms,
+    runs,
+    base,
+    blocks,
+    block,
+    step_index,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    ROWS: tl.constexpr,
+    RUN: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """KEYS [rows, count, runs] of the runs of `count` bases: the largest |score| of a run above its number, which grows with
+    its tokens. Grid: (rows, chunks), `chunk` bases (a multiple of ROWS) a program. FULL: all P rows of a base are atoms."""
+    N: tl.constexpr = 1 << LOGP
+    row = tl.program_id(0)
+    number = block + row % blocks
+    n = tl.arange(0, N)[None, :]
+    run = tl.arange(0, N // RUN)[None, :]
+    start = tl.program_id(1) * chunk
+    stop = tl.minimum(start + chunk, count)
+    first_base = base.to(tl.uint32).to(tl.int64)
+    v = tl.load(V + (row.to(tl.int64) << LOGP) + n)
+    for j in range(start, stop, ROWS):
+        rel = j + tl.arange(0, ROWS)[:, None]
+        x = base_scores(V, v, row, rows, 0, j, stop, base, number, step_index, k0, k1, LOGP, LOGP, ROWS)
+        size = tl.abs(x) if FULL else tl.where(n < atoms, tl.abs(x), 0.0)
+        size = tl.max(tl.reshape(size, (ROWS, N // RUN, RUN)), axis=2)
+        size = tl.where(size >= 0, size, 0.0)
+        key = signed_key(size, (first_base + rel) * runs + run)
+        tl.store(KEYS + (row.to(tl.int64) * count + rel) * runs + run, key, mask=(rel < stop) & (run < runs))
+
+
+@triton.jit(do_not_specialize=["rows", "count", "atoms", "runs", "blocks", *KEY])
+def rescore_runs_kernel(
+    V, WINNERS, KEYS, rows, count, atoms, runs, blocks, block, step_index, k0, k1, LOGP: tl.constexpr, RUN: tl.constexpr
+):
+    """KEYS [rows, count, RUN] of all signed atoms of the runs in WINNERS [rows, count], keys of `runs_kernel`.
+    Grid: (rows, count)."""
+    N: tl.constexpr = 1 << LOGP
+    row = tl.program_id(0)
+    place = row.to(tl.int64) * count + tl.program_id(1)
+    n = tl.arange(0, N)[None, :]
+    number = 0x1FFFFFFFF - (tl.load(WINNERS + place) & 0x1FFFFFFFF)
+    base = number // runs
+    first = ((number - base * runs) * RUN).to(tl.int32)
+    v = tl.load(V + (row.to(tl.int64) << LOGP) + n)
+    x = base_scores(V, v, row, rows, 0, 0, 1, base.to(tl.int32), block + row % blocks, step_index, k0, k1, LOGP, LOGP, 1)
+    size = tl.where(tl.abs(x) >= 0, tl.abs(x), 0.0)
+    key = signed_key(size, 2 * (base * atoms + n) + (x < 0).to(tl.int64))
+    key = tl.where(n < atoms, key, -0x8000000000000000)
+    tl.store(KEYS + place * RUN + (n - first), key, mask=(n >= first) & (n < first + RUN))
+
+
+def num_warps(entries: int) -> int:
+    """Warps of a program that transforms so many entries."""
+    return max(1, min(8, entries // (32 * ENTRIES)))
+
+
+def best_of_runs(v: Tensor, together: int, count: int, atoms: int, bases: int, key: Key) -> Tensor:
+    """v [rows, P] rotated residuals -> keys [rows, count] of the best atoms, best first; programs do `together` bases at
+    once. P is that of one program."""
+    rows, size = v.shape
+    logp, run = size.bit_length() - 1, min(RUN, size)
+    runs, best = triton.cdiv(atoms, run), None
+    slab = max(1, HELD // (rows * runs))  # bases at a time
+    for base in range(0, bases, slab):
+        group = min(slab, bases - base)
+        keys = torch.empty((rows, group * runs), dtype=torch.int64, device=v.device)
+        rounds = triton.cdiv(group, together)
+        chunk = triton.cdiv(rounds, max(1, min(rounds, PROGRAMS // rows))) * together
+        runs_kernel[(rows, triton.cdiv(group, chunk))](
+            v,
+            keys,
+            rows,
+            group,
+            chunk,
+            atoms,
+            runs,
+            int32(base),
+            *key,
+            LOGP=logp,
+            ROWS=together,
+            RUN=run,
+            FULL=atoms == size,
+            num_warps=num_warps(together * size),
+            enable_fp_fusion=False,
+        )
+        best = keep_top(best, keys, count)
+    assert best is not None  # there is at least one base
+    winners, best, slab = best, None, max(1, HELD // (rows * run))
+    for first in range(0, winners.shape[1], slab):
+        part = winners[:, first : first + slab].contiguous()
+        keys = torch.empty((rows, part.shape[1] * run), dtype=torch.int64, device=v.device)
+        rescore_runs_kernel[(rows, part.shape[1])](
+            v,
+            part,
+            keys,
+            rows,
+            part.shape[1],
+            atoms,
+            runs,
+            *key,
+            LOGP=logp,
+            RUN=run,
+            num_warps=num_warps(size),
+            enable_fp_fusion=False,
+        )
+        best = keep_top(best, keys, count)
+    assert best is not None
+    return best
+
+
+def best_of_all(v: Tensor, cut: Cut, count: int, atoms: int, bases: int, key: Key) -> Tensor:
+    """The same for any P, by all keys."""
+    rows, size = v.shape
+    logp, best = size.bit_length() - 1, None
+    for base, group, work in half_scores(v, logp, cut, bases, key):
+        keys = torch.empty((rows, group * atoms), dtype=torch.int64, device=v.device)
+        keys_kernel[(rows * (size >> cut.logn), triton.cdiv(group, cut.together))](
+            work,
+            keys,
+            rows,
+            group,
+            atoms,
+            int32(base),
+            *key,
+            LOGP=logp,
+            LOGN=cut.logn,
+            ROWS=cut.together,
+            num_warps=num_warps(cut.together << cut.logn),
+            enable_fp_fusion=False,
+        )
+        best = keep_top(best, keys, count)
+    assert best is not None  # there is at least one base
+    return best
+
+
+def runs_pay(count: int, atoms: int, bases: int) -> bool:
+    """Whether the keys of runs and of the atoms in `count` of them are few beside all, and so are the second transforms.
+
+    On an H200 a topk of all keys took a hundred times as long as the search that made them."""
+    return 4 * RUN * count <= bases * atoms and count <= 16 * bases
+
+
 def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step_index: int, seed: int, block: int = 0) -> Tensor:
     """The `count` signed atoms of largest |score| of all, best first, ties to the smaller atom (Turbo-DDCM): residual
     [B, U, D] float32 -> tokens [B, U, count] int64 in [0, 2 bases atoms)."""
@@ -70,29 +228,12 @@ def hadamard_top(residual: Tensor, count: int, atoms: int, bases: int, step_inde
     tokens = torch.empty((batch, blocks, count), dtype=torch.int64, device=residual.device)
     with on(residual):
         for v, key, b, u in rotated(residual, count, block, step_index, seed):
-            rows = len(v)
-            cut, best = Cut.of(v, logp, bases, 2, max(1, HELD // (rows * atoms))), None
-            tiles = v.shape[1] >> cut.logn
-            for base, group, work in half_scores(v, logp, cut, bases, key):
-                keys = torch.empty((rows, group * atoms), dtype=torch.int64, device=v.device)
-                keys_kernel[(rows * tiles, -(-group // cut.together))](
-                    work,
-                    keys,
-                    rows,
-                    group,
-                    atoms,
-                    int32(base),
-                    *key,
-                    LOGP=logp,
-                    LOGN=cut.logn,
-                    ROWS=cut.together,
-                    num_warps=max(1, min(8, (cut.together << cut.logn) // (32 * ENTRIES))),
-                    enable_fp_fusion=False,
-                )
-                best = keep_top(best, keys, count)
-            assert best is not None  # there is at least one base
+            cut = Cut.of(v, logp, bases, 2, max(1, HELD // (len(v) * atoms)))
             flat = tokens[b, u].reshape(-1, count)
-            flat.copy_(best)
+            if cut.logn == logp and runs_pay(count, atoms, bases):
+                flat.copy_(best_of_runs(v, Cut.of(v, logp, bases, 2).together, count, atoms, bases, key))
+            else:
+                flat.copy_(best_of_all(v, cut, count, atoms, bases, key))
             unpack(flat)
     return tokens
 

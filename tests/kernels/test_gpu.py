@@ -11,6 +11,7 @@ from common import RECIPES, Shrink, random_images
 from noisebook import CodecMismatchError, FormatError, ImageError, backbones
 from noisebook.backbones.cod.cod import CoD
 from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.codebook import reference
 from noisebook.codec.codec import Codec, decode
 from noisebook.codec.encoder import encode
 from noisebook.format import container
@@ -237,6 +238,28 @@ def test_both_devices_draw_the_same_noise(fresh):
     there, here = build(network()), build(Shrink())
     tokens = torch.from_numpy(fresh.integers(0, 256, (3, 24)))
     assert (there.decode(tokens, (16, 24)).cpu() - here.decode(tokens, (16, 24))).abs().max() < 1e-5
+
+
+def test_top_of_many_images(fresh, monkeypatch):
+    """256 images, 64 of 2^18 atoms: by runs as by all keys, replayed as called, and what the definition says."""
+    from noisebook_kernels import top
+
+    where = (64, 4096, 64, 5, 2**63 + 9)
+    x = torch.from_numpy(fresh.standard_normal((256, 1, 3072)).astype("float32")).cuda()
+    x[1, 0, 1:] = 0  # a spike: scores tie
+    x[2] = torch.from_numpy(fresh.integers(-8, 9, 3072)).cuda()  # exact scores
+    tokens = top.hadamard_top(x, *where)
+    assert torch.equal(tokens[2].cpu(), reference.hadamard_top(x[2].cpu(), *where))
+    with monkeypatch.context() as patch:
+        patch.setattr(top, "runs_pay", lambda *_: False)
+        assert torch.equal(tokens, top.hadamard_top(x, *where))
+    still, graph = x.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = top.hadamard_top(still, *where)
+    for residual in (x, x.flip(0)):
+        still.copy_(residual)
+        graph.replay()
+        assert torch.equal(replayed, top.hadamard_top(residual, *where))
 
 
 def test_files_of_a_gpu_are_files(tmp_path):

@@ -12,6 +12,8 @@ KERNELS = {
     "fwht.transform_kernel",
     "hadamard.search_kernel",
     "top.keys_kernel",
+    "top.rescore_runs_kernel",
+    "top.runs_kernel",
     "update.noise_kernel",
     "update.square_sum_kernel",
     "update.superpose_kernel",
@@ -21,7 +23,8 @@ KERNELS = {
 INDEPENDENT = {"quantise.quantise_kernel", "independent.search_kernel", "top.rescore_kernel"}  # test_triton_independent.py
 WITH_MATRIX_UNITS = {80: set(), 90: {"matrix.matrix_kernel"}}
 # Instructions an atom may cost in the loop over bases (threads x instructions / atoms), by what the kernel does
-BUDGET = {"matrix": 9.5, "fold": 20, "slots": 24, "biased": 28}
+BUDGET = {"matrix": 9.5, "fold": 20, "slots": 24, "biased": 28, "runs": 34}
+WAYS = {"matrix.matrix_kernel": "matrix", "top.runs_kernel": "runs"}  # the others by their arguments
 
 
 report = functools.partial(compiled_kernels, "triton_offline.py")
@@ -41,11 +44,11 @@ def test_an_atom_costs_no_more_than_its_budget():
     seen = set()
     for k in report(90):
         name, shape = k["kernel"], k["shape"]
-        if name not in ("matrix.matrix_kernel", "hadamard.search_kernel") or shape["LOGP"] < 12:
+        if name not in {*WAYS, "hadamard.search_kernel"} or shape["LOGP"] < 12:
             continue  # a search over small views is bound by its launches
         rules = "biased" if shape.get("BIASED") else "fold" if shape.get("FOLD") else "slots"
-        way = "matrix" if name == "matrix.matrix_kernel" else rules
-        atoms = 1 << shape["LOGP"] if way == "matrix" else shape["ROWS"] << shape["LOGN"]
+        way = WAYS.get(name, rules)
+        atoms = shape.get("ROWS", 1) << shape.get("LOGN", shape["LOGP"])
         loop = next(loop for loop in k["loops"] if way != "matrix" or loop["products"])
         assert loop["instructions"] * 32 * shape["num_warps"] / atoms <= BUDGET[way], k
         assert way != "matrix" or k["ops"]["HGMMA"] >= 8, k
