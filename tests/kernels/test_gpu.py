@@ -274,6 +274,22 @@ def test_files_of_a_gpu_are_files(tmp_path):
     assert main(["decode", *files, "--device", "cuda", "--dtype", "bfloat16", "-o", str(tmp_path / "b")]) == 0
 
 
+def test_children_on_gpus_make_the_shards_of_one_process(tmp_path, fresh):
+    """Two on one GPU where there is one only; and all that there are by default."""
+    pytest.importorskip("pyarrow")
+    from noisebook.datasets import CodecRecipe, tokenize
+
+    (tmp_path / "in").mkdir()
+    for i, x in enumerate(random_images(fresh, 24, 32, 32)):
+        (tmp_path / f"in/{i:02d}.png").write_bytes(images.png_bytes(x.permute(1, 2, 0).numpy()))
+    recipe = CodecRecipe(backbone="cifar10-flow", changes={"steps": 4, "budget": 4, "vocab_size": 256})
+    shards = []
+    for name in ("cuda:0", "cuda:0,cuda:0", "cuda"):
+        tokenize(tmp_path / "in", tmp_path / name, codec=recipe, device=name, shard_size=4, batch_size=4)
+        shards.append([path.read_bytes() for path in sorted((tmp_path / name / "shards").iterdir())])
+    assert shards[0] == shards[1] == shards[2]
+
+
 def test_work_that_cannot_be_recorded_falls_back(fresh):
     """Last in this file: what torch leaves behind after a recording that failed should disturb nothing."""
 

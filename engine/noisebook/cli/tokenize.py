@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import os
 from typing import TYPE_CHECKING
 
 from noisebook.cli import options
@@ -81,23 +80,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(8, os.cpu_count() or 1),
-        help="processes that decode pictures; 0: none (default: %(default)s)",
+        help="processes that decode pictures, shared out between devices; 0: none (default: one for each core, up to 8 for "
+        "each device)",
     )
     parser.add_argument("--max-errors", type=int, help="stop when more images have failed (default: never)")
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="local",
-        help="local: this process, or one of several ranks that "
+        help="local: this process, one for each of several devices, or one of several ranks that "
         "torchrun, mpirun or Slurm starts; ray: actors of a Ray cluster (default: local)",
     )
     parser.add_argument("--actors", type=int, help="ray: how many (default: one per GPU, or per two CPU cores)")
-    parser.add_argument("--retries", type=int, default=2, help="ray: more tries of a shard whose actor died (default: 2)")
+    parser.add_argument(
+        "--retries", type=int, default=2, help="more tries of a shard whose process or actor died (default: 2)"
+    )
     parser.add_argument(
         "--device",
         default="cpu",
-        help="cpu, cuda, ...; cuda under torchrun or mpirun: that of the local rank (default: cpu)",
+        help="cpu, cuda (all GPUs of this machine; under torchrun or mpirun that of the local rank), or several with "
+        "commas, as cuda:0,cuda:1 (default: cpu)",
     )
     options.add_codec_options(parser)
     group = parser.add_argument_group("target", "a rate instead of a preset, for images of one size")

@@ -7,7 +7,11 @@ Two thirds of what the program itself leaves go to the codec; the rest is for pi
 takes for a pixel of a batch was measured on the CPU with the shipped backbones: 260 to 510. A larger network takes more.
 """
 
+import contextlib
 import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from noisebook.runtime.limits import Limits
 
@@ -75,3 +79,35 @@ def batch_pixels(limits: Limits, device: str, batch_size: int, sizes: set[tuple[
     if sizes is not None and len(sizes) == 1:
         return largest * max(1, most // largest)
     return 1 << max(0, most.bit_length() - 1)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of `of` equal processes may take of the memory of a run. What they refuse and how large batches are does not
+    depend on it: what needs more than a share takes turns, each as long as it holds the file `place` locked."""
+
+    of: int = 1
+    place: str = ""
+
+    def limits(self, limits: Limits) -> Limits:
+        """The same with this share of the memory."""
+        return limits if self.of == 1 else replace(limits, memory=max(1, limits.memory_bytes // self.of))
+
+    @contextlib.contextmanager
+    def turn(self, batch: Sequence[int], device: str, limits: Limits) -> Iterator[None]:
+        """Inside, images [B, C, H, W] of that shape are coded. A process that is killed there leaves its turn."""
+        if self.of == 1 or os.name != "posix" or together(batch, device) <= limits.memory_bytes // self.of:
+            yield
+            return
+        import fcntl
+
+        with open(self.place, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def together(batch: Sequence[int], device: str) -> int:
+    """The memory in which images [B, C, H, W] of that shape are coded at once."""
+    count, _, height, width = batch
+    one = needed(height * width, device)
+    return one if count == 1 else PROGRAM + count * (needed(min(height * width, LARGE_FROM), device) - PROGRAM)

@@ -43,8 +43,8 @@ class Progress:
                     sink.close()
 
     def tell(self, event: str, fields: dict[str, Any]) -> None:
-        """Called with `batch` (images, seconds), `shard` (its ledger entry without the lists), `begin`, `end`; with Ray also
-        with `actor` and `retry`."""
+        """Called with `batch` (images, seconds), `shard` (its ledger entry without the lists), `begin`, `end`; with Ray,
+        and with several devices, also with `actor` and `retry`."""
         if self.bar is not None:
             with contextlib.suppress(OSError):
                 self.bar.update({"batch": fields.get("images", 0), "shard": fields.get("n_failed", 0)}.get(event, 0))

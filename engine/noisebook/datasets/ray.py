@@ -39,6 +39,8 @@ GROUP = 32  # shards of one call at most: within a call the next shard is decode
 class Worker:
     """What an actor does, in two threads: one works, one says how far that is. Its process may be killed at any moment."""
 
+    place = "node"  # what has it to itself, for messages
+
     def __init__(self, output: str, make_codec: CodecMaker, workers: int, limits: Limits = DEFAULT):
         self.output, self.make_codec, self.workers, self.limits = output, make_codec, workers, limits
         self.events: list[Event] = []
@@ -50,14 +52,17 @@ class Worker:
         recorded = Plan.load(store, self.limits)
         if recorded is None:
             raise DatasetError(
-                f"{self.output}: this node sees no plan there: -o must be a folder or URL that all nodes share"
+                f"{self.output}: this {self.place} sees no plan there: -o must be a folder or URL that all share"
             )
         if (recorded.hash, recorded.stamp) != (given.hash, given.stamp):
-            raise DatasetError(f"{self.output}: this node sees another plan there: wait until all nodes see the new one")
+            raise DatasetError(f"{self.output}: this {self.place} sees another plan there: wait until all see the new one")
         plan = Plan(replace(recorded.source, files=given.files), recorded.settings, recorded.version)
         codec = self.make_codec(plan.settings.size)
-        self.tokenizer = Tokenizer(plan, codec, store, self.workers, tell=self._tell, limits=self.limits)
+        self.tokenizer = self._make(plan, codec, store)
         return {"host": platform.node(), "process": os.getpid()}
+
+    def _make(self, plan: Plan, codec: Any, store: Store) -> Tokenizer:
+        return Tokenizer(plan, codec, store, self.workers, tell=self._tell, limits=self.limits)
 
     def make(self, shards: list[int]) -> list[Event]:
         """Makes and commits shards; the events that were not fetched yet."""

@@ -8,19 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from noisebook.codec.codec import Codec
-from noisebook.datasets import memory
+from noisebook.datasets import fleet, memory
 from noisebook.datasets.decoding import Picture, requests_for
 from noisebook.datasets.job import Job, Rank, local_device
 from noisebook.datasets.ledger import LEDGER, SHARDS, states, summary
 from noisebook.datasets.loader import Workers
 from noisebook.datasets.plan import FILES, ITEMS, PLAN, VERSION, Plan, PlanSettings
 from noisebook.datasets.progress import Progress
-from noisebook.datasets.recipe import CodecMaker, CodecSource, Size, recipe_of
+from noisebook.datasets.recipe import CodecMaker, CodecRecipe, CodecSource, OwnCodec, Size, recipe_of
 from noisebook.datasets.shard import Tokenizer, versions
 from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, SpecError, printable
 from noisebook.images.folders import PassedOver
+from noisebook.runtime.devices import every_gpu, named_devices
 from noisebook.runtime.limits import DEFAULT, Limits
 
 PathLike = str | os.PathLike[str]
@@ -38,7 +39,7 @@ def tokenize(
     *,
     codec: CodecSource = "photo",
     engine: str = "local",
-    device: str | None = None,
+    device: str | Sequence[str] | None = None,
     resume: bool = False,
     input_format: str | None = None,
     image_column: str | None = None,
@@ -48,7 +49,7 @@ def tokenize(
     mixed_sizes: bool = False,
     shard_size: int = 1000,
     batch_size: int = 32,
-    workers: int = 0,
+    workers: int | None = 0,
     max_errors: int | None = None,
     rank: Rank | None = None,
     actors: int | None = None,
@@ -64,9 +65,13 @@ def tokenize(
     output        folder or URL of the data set: plan.json, shards/*.parquet (tokens: unsigned [L] per image), ledger/*.json
     codec         the name of a preset, a `CodecRecipe`, a function (device, size) -> Codec, where size is the (height,
                   width) of all images or None, or, with the engine local, a live Codec
-    engine        local: this process, or one of several ranks; ray: actors of a Ray cluster, each with a codec of its own
-    device        where codecs work (default: where the codec says; a function: cpu). Under torchrun, `cuda` is the GPU of
-                  the local rank
+    engine        local: this process, a child for each of several devices, or one of several ranks; ray: actors of a Ray
+                  cluster, each with a codec of its own
+    device        where codecs work (default: where the codec says; a function: cpu): a name, or several, as a list or with
+                  commas (`cuda:0,cuda:1`). `cuda` is every GPU that is seen, but under torchrun that of the local rank, and
+                  for a rank one only. Each of several devices has a child process, which imports the script that runs: that
+                  needs `if __name__ == "__main__":`. A live codec works where it is; a function must be one that pickle
+                  finds by its name
     resume        go on with what is there, or begin
     input_format  pictures, webdataset or parquet, where there are several
     image_column  Parquet: the column of the images (default: a struct with bytes, then image, jpg or png, then the first of
@@ -77,12 +82,13 @@ def tokenize(
     mixed_sizes   take images of any size (default: only if the first 64 already differ; other sizes fail otherwise)
     shard_size    images per shard, the unit of work
     batch_size    images coded at once
-    workers       processes that decode pictures, beside this one (0: none). They import the script that runs, which
-                  therefore needs `if __name__ == "__main__":`
+    workers       processes that decode pictures, beside this one (0: none; None: up to 8 for each device, as cores allow);
+                  shared out where there are several devices. They import the script that runs, which therefore needs
+                  `if __name__ == "__main__":`
     max_errors    stop when more images have failed (default: never)
     rank          local: which of several equal processes this is (default: what torchrun or Slurm says)
     actors        ray: how many (default: one for each GPU, or for each two CPU cores)
-    retries       ray: of a shard whose actor died
+    retries       of a shard whose actor, or whose process of several, died
     log           called with lines for people (default: the logger `noisebook.datasets`, level INFO)
     limits        of pictures (`pixels`), and the `memory` that this process and its workers may take; a picture that needs
                   more fails, and batches of large images are smaller, as the plan then says
@@ -98,7 +104,8 @@ def tokenize(
     if engine not in ENGINES:
         raise SpecError(f"engine must be {' or '.join(ENGINES)}, not {engine!r}")
     log = log or logging.getLogger("noisebook.datasets").info
-    recipe = recipe_of(codec, device, alive=engine == "local")
+    rank = None if engine == "ray" else rank or Rank.of_environment()
+    recipe, devices = _on_devices(codec, device, rank)
     job = Job(
         inputs=[os.fspath(path) for path in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)],
         output=os.fspath(output),
@@ -109,7 +116,7 @@ def tokenize(
         drop_columns=[drop_columns] if isinstance(drop_columns, str) else list(drop_columns),
         shard_size=shard_size,
         batch_size=batch_size,
-        workers=workers,
+        workers=min(8 * len(devices), os.cpu_count() or 1) if workers is None else workers,
         resize=resize,
         mixed_sizes=mixed_sizes,
         max_errors=max_errors,
@@ -120,12 +127,37 @@ def tokenize(
     def maker(where: str) -> CodecMaker:
         return lambda size: recipe.load(size, where, log)
 
-    if engine == "local":
-        return run_job(job, maker(local_device(recipe.device)), log, None, rank)
-    from noisebook.datasets.ray import engine as ray_engine
+    if rank is not None and len(devices) == 1:
+        return run_job(job, maker(devices[0]), log, None, rank)
+    if rank is not None:
+        crew = fleet.engine(recipe, devices, retries, log)
+    else:
+        from noisebook.datasets.ray import engine as ray_engine
 
-    crew = ray_engine(recipe.load, recipe.device, actors, retries, log)
+        crew = ray_engine(recipe.load, recipe.device, actors, retries, log)
     return run_job(job, maker("cpu"), log, crew, Rank())  # the driver codes nothing, and may have no GPU
+
+
+def _on_devices(
+    codec: CodecSource, device: str | Sequence[str] | None, rank: Rank | None
+) -> tuple[CodecRecipe | OwnCodec, list[str]]:
+    """(how codecs are made, the devices on which they work); `rank`: None where Ray hands out the work.
+
+    Raises SpecError for several devices where there can be one only."""
+    names = named_devices(device if device is not None else codec.device if isinstance(codec, CodecRecipe) else "cpu")
+    if len(names) > 1:
+        if rank is None:
+            raise SpecError("--engine ray finds the devices itself: give their kind only, --device cuda")
+        if rank.world > 1:
+            raise SpecError(f"this is rank {rank.number} of {rank.world}, and a rank works on one device, not {len(names)}")
+        if isinstance(codec, Codec):
+            raise SpecError("a live codec stays in its process: for several devices give a CodecRecipe")
+    recipe = recipe_of(codec, names[0] if device is not None or len(names) > 1 else None, alive=rank is not None)
+    if rank is None or isinstance(codec, Codec):
+        return recipe, [recipe.device]
+    if len(names) == 1:
+        names = [local_device(recipe.device)]
+    return recipe, every_gpu(names) if rank.world == 1 else names
 
 
 def run_job(
@@ -155,9 +187,11 @@ def run_job(
         with Progress(store, rank, plan, todo) as progress:
             if todo:
                 tokenizer = Tokenizer(plan, codec, store, job.workers, job.max_errors, failed, progress.tell, job.limits)
-                (engine or _here)(tokenizer, todo, progress)
-        if rank.world == 1:  # what actors that were killed have left
-            store.collect_strays(STRAYS)
+                try:
+                    (engine or _here)(tokenizer, todo, progress)
+                finally:
+                    if rank.world == 1:  # what actors or children that were killed have left
+                        store.collect_strays(STRAYS)
         counts = summary(store, mine, plan.hash, left.pictures)
         counts["other_files"] = dict(left.others)
         if len(store.names(LEDGER)) >= plan.shards:  # also those of other ranks: the last one finds them all

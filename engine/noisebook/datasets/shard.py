@@ -23,6 +23,7 @@ from noisebook.datasets.batches import Batch, Batching, batches
 from noisebook.datasets.decoding import Picture, Requests, decoder_version, requests_for
 from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
 from noisebook.datasets.loader import Workers, ahead
+from noisebook.datasets.memory import Share
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources.base import Failure
 from noisebook.datasets.store import Store
@@ -77,8 +78,13 @@ def _refuse_what_concerns_all(error: Exception, images: Tensor) -> None:
             f"{where} too little memory for {len(images)} images of {list(images.shape[1:])}: give a smaller --batch-size, "
             "or a smaller --memory for a new data set"
         ) from error
-    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+    if of_the_device(error):
         raise error
+
+
+def of_the_device(error: BaseException) -> bool:
+    """Whether a device says of itself that something is wrong: it does nothing more in this process."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 class Tokenizer:
@@ -106,6 +112,7 @@ class Tokenizer:
         self.plan, self.codec, self.store, self.workers = plan, codec, store, workers
         self.max_errors, self.failed, self.tell = max_errors, failed, tell
         self.limits = replace(limits, memory=limits.memory_bytes)  # asked of the machine once
+        self.share = Share()  # of that memory; a child of fleet.py has less than all
         size = plan.settings.size
         self.fixed = token_count(codec.spec_for(*size), *size) if size else None
 
@@ -114,7 +121,8 @@ class Tokenizer:
         settings, device = self.plan.settings, self.codec.device.type
         how = Batching(settings.batch_size, settings.size, settings.batch_pixels, device, self.limits)
         current, pending = ShardInProgress(), None
-        with Workers(self.workers, limits=self.limits) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
+        share = self.share.limits(self.limits)
+        with Workers(self.workers, limits=share) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
             made = ahead(batches(((n, self._requests(n)) for n in shards), workers, how), DEPTH)
             with contextlib.closing(made):
                 for batch in made:
@@ -161,7 +169,8 @@ class Tokenizer:
         self.tell("batch", {"shard": batch.shard, "images": len(batch.rows), "seconds": time.perf_counter() - begin})
 
     def _coded(self, images: Tensor) -> np.ndarray:
-        return self.codec.encode(images).cpu().numpy()
+        with self.share.turn(images.shape, self.codec.device.type, self.limits):
+            return self.codec.encode(images).cpu().numpy()
 
     def _coded_by_itself(self, image: Tensor) -> np.ndarray | Failure:
         try:
