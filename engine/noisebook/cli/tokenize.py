@@ -98,8 +98,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="cpu",
-        help="cpu, cuda (all GPUs of this machine; under torchrun or mpirun that of the local rank), or several with "
-        "commas, as cuda:0,cuda:1 (default: cpu)",
+        help="cpu, mps, cuda (all GPUs of this machine; under torchrun or mpirun that of the local rank), ..., or several "
+        "with commas, as cuda:0,cuda:1 (default: cpu)",
     )
     options.add_codec_options(parser)
     group = parser.add_argument_group("target", "a rate instead of a preset, for images of one size")

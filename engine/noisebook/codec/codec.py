@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from noisebook.backbones import Backbone
+from noisebook.backbones.wrappers.hosted import hosted
 from noisebook.codebook import NOT_FINITE, Codebook
 from noisebook.codec import packing
 from noisebook.codec.checks import check, check_tensor, warn_of_stall
@@ -21,7 +22,7 @@ from noisebook.format import container
 from noisebook.format.cost import check_cost
 from noisebook.rules import Bins, Rule
 from noisebook.runtime.cuda_graphs import Graphs
-from noisebook.runtime.devices import own_defaults
+from noisebook.runtime.devices import own_defaults, refuse_unreachable, working_device
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.profiler import stage
 from noisebook.spec.spec import CodecSpec
@@ -58,18 +59,19 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone lives and the work is done."""
-        return self.backbone.device
+        """Where the work is done, and tokens and images are: where the backbone lives, or the host for a device on which
+        codebooks are not searched (`mps`, `xpu`), which then runs the network only."""
+        return working_device(self.backbone.device)
 
     @property
     def parts(self) -> Parts:
         """What the walk takes of the codec."""
-        return Parts(self.spec, self.backbone, self.rule, self.start_rule, self._network)
+        return Parts(self.spec, hosted(self.backbone), self.rule, self.start_rule, self._network)
 
     def _network(self) -> Backbone:
         """What predicts for large pictures, made once for each state of the backbone's weights."""
         if self._made is None or self._made[0] != self.backbone.version:
-            self._made = (self.backbone.version, network_for(self.backbone))
+            self._made = (self.backbone.version, network_for(hosted(self.backbone)))
         return self._made[1]
 
     def spec_for(self, height: int, width: int) -> CodecSpec:
@@ -229,6 +231,7 @@ class Codec:
     @torch.no_grad()
     def walk(self, stream: Stream, batch: int, choose: Chooser) -> Tensor:
         """The images [B, C, H, W] at the end of a walk whose tokens `choose` names, see `noisebook.codec.walk`."""
+        refuse_unreachable(self.backbone.device)
         if stream.tiled:
             raise SpecError("images of more than 2^24 dimensions are encoded and decoded only: choose a smaller size")
         y, cond = walk(self.parts, stream, batch, choose, len(self.spec.schedule))
@@ -259,6 +262,7 @@ class Codec:
     ) -> list:
         """function(*arguments, *tensors), as a CUDA graph where there is one to be had: its status as a list of numbers,
         then its tensors."""
+        refuse_unreachable(self.backbone.device)
         with stage(name):
             there = tuple(tensor.to(self.device) for tensor in tensors)
             status, *out = self.graphs(function, arguments, there) if record else function(*arguments, *there)

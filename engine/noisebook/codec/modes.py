@@ -64,7 +64,7 @@ def guide(
         best = _drawn(stream, segment, batch, generator).to(codec.device)
         if segment.step_index in (StepIndex.CONDITION, StepIndex.START) or candidates == 1:
             return best
-        towards = x0_hat - stream.views(other(*seen[:2]))
+        towards = x0_hat - stream.views(other(*seen[:2])).to(x0_hat.device)
         block = torch.cat(
             [torch.arange(stream.blocks).repeat_interleave(run.count // stream.blocks) for run in segment.runs]
         )

@@ -25,6 +25,7 @@ from noisebook.codec.tiles import Look
 from noisebook.errors import BackboneError
 from noisebook.rules import Rule
 from noisebook.runtime.cuda_graphs import graph_cached
+from noisebook.runtime.devices import working_device
 from noisebook.runtime.profiler import stage
 from noisebook.spec.schedule import even_levels
 from noisebook.spec.spec import CodecSpec
@@ -49,8 +50,8 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone lives and the work is done."""
-        return self.backbone.device
+        """Where the work is done: where the backbone lives, or the host, see `Codec.device`."""
+        return working_device(self.backbone.device)
 
 
 def walk(

@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from noisebook import backbones
 from noisebook.codec.codec import Codec
 from noisebook.codec.load import load
 from noisebook.errors import SpecError
 from noisebook.images.targets import Aim, Target, curve_of
-from noisebook.runtime.devices import usable_device
+from noisebook.runtime.devices import device_named, usable_device
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
 
@@ -160,10 +158,11 @@ def recipe_of(codec: CodecSource, device: str | None = None, alive: bool = True)
     if isinstance(codec, Codec):
         if not alive:
             raise SpecError("a live codec stays in its process: for Ray give a CodecRecipe, or (device, size) -> Codec")
-        wanted = codec.device if device is None else torch.device(usable_device(device))
-        if wanted.type != codec.device.type or wanted.index not in (None, codec.device.index):
-            raise SpecError(f"the codec is on {codec.device}, not on {device}: a live codec works where it is")
-        return OwnCodec(codec, str(codec.device))
+        there = codec.backbone.device
+        wanted = there if device is None else device_named(device)
+        if wanted.type != there.type or wanted.index not in (None, there.index):
+            raise SpecError(f"the codec is on {there}, not on {device}: a live codec works where it is")
+        return OwnCodec(codec, str(there))
     if callable(codec):
         return OwnCodec(codec, device or "cpu")
     raise SpecError(

@@ -234,7 +234,8 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
     size = _size(job, sizes, old)
     codec = make_codec(size)
     all_sizes = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
-    device = job.network.get("device", codec.device.type)  # where actors are to work, the driver's codec is elsewhere
+    where = codec.backbone.device.type
+    device = job.network.get("device", where)  # where actors are to work, the driver's codec is elsewhere
     bound = memory.batch_pixels(job.limits, device, job.batch_size, all_sizes) if old is None else old.settings.batch_pixels
     settings = PlanSettings(
         codec.spec,

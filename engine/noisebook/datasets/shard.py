@@ -254,7 +254,7 @@ class Tokenizer:
         }
 
     def _entry(self, shard: int, status: str, failures: dict[int, Failure]) -> dict[str, Any]:
-        items, device = self.plan.items(shard), self.codec.device
+        items, device = self.plan.items(shard), self.codec.backbone.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
         failed = [{"key": items[row].key, "code": f.code, "message": f.message} for row, f in sorted(failures.items())]
         counts = {"n_in": len(items), "n_ok": len(items) - len(failed), "n_failed": len(failed)}

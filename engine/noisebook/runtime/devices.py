@@ -2,19 +2,64 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING
 
 from noisebook.errors import SpecError, first_line, printable
 
+if TYPE_CHECKING:
+    import torch
 
-def usable_device(name: str) -> str:
-    """The name, if torch can put a tensor there. Raises SpecError where it cannot."""
+SEARCHED = ("cpu", "cuda", "meta")  # kinds of device where a codebook's back ends work (`meta` stands for CUDA in tests)
+
+
+def device_named(name: str) -> "torch.device":
+    """Raises SpecError for what is no name of a device."""
     import torch
 
     try:
-        torch.empty(0, device=torch.device(name))
+        return torch.device(name)
+    except Exception as error:
+        raise SpecError(f"device {printable(repr(name), 60)} cannot be used: {first_line(error)}") from error
+
+
+def usable_device(name: str) -> str:
+    """The name, if a network can run there and the search there or on the host. Raises SpecError where that is not so."""
+    import torch
+
+    device = device_named(name)
+    try:
+        torch.empty(0, device=device)
     except Exception as error:  # a device of another vendor's asks for its own package
         raise SpecError(f"device {printable(repr(name), 60)} cannot be used: {first_line(error)}") from error
+    refuse_unreachable(device)
     return name
+
+
+def working_device(device: "torch.device") -> "torch.device":
+    """Where a codec works whose network is on `device`: there, or on the host where no search is written for it."""
+    import torch
+
+    return device if device.type in SEARCHED else torch.device("cpu")
+
+
+@cache
+def refuse_unreachable(device: "torch.device") -> None:
+    """Raises SpecError for a device on which nothing searches codebooks, and from which nothing comes to the host either."""
+    import torch
+
+    if device.type in ("cpu", "cuda"):
+        return
+    try:
+        back = torch.arange(3, dtype=torch.float32).to(device).add(1).cpu().tolist()
+        reason = "" if back == [1, 2, 3] else f"1, 2, 3 came back as {back}"
+    except Exception as error:
+        reason = first_line(error)
+    if reason:
+        raise SpecError(
+            f"device {printable(repr(str(device)), 60)} cannot be used: codebooks are searched on cpu and cuda only, and "
+            f"what its network says cannot be copied to the host ({reason}): give --device cpu"
+        )
 
 
 def named_devices(device: str | Sequence[str]) -> list[str]:
