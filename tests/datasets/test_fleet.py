@@ -84,6 +84,15 @@ def warned(device, size):
     return plain(device, size)
 
 
+def until(there, process=None, patience: float = 120.0) -> None:
+    """Waits for `there()`, as long as the process runs."""
+    end = time.monotonic() + patience
+    while not there():
+        assert process is None or process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def deadly(ground: Ground, monkeypatch, times: int) -> None:
     """The second picture kills the process that decodes it, as often as that."""
     bad, marks = ground.input / "001.png", ground.folder / "marks"
@@ -190,7 +199,7 @@ def test_a_device_on_which_children_die_is_left_out(ground):
 
 
 def test_a_child_that_does_nothing_counts_as_dead(ground, recipe, monkeypatch):
-    monkeypatch.setattr(fleet, "PATIENCE", 0.3)
+    monkeypatch.setattr(fleet, "PATIENCE", 1.5)
     monkeypatch.setattr(fleet, "LOOK", 0.05)
     begun, run = ground.folder / "begun", Tokenizer.run
 
@@ -204,7 +213,7 @@ def test_a_child_that_does_nothing_counts_as_dead(ground, recipe, monkeypatch):
     monkeypatch.setattr(Tokenizer, "run", stuck)
     lines: list[str] = []
     assert tokenize(ground.input, ground.output(), codec=recipe, device="cpu,cpu", log=lines.append, **SIZES)["shards"] == 5
-    assert "the process on cpu died: it has done nothing for 0.3 s; shards 0 are tried again" in lines
+    assert any(line.startswith("the process on cpu died: it has done nothing for 1.5 s; shards ") for line in lines)
 
 
 def test_warnings_of_children_are_lines_and_said_once(ground):
@@ -219,8 +228,7 @@ def test_ctrl_c_ends_all_of_them(ground, monkeypatch):
     output = ground.output()
     slow = lambda: setattr(Tokenizer, "_encode", lambda *_: time.sleep(60))  # noqa: E731
     child = Child(ground.arguments(output, "--device", "cpu,cpu"), slow)
-    while not events(output, "actor"):
-        time.sleep(0.01)
+    until(lambda: events(output, "actor"))
     os.killpg(child.pid, signal.SIGINT)
     assert child.wait() == 130
     assert child.message() == ["noisebook: stopped"]
@@ -234,9 +242,7 @@ def test_sigterm_leaves_no_orphan_and_a_run_that_can_be_resumed(ground):
     arguments = [sys.executable, str(script), ground.backbone, str(ground.input), str(output), json.dumps(_recipe())]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        while len(list(ground.folder.glob("busy-*"))) < 2:
-            assert process.poll() is None, process.communicate()[1].decode()
-            time.sleep(0.02)
+        until(lambda: list(ground.folder.glob("busy-*")) and len(events(output, "actor")) == 2, process)
         process.terminate()
         assert process.wait(60) == -signal.SIGTERM
         assert not orphans(process.pid)
