@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from noisebook.datasets import decoding
+from noisebook.datasets import decoding, worker
 
 KILLS, HANGS, KILLS_WHILE_SENDING = b"noisebook kills", b"noisebook hangs", b"noisebook is late"
 LARGE = 6000  # pixels a side of an answer that takes a while to send
@@ -28,7 +28,7 @@ def decode(data: bytes, *how: Any) -> Any:
     return DECODE(data, *how)
 
 
-def serve(requests: list[Any], *how: Any) -> list[Any]:
-    """What workers call in place of `decoding.serve`."""
+def serve(parcel: Any, *how: Any) -> list[Any]:
+    """What workers call in place of `worker.serve`."""
     decoding.decode = decode
-    return decoding.serve(requests, *how)
+    return worker.serve(parcel, *how)

@@ -1,8 +1,11 @@
 """Batches of equal size, in an order that depends on the plan only."""
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +24,26 @@ NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 @dataclass
 class Batch:
     """Images of one size, uint8 [B, C, H, W], and the rows of the shard's items that they are; their pictures have no pixels
-    any more. No images: the shard is complete."""
+    any more; `size` is (height, width). No images: the shard is complete. `copied`: an event of the device after which the
+    images are there."""
 
     shard: int
     rows: list[int]
     images: Tensor | None
     pictures: list[Picture]
     failures: dict[int, Failure]
+    copied: Any = None
+    size: tuple[int, int] = (0, 0)
+
+    def images_there(self) -> Tensor:
+        """The images, when they are where the codec is; the batch itself has none from then on."""
+        images, self.images = self.images, None
+        assert images is not None
+        if self.copied is not None:
+            current = torch.cuda.current_stream(images.device)
+            current.wait_event(self.copied)
+            images.record_stream(current)  # their memory is not given away before the codec is done with it
+        return images
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Batching:
     size          the (height, width) of all images, others fail; None: any
     batch_pixels  pixels of a batch at most, unless one image has more; of images of other sizes that wait for their batch
                   `WAIT` times that many. None: no bound
-    device        kind of device where the codec works, and whether batches are pinned for it
+    device        kind of device where the codec works: for `cuda` batches are pinned
     limits        of this run: an image that cannot be coded in `memory` fails
     """
 
@@ -60,6 +76,17 @@ class Batching:
 
     def refusal(self, height: int, width: int) -> Failure | None:
         """Why an image of that size cannot be coded."""
+        size = height, width
+        if size not in self._refusals:
+            self._refusals[size] = self._refusal(height, width)
+        return self._refusals[size]
+
+    @cached_property
+    def _refusals(self) -> dict[tuple[int, int], Failure | None]:
+        """Those of sizes that were asked for."""
+        return {}
+
+    def _refusal(self, height: int, width: int) -> Failure | None:
         if self.size and (height, width) != self.size:
             there = f"{height} x {width}; the first ones have {self.size[0]} x {self.size[1]}"
             return Failure("other_size", f"{there}: give --resize, or --mixed-sizes")
@@ -82,11 +109,11 @@ def batches(shards: Iterable[tuple[int, Requests]], workers: Workers, how: Batch
             started.append((shard, len(requests_of_shard)))
             yield from requests_of_shard
 
-    answers = workers.map(requests())
+    answers = workers.answers(requests())
     first = next(answers, None)
     while started:
         shard, count = started.popleft()
-        buckets: dict[tuple[int, ...], list[tuple[int, Picture]]] = {}
+        buckets: dict[tuple[int, ...], Bucket] = {}
         failures: dict[int, Failure] = {}
         waiting = 0  # pixels in the buckets
         for row in range(count):
@@ -97,27 +124,67 @@ def batches(shards: Iterable[tuple[int, Requests]], workers: Workers, how: Batch
                 failures[row] = answer
                 continue
             shape = answer.pixels.shape
-            bucket = buckets.setdefault(shape, [])
-            bucket.append((row, answer))
-            waiting += shape[0] * shape[1]
-            full = shape if len(bucket) == how.count(shape[0] * shape[1]) else None
+            pixels = shape[0] * shape[1]
+            if (bucket := buckets.get(shape)) is None:
+                bucket = buckets[shape] = Bucket(shape, how.count(pixels), how)
+            bucket.add(row, answer)  # at once: the pixels are there only until the next answer
+            waiting += pixels
+            full = shape if len(bucket.rows) == bucket.most else None
             while full or how.overflows(waiting):
-                full = full or max(buckets, key=lambda shape: len(buckets[shape]) * shape[0] * shape[1])
+                full = full or max(buckets, key=lambda shape: len(buckets[shape].rows) * shape[0] * shape[1])
                 bucket = buckets.pop(full)
-                waiting -= len(bucket) * full[0] * full[1]
+                waiting -= len(bucket.rows) * full[0] * full[1]
                 full = None
-                yield _batch(shard, bucket, how.device == "cuda")
+                yield bucket.batch(shard)
         for bucket in buckets.values():
-            yield _batch(shard, bucket, how.device == "cuda")
+            yield bucket.batch(shard)
         yield Batch(shard, [], None, [], failures)
         if not started:  # the next shard's requests may not have been drawn yet
             first = next(answers, None)
 
 
-def _batch(shard: int, bucket: list[tuple[int, Picture]], pin: bool) -> Batch:
-    height, width, channels = bucket[0][1].pixels.shape
-    images = torch.empty(len(bucket), channels, height, width, dtype=torch.uint8, pin_memory=pin)
-    for i, (_, picture) in enumerate(bucket):
-        images.numpy()[i] = picture.pixels.transpose(2, 0, 1)
-    pictures = [replace(picture, pixels=NO_PIXELS) for _, picture in bucket]
-    return Batch(shard, [row for row, _ in bucket], images, pictures, {})
+class Bucket:
+    """Images of one `shape`, [H, W, C], that wait for their batch, at most `most`. Where all images of the data set have
+    that shape, the memory of the batch is there from the beginning; otherwise it grows."""
+
+    def __init__(self, shape: tuple[int, ...], most: int, how: Batching):
+        self.most, self.pin = most, how.device == "cuda"
+        self.rows: list[int] = []
+        self.pictures: list[Picture] = []
+        self._pinned = self.pin and how.size is not None
+        self._images = self._empty(most if how.size else min(most, 4), shape)
+
+    def _empty(self, count: int, shape: tuple[int, ...]) -> Tensor:
+        height, width, channels = shape
+        images = torch.empty(count, channels, height, width, dtype=torch.uint8, pin_memory=self._pinned)
+        self._memory = images.numpy()
+        return images
+
+    def add(self, row: int, picture: Picture) -> None:
+        """Copies the pixels."""
+        count = len(self.rows)
+        if count == len(self._images):
+            there = self._images
+            self._images = self._empty(min(self.most, 2 * count), picture.pixels.shape)
+            self._images[:count] = there
+        self._memory[count] = picture.pixels.transpose(2, 0, 1)
+        self.rows.append(row)
+        self.pictures.append(picture._replace(pixels=NO_PIXELS))
+
+    def batch(self, shard: int) -> Batch:
+        """The images of the bucket, which takes no more."""
+        images = self._images[: len(self.rows)]
+        if self.pin and not self._pinned:
+            images = images.pin_memory()
+        height, width = images.shape[2:]
+        return Batch(shard, self.rows, images, self.pictures, {}, size=(height, width))
+
+
+def on_device(made: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches; those for CUDA are copied there on a stream of their own, while the codec works on another."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in made:
+        if stream is not None and batch.images is not None:
+            with contextlib.suppress(torch.cuda.OutOfMemoryError), torch.cuda.stream(stream):  # the codec has the words
+                batch.images, batch.copied = batch.images.to(device, non_blocking=True), stream.record_event()
+        yield batch

@@ -2,15 +2,26 @@
 
 import io
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from noisebook.datasets import memory
-from noisebook.datasets.sources.base import Changed, Failure, File, Item, Source, bad_key, open_file, refuse_changed
+from noisebook.datasets.sources.base import (
+    Changed,
+    Failure,
+    File,
+    Item,
+    Source,
+    bad_key,
+    open_file,
+    refuse_changed,
+    refuse_other,
+)
 from noisebook.datasets.sources.members import read_sparse
 from noisebook.errors import ImageError, printable
 from noisebook.images.numbers import Unsupported
@@ -18,8 +29,7 @@ from noisebook.images.reading import Postponed, TooLarge, read_picture
 from noisebook.runtime.limits import DEFAULT, Limits
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """Pixels uint8 [H, W, C], the upright picture's own height and width, and what was done that is worth a remark.
 
     The remarks are codes of `images.reading.REMARKS`.
@@ -44,16 +54,20 @@ def read_bytes(file: File, item: Item) -> bytes | Failure:
     sparse = item.sparse
     if not sparse and item.size >= 0 and (item.start < 0 or item.start + item.size > file.size):
         return Failure("unreadable", "the plan has it where its file ends")
+    wanted = item.size if item.size >= 0 else file.size
     try:
         refuse_changed(file)  # before: to open a pipe in its place would wait for ever
-        with open_file(file) as f:
-            if sparse:
-                data = read_sparse(f, item.start, item.size)
-            else:
-                f.seek(item.start)
-                data = f.read(item.size) if item.size >= 0 else f.read()
-        if file.place is not None and file.place.local:  # it may have changed meanwhile; an object store gives one version
-            refuse_changed(file)
+        if file.place is not None and file.place.plain and not sparse:
+            data = _read(file, file.place.path, item.start, wanted)
+        else:
+            with open_file(file) as f:
+                if sparse:
+                    data = read_sparse(f, item.start, item.size)
+                else:
+                    f.seek(item.start)
+                    data = f.read(item.size) if item.size >= 0 else f.read()
+            if file.place is not None and file.place.local:  # it may have changed meanwhile; an object store has versions
+                refuse_changed(file)
     except Changed as error:
         return Failure("changed", str(error))
     except FileNotFoundError:
@@ -62,8 +76,21 @@ def read_bytes(file: File, item: Item) -> bytes | Failure:
         if isinstance(error, MemoryError):
             raise
         return Failure("unreadable", printable(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200))
-    wanted = item.size if item.size >= 0 else file.size
     return data if len(data) == wanted else Failure("changed", f"{len(data)} bytes where the plan has {wanted}")
+
+
+def _read(file: File, path: str, start: int, size: int) -> bytes:
+    """Up to `size` bytes of a file of this machine, from `start` on. Raises OSError, and Changed where it is not the one of
+    the plan when they have been read."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        parts, left = [os.pread(handle, size, start)], size
+        while parts[-1] and (left := left - len(parts[-1])):  # the system gives 2 GiB at once at most
+            parts.append(os.pread(handle, left, start + size - left))
+        refuse_other(file, os.fstat(handle))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -74,20 +101,26 @@ class Later:
 
 
 def decode(
-    data: bytes, name: str, channels: int, resize: int = 0, limits: Limits = DEFAULT, share: int | None = None
+    data: bytes,
+    name: str,
+    channels: int,
+    resize: int = 0,
+    limits: Limits = DEFAULT,
+    share: int | None = None,
+    by_planes: bool = False,
 ) -> Picture | Failure | Later:
     """A picture of `channels` channels; with `resize` its shorter side is scaled to that many pixels (bicubic,
     antialiased), and the square in the middle kept.
 
     limits  `pixels`, and what of `memory` is for pictures that are decoded
     share   pixels that may be decoded here now; more gives Later
+    by_planes   the pixels may lie in memory as [C, H, W], and where nobody may write
     """
     if not data:
         return Failure("empty", "no bytes")
-    fits = memory.decoded_pixels(limits)
-    within = replace(limits, pixels=max(1, min(limits.pixels, fits)))
+    fits, within = _within(limits)
     try:
-        pixels, remarks = read_picture(io.BytesIO(data), channels, within, name, share)
+        pixels, remarks = read_picture(io.BytesIO(data), channels, within, name, share, by_planes and not resize)
     except Postponed as error:
         return Later(error.pixels)
     except Unsupported as error:
@@ -104,6 +137,13 @@ def decode(
         return Failure("too_large" if large else "damaged", str(error))
     height, width = pixels.shape[:2]
     return Picture(_square(pixels, resize) if resize else pixels, height, width, remarks)
+
+
+@lru_cache(maxsize=4)
+def _within(limits: Limits) -> tuple[int, Limits]:
+    """(pixels that can be decoded, the limits with no more than these)."""
+    fits = memory.decoded_pixels(limits)
+    return fits, replace(limits, pixels=max(1, min(limits.pixels, fits)))
 
 
 def _square(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -159,37 +199,28 @@ Answer = Picture | Failure | Later
 
 
 def serve(requests: Iterable[Request], share: int | None = None, most: int | None = None) -> list[Answer]:
-    """What a worker answers: a picture or a failure for each request, or, with `most`, for the first ones, at least one,
-    whose pixels take that many bytes. `share`: pixels of a picture that may be decoded beside others; a larger one is a
-    Later."""
+    """What is answered: a picture or a failure for each request, or, with `most`, for the first ones, at least one, whose
+    pixels take that many bytes. `share`: pixels of a picture that may be decoded beside others; a larger one is a Later."""
     answers: list[Answer] = []
     held = 0
     for request in requests:
-        answer = _answer(request, share)
-        answers.append(answer)
+        answers.append(answer := answer_to(request, share))
         held += answer.pixels.nbytes if isinstance(answer, Picture) else 0
         if most is not None and held >= most:
             break
     return answers
 
 
-def _answer(request: Request, share: int | None = None) -> Answer:
-    if problem := request.item.problem or bad_key(request.item.key):  # a plan from elsewhere does not say so
+def answer_to(request: Request, share: int | None = None, by_planes: bool = False) -> Answer:
+    """As `serve` answers one."""
+    item, limits = request.item, request.limits
+    if problem := item.problem or bad_key(item.key):  # a plan from elsewhere does not say so
         code, _, message = problem.partition(": ")
         return Failure(code, message)
-    if request.bytes_there > (most := memory.file_bytes(request.limits)):
+    if request.bytes_there > (most := memory.file_bytes(limits)):
         size, wanted = request.bytes_there, memory.size_text(8 * request.bytes_there)
         return Failure("too_large", f"its file has {size:,} bytes, more than {most:,}: --memory {wanted} reads it")
-    data = read_bytes(request.file, request.item) if request.data is None else request.data
+    data = read_bytes(request.file, item) if request.data is None else request.data
     if isinstance(data, Failure):
         return data
-    return decode(data, request.item.key + request.item.ending, request.channels, request.resize, request.limits, share)
-
-
-def watch_parent() -> None:
-    """Ends this worker when the process that started it is gone, also when that was killed."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return decode(data, item.key + item.ending, request.channels, request.resize, limits, share, by_planes)

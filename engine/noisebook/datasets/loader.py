@@ -1,5 +1,6 @@
 """Pictures from files, decoded in worker processes that may die, while the codec works on the ones before."""
 
+import os
 import queue
 import threading
 import time
@@ -8,17 +9,22 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from noisebook.datasets import memory
-from noisebook.datasets.decoding import Answer, Later, Picture, Request, serve, watch_parent
+from noisebook.datasets.decoding import Later, Picture, Request, answer_to
+from noisebook.datasets.slab import slab_for
 from noisebook.datasets.sources.base import Failure
+from noisebook.datasets.worker import Parcel, Placed, Sent, serve, watch_parent
 from noisebook.errors import DatasetError, first_line
 from noisebook.runtime.limits import DEFAULT, Limits
 
-CHUNK = 8  # items in one call of a worker: small pictures cost more to send than to decode
+FIRST, CHUNK = 8, 64  # items in one call of a worker, at first and at most: a call costs more than to decode a small picture
+CHUNK_BYTES = 1 << 18  # of their files; then they are sent, however few
+MOST_WORKERS = 16  # by default
 PAUSE = 0.5  # seconds
 LOOK = 1.0  # seconds between two looks whether a worker is dead
 TRIES = 2  # workers that may die while they have one request only, before it is blamed
@@ -37,12 +43,17 @@ class Workers:
         self.count, self.patience, self.limits = count, patience, limits
         self.at_once = count  # workers that may be at work
         self._pool: ProcessPoolExecutor | None = None
+        parts = 2 * count + 3  # those in flight, one that is looked at, one that is sent again
+        self._slab = slab_for(parts, memory.waiting_bytes(limits)) if count else None
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._end(kill=kind is not None)  # an error does not wait for a worker that may hang
+        if self._slab is not None:
+            self._slab.close()
+            self._slab = None
 
     @property
     def ahead(self) -> int:
@@ -51,26 +62,39 @@ class Workers:
 
     def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
         """An answer for each request, in order. Raises DatasetError where no worker can be started."""
+        for answer in self.answers(requests):
+            yield answer._replace(pixels=answer.pixels.copy()) if isinstance(answer, Picture) and self.count else answer
+
+    def answers(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
+        """As `map`, but the pixels are there only until the next answer is asked for, and nobody may write to them."""
         waiting = memory.waiting_bytes(self.limits) // (2 * self.count + 1)
-        chunks = _chunks(requests, CHUNK if self.count else 1, waiting)
         if not self.count:
-            for chunk in chunks:
-                yield from _pictures(serve(chunk))
+            for request in requests:
+                answer = answer_to(request, by_planes=True)
+                assert not isinstance(answer, Later)
+                yield answer
             return
-        in_flight: deque[tuple[list[Request], Future]] = deque()
-        for chunk in chunks:
+        in_flight: deque[Flight] = deque()
+        for chunk in _chunks(requests, self.count, min(CHUNK_BYTES, waiting)):
             while len(in_flight) > self.ahead:
                 yield from self._first(in_flight)
-            in_flight.append((chunk, self._submit(chunk)))
+            in_flight.append(self._sent(chunk))
         while in_flight:
             yield from self._first(in_flight)
 
-    def _submit(self, chunk: list[Request], at_once: int | None = None) -> Future:
+    def _sent(self, chunk: list[Request]) -> "Flight":
+        part = self._slab.free.pop() if self._slab is not None and self._slab.free else None
+        return Flight(chunk, self._submit(chunk, None, part), part)
+
+    def _submit(self, chunk: list[Request], at_once: int | None = None, part: int | None = None) -> Future:
         at_once = at_once or self.at_once
         share = memory.decoded_pixels(self.limits) // at_once if at_once > 1 else None
         answered = memory.waiting_bytes(self.limits) // (self.ahead + 1)
+        place: tuple[int, int] | None = None
+        if part is not None and self._slab is not None:
+            place, answered = (part * self._slab.size, self._slab.size), min(answered, self._slab.size)
         try:
-            return self._started().submit(serve, chunk, share, answered)
+            return self._started().submit(serve, Parcel.of(chunk), share, answered, place)
         except (BrokenProcessPool, EOFError, OSError) as error:  # a worker, or what starts them, died between two chunks:
             broken: Future = Future()  # whoever waits for this one will see it
             broken.set_exception(BrokenProcessPool(str(error)))
@@ -78,7 +102,7 @@ class Workers:
                 time.sleep(PAUSE)
             return broken
 
-    def _result(self, future: Future) -> list[Answer]:
+    def _result(self, future: Future) -> list[Sent]:
         """What a worker answers. Raises FutureTimeout, BrokenProcessPool, CancelledError.
 
         A worker that was killed while it sent its answer leaves half of it in the pipe, and the pool waits for the rest.
@@ -93,39 +117,57 @@ class Workers:
                 processes = list((getattr(self._pool, "_processes", None) or {}).values())
                 dead = bool(wait_for([process.sentinel for process in processes], 0))
 
-    def _first(self, in_flight: "deque[tuple[list[Request], Future]]") -> list[Picture | Failure]:
+    def _first(self, in_flight: "deque[Flight]") -> Iterator[Picture | Failure]:
         """The answers to the first chunk, or to its first requests; then the others are sent again. If they are lost, its
         requests are sent one by one, and other chunks again."""
-        chunk, future = in_flight.popleft()
+        flight = in_flight.popleft()
+        chunk = flight.chunk
         try:
-            answers = self._result(future)
+            answers = self._result(flight.future)
         except (*LOST, FutureTimeout):
             self._end(kill=True)
-            others = [(other, None if _failed(f) else f) for other, f in in_flight]
-            answers = [self._by_itself(request) for request in chunk]
+            self._free(flight)
+            others = [(other, _failed(other.future)) for other in in_flight]
+            by_themselves = [self._by_itself(request) for request in chunk]
             in_flight.clear()
-            in_flight.extend((other, f or self._submit(other)) for other, f in others)
-            return answers
-        done = _pictures(answers)
+            for other, failed in others:
+                if failed:
+                    self._free(other)
+                in_flight.append(self._sent(other.chunk) if failed else other)
+            yield from by_themselves
+            return
+        done = _before_later(answers)
         if len(done) < len(answers):
             large = answers[len(done)]
             assert isinstance(large, Later)
             self._make_room(large, in_flight)
         if len(done) < len(chunk):
-            rest = chunk[len(done) :]
-            in_flight.appendleft((rest, self._submit(rest)))
-        return done
+            in_flight.appendleft(self._sent(chunk[len(done) :]))
+        for answer in done:
+            yield self._shown(answer)
+        self._free(flight)
 
-    def _make_room(self, large: Later, in_flight: "deque[tuple[list[Request], Future]]") -> None:
+    def _shown(self, answer: Picture | Failure | Placed) -> Picture | Failure:
+        if not isinstance(answer, Placed):
+            return answer
+        assert self._slab is not None
+        return Picture(self._slab.planes(answer.place).transpose(1, 2, 0), answer.height, answer.width, answer.remarks)
+
+    def _free(self, flight: "Flight") -> None:
+        """Nobody writes to the flight's part of the slab any more, nor reads it."""
+        if flight.part is not None and self._slab is not None:
+            self._slab.free.append(flight.part)
+
+    def _make_room(self, large: Later, in_flight: "deque[Flight]") -> None:
         """So many workers from now on that each may decode such a picture, when those in flight are done."""
         self.at_once = max(1, min(self.at_once - 1, memory.decoded_pixels(self.limits) // large.pixels))
-        wait([future for _, future in in_flight], self.patience)
+        wait([flight.future for flight in in_flight], self.patience)
 
     def _by_itself(self, request: Request) -> Picture | Failure:
         for _ in range(TRIES):  # the worker may have died of something else, or been killed from outside
             try:
                 answer = self._result(self._submit([request], 1))[0]
-                assert not isinstance(answer, Later)
+                assert not isinstance(answer, Later | Placed)
                 return answer
             except FutureTimeout:
                 self._end(kill=True)
@@ -153,7 +195,7 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=watch_parent)
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=watch_parent, initargs=(self._slab,))
         return self._pool
 
     def _end(self, kill: bool) -> None:
@@ -167,9 +209,18 @@ class Workers:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pictures(answers: list[Answer]) -> list[Picture | Failure]:
+@dataclass
+class Flight:
+    """Requests that were sent, what will be answered, and the part of the slab that is theirs until that was looked at."""
+
+    chunk: list[Request]
+    future: Future
+    part: int | None
+
+
+def _before_later(answers: list[Sent]) -> list[Picture | Failure | Placed]:
     """Those before the first Later."""
-    done: list[Picture | Failure] = []
+    done: list[Picture | Failure | Placed] = []
     for answer in answers:
         if isinstance(answer, Later):
             break
@@ -182,18 +233,37 @@ def _failed(future: Future) -> bool:
     return not future.done() or future.cancelled() or future.exception() is not None
 
 
-def _chunks(requests: Iterable[Request], count: int, size: int) -> Iterator[list[Request]]:
-    """Up to `count` requests, or fewer whose files have `size` bytes together."""
+def _chunks(requests: Iterable[Request], workers: int, size: int) -> Iterator[list[Request]]:
+    """Up to `CHUNK` requests, or fewer whose files have `size` bytes together. At first they are fewer, so that each worker
+    has something to do soon."""
     chunk: list[Request] = []
-    held = 0
+    held, count, made = 0, FIRST, 0
     for request in requests:
         chunk.append(request)
         held += request.bytes_there
-        if len(chunk) == count or held >= size:
+        if len(chunk) >= count or held >= size:
             yield chunk
-            chunk, held = [], 0
+            chunk, held, made = [], 0, made + 1
+            count = min(CHUNK, FIRST << min(made // workers, 8))
     if chunk:
         yield chunk
+
+
+def default_workers(processes: int = 1) -> int:
+    """Processes that decode for each of so many that code: one for each core that they may use, 16 at most."""
+    return max(1, min(MOST_WORKERS, usable_cores() // processes))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its mask, and of the share of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as f:
+            share, period = f.read().split()
+            cores = min(cores, max(1, int(share) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # no such group, or "max"
+        pass
+    return cores
 
 
 def ahead(items: Iterator[Any], depth: int) -> Generator[Any]:

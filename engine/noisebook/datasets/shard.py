@@ -1,8 +1,9 @@
 """Tokenises shards of a plan: what one process does, by itself, as a rank among others, or as an actor of Ray.
 
-`Tokenizer.run` makes shards one after the other: pictures are read and decoded in worker processes while the codec works
-on the batch before and the finished shard is written by a thread. A shard is committed in two steps, file and ledger, each
-whole or not at all; made twice it has the same bytes, so nothing needs to be undone after a kill.
+`Tokenizer.run` makes shards one after the other: pictures are read and decoded in worker processes, and a thread makes
+batches of them and copies them to the device, while the codec works on the batch before. Another thread takes its tokens
+and writes the finished shards. A shard is committed in two steps, file and ledger, each whole or not at all; made twice it
+has the same bytes, so nothing needs to be undone after a kill.
 """
 
 import contextlib
@@ -19,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisebook.datasets.batches import Batch, Batching, batches
+from noisebook.datasets.batches import Batch, Batching, batches, on_device
 from noisebook.datasets.decoding import Picture, Requests, decoder_version, requests_for
 from noisebook.datasets.ledger import DONE, POISONED, sha256, shard_name, write_ledger
 from noisebook.datasets.loader import Workers, ahead
 from noisebook.datasets.memory import Share
 from noisebook.datasets.plan import Plan
-from noisebook.datasets.sources.base import Failure
+from noisebook.datasets.sources.base import Failure, Item
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import shard_bytes, token_column, token_column_name, token_count
 from noisebook.errors import ImageError, NoisebookError, SpecError, first_line, printable
@@ -53,17 +54,25 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class ShardInProgress:
-    """What is known of the items of a shard so far, by the row of the item: tokens int64 [L], (height, width) of the coded
-    image, the picture without its pixels, or the failure."""
+    """What is known of the items of a shard so far: batches with their tokens; and, when they are sorted, by the row of the
+    item: tokens int64 [L], (height, width) of the coded image, the picture without its pixels, or the failure."""
 
+    coded: "list[tuple[Batch, np.ndarray | list[np.ndarray | Failure]]]" = field(default_factory=list)
     tokens: dict[int, np.ndarray] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     pictures: dict[int, Picture] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     begun: float = field(default_factory=time.time)
 
-    def keep(self, row: int, picture: Picture, size: tuple[int, int], tokens: np.ndarray) -> None:
-        self.tokens[row], self.sizes[row], self.pictures[row] = tokens, size, picture
+    def sort(self) -> None:
+        """Makes rows of the batches that are `coded`."""
+        for batch, tokens in self.coded:
+            for row, picture, tokens_of_row in zip(batch.rows, batch.pictures, tokens, strict=True):
+                if isinstance(tokens_of_row, Failure):
+                    self.failures[row] = tokens_of_row
+                else:
+                    self.tokens[row], self.sizes[row], self.pictures[row] = tokens_of_row, batch.size, picture
+        self.coded = []
 
     def drop(self, row: int, failure: Failure) -> None:
         self.failures[row] = failure
@@ -123,11 +132,12 @@ class Tokenizer:
         current, pending = ShardInProgress(), None
         share = self.share.limits(self.limits)
         with Workers(self.workers, limits=share) as workers, ThreadPoolExecutor(1, "noisebook-writer") as writer:
-            made = ahead(batches(((n, self._requests(n)) for n in shards), workers, how), DEPTH)
+            whole = batches(((n, self._requests(n)) for n in shards), workers, how)
+            made = ahead(on_device(whole, self.codec.device), DEPTH)
             with contextlib.closing(made):
                 for batch in made:
                     if batch.images is not None:
-                        self._encode(batch, current)
+                        current.coded.append((batch, self._encode(batch)))
                         continue
                     current.failures |= batch.failures
                     self._wait(pending)
@@ -151,22 +161,17 @@ class Tokenizer:
         channels, resize = self.codec.backbone.channels, self.plan.settings.resize
         return requests_for(self.plan.source, self.plan.items(shard), channels, resize, self.limits)
 
-    def _encode(self, batch: Batch, current: ShardInProgress) -> None:
-        """The tokens of a batch. Where something is wrong with an image of it, or several, they are coded one by one."""
-        assert batch.images is not None
-        begin = time.perf_counter()
-        height, width = batch.images.shape[2:]
+    def _encode(self, batch: Batch) -> "np.ndarray | list[np.ndarray | Failure]":
+        """The tokens of a batch, which has no images from then on. Where something is wrong with an image of it, or several,
+        they are coded one by one."""
+        begin, images = time.perf_counter(), batch.images_there()
         try:
-            tokens: list[np.ndarray | Failure] = list(self._coded(batch.images))
+            tokens: Any = self._coded(images)
         except Exception as error:
-            _refuse_what_concerns_all(error, batch.images)
-            tokens = [self._coded_by_itself(image) for image in batch.images]
-        for row, picture, tokens_of_row in zip(batch.rows, batch.pictures, tokens, strict=True):
-            if isinstance(tokens_of_row, Failure):
-                current.failures[row] = tokens_of_row
-            else:
-                current.keep(row, picture, (height, width), tokens_of_row)
+            _refuse_what_concerns_all(error, images)
+            tokens = [self._coded_by_itself(image) for image in images]
         self.tell("batch", {"shard": batch.shard, "images": len(batch.rows), "seconds": time.perf_counter() - begin})
+        return tokens
 
     def _coded(self, images: Tensor) -> np.ndarray:
         with self.share.turn(images.shape, self.codec.device.type, self.limits):
@@ -185,9 +190,10 @@ class Tokenizer:
 
     def _commit(self, shard: int, made: ShardInProgress) -> int:
         """Writes the shard, then its ledger entry; returns how many of its images failed."""
-        items = self.plan.items(shard)
-        carried = self._carried(shard, made)
-        data = self._bytes(shard, made, carried)
+        items = list(self.plan.items(shard))  # one by one, rows of columns are slow
+        made.sort()
+        carried = self._carried(items, made)
+        data = self._bytes(shard, items, made, carried)
         self.store.write(shard_name(shard), data)
         seconds = time.time() - made.begun
         entry = self._entry(shard, DONE, made.failures) | {
@@ -210,11 +216,11 @@ class Tokenizer:
         write_ledger(self.store, shard, self._entry(shard, POISONED, failures))
         return len(failures)
 
-    def _carried(self, shard: int, made: ShardInProgress) -> "pa.Table":
+    def _carried(self, items: list[Item], made: ShardInProgress) -> "pa.Table":
         """The columns that go along. A row whose own cannot be read (any more) fails, and the others stay."""
         import pyarrow as pa
 
-        items, source = self.plan.items(shard), self.plan.source
+        source = self.plan.source
         unreadable = (pa.ArrowException, OSError, ValueError)
         with contextlib.suppress(*unreadable):
             return source.carried([items[row] for row in sorted(made.tokens)])
@@ -225,15 +231,15 @@ class Tokenizer:
                 made.drop(row, Failure.of_reading(error, "what goes along with it: "))
         return source.carried([items[row] for row in sorted(made.tokens)])
 
-    def _bytes(self, shard: int, made: ShardInProgress, carried: "pa.Table") -> bytes:
+    def _bytes(self, shard: int, items: list[Item], made: ShardInProgress, carried: "pa.Table") -> bytes:
         import pyarrow as pa
 
         rows, spec = sorted(made.tokens), self.codec.spec
-        items = [self.plan.items(shard)[row] for row in rows]
+        keys = [items[row].key for row in rows]
         tokens, sizes = [made.tokens[row] for row in rows], [made.sizes[row] for row in rows]
         pictures = [made.pictures[row] for row in rows]
         columns = {
-            "key": pa.array([item.key for item in items], pa.string()),
+            "key": pa.array(keys, pa.string()),
             token_column_name(spec): token_column(tokens, spec, sizes, self.fixed),
             "height": pa.array([size[0] for size in sizes], pa.int32()),
             "width": pa.array([size[1] for size in sizes], pa.int32()),

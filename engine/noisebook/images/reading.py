@@ -20,6 +20,7 @@ from noisebook.images import tiff
 from noisebook.images.formats import FORMATS
 from noisebook.images.numbers import Unsupported
 from noisebook.images.pixels import ORIENTATION
+from noisebook.images.plain import read_plain
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 TINY = 16  # pixels per side; smaller pictures get a remark
@@ -89,10 +90,20 @@ def read_image(path: str | Path | io.BytesIO, channels: int = 3, limits: Limits 
 
 
 def read_picture(
-    path: str | Path | io.BytesIO, channels: int = 3, limits: Limits = DEFAULT, name: str = "", now: int | None = None
+    path: str | Path | io.BytesIO,
+    channels: int = 3,
+    limits: Limits = DEFAULT,
+    name: str = "",
+    now: int | None = None,
+    by_planes: bool = False,
 ) -> Read:
-    """As `read_image`, with remarks. `name`: of the file, where `path` has none. Raises Postponed for more than `now`
-    pixels."""
+    """As `read_image`, with remarks. `name`: of the file, where `path` has none. `by_planes`: the pixels may lie in memory
+    as [C, H, W], and where nobody may write. Raises Postponed for more than `now` pixels."""
+    if channels == 3 and isinstance(path, io.BytesIO):
+        most = limits.pixels if now is None else min(now, limits.pixels)
+        if (plain := read_plain(path.getvalue(), most, by_planes)) is not None:
+            height, width = plain[0].shape[:2]
+            return Read(plain[0], tuple(_of_name_and_size(name, plain[1], height, width)))
     name = name or (os.fspath(path) if isinstance(path, (str, Path)) else "")
     with _opened_file(path) as file:
         head = file.read(kinds.HEAD)
@@ -225,14 +236,16 @@ def _look(image: Any, name: str, channels: int, has_exif: bool) -> list[str]:
         remarks += ["pages"] if len(image.ico.entry) > 1 else []
     elif getattr(image, "n_frames", 1) > 1:
         remarks.append("pages" if image.format in ("TIFF", "MPO", "HEIF") else "animated")
+    return remarks + _of_name_and_size(name, image.format, *image.size)
+
+
+def _of_name_and_size(name: str, form: str, *sides: int) -> list[str]:
+    """Remarks on a picture of this format."""
+    remarks = []
     wanted = ENDINGS.get(posixpath.splitext(name.lower())[1])
-    if wanted and wanted not in (
-        image.format,
-        "JPEG" if image.format == "MPO" else "",
-        "BMP" if image.format == "DIB" else "",
-    ):
+    if wanted and wanted not in (form, "JPEG" if form == "MPO" else "", "BMP" if form == "DIB" else ""):
         remarks.append("wrong_extension")
-    if min(image.size) < TINY:
+    if min(sides) < TINY:
         remarks.append("tiny")
     return remarks
 

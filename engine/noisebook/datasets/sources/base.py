@@ -1,5 +1,6 @@
 """What every kind of input shares: files, items, and a source, which is all items of an input in a fixed order."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -33,6 +34,7 @@ class NotLocated(OSError):
     """Nobody has said on this run where the file lies."""
 
 
+CHANGED = "the file is not the one of the plan any more"
 NOT_LOCATED = "nobody has said where the inputs are now: what a plan records is not opened"
 
 
@@ -185,9 +187,21 @@ def stamp_of(info: dict[str, Any]) -> str:
 
 def refuse_changed(file: File) -> None:
     """Raises Changed where the file is not the one of the plan, and as `open_file`."""
-    info = _place(file).info()
+    place = _place(file)
+    if place.plain:
+        try:
+            return refuse_other(file, os.stat(place.path))
+        except ValueError as error:  # a NUL in its name
+            raise OSError(first_line(error)) from error
+    info = place.info()
     if stamp_of(info) != file.stamp or info["size"] != file.size:
-        raise Changed("the file is not the one of the plan any more")
+        raise Changed(CHANGED)
+
+
+def refuse_other(file: File, about: os.stat_result) -> None:
+    """Raises Changed where this is not what the system said of the file when the plan was made."""
+    if about.st_size != file.size or f"{about.st_size} {about.st_mtime}" != file.stamp:
+        raise Changed(CHANGED)
 
 
 def _place(file: File) -> Place:

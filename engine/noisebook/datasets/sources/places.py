@@ -40,6 +40,7 @@ ARCHIVES = ("zip", "tar")  # may stand before `::` and another place: files insi
 CACHES = ("simplecache", "filecache", "blockcache")  # and these: copies of its files on this machine
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 WORD = re.compile(r"[A-Za-z0-9_]+")
+SAFE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # a name that is safe at one look
 DRIVE = re.compile(r"[A-Za-z]:")
 T = TypeVar("T")
 
@@ -58,6 +59,11 @@ class Place:
 
     def _filesystem(self) -> Any:
         return filesystem(self.url, typed=True)[0] if self.url else _local()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of this machine, and its path is what the system calls it."""
+        return not self.url and os.sep == "/" and self.path.startswith("/")
 
     def info(self) -> dict[str, Any]:
         """What the file system says of it. Raises OSError."""
@@ -182,6 +188,8 @@ def is_local(fs: Any) -> bool:
 def unsafe_name(name: str, encoded: bool = False) -> str:
     """Why a name from a file or archive may not be put below a folder: it would be another place, or no file can have it;
     empty where it may. `encoded`: percent signs are read, as in a URL."""
+    if SAFE.fullmatch(name):
+        return ""
     parts = re.split(r"[/\\]", unquote(name) if encoded else name)
     if not name or "\0" in name:
         return "it has no name" if not name else "a NUL is in its name"

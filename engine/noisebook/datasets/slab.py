@@ -1,0 +1,86 @@
+"""Memory that a process shares with those that decode for it: pixels are written where they are read, and sent nowhere.
+
+It has no name in any file system, so that nothing is left of it when its last process is gone, however that ended.
+"""
+
+import math
+import mmap
+import os
+import tempfile
+from multiprocessing import reduction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LARGEST = 16 << 20  # bytes of a part at most
+
+
+class Place(NamedTuple):
+    """Where a picture lies: its first byte, and its shape as [C, H, W]."""
+
+    start: int
+    shape: tuple[int, int, int]
+
+
+class Slab:
+    """Shared memory in `parts` equal parts of `size` bytes. The system gives pages of it as they are written.
+
+    It can be handed to a process that is being started, and to no other."""
+
+    def __init__(self, parts: int, size: int):
+        self._map(_unnamed(parts * size), parts, size)
+        self.free = list(range(parts))  # parts that nobody writes or reads
+
+    def _map(self, handle: int, parts: int, size: int) -> None:
+        self.handle, self.parts, self.size = handle, parts, size
+        self.memory = mmap.mmap(handle, parts * size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attached, (reduction.DupFd(self.handle), self.parts, self.size)
+
+    def put(self, pixels: np.ndarray, start: int) -> Place:
+        """Copies uint8 [H, W, C] there."""
+        planes = pixels.transpose(2, 0, 1)
+        place = Place(start, planes.shape)
+        self.planes(place)[:] = planes
+        return place
+
+    def planes(self, place: Place) -> np.ndarray:
+        """The memory there, uint8 [C, H, W]."""
+        return np.frombuffer(self.memory, np.uint8, math.prod(place.shape), place.start).reshape(place.shape)
+
+    def close(self) -> None:
+        """Gives it back; memory that arrays still show goes with the last of them."""
+        os.close(self.handle)
+
+
+def slab_for(parts: int, most: int) -> Slab | None:
+    """A slab of at most `most` bytes; None where the system has no such memory."""
+    size = min(LARGEST, most // parts) // mmap.PAGESIZE * mmap.PAGESIZE
+    if os.name != "posix" or size == 0:
+        return None
+    try:
+        return Slab(parts, size)
+    except OSError:  # workers then send what they have decoded
+        return None
+
+
+def _unnamed(size: int) -> int:
+    """The handle of a file of that size without a name, in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("noisebook", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            handle = os.dup(file.fileno())
+    try:
+        os.ftruncate(handle, size)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _attached(handle: Any, parts: int, size: int) -> Slab:
+    slab = Slab.__new__(Slab)
+    slab._map(handle.detach(), parts, size)
+    return slab
