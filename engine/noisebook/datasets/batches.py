@@ -4,7 +4,6 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,17 +75,6 @@ class Batching:
 
     def refusal(self, height: int, width: int) -> Failure | None:
         """Why an image of that size cannot be coded."""
-        size = height, width
-        if size not in self._refusals:
-            self._refusals[size] = self._refusal(height, width)
-        return self._refusals[size]
-
-    @cached_property
-    def _refusals(self) -> dict[tuple[int, int], Failure | None]:
-        """Those of sizes that were asked for."""
-        return {}
-
-    def _refusal(self, height: int, width: int) -> Failure | None:
         if self.size and (height, width) != self.size:
             there = f"{height} x {width}; the first ones have {self.size[0]} x {self.size[1]}"
             return Failure("other_size", f"{there}: give --resize, or --mixed-sizes")
@@ -118,14 +106,15 @@ def batches(shards: Iterable[tuple[int, Requests]], workers: Workers, how: Batch
         waiting = 0  # pixels in the buckets
         for row in range(count):
             answer, first = (first, None) if first is not None else (next(answers), None)
-            if isinstance(answer, Picture):
-                answer = how.refusal(*answer.pixels.shape[:2]) or answer
             if isinstance(answer, Failure):
                 failures[row] = answer
                 continue
             shape = answer.pixels.shape
             pixels = shape[0] * shape[1]
             if (bucket := buckets.get(shape)) is None:
+                if (refusal := how.refusal(*shape[:2])) is not None:
+                    failures[row] = refusal
+                    continue
                 bucket = buckets[shape] = Bucket(shape, how.count(pixels), how)
             bucket.add(row, answer)  # at once: the pixels are there only until the next answer
             waiting += pixels
@@ -153,23 +142,23 @@ class Bucket:
         self.pictures: list[Picture] = []
         self._pinned = self.pin and how.size is not None
         self._images = self._empty(most if how.size else min(most, 4), shape)
+        self._memory = self._images.numpy()
 
     def _empty(self, count: int, shape: tuple[int, ...]) -> Tensor:
         height, width, channels = shape
-        images = torch.empty(count, channels, height, width, dtype=torch.uint8, pin_memory=self._pinned)
-        self._memory = images.numpy()
-        return images
+        return torch.empty(count, channels, height, width, dtype=torch.uint8, pin_memory=self._pinned)
 
     def add(self, row: int, picture: Picture) -> None:
         """Copies the pixels."""
         count = len(self.rows)
-        if count == len(self._images):
+        if count == len(self._memory):
             there = self._images
             self._images = self._empty(min(self.most, 2 * count), picture.pixels.shape)
             self._images[:count] = there
+            self._memory = self._images.numpy()
         self._memory[count] = picture.pixels.transpose(2, 0, 1)
         self.rows.append(row)
-        self.pictures.append(picture._replace(pixels=NO_PIXELS))
+        self.pictures.append(Picture(NO_PIXELS, *picture[1:]))
 
     def batch(self, shard: int) -> Batch:
         """The images of the bucket, which takes no more."""

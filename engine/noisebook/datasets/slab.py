@@ -3,7 +3,6 @@
 It has no name in any file system, so that nothing is left of it when its last process is gone, however that ended.
 """
 
-import math
 import mmap
 import os
 import tempfile
@@ -16,10 +15,11 @@ LARGEST = 16 << 20  # bytes of a part at most
 
 
 class Place(NamedTuple):
-    """Where a picture lies: its first byte, and its shape as [C, H, W]."""
+    """Where a picture lies: its first byte, the one after its last, and its shape as [C, H, W]."""
 
     start: int
-    shape: tuple[int, int, int]
+    end: int
+    shape: tuple[int, ...]
 
 
 class Slab:
@@ -33,7 +33,7 @@ class Slab:
 
     def _map(self, handle: int, parts: int, size: int) -> None:
         self.handle, self.parts, self.size = handle, parts, size
-        self.memory = mmap.mmap(handle, parts * size)
+        self.bytes = np.frombuffer(mmap.mmap(handle, parts * size), np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _attached, (reduction.DupFd(self.handle), self.parts, self.size)
@@ -41,17 +41,18 @@ class Slab:
     def put(self, pixels: np.ndarray, start: int) -> Place:
         """Copies uint8 [H, W, C] there."""
         planes = pixels.transpose(2, 0, 1)
-        place = Place(start, planes.shape)
+        place = Place(start, start + pixels.size, planes.shape)
         self.planes(place)[:] = planes
         return place
 
     def planes(self, place: Place) -> np.ndarray:
         """The memory there, uint8 [C, H, W]."""
-        return np.frombuffer(self.memory, np.uint8, math.prod(place.shape), place.start).reshape(place.shape)
+        return self.bytes[place.start : place.end].reshape(place.shape)
 
     def close(self) -> None:
-        """Gives it back; memory that arrays still show goes with the last of them."""
+        """Gives it back, with the last array that shows some of it."""
         os.close(self.handle)
+        self.bytes = self.bytes[:0].copy()
 
 
 def slab_for(parts: int, most: int) -> Slab | None:
