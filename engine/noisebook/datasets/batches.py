@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noisebook.datasets import memory
 from noisebook.datasets.decoding import Picture, Request, Requests
-from noisebook.datasets.loader import Workers
+from noisebook.datasets.loader import Block, Workers
 from noisebook.datasets.sources.base import Failure
 from noisebook.runtime.limits import DEFAULT, Limits
 
@@ -97,28 +97,34 @@ def batches(shards: Iterable[tuple[int, Requests]], workers: Workers, how: Batch
             started.append((shard, len(requests_of_shard)))
             yield from requests_of_shard
 
-    answers = workers.answers(requests())
-    first = next(answers, None)
+    blocks = workers.blocks(requests())
+    block = next(blocks, None)
     while started:
         shard, count = started.popleft()
         buckets: dict[tuple[int, ...], Bucket] = {}
         failures: dict[int, Failure] = {}
         waiting = 0  # pixels in the buckets
-        for row in range(count):
-            answer, first = (first, None) if first is not None else (next(answers), None)
-            if isinstance(answer, Failure):
-                failures[row] = answer
+        row = 0
+        while row < count:
+            block = block or next(blocks)
+            if isinstance(block, Failure):
+                failures[row] = block
+                block, row = None, row + 1
                 continue
-            shape = answer.pixels.shape
+            channels, *size = block.planes.shape[1:]
+            shape = (*size, channels)
             pixels = shape[0] * shape[1]
             if (bucket := buckets.get(shape)) is None:
                 if (refusal := how.refusal(*shape[:2])) is not None:
                     failures[row] = refusal
+                    block, row = block.after(1), row + 1
                     continue
                 bucket = buckets[shape] = Bucket(shape, how.count(pixels), how)
-            bucket.add(row, answer)  # at once: the pixels are there only until the next answer
-            waiting += pixels
-            full = shape if len(bucket.rows) == bucket.most else None
+            taken = 1 if how.batch_pixels is not None else min(len(block.planes), bucket.room, count - row)
+            bucket.add(row, taken, block)  # at once: the pixels are there only until the next block
+            block, row = block.after(taken), row + taken
+            waiting += taken * pixels
+            full = shape if not bucket.room else None
             while full or how.overflows(waiting):
                 full = full or max(buckets, key=lambda shape: len(buckets[shape].rows) * shape[0] * shape[1])
                 bucket = buckets.pop(full)
@@ -128,8 +134,8 @@ def batches(shards: Iterable[tuple[int, Requests]], workers: Workers, how: Batch
         for bucket in buckets.values():
             yield bucket.batch(shard)
         yield Batch(shard, [], None, [], failures)
-        if not started:  # the next shard's requests may not have been drawn yet
-            first = next(answers, None)
+        if block is None and not started:  # the next shard's requests may not have been drawn yet
+            block = next(blocks, None)
 
 
 class Bucket:
@@ -141,24 +147,29 @@ class Bucket:
         self.rows: list[int] = []
         self.pictures: list[Picture] = []
         self._pinned = self.pin and how.size is not None
-        self._images = self._empty(most if how.size else min(most, 4), shape)
+        height, width, channels = shape
+        self._images = self._empty(most if how.size else min(most, 4), channels, height, width)
         self._memory = self._images.numpy()
 
-    def _empty(self, count: int, shape: tuple[int, ...]) -> Tensor:
-        height, width, channels = shape
+    def _empty(self, count: int, channels: int, height: int, width: int) -> Tensor:
         return torch.empty(count, channels, height, width, dtype=torch.uint8, pin_memory=self._pinned)
 
-    def add(self, row: int, picture: Picture) -> None:
-        """Copies the pixels."""
-        count = len(self.rows)
-        if count == len(self._memory):
+    @property
+    def room(self) -> int:
+        """Images that it takes still."""
+        return self.most - len(self.rows)
+
+    def add(self, row: int, count: int, block: Block) -> None:
+        """Copies the pixels of the first `count` of a block, which are rows `row`, `row` + 1, ..."""
+        begin, end = len(self.rows), len(self.rows) + count
+        if end > len(self._memory):
             there = self._images
-            self._images = self._empty(min(self.most, 2 * count), picture.pixels.shape)
-            self._images[:count] = there
+            self._images = self._empty(min(self.most, 2 * end), *block.planes.shape[1:])
+            self._images[: len(there)] = there
             self._memory = self._images.numpy()
-        self._memory[count] = picture.pixels.transpose(2, 0, 1)
-        self.rows.append(row)
-        self.pictures.append(Picture(NO_PIXELS, *picture[1:]))
+        self._memory[begin:end] = block.planes[:count]
+        self.rows += range(row, row + count)
+        self.pictures += [Picture(NO_PIXELS, block.height, block.width, block.remarks)] * count
 
     def batch(self, shard: int) -> Batch:
         """The images of the bucket, which takes no more."""

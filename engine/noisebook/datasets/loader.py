@@ -12,7 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from noisebook.datasets import memory
 from noisebook.datasets.decoding import Later, Picture, Request, answer_to
@@ -23,7 +25,7 @@ from noisebook.errors import DatasetError, first_line
 from noisebook.runtime.limits import DEFAULT, Limits
 
 FIRST, CHUNK = 8, 64  # items in one call of a worker, at first and at most: a call costs more than to decode a small picture
-CHUNK_BYTES = 1 << 18  # of their files; then they are sent, however few
+CHUNK_BYTES = 1 << 20  # of their files; then they are sent, however few
 MOST_WORKERS = 16  # by default
 PAUSE = 0.5  # seconds
 LOOK = 1.0  # seconds between two looks whether a worker is dead
@@ -62,17 +64,22 @@ class Workers:
 
     def map(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
         """An answer for each request, in order. Raises DatasetError where no worker can be started."""
-        for answer in self.answers(requests):
-            yield answer._replace(pixels=answer.pixels.copy()) if isinstance(answer, Picture) and self.count else answer
+        for answer in self.blocks(requests):
+            if isinstance(answer, Failure):
+                yield answer
+                continue
+            for planes in answer.planes:
+                yield Picture(planes.transpose(1, 2, 0).copy(), answer.height, answer.width, answer.remarks)
 
-    def answers(self, requests: Iterable[Request]) -> Iterator[Picture | Failure]:
-        """As `map`, but the pixels are there only until the next answer is asked for, and nobody may write to them."""
+    def blocks(self, requests: Iterable[Request]) -> "Iterator[Block | Failure]":
+        """As `map`, but pictures that follow each other and differ in their pixels only come together. The pixels are there
+        only until the next block is asked for, and nobody may write to them."""
         waiting = memory.waiting_bytes(self.limits) // (2 * self.count + 1)
         if not self.count:
             for request in requests:
                 answer = answer_to(request, by_planes=True)
                 assert not isinstance(answer, Later)
-                yield answer
+                yield self._shown(answer)
             return
         in_flight: deque[Flight] = deque()
         for chunk in _chunks(requests, self.count, min(CHUNK_BYTES, waiting)):
@@ -117,7 +124,7 @@ class Workers:
                 processes = list((getattr(self._pool, "_processes", None) or {}).values())
                 dead = bool(wait_for([process.sentinel for process in processes], 0))
 
-    def _first(self, in_flight: "deque[Flight]") -> Iterator[Picture | Failure]:
+    def _first(self, in_flight: "deque[Flight]") -> "Iterator[Block | Failure]":
         """The answers to the first chunk, or to its first requests; then the others are sent again. If they are lost, its
         requests are sent one by one, and other chunks again."""
         flight = in_flight.popleft()
@@ -134,24 +141,26 @@ class Workers:
                 if failed:
                     self._free(other)
                 in_flight.append(self._sent(other.chunk) if failed else other)
-            yield from by_themselves
+            yield from map(self._shown, by_themselves)
             return
         done = _before_later(answers)
         if len(done) < len(answers):
             large = answers[len(done)]
             assert isinstance(large, Later)
             self._make_room(large, in_flight)
-        if len(done) < len(chunk):
-            in_flight.appendleft(self._sent(chunk[len(done) :]))
-        for answer in done:
-            yield self._shown(answer)
+        count = sum(answer.count if isinstance(answer, Placed) else 1 for answer in done)
+        if count < len(chunk):
+            in_flight.appendleft(self._sent(chunk[count:]))
+        yield from map(self._shown, done)
         self._free(flight)
 
-    def _shown(self, answer: Picture | Failure | Placed) -> Picture | Failure:
-        if not isinstance(answer, Placed):
+    def _shown(self, answer: Picture | Failure | Placed) -> "Block | Failure":
+        if isinstance(answer, Failure):
             return answer
+        if isinstance(answer, Picture):
+            return Block(answer.pixels.transpose(2, 0, 1)[None], *answer[1:])
         assert self._slab is not None
-        return Picture(self._slab.planes(answer.place).transpose(1, 2, 0), answer.height, answer.width, answer.remarks)
+        return Block(self._slab.planes(answer.start, answer.count, answer.shape), *answer[3:])
 
     def _free(self, flight: "Flight") -> None:
         """Nobody writes to the flight's part of the slab any more, nor reads it."""
@@ -207,6 +216,19 @@ class Workers:
         if kill and (answers := getattr(pool, "_result_queue", None)) is not None:
             answers._writer.close()  # so that the pool does not wait for the rest of half an answer
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Block(NamedTuple):
+    """Pictures that follow each other: their pixels, uint8 [N, C, H, W], and what `Picture` says of each of them."""
+
+    planes: np.ndarray
+    height: int
+    width: int
+    remarks: tuple[str, ...]
+
+    def after(self, count: int) -> "Block | None":
+        """Those after the first `count`."""
+        return self._replace(planes=self.planes[count:]) if count < len(self.planes) else None
 
 
 @dataclass

@@ -7,19 +7,11 @@ import mmap
 import os
 import tempfile
 from multiprocessing import reduction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 LARGEST = 16 << 20  # bytes of a part at most
-
-
-class Place(NamedTuple):
-    """Where a picture lies: its first byte, the one after its last, and its shape as [C, H, W]."""
-
-    start: int
-    end: int
-    shape: tuple[int, ...]
 
 
 class Slab:
@@ -38,16 +30,16 @@ class Slab:
     def __reduce__(self) -> tuple[Any, ...]:
         return _attached, (reduction.DupFd(self.handle), self.parts, self.size)
 
-    def put(self, pixels: np.ndarray, start: int) -> Place:
-        """Copies uint8 [H, W, C] there."""
+    def put(self, pixels: np.ndarray, start: int) -> None:
+        """Copies uint8 [H, W, C] there, colour by colour."""
         planes = pixels.transpose(2, 0, 1)
-        place = Place(start, start + pixels.size, planes.shape)
-        self.planes(place)[:] = planes
-        return place
+        self.bytes[start : start + pixels.size].reshape(planes.shape)[:] = planes
 
-    def planes(self, place: Place) -> np.ndarray:
-        """The memory there, uint8 [C, H, W]."""
-        return self.bytes[place.start : place.end].reshape(place.shape)
+    def planes(self, start: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The memory of pictures of one `shape`, [H, W, C], that were put one after the other: uint8 [count, C, H, W]."""
+        height, width, channels = shape
+        end = start + count * height * width * channels
+        return self.bytes[start:end].reshape(count, channels, height, width)
 
     def close(self) -> None:
         """Gives it back, with the last array that shows some of it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from noisebook.datasets.decoding import Answer, Picture, Request, answer_to
-from noisebook.datasets.slab import Place, Slab
+from noisebook.datasets.slab import Slab
 from noisebook.datasets.sources.base import File, Item
 from noisebook.datasets.sources.places import Place as Where
 from noisebook.runtime.limits import Limits
@@ -53,15 +53,18 @@ class Parcel(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A picture whose pixels are in the slab."""
+    """Pictures that follow each other, also in the slab, and differ in their pixels only: where they begin there, how many
+    they are, the shape [H, W, C] of each, and what `Picture` says."""
 
-    place: Place
+    start: int
+    count: int
+    shape: tuple[int, ...]
     height: int
     width: int
     remarks: tuple[str, ...]
 
 
-Sent = Answer | Placed
+Sent = Answer | Placed  # of one request each, or of several
 
 
 def serve(
@@ -75,11 +78,15 @@ def serve(
     for request in parcel.requests() if parcel else ():
         answer = answer_to(request, share, by_planes=True)
         if isinstance(answer, Picture):
-            size = answer.pixels.nbytes
+            size, about = answer.pixels.nbytes, (answer.pixels.shape, *answer[1:])
             held += size
             if _slab is not None and size <= end - start:
-                answer = Placed(_slab.put(answer.pixels, start), answer.height, answer.width, answer.remarks)
+                _slab.put(answer.pixels, start)
+                last, answer = answers[-1] if answers else None, Placed(start, 1, *about)
                 start += size
+                if isinstance(last, Placed) and last[2:] == about:
+                    answers.pop()
+                    answer = last._replace(count=last.count + 1)
         answers.append(answer)
         if most is not None and held >= most:
             break
