@@ -47,6 +47,7 @@ def test_tables_come_from_the_results():
         ("reliability.whole_dataset", "datasets"),
         ("speed.tokenizing", "datasets"),
         ("speed.latent_speed", "performance"),
+        ("speed.pipeline", "datasets"),
         ("speed.scaling", "scale"),
         ("reliability.fuzz", "reliability"),
         ("reliability.faults", "reliability"),

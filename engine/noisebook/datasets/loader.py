@@ -1,6 +1,5 @@
 """Pictures from files, decoded in worker processes that may die, while the codec works on the ones before."""
 
-import os
 import queue
 import threading
 import time
@@ -26,7 +25,6 @@ from noisebook.runtime.limits import DEFAULT, Limits
 
 FIRST, CHUNK = 8, 64  # items in one call of a worker, at first and at most: a call costs more than to decode a small picture
 CHUNK_BYTES = 1 << 20  # of their files; then they are sent, however few
-MOST_WORKERS = 16  # by default
 PAUSE = 0.5  # seconds
 LOOK = 1.0  # seconds between two looks whether a worker is dead
 TRIES = 2  # workers that may die while they have one request only, before it is blamed
@@ -269,23 +267,6 @@ def _chunks(requests: Iterable[Request], workers: int, size: int) -> Iterator[li
             count = min(CHUNK, FIRST << min(made // workers, 8))
     if chunk:
         yield chunk
-
-
-def default_workers(processes: int = 1) -> int:
-    """Processes that decode for each of so many that code: one for each core that they may use, 16 at most."""
-    return max(1, min(MOST_WORKERS, usable_cores() // processes))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: of its mask, and of the share of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as f:
-            share, period = f.read().split()
-            cores = min(cores, max(1, int(share) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):  # no such group, or "max"
-        pass
-    return cores
 
 
 def ahead(items: Iterator[Any], depth: int) -> Generator[Any]:
