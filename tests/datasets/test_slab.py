@@ -1,5 +1,6 @@
 """Decoded pictures travel through shared memory without a name, in order, and no copy of one is taken for another."""
 
+import contextlib
 import io
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("pyarrow")
@@ -15,7 +17,7 @@ if os.name != "posix":
     pytest.skip("memory is shared on POSIX", allow_module_level=True)
 
 from noisebook.datasets import decoding, worker
-from noisebook.datasets.batches import Batching, batches
+from noisebook.datasets.batches import Batch, Batching, batches, on_device
 from noisebook.datasets.decoding import Picture, Request, read_bytes
 from noisebook.datasets.loader import Block, Workers
 from noisebook.datasets.slab import Slab
@@ -159,3 +161,53 @@ def test_a_file_that_grows_or_goes_while_it_is_read_has_changed(tmp_path, monkey
     assert read_bytes(file, item).code == "missing"
     os.mkfifo(path)
     assert read_bytes(file, item).code == "changed"  # and does not wait for somebody to write
+
+
+class Stream:
+    """Stands for a stream of CUDA's: it writes down what happens."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def record_event(self):
+        return f"event of {self.name}"
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for the {event}")
+
+
+class Images:
+    """Stands for a pinned batch, and for its copy on the device."""
+
+    device = "cuda"
+
+    def __init__(self, log, full=False):
+        self.log, self.full = log, full
+
+    def to(self, device, non_blocking):
+        if self.full:
+            raise torch.cuda.OutOfMemoryError
+        self.log.append(f"copied, {'not ' * non_blocking}waiting")
+        return Images(self.log)
+
+    def record_stream(self, stream):
+        self.log.append(f"held for {stream.name}")
+
+
+def test_batches_are_copied_to_cuda_on_a_stream_of_their_own(monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies", log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(log.append(f"on {stream.name}")))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("work", log))
+    given = [Batch(0, [0], Images(log), [], {}), Batch(0, [1], Images(log, full=True), [], {}), Batch(0, [], None, [], {})]
+    host = given[1].images
+    made = on_device(iter(given), torch.device("cuda"))
+    first = next(made)
+    assert log == ["on copies", "copied, not waiting"]
+    first.images_there()
+    assert log[2:] == ["work waits for the event of copies", "held for work"]
+    assert first.images is None
+    second = next(made)
+    assert (second.images, second.copied) == (host, None)  # too little memory: the codec says so, in its words
+    assert next(made).images is None
+    assert [b.copied for b in on_device([Batch(0, [0], Images(log), [], {})], torch.device("cpu"))] == [None]

@@ -309,3 +309,17 @@ def test_work_that_cannot_be_recorded_falls_back(fresh):
     assert sum("cannot be recorded" in str(w.message) for w in caught) == 1
     assert torch.cuda.current_stream() == before
     assert_same(build(network()), plain, random_images(fresh, 2, 16, 24))  # and other codecs go on being recorded
+
+
+def test_batches_that_are_copied_ahead_are_whole_when_the_codec_sees_them(fresh):
+    """Many copies on a stream of their own, while the codec works on another: none is read before it is there."""
+    pytest.importorskip("pyarrow")
+    from noisebook.datasets.batches import Batch, on_device
+    from noisebook.datasets.loader import ahead
+
+    codec = build(network())
+    given = [random_images(fresh, 8, 64, 64) for _ in range(12)]
+    made = (Batch(0, [], x.pin_memory(), [], {}) for x in given)
+    tokens = [codec.encode(batch.images_there()).cpu() for batch in ahead(on_device(made, codec.device), 2)]
+    for x, found in zip(given, tokens, strict=True):
+        assert torch.equal(found, codec.encode(x).cpu())
