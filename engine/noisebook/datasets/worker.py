@@ -86,7 +86,7 @@ def serve(
                 start += size
                 if isinstance(last, Placed) and last[2:] == about:
                     answers.pop()
-                    answer = last._replace(count=last.count + 1)
+                    answer = Placed(last.start, last.count + 1, *about)
         answers.append(answer)
         if most is not None and held >= most:
             break
