@@ -45,6 +45,7 @@ from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
 from noisebook.images.reading import read_picture
+from noisebook.runtime.limits import Limits
 
 NAME, PAGE = "pipeline", ROOT / "docs/datasets.md"
 FILES, GROUP = 8, 256  # tars, and rows of a row group
@@ -191,6 +192,7 @@ def stages(source: Source, place: Path, kind: str, count: int) -> dict[str, floa
     """Microseconds of CPU time for an image, of each part of the work by itself, in one process."""
     items = source.items[: min(count, len(source.items))]
     n, found = len(items), dict[str, float]()
+    limits = Limits(memory=Limits().memory_bytes)  # asked of the machine once, as a run does
 
     def timed(name: str, work: Callable[[], Any], images: int = n) -> Any:
         best, answer = float("inf"), None
@@ -202,7 +204,7 @@ def stages(source: Source, place: Path, kind: str, count: int) -> dict[str, floa
         return answer
 
     timed("listing", lambda: enumerate_inputs([str(place)]), len(source.items))
-    requests = timed("requests", lambda: list(requests_for(source, items, 3, 0)))
+    requests = timed("requests", lambda: list(requests_for(source, items, 3, 0, limits)))
     if kind == "parquet":
         data: list[Any] = [request.data for request in requests]
     else:
