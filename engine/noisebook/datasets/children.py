@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from noisebook.datasets.decoding import watch_parent
 from noisebook.datasets.memory import Share
 from noisebook.datasets.ray import Given, Worker
 from noisebook.datasets.shard import Tokenizer, of_the_device
+from noisebook.datasets.worker import watch_parent
 from noisebook.errors import NoisebookError, SpecError, first_line
 from noisebook.runtime.limits import Limits
 

@@ -94,7 +94,8 @@ def serve(
 
 
 def watch_parent(slab: Slab | None = None) -> None:
-    """Begins a worker: ends it when the process that started it is gone, also when that was killed."""
+    """Begins a process that works for another: ends it when that one is gone, also when it was killed. `slab`: the memory
+    that they share."""
     import multiprocessing
 
     global _slab
