@@ -126,7 +126,7 @@ def test_two_children_make_the_bytes_of_one_process(ground, recipe, capfd):
     assert lines.count("2 devices: cpu, cpu") == 2
     output, options = ground.output(), ("--resize", "16", "--shard-size", "4", "--batch-size", "2")
     capfd.readouterr()
-    assert main(ground.arguments(output, "--device", "cpu,cpu", *options, workers=2)) == 3  # two pictures are bad
+    assert main(ground.arguments(output, "--device", "cpu,cpu", *options)) == 3  # two pictures are bad
     bars = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if "|" in line]
     assert bars
     assert all("/20 [" in bar for bar in bars)  # one line, of all images
