@@ -1,4 +1,4 @@
-"""What `noisebook tokenize` does beside the codec: images a second with a stub in its place, and CPU time per stage.
+"""What `noisebook tokenize` does beside the codec: images per second with a stub in its place, and CPU time per stage.
 
     python -m bench.speed.pipeline [FILE.json] [--minutes 20] [--rounds 5] [--dry]
     python -m bench.speed.pipeline --report      # only write the page; --check: only say whether it is up to date
@@ -21,6 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
@@ -39,7 +40,7 @@ from bench.lib import page
 from bench.lib.cases import CASES, archive, pictures
 from bench.lib.record import ROOT, provenance, save, write
 from noisebook.codec.codec import Codec
-from noisebook.datasets.decoding import read_bytes, requests_for, serve
+from noisebook.datasets.decoding import answer_to, read_bytes, requests_for
 from noisebook.datasets.plan import Plan, PlanSettings
 from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.sources import Source, enumerate_inputs
@@ -151,7 +152,7 @@ def rival(kind: str, place: Path, batch: int, workers: int, suffix: str) -> Iter
 
 
 def drained(batches: Iterable[Tensor]) -> float:
-    """Images a second from the first batch on."""
+    """Images per second from the first batch on."""
     given = iter(batches)
     next(given)
     begin = time.perf_counter()
@@ -178,7 +179,7 @@ class Stub:
 
 
 def pipeline(codec: Codec, seconds: float, source: Source, output: Path, batch: int, workers: int, side: int) -> float:
-    """Images a second from the first batch on, of a data set made anew with a stub."""
+    """Images per second from the first batch on, of a new data set with a stub."""
     stub, store = Stub(codec, seconds), Store(output)
     plan = Plan(source, PlanSettings(codec.spec, 1024, batch, 0, (side, side)))
     plan.save(store)
@@ -212,7 +213,7 @@ def stages(source: Source, place: Path, kind: str, count: int) -> dict[str, floa
     name = items[0].key + items[0].ending
     timed("decoding", lambda: [read_picture(io.BytesIO(x), 3, name=name).remarks for x in data])
     timed("plain PIL", lambda: [plain(io.BytesIO(x)).shape for x in data])
-    timed("reading and decoding", lambda: [len(serve(requests[i : i + 32])) for i in range(0, n, 32)])
+    timed("reading and decoding", lambda: deque(map(answer_to, requests), maxlen=0))  # none is kept
     timed("columns that go along", lambda: source.carried(list(items)))
     return found
 

@@ -20,9 +20,10 @@ pytest.importorskip("pyarrow")
 
 from noisebook.datasets import CodecRecipe, TokenDataset, TokenizeBatch, memory, tokenize
 from noisebook.datasets.batches import Batching, batches
-from noisebook.datasets.decoding import Later, Picture, Request, decode, serve
+from noisebook.datasets.decoding import Later, Picture, Request, answer_to, decode
 from noisebook.datasets.loader import Workers
 from noisebook.datasets.sources.base import Failure, File, Item
+from noisebook.datasets.worker import Parcel, serve
 from noisebook.errors import ImageError
 
 CHANGES = {"steps": 4, "budget": 8, "budget_last": 8, "vocab_size": 256, "scale_pixels": 0, "start_budget": 0}
@@ -150,7 +151,7 @@ def test_a_file_that_is_large_or_decodes_to_much_is_too_large(tmp_path):
     request = Request(
         Item("a.png", 0), File(str(tmp_path / "a.png"), "a.png", size, ""), None, 3, 0, Limits(memory=8 * size - 8)
     )
-    (answer,) = serve([request])
+    answer = answer_to(request)
     assert (answer.code, "its file has" in answer.message) == ("too_large", True)
 
 
@@ -173,8 +174,8 @@ def test_large_pictures_are_decoded_by_fewer_workers_and_all_answers_come_in_ord
 
 def test_a_worker_answers_as_many_of_a_chunk_as_may_wait():
     images = [np.full((10, 10, 3), i, np.uint8) for i in range(5)]
-    requests = requests_of(images, Limits())
-    assert [len(serve(requests, None, most)) for most in (1, 300, 301, None)] == [1, 1, 2, 5]
+    parcel = Parcel.of(requests_of(images, Limits()))
+    assert [len(serve(parcel, None, most)) for most in (1, 300, 301, None)] == [1, 1, 2, 5]
     limits = Limits(memory=16_000)  # of it each of the three chunks in flight has 333 bytes of pixels
     sent = []
     with Workers(1, limits=limits) as workers:

@@ -15,7 +15,7 @@ from PIL import Image
 from common import TINY, tiny_backbone
 from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset
-from noisebook.datasets.decoding import read_bytes, requests_for, serve
+from noisebook.datasets.decoding import answer_to, read_bytes, requests_for
 from noisebook.datasets.sources import enumerate_inputs
 from noisebook.datasets.sources.base import Failure
 from noisebook.errors import DatasetError
@@ -187,9 +187,9 @@ def test_sparse_members_are_whole(tmp_path, form):
     whole = sparse_tar(tmp_path, form)
     source = source_of(tmp_path / "x.tar")
     assert contents(source) == {"0": data(0), "1": whole, "2": data(2)}
-    (answer,) = serve(requests_for(source, [source.items[1]], 3, 0))
+    (answer,) = map(answer_to, requests_for(source, [source.items[1]], 3, 0))
     assert (answer.pixels == np.asarray(Image.open(io.BytesIO(whole)))).all()
-    (answer,) = serve(requests_for(source, [source.items[1]], 3, 0, Limits(memory=1 << 20)))
+    (answer,) = map(answer_to, requests_for(source, [source.items[1]], 3, 0, Limits(memory=1 << 20)))
     assert answer.code == "too_large"  # what its header says is bounded before it is made
 
 

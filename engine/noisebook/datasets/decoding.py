@@ -198,21 +198,9 @@ def requests_for(source: Source, items: Sequence[Item], channels: int, resize: i
 Answer = Picture | Failure | Later
 
 
-def serve(requests: Iterable[Request], share: int | None = None, most: int | None = None) -> list[Answer]:
-    """What is answered: a picture or a failure for each request, or, with `most`, for the first ones, at least one, whose
-    pixels take that many bytes. `share`: pixels of a picture that may be decoded beside others; a larger one is a Later."""
-    answers: list[Answer] = []
-    held = 0
-    for request in requests:
-        answers.append(answer := answer_to(request, share))
-        held += answer.pixels.nbytes if isinstance(answer, Picture) else 0
-        if most is not None and held >= most:
-            break
-    return answers
-
-
 def answer_to(request: Request, share: int | None = None, by_planes: bool = False) -> Answer:
-    """As `serve` answers one."""
+    """A picture, or why there is none. `share`: pixels of a picture that may be decoded beside others; a larger one is a
+    Later. `by_planes`: see `images.plain.read_plain`."""
     item, limits = request.item, request.limits
     if problem := item.problem or bad_key(item.key):  # a plan from elsewhere does not say so
         code, _, message = problem.partition(": ")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from noisebook.datasets.collating import collate
-from noisebook.datasets.decoding import Picture, requests_for, serve
+from noisebook.datasets.decoding import Picture, answer_to, requests_for
 from noisebook.datasets.ledger import DONE, ledger_name, read_ledger, sha256, shard_name, shards_with_entry, versions_made
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.sources import Source, located
@@ -171,7 +171,8 @@ class TokenDataset(_Shards, Dataset):
                 "records of it is never opened"
             )
         item = self._item(index)
-        (answer,) = serve(requests_for(self._source, [item], 3, self.plan.settings.resize, self.limits))
+        (request,) = requests_for(self._source, [item], 3, self.plan.settings.resize, self.limits)
+        answer = answer_to(request)
         if isinstance(answer, Failure):
             raise ImageError(f"{printable(item.key, 200)}: {printable(answer.message)}")
         assert isinstance(answer, Picture)

@@ -70,8 +70,8 @@ Sent = Answer | Placed  # of one request each, or of several
 def serve(
     parcel: Parcel | None, share: int | None = None, most: int | None = None, part: tuple[int, int] | None = None
 ) -> list[Sent]:
-    """What a worker answers: as `decoding.serve`, but a picture that fits is put into the `part` (first byte, bytes) of the
-    slab."""
+    """What a worker answers: as `answer_to` for each request, or, with `most`, for the first ones, at least one, whose
+    pixels take that many bytes. A picture that fits is put into the `part` (first byte, bytes) of the slab."""
     answers: list[Sent] = []
     held = 0
     start, end = (0, 0) if part is None or _slab is None else (part[0], sum(part))
