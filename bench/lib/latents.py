@@ -129,6 +129,11 @@ def sdxl(tiny: bool) -> Latent:
     return text_unet(tiny, options, 77, 1280)
 
 
+def joint_text(tokens: int, width: int, pooled: int) -> dict[str, torch.Tensor]:
+    """Random text of a transformer that takes [1, tokens, width] and a pooled [1, pooled]."""
+    return {"encoder_hidden_states": torch.randn(1, tokens, width), "pooled_projections": torch.randn(1, pooled)}
+
+
 def sd3(tiny: bool) -> Latent:
     """SD3-medium: a transformer of 2 billion parameters."""
     heads, width, pooled, tokens, side = (2, 32, 20, 5, 12) if tiny else (24, 4096, 2048, 333, 192)
@@ -144,7 +149,7 @@ def sd3(tiny: bool) -> Latent:
         pooled_projection_dim=pooled,
         pos_embed_max_size=side,
     )
-    conditions = {"encoder_hidden_states": torch.randn(1, tokens, width), "pooled_projections": torch.randn(1, pooled)}
+    conditions = joint_text(tokens, width, pooled)
     shape: dict[str, Any] = {"channels": 4 if tiny else 16, "multiple": 2}
     return latent(SD3Flow(SD3(model, conditions), side=2 * side, factor=2 if tiny else 8, time_scale=1000.0, **shape), tiny)
 
@@ -163,7 +168,7 @@ def flux(tiny: bool) -> Latent:
         guidance_embeds=True,
         axes_dims_rope=(4, 2, 2) if tiny else (16, 56, 56),
     )
-    conditions = {"encoder_hidden_states": torch.randn(1, tokens, width), "pooled_projections": torch.randn(1, pooled)}
+    conditions = joint_text(tokens, width, pooled)
     net = Flux(model, conditions, guidance=3.5, distilled=True)
     return latent(Flow(net, channels=4 if tiny else 16, multiple=2), tiny)
 

@@ -5,11 +5,11 @@
     python -m bench.quality.published --report        # only writes docs/published.md
 
 Both need the data folder ($NOISEBOOK_DATA or ../shared/data). --model codes the middle 512 x 512 pixels of the Kodak
-pictures at .05, .1, .25 and .5 bits a pixel under the default rule, Turbo-DDCM's (on its own grid of levels) and DiffC's,
+pictures at .05, .1, .25 and .5 bits per pixel under the default rule, Turbo-DDCM's (on its own grid of levels) and DiffC's,
 and reports PSNR of the uint8 pictures and LPIPS. Schedules of the default rule and of DiffC follow a curve of how well the
 network predicts: that of one half of the pictures serves the other half, so that no picture is coded with what was measured
 on itself. --edm converts the checkpoint without running its code, and codes CIFAR-10 test images as gDDCM (p = 0 at a fixed
-level, Euler at the end), as DDCM (DDPM's grid, p = 1/2) and with our levels, 512 bits an image each; levels are chosen on
+level, Euler at the end), as DDCM (DDPM's grid, p = 1/2) and with our levels, 512 bits per image; levels are chosen on
 training images. LPIPS and the Inception network are TorchScript files, which are programs: give only files that you trust.
 
 Results are added to --out, by default bench/results/published.json. What fails is a row with its error, and the exit code

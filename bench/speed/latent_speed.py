@@ -2,7 +2,7 @@
 
 Random weights of the published sizes, made on the device. Encode and decode under every rule, for batches of 1, 8 and 32,
 with and without `compile`; beside them in the same run the bare network and the autoencoder, each in one CUDA graph, and
-the plain loops of Turbo-DDCM and DiffC (bench/lib/loops.py). Each row says images a second, the share of its time outside
+the plain loops of Turbo-DDCM and DiffC (bench/lib/loops.py). Each row says images per second, the share of its time outside
 network and autoencoder (both run as this row runs them), and the most memory that it needs, weights included.
 
 The most important rows come first. What --minutes leave no time for is named in `left_out`. What fails is a row with its
@@ -38,7 +38,7 @@ from noisebook.backbones.wrappers.latent import Latent
 from noisebook.codec.codec import Codec
 from noisebook.errors import first_line
 
-BITS = 1378  # of one step in the loops: M = 150 of 16,384 atoms, 19 steps are .1 bits a pixel of 512 x 512
+BITS = 1378  # of one step in the loops: M = 150 of 16,384 atoms, 19 steps are .1 bits per pixel of 512 x 512
 OURS: dict[str, dict[str, Any]] = {  # the rules as users run them; `top` and `poisson` carry as many bits as the loops
     "bins": {"budget": 64, "vocab_size": 65536},
     "bins, effort 0": {"budget": 64, "vocab_size": 65536, "effort": 0},
@@ -262,7 +262,7 @@ def show(row: dict[str, Any]) -> None:
         return
     memory = "" if row["peak_gib"] is None else f"  {row['peak_gib']:5.1f} GiB"
     print(
-        f"{row['name']:62s} {row['ms_an_image']:9.1f} ms an image {row['images_per_s']:7.2f} images/s  outside "
+        f"{row['name']:62s} {row['ms_an_image']:9.1f} ms per image {row['images_per_s']:7.2f} images/s  outside "
         f"{100 * row['share_outside']:5.1f} %{memory}",
         flush=True,
     )
