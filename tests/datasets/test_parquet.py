@@ -84,6 +84,57 @@ def test_a_row_group_for_each_row_is_read_once_and_its_footer_too(tmp_path, monk
     assert all(len(groups) == 1 for groups in begun)
 
 
+MIB = 1 << 20
+READ_AT_ONCE = {  # the images of a row group, how they are written -> how many are read at once
+    "small ones": ([bytes(100)] * 300, {"use_dictionary": False}, cursor.MANY),
+    "one that many rows share": ([bytes(MIB)] * 20, {}, 15),  # 16 MiB hold no more of it
+    "as large as a group may be": ([bytes(MIB)] * 40, {"use_dictionary": False}, 1),
+    "lengths apart from values": ([bytes(100)] * 300, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}, 1),
+}
+
+
+@pytest.mark.parametrize("case", READ_AT_ONCE)
+@pytest.mark.parametrize("kind", [pa.binary(), STRUCT], ids=["bytes", "struct"])
+def test_many_small_images_are_read_at_once_and_large_ones_are_not(tmp_path, monkeypatch, case, kind):
+    """Whatever the file claims of itself: only the headers of the pages count, by which Arrow takes memory."""
+    values, how, many = READ_AT_ONCE[case]
+    name = "image.bytes" if kind == STRUCT else "image"
+    if encoding := how.get("column_encoding"):
+        how = {**how, "column_encoding": {name: encoding}}
+    array = pa.array([{"bytes": value, "path": "x"} for value in values] if kind == STRUCT else values, kind)
+    pq.write_table(pa.table({"image": array}), tmp_path / "x.parquet", compression="zstd", **how)
+    sizes = []
+    batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: sizes.append(a[1]) or batches(*a, **k))
+    source = enumerate_inputs([str(tmp_path / "x.parquet")], image_column="image")
+    sizes.clear()
+    assert list(source.image_bytes(source.items)) == values
+    assert sizes == [many]
+
+
+def test_images_before_a_damaged_page_are_read(tmp_path):
+    """Also where they are read together with those in that page."""
+    values = [random.Random(i).randbytes(3000) for i in range(60)]
+    path = tmp_path / "x.parquet"
+    how = {
+        "use_dictionary": False,
+        "compression": "none",
+        "data_page_size": 8000,
+        "write_page_checksum": True,
+        "write_statistics": False,
+    }
+    pq.write_table(pa.table({"image": values}), path, write_batch_size=1, **how)
+    data = bytearray(path.read_bytes())
+    data[data.index(values[40]) + 5] ^= 1
+    path.write_bytes(data)
+    source = enumerate_inputs([str(path)], image_column="image")
+    read = list(source.image_bytes(source.items))
+    good = next(i for i, value in enumerate(read) if isinstance(value, Failure))
+    assert 36 <= good <= 40
+    assert read[:good] == values[:good]
+    assert {value.code for value in read[good:]} == {"unreadable"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pa.binary(), STRUCT], ids=["bytes", "struct"])
 def test_a_row_group_above_two_gib_is_read(tmp_path, kind):

@@ -6,7 +6,7 @@ from typing import Any
 from noisebook.errors import FormatError
 
 DATA, INDEX, DICTIONARY, DATA_V2 = range(4)  # kinds of pages
-PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8  # encodings of values that a page cannot expand, but by its dictionary
+PLAIN, DICTIONARY_ENCODINGS = 0, (2, 8)  # encodings of values that a page cannot expand, but by its dictionary
 DEPTH = 4  # of structs in the header of a page
 HEADER = 1 << 16  # bytes of a header, at most: statistics may be in it
 
@@ -21,6 +21,12 @@ class Cost:
     largest: int = 0
     dictionary: int = 0
     encodings: set[int] = field(default_factory=set)
+
+
+def first_page(column: Any) -> int:
+    """Where the pages of a column of a row group begin in the file, as its metadata says."""
+    start = column.data_page_offset
+    return min(start, column.dictionary_page_offset) if column.has_dictionary_page else start
 
 
 def cost(data: bytes, start: int, size: int) -> Cost:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from noisebook.datasets.pages import PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, cost
+from noisebook.datasets.pages import DICTIONARY_ENCODINGS, PLAIN, cost, first_page
 from noisebook.datasets.sources.rows import CHUNK, Column, Repeated, Rows, arrow_type, compute, packed
 from noisebook.errors import FormatError, first_line, printable
 from noisebook.runtime.limits import Limits, too_much
@@ -93,14 +93,11 @@ def _batch_sizes(data: bytes, parquet: Any, kind: type[Rows], names: Sequence[st
         size = CHUNK
         for name in names if parquet.metadata.row_group(group).num_rows else ():  # without rows there may be no pages
             column = parquet.metadata.row_group(group).column(places[name])
-            start = column.data_page_offset
-            if column.has_dictionary_page:
-                start = min(start, column.dictionary_page_offset)
-            pages = cost(data, start, column.total_compressed_size)
+            pages = cost(data, first_page(column), column.total_compressed_size)
             total += pages.total
             if total > FREE + EXPANSION * max(0, len(data) - MIB) or pages.largest > PAGE:
                 raise FormatError(f"its column {name} would take more memory than a plan does")
-            if not pages.encodings <= {PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY}:
+            if not pages.encodings <= {PLAIN, *DICTIONARY_ENCODINGS}:
                 raise FormatError(f"its column {name} is written as no plan is")
             if pages.dictionary > 64 and kind.fields[name] is str:  # each of its texts may stand in many rows
                 size = min(size, max(1, BATCH // _longest(data, group, name)))

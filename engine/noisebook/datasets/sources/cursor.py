@@ -8,13 +8,16 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from noisebook.datasets.pages import DICTIONARY_ENCODINGS, PLAIN, cost, first_page
 from noisebook.datasets.sources.base import File, open_file, refuse_changed
+from noisebook.errors import FormatError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BUFFER = 1 << 20  # bytes of a column that are read at once, beside the page they belong to
 FEW = 8  # rows of the columns that go along, at once
+MANY, HELD = 32, 16 << 20  # images that are read at once at most, and the bytes that so many of them may take
 
 
 class Opened:
@@ -58,14 +61,15 @@ def reader(file: File, columns: Sequence[str], use: str) -> "ColumnReader":
 
 @lru_cache(maxsize=16)
 def _reader(file: File, columns: tuple[str, ...], use: str, thread: int) -> "ColumnReader":
-    return ColumnReader(as_recorded(file, use), columns)
+    return ColumnReader(as_recorded(file, use), columns, file)
 
 
 class ColumnReader:
     """Some columns of a file, read forward."""
 
-    def __init__(self, source: Opened, columns: Sequence[str]):
-        self.source, self.columns = source, list(columns)
+    def __init__(self, source: Opened, columns: Sequence[str], file: File):
+        self.source, self.columns, self.file = source, list(columns), file
+        self._sized = (-1, 1)  # a row group, and how many of its rows are read at once
         self._close()
 
     def _close(self) -> None:
@@ -82,20 +86,57 @@ class ColumnReader:
             yield rows[at:end]
             at = end
 
-    def batches(self, rows: Sequence[int], size: int = FEW) -> "Iterator[pa.Table | Exception]":
-        """Tables of up to `size` rows that together are these rows, which ascend. For each row that cannot be read, or comes
-        after one in its row group that cannot, the reason."""
+    def batches(self, rows: Sequence[int], size: int | None = FEW) -> "Iterator[pa.Table | Exception]":
+        """Tables of up to `size` rows (None: as many as surely take no more than `HELD` bytes) that together are these rows,
+        which ascend. For each row that cannot be read, or comes after one in its row group that cannot, the reason."""
         import pyarrow as pa
 
         for part in self.groups(rows):
-            done = 0
-            try:
-                for table in self._of_group(part, size):
-                    yield table
-                    done += len(table)
-            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-                self._close()
-                yield from [error] * (len(part) - done)
+            done, many = 0, size or self._at_once(part[0])
+            while True:
+                try:
+                    for table in self._of_group(part[done:], many):
+                        yield table
+                        done += len(table)
+                    break
+                except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+                    self._close()
+                    if size is None and many > 1:  # one by one, so that those before a damaged page are read
+                        many = 1
+                        self._sized = self._sized[0], many
+                        continue
+                    yield from [error] * (len(part) - done)
+                    break
+
+    def _at_once(self, row: int) -> int:
+        """Rows of the group of that row that are read at once: as many as fit if the group's dictionary were the value of each,
+        beside all other pages. The headers of the pages say how large these are; they are looked at in files of this
+        machine."""
+        group, place = bisect_right(self.source.ends, row), self.file.place
+        if group == self._sized[0] or group == len(self.source.ends) or not (place and place.local):
+            return self._sized[1] if group == self._sized[0] else 1
+        about = self.source.parquet.metadata.row_group(group)
+        parts = [about.column(i) for i in range(about.num_columns)]
+        repeated = others = 0  # bytes of pages
+        try:
+            with open_file(self.file) as f:
+                for part in filter(self._wants, parts):
+                    start, size = first_page(part), part.total_compressed_size
+                    if start < 0 or not 0 <= size <= HELD:
+                        raise FormatError("a column too large to be looked at")
+                    f.seek(start)
+                    pages = cost(f.read(size), 0, size)
+                    if not pages.encodings <= {PLAIN, *DICTIONARY_ENCODINGS}:
+                        raise FormatError("pages that may hold more than their size")
+                    repeated, others = repeated + pages.dictionary, others + pages.total - pages.dictionary
+        except (FormatError, OSError, ValueError):
+            others = HELD  # what is wrong is said where the rows are read
+        self._sized = group, max(1, min(MANY, (HELD - others) // max(1, repeated)))
+        return self._sized[1]
+
+    def _wants(self, part: Any) -> bool:
+        """Whether a column of the file is one of those that are read, or lies in one."""
+        return any(f"{part.path_in_schema}.".startswith(f"{name}.") for name in self.columns)
 
     def _of_group(self, rows: Sequence[int], size: int) -> "Iterator[pa.Table]":
         import pyarrow as pa

@@ -223,7 +223,7 @@ def parquet_images(file: File, column: str, rows: Sequence[int]) -> Iterator[byt
         yield from [error] * len(rows)
         return
     done = 0
-    for batch in columns.batches(rows, size=1):  # an array of two values would hold both
+    for batch in columns.batches(rows, size=None):  # an array of two values holds both
         if isinstance(batch, Exception):
             yield batch
             done += 1
