@@ -109,9 +109,9 @@ class ColumnReader:
                     break
 
     def _at_once(self, row: int) -> int:
-        """Rows of the group of that row that are read at once: as many as fit if the group's dictionary were the value of each,
-        beside all other pages. The headers of the pages say how large these are; they are looked at in files of this
-        machine."""
+        """Rows of the group of that row that are read at once: as many as fit if the value of each were the group's whole
+        dictionary, beside all other pages. The headers of the pages say how large these are; they are looked at in files of
+        this machine."""
         group, place = bisect_right(self.source.ends, row), self.file.place
         if group == self._sized[0] or group == len(self.source.ends) or not (place and place.local):
             return self._sized[1] if group == self._sized[0] else 1

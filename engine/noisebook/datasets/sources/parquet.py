@@ -228,14 +228,22 @@ def parquet_images(file: File, column: str, rows: Sequence[int]) -> Iterator[byt
             yield batch
             done += 1
             continue
-        for scalar in batch[column]:
-            struct: Any = scalar.as_py()
-            value = struct
-            while isinstance(value, dict):
-                value = value.get("bytes")
-            only_path = value is None and struct is not None and path
+        whole, values = batch[column], _values(batch[column])
+        for i, value in enumerate(values):
+            only_path = value is None and path and whole[i].is_valid
             yield _path_of(file, column, path, rows[done]) if only_path else value
             done += 1
+
+
+def _values(column: "pa.ChunkedArray") -> list[bytes | None]:
+    """The bytes in a column of bytes, or of structs with a field `bytes`, however deep."""
+    import pyarrow as pa
+
+    while pa.types.is_struct(column.type):
+        if column.type.get_field_index("bytes") < 0:
+            return [None] * len(column)
+        column = compute().struct_field(column, "bytes")
+    return column.to_pylist()
 
 
 def _path_of(file: File, column: str, path: str, row: int) -> str | None:
