@@ -73,7 +73,7 @@ def make(
     may kill the actor. `wrong`: what is wrong with the codec in an actor."""
     backbone, knobs, here, driver = ground.backbone, _recipe(), str(ROOT), os.getpid()
 
-    def codec_for(_: Any) -> Any:  # carried to the actors by value
+    def codec_for(_: Any, __: Any) -> Any:  # carried to the actors by value
         import sys
 
         import noisebook

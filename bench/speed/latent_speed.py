@@ -59,17 +59,21 @@ STEPS = 19
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run one model. `way` is a rule of OURS or one of LOOPS; `graph`: recorded, as our codec does by default."""
+    """One way to run one model. `way` is a rule of OURS or one of LOOPS; `graph`: recorded, as our codec does by default;
+    `whole`: the network compiled in one piece, not block by block as ours is."""
 
     size: str
     way: str
     batch: int
     compile: bool = False
     graph: bool = True
+    whole: bool = False
 
     @property
     def name(self) -> str:
-        how = ("compile, " if self.compile else "") + ("graph" if self.graph else "eager")
+        how = ("compile whole, " if self.whole else "compile, " if self.compile else "") + (
+            "graph" if self.graph else "eager"
+        )
         return f"{self.size}, {self.way}, {how}, B={self.batch}"
 
 
@@ -87,14 +91,15 @@ def plan() -> list[Case]:
         Case(sd, "bins", 1, compile=True),
         Case(sd, "poisson", 32, compile=True),
         Case(sd, "top", 32, compile=True),
-        Case(sd, loop, 32, compile=True),
+        Case(sd, loop, 32, compile=True, whole=True),
+        Case(sd, "bins", 32, compile=True, whole=True),
         Case(sd, "bins", 32),
         Case(sd, "bins", 8, compile=True),
         Case(sd, "bins", 8),
         Case(sd, "bins", 1, graph=False),
         Case(sd, "pursuit", 1),
         Case(sd, "bins, effort 0", 1),
-        Case(sd, loop, 1, compile=True),
+        Case(sd, loop, 1, compile=True, whole=True),
     ]
     first += [Case(size, "bins", batch) for size in ("SDXL", "SD3-medium", "Flux-dev") for batch in (1, 8)]
     rest = [Case(sd, way, batch, compile) for way in OURS for batch in (1, 8, 32) for compile in (False, True)]
@@ -115,7 +120,7 @@ class Bench:
         self.device, self.dry, self.cuda = device, dry, device.type == "cuda"
         self.clock = Clock(device, (2, 30))
         self.steps, self.seconds = (2, 0.0) if dry else (STEPS, 1.0)
-        self.models: dict[tuple[str, bool], Latent] = {}
+        self.models: dict[tuple[str, bool, bool], Latent] = {}
         self.alone: dict[tuple, dict[str, dict[str, Any]]] = {}
         self.first_calls: dict[Case, float] = {}  # seconds of the first network calls, in which code is compiled
 
@@ -123,14 +128,17 @@ class Bench:
     def side(self, size: str) -> int:
         return TINY_SIDE if self.dry else SIZES[size].side
 
-    def model(self, size: str, compile: bool) -> Latent:
-        if (size, compile) not in self.models:
-            if any(other != size for other, _ in self.models):
+    def model(self, case: Case) -> Latent:
+        size, key = case.size, (case.size, case.compile, case.whole)
+        if key not in self.models:
+            if any(other != size for other, *_ in self.models):
                 self.models.clear()
                 self.release()
             made = SIZES[size].build(self.device, self.dry)
-            self.models[size, compile] = made.accelerate("bfloat16", True, compile)  # type: ignore[assignment]
-        return self.models[size, compile]
+            self.models[key] = made.accelerate("bfloat16", True, case.compile and not case.whole)  # type: ignore[assignment]
+            if case.whole:
+                made.inner.net.compile()  # type: ignore[union-attr]
+        return self.models[key]
 
     def release(self) -> None:
         gc.collect()
@@ -146,7 +154,7 @@ class Bench:
     @torch.no_grad()
     def parts(self, key: tuple, backbone: Latent, levels: list[float], case: Case) -> dict[str, dict[str, Any]]:
         """Times of the bare network, called as often as an encode and as a decode does, and of the autoencoder's halves."""
-        key = (*key, case.size, case.batch, case.compile, case.graph)
+        key = (*key, case.size, case.batch, case.compile, case.whole, case.graph)
         if key not in self.alone:
             side, state = self.side(case.size), backbone.state_shape(self.side(case.size), self.side(case.size))
             dtype = next(backbone.inner.parameters()).dtype if key[0] == "loop" else torch.float32
@@ -180,7 +188,7 @@ class Bench:
         return noisebook.load(backbone=backbone, **shape, **options)
 
     def our_rows(self, case: Case) -> list[dict[str, Any]]:
-        backbone, images = self.model(case.size, case.compile), self.images(case)
+        backbone, images = self.model(case), self.images(case)
         options = {**OURS[case.way], **(DRY[case.way] if self.dry else {})}
         codec = self.schedule(backbone, graphs=case.graph, budget_last=options["budget"], **options)
         levels = [step.sigma for step in codec.spec.schedule]
@@ -272,7 +280,7 @@ def show(row: dict[str, Any]) -> None:
 
 def expected(case: Case, took: dict[tuple, float], rows: list[dict[str, Any]]) -> float:
     """Seconds that a case may take: as the last like it did, and as its images did one by one, six times over."""
-    kind = (case.size, case.batch, case.compile)
+    kind = (case.size, case.batch, case.compile, case.whole)
     alike = took.get(kind, took.get(kind[:2], 15.0))
     same = [r for r in rows if "error" not in r and (r["size"], r["way"], r["batch"]) == (case.size, case.way, 1)]
     each = {verb: min((r["ms_an_image"] for r in same if r["verb"] == verb), default=0.0) for verb in ("encode", "decode")}
@@ -294,7 +302,7 @@ def measure(cases: list[Case], bench: Bench, minutes: float, file: Path, about: 
                 traceback.print_exc()
                 found = [{**describe(case), "error": f"{type(error).__name__}: {first_line(error)}"[:500]}]
             bench.release()
-            kind = (case.size, case.batch, case.compile)
+            kind = (case.size, case.batch, case.compile, case.whole)
             took[kind] = took[kind[:2]] = time.monotonic() - started
             rows += found
             for row in found:

@@ -54,8 +54,9 @@ def of_network(name: str) -> Callable[[Rows], float | None]:
     )
 
 
-def named(verb: str, way: str, batch: int, compile: bool = True, graph: bool = True) -> str:
-    return f"{verb}, SD 2.1, {way}, {'compile, ' if compile else ''}{'graph' if graph else 'eager'}, B={batch}"
+def named(verb: str, way: str, batch: int, compile: bool = True, graph: bool = True, whole: bool = False) -> str:
+    how = "compile whole, " if whole else "compile, " if compile else ""
+    return f"{verb}, SD 2.1, {way}, {how}{'graph' if graph else 'eager'}, B={batch}"
 
 
 LOOP, DIFFC = "Turbo-DDCM's loop", "DiffC's loop"
@@ -69,6 +70,15 @@ LINES = [
             1.03,
             "x",
             of(AT32[verb], "times_of_parts"),
+        )
+        for verb in AT32
+    ),
+    *(
+        Line(
+            f"{verb}, batch 32, compiled in one piece, of block by block",
+            None,
+            "x",
+            ratio(named(verb, "bins", 32, whole=True), AT32[verb]),
         )
         for verb in AT32
     ),
@@ -96,7 +106,7 @@ LINES = [
         for verb in ("encode", "decode")
         for words, theirs, ours in (
             ("both as they are, one image", named(verb, LOOP, 1, False, False), named(verb, "top", 1, False)),
-            ("both with batch 32, graph and `compile`", named(verb, LOOP, 32), named(verb, "top", 32)),
+            ("both with batch 32, graph and `compile`", named(verb, LOOP, 32, whole=True), named(verb, "top", 32)),
         )
     ),
     *(

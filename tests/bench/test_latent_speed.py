@@ -92,7 +92,7 @@ def test_a_batch_that_one_image_shows_to_take_too_long_is_left_out():
         for verb in ("encode", "decode")
     ]
     assert latent_speed.expected(case, {}, []) == 15
-    assert latent_speed.expected(case, {("SD 2.1", 32, False): 40.0}, []) == 40
+    assert latent_speed.expected(case, {("SD 2.1", 32, False, False): 40.0}, []) == 40
     assert latent_speed.expected(case, {}, slow) == pytest.approx(32 * 18)
     assert latent_speed.expected(case, {}, [{**slow[0], "way": "bins"}]) == 15
 

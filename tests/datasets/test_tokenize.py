@@ -5,6 +5,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ def test_a_recipe_that_contradicts_itself_is_refused(fields):
 
 
 def test_a_recipe_is_a_value():
-    recipe = CodecRecipe("photo-low", device="cuda:1", conditions={"guidance": 2, "label": 3, "prompt": None})
+    recipe = CodecRecipe("photo-low", device="cuda:1", compile=False, conditions={"guidance": 2, "label": 3, "prompt": None})
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     with pytest.raises(AttributeError):
         recipe.preset = "photo"  # type: ignore[misc]
@@ -171,6 +172,7 @@ def test_a_recipe_is_a_value():
         "guidance": "2.0",
         "label": "3",
     }
+    assert replace(recipe, compile=None).network()["compile"] == ""  # for the plan to say
 
 
 def test_a_decoder_is_conditioned_as_the_plan_says(net, monkeypatch):

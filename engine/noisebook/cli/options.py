@@ -191,7 +191,12 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
         help="the type in which the network computes (default: float32); a file decodes best under the one it was made with",
     )
     group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network; each new size compiles anew")
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile the network, at its first use (default: no; `tokenize` does it on CUDA where the data set is "
+        "large enough)",
+    )
     group.add_argument(
         "--no-graphs",
         dest="graphs",
@@ -307,14 +312,15 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     target = Target(**{k: v for k, v in options.items() if v is not None})
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
     backbone = backbones.load(name, usable_device(args.device), **how["conditions"])
-    if (args.dtype, args.channels_last, args.compile) != ("float32", False, False):
-        backbone.accelerate(args.dtype, args.channels_last, args.compile)
+    if (args.dtype, args.channels_last, bool(args.compile)) != ("float32", False, False):
+        backbone.accelerate(args.dtype, args.channels_last, bool(args.compile))
     return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
 
 
 def network(args: argparse.Namespace) -> dict[str, Any]:
     """How the network computes, and under which condition."""
-    return {**{name: getattr(args, name) for name in SPEED}, "conditions": conditions_of(args)}
+    how = {**{name: getattr(args, name) for name in SPEED}, "compile": bool(args.compile)}
+    return {**how, "conditions": conditions_of(args)}
 
 
 def codec_info(codec: "Codec") -> dict[str, Any]:

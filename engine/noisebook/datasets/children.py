@@ -7,7 +7,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Child(Worker):
         with self.lock:  # the codec and what writes shards are different threads
             self.link.send((kind, *what))
 
-    def _codec(self, size: tuple[int, int] | None) -> Any:
+    def _codec(self, size: tuple[int, int] | None, network: Mapping[str, str]) -> Any:
         try:
             recipe = pickle.loads(self.orders.recipe)
         except Exception as error:
@@ -68,7 +68,7 @@ class Child(Worker):
                 f"the function that makes the codec is not found in a process of its own ({first_line(error)}): define it "
                 "at the top of a module, give a CodecRecipe, or name one device"
             ) from error
-        return recipe.load(size, self.device)
+        return recipe.load(size, network, self.device)
 
     def _make(self, plan: Any, codec: Any, store: Any) -> Tokenizer:
         tokenizer = super()._make(plan, codec, store)

@@ -20,7 +20,7 @@ class Job:
     image_suffix: str = ""
     drop_columns: Sequence[str] = ()
     shard_size: int = 1000
-    batch_size: int = 32
+    batch_size: int | None = None
     workers: int = 0
     resize: int = 0
     mixed_sizes: bool = False
@@ -32,8 +32,8 @@ class Job:
         if not self.inputs or not all(self.inputs) or not self.output:
             raise SpecError("an input or the output has an empty name, which would be the current folder: name it (.)")
         for name, least in (("shard_size", 1), ("batch_size", 1), ("workers", 0), ("resize", 0)):
-            if getattr(self, name) < least:
-                raise SpecError(f"{name} must be at least {least}, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise SpecError(f"{name} must be at least {least}, not {value}")
         if self.image_suffix.startswith(".") or self.image_suffix != self.image_suffix.lower() or "/" in self.image_suffix:
             raise SpecError("image_suffix must be an ending in lower case, without a dot or slash: depth.png")
         if self.resize > 1 << 16:

@@ -57,7 +57,7 @@ class Worker:
         if (recorded.hash, recorded.stamp) != (given.hash, given.stamp):
             raise DatasetError(f"{self.output}: this {self.place} sees another plan there: wait until all see the new one")
         plan = Plan(replace(recorded.source, files=given.files), recorded.settings, recorded.version)
-        codec = self.make_codec(plan.settings.size)
+        codec = self.make_codec(plan.settings.size, plan.settings.network)
         self.tokenizer = self._make(plan, codec, store)
         return {"host": platform.node(), "process": os.getpid()}
 

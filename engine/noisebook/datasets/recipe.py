@@ -14,9 +14,11 @@ from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
 
 Size = tuple[int, int]  # (height, width)
-CodecMaker = Callable[[Size | None], Codec]  # size of all images, or None for many -> the codec
+Network = Mapping[str, str]
+CodecMaker = Callable[[Size | None, Network], Codec]  # size of all images or None, `network` of the plan -> the codec
 CodecFunction = Callable[[str, Size | None], Codec]  # (device, size of all images or None) -> the codec
 
+NOTHING: Network = {}
 RATE_CHANGES = ("vocab_size", "seed")  # that go with `bpp`, which makes its own schedule
 CONDITION_TYPES = {"guidance": float, "label": int}  # of conditions that are no text
 DECODER_CONDITIONS = (
@@ -41,7 +43,8 @@ class CodecRecipe:
                 takes only the changes vocab_size and seed
     max_nfe     with bpp: network calls of a decode at most (default: 25)
     curve       with bpp: the file that `noisebook calibrate` wrote (default: the curve that came with the backbone)
-    effort, candidates, dtype, channels_last, compile, graphs   as of `noisebook.load`
+    effort, candidates, dtype, channels_last, graphs   as of `noisebook.load`
+    compile     as of `noisebook.load`; None: only `tokenize` does it, on CUDA, for a data set that is large enough
 
     Raises SpecError for fields that do not go together.
     """
@@ -58,7 +61,7 @@ class CodecRecipe:
     candidates: int = 1
     dtype: str = "float32"
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | None = None
     graphs: bool = True
 
     def __post_init__(self) -> None:
@@ -73,12 +76,12 @@ class CodecRecipe:
 
     def network(self) -> dict[str, str]:
         """What tokens depend on beside specification and input, as a plan records it: how the network computes, and what it
-        is conditioned on. Graphs change no token, and of a device only its kind does."""
+        is conditioned on; "" is left open (choices.py). Graphs change no token, and of a device only its kind does."""
         conditions = {name: value for name, value in self.conditions.items() if value is not None}
         values = {
             "dtype": self.dtype,
             "channels_last": self.channels_last,
-            "compile": self.compile,
+            "compile": "" if self.compile is None else self.compile,
             "effort": self.effort,
             "candidates": self.candidates,
             "device": _kind(self.device),
@@ -87,22 +90,27 @@ class CodecRecipe:
         return {name: str(value) for name, value in values.items()}
 
     def load(
-        self, size: Size | None = None, device: str | None = None, log: Callable[[str], None] = lambda _: None
+        self,
+        size: Size | None = None,
+        network: Network = NOTHING,
+        device: str | None = None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> Codec:
-        """The codec, for images of this (height, width) or of any (None), on `device` (None: the recipe's). `log` is called
-        with a line for each warning about changes.
+        """The codec, for images of this (height, width) or of any (None), on `device` (None: the recipe's). `network`: what
+        a plan says where the recipe leaves it open. `log` is called with a line for each warning about changes.
 
         Raises SpecError (bad numbers or device, or a rate for images of many sizes), and as `noisebook.load`."""
         where = usable_device(self.device if device is None else device)
+        compile = network.get("compile") == "True" if self.compile is None else self.compile
         if self.bpp is not None:
-            return self._codec_of_rate(self.bpp, size, where)
+            return self._codec_of_rate(self.bpp, size, where, compile)
         codec = load(
             self.preset or presets.DEFAULT,
             backbone=self.backbone,
             device=where,
             dtype=self.dtype,
             channels_last=self.channels_last,
-            compile=self.compile,
+            compile=compile,
             graphs=self.graphs,
             effort=self.effort,
             candidates=self.candidates,
@@ -113,14 +121,14 @@ class CodecRecipe:
             log(f"warning: {message}")
         return codec
 
-    def _codec_of_rate(self, bpp: float, size: Size | None, device: str) -> Codec:
+    def _codec_of_rate(self, bpp: float, size: Size | None, device: str, compile: bool) -> Codec:
         if size is None:
             raise SpecError("--bpp makes a codec for one size of images: give --resize, or take a preset")
         target = Target(bpp=bpp, **({} if self.max_nfe is None else {"max_nfe": self.max_nfe}), **self.changes)
         name = self.backbone or presets.get(presets.DEFAULT).spec.backbone
         backbone = backbones.load(name, device, **self.conditions)
-        if (self.dtype, self.channels_last, self.compile) != ("float32", False, False):
-            backbone.accelerate(self.dtype, self.channels_last, self.compile)
+        if (self.dtype, self.channels_last, compile) != ("float32", False, False):
+            backbone.accelerate(self.dtype, self.channels_last, compile)
         aim = Aim(target, backbone, curve_of(backbone, self.curve), self.graphs, self.effort, self.candidates)
         bits = bpp * size[0] * size[1]
         return aim.codec(*size, max(2, round(bits / (target.vocab_size.bit_length() - 1))))
@@ -140,7 +148,11 @@ class OwnCodec:
         return {"device": _kind(self.device)}
 
     def load(
-        self, size: Size | None = None, device: str | None = None, log: Callable[[str], None] = lambda _: None
+        self,
+        size: Size | None = None,
+        network: Network = NOTHING,
+        device: str | None = None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> Codec:
         if isinstance(self.source, Codec):
             return self.source

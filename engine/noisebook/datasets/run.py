@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from noisebook.codec.codec import Codec
-from noisebook.datasets import fleet, memory
+from noisebook.datasets import choices, fleet, memory
 from noisebook.datasets.decoding import Picture, requests_for
 from noisebook.datasets.job import Job, Rank, local_device
 from noisebook.datasets.ledger import LEDGER, SHARDS, states, summary
@@ -48,7 +48,7 @@ def tokenize(
     resize: int = 0,
     mixed_sizes: bool = False,
     shard_size: int = 1000,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = 0,
     max_errors: int | None = None,
     rank: Rank | None = None,
@@ -81,7 +81,8 @@ def tokenize(
     resize        scale the shorter side to that many pixels, and keep the square in the middle (0: no)
     mixed_sizes   take images of any size (default: only if the first 64 already differ; other sizes fail otherwise)
     shard_size    images per shard, the unit of work
-    batch_size    images coded at once
+    batch_size    images coded at once (None: 32; on CUDA, where all have one size, as many as have 8 megapixels together and
+                  fit the GPU's memory, at most 1,024); a plan that is there has its own
     workers       processes that decode pictures, beside this one (0: none; None: up to 8 for each device, as cores allow);
                   shared out where there are several devices. They import the script that runs, which therefore needs
                   `if __name__ == "__main__":`
@@ -125,7 +126,7 @@ def tokenize(
     )
 
     def maker(where: str) -> CodecMaker:
-        return lambda size: recipe.load(size, where, log)
+        return lambda size, network: recipe.load(size, network, where, log)
 
     if rank is not None and len(devices) == 1:
         return run_job(job, maker(devices[0]), log, None, rank)
@@ -173,7 +174,7 @@ def run_job(
     with store.lock(rank.number, rank.world):
         if rank.world == 1:
             store.collect_strays(STRAYS)
-        plan, codec = make_plan(job, make_codec, store)
+        plan, codec = make_plan(job, make_codec, store, log, here=engine is None)
         of_all = rank.number == 0  # what was passed over is of no shard: it is counted and said once
         left = PassedOver(Counter(plan.source.passed_over), Counter(plan.source.other_files)) if of_all else PassedOver()
         for line in left.lines():
@@ -210,8 +211,10 @@ def _here(tokenizer: Tokenizer, todo: list[int], progress: Progress) -> None:
     tokenizer.run(todo)
 
 
-def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Codec]:
-    """(the plan, its codec), written to `store` unless it is there.
+def make_plan(
+    job: Job, make_codec: CodecMaker, store: Store, log: Log = lambda _: None, here: bool = True
+) -> tuple[Plan, Codec]:
+    """(the plan, its codec), written to `store` unless it is there. `here`: whether this process does the work.
 
     Raises DatasetError where another plan is there, or the same without `resume`."""
     old = Plan.load(store, job.limits)
@@ -232,21 +235,23 @@ def make_plan(job: Job, make_codec: CodecMaker, store: Store) -> tuple[Plan, Cod
         source = replace(source, passed_over=known.passed_over, other_files=known.other_files)
     sizes = _sizes(job, source) if old is None else None
     size = _size(job, sizes, old)
-    codec = make_codec(size)
+    recorded = None if old is None else old.settings.network
+    codec = make_codec(size, recorded or {})
     all_sizes = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
     where = codec.backbone.device.type
     device = job.network.get("device", where)  # where actors are to work, the driver's codec is elsewhere
-    bound = memory.batch_pixels(job.limits, device, job.batch_size, all_sizes) if old is None else old.settings.batch_pixels
+    if old is not None:
+        batch_size, bound = job.batch_size or old.settings.batch_size, old.settings.batch_pixels
+    else:
+        batch_size = job.batch_size or choices.batch_size(device, size, choices.gpu_memory())
+        bound = memory.batch_pixels(job.limits, device, batch_size, all_sizes)
+    images = len(source.items)
+    network = choices.chosen(job.network, recorded, lambda: choices.compiles(codec, device, size, images, log))
+    if here and recorded is None and network != job.network and network[choices.OPEN] == "True":
+        del codec
+        codec = make_codec(size, network)
     settings = PlanSettings(
-        codec.spec,
-        job.shard_size,
-        job.batch_size,
-        job.resize,
-        size,
-        dict(job.network),
-        bound,
-        job.image_suffix,
-        job.drop_columns,
+        codec.spec, job.shard_size, batch_size, job.resize, size, dict(network), bound, job.image_suffix, job.drop_columns
     )
     plan = Plan(source, settings) if old is None else Plan(source, settings, old.version)
     if old is None:

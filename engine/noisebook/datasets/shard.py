@@ -89,6 +89,10 @@ def _refuse_what_concerns_all(error: Exception, images: Tensor) -> None:
         ) from error
     if of_the_device(error):
         raise error
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        raise SpecError(
+            f"the network cannot be compiled ({first_line(error)}): tokenise with --no-compile into a new folder"
+        ) from error
 
 
 def of_the_device(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from noisebook.backbones.base import Backbone
+from noisebook.backbones.compiling import compile_network
 from noisebook.errors import BackboneError, NoisebookError, first_line
 
 FAILS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)  # of a network that its config does not fit
@@ -53,7 +54,7 @@ class NetworkBackbone(Backbone):
         self.net_input = {"dtype": dtype, "memory_format": layout}
         self.net.to(**self.net_input)
         if compile:
-            self.net.compile()
+            compile_network(self.net)
 
 
 def full(y: Tensor, value: float) -> Tensor:

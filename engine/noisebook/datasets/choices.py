@@ -1,0 +1,74 @@
+"""What `tokenize` chooses where nobody has said: images of a batch, and whether the network is compiled.
+
+Both can change tokens. So they follow from the data set and the kind of machine only, and are written into the plan:
+whoever goes on with it, and every other rank, reads them there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from noisebook.codec.codec import Codec
+from noisebook.datasets.recipe import Network, Size
+
+BATCH = 32  # images, on a CPU and where sizes are not known
+BATCH_PIXELS, MOST = 1 << 23, 1024  # of a batch on a GPU, and images: more does not make them faster there
+PIXEL = 4096  # bytes of the GPU for a pixel of a batch, which is meant to be plenty
+UNSEEN = 16 << 30  # bytes that a GPU is taken to have which this process does not see: another machine's
+OPEN = "compile"  # the entry of `CodecRecipe.network` that may be left open, ""
+WORTH = 1e17  # operations of a run's networks from which compiling pays, see docs/datasets.md
+
+
+def batch_size(device: str, size: Size | None, memory: int) -> int:
+    """Images of a batch. `device`: its kind; `size`: (height, width) of all images, None if they differ; `memory`: bytes of
+    a GPU, of which the highest power of two counts, so that machines that are nearly equal choose the same."""
+    if device != "cuda" or size is None:
+        return BATCH
+    pixels = size[0] * size[1]
+    most = min(BATCH_PIXELS, (1 << memory.bit_length() - 1) // PIXEL)
+    return 1 << max(1, min(MOST, most // pixels)).bit_length() - 1
+
+
+def gpu_memory() -> int:
+    """Bytes of memory of the smallest GPU that this process sees."""
+    gpus = range(torch.cuda.device_count())
+    return min((torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus), default=UNSEEN)
+
+
+def operations(codec: Codec, size: Size) -> float:
+    """Multiplications and additions of the networks in an encode of one image of (height, width); 0 where they cannot be
+    counted. Nothing is computed: the network runs on tensors without values."""
+    backbone = codec.backbone
+    empty = {name: tensor.to("meta") for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
+    try:
+        state = backbone.state_shape(*backbone.padded(*size))
+        y = torch.empty(1, *state, device="meta")
+        sigma = codec.spec.schedule[0].sigma if len(codec.spec.schedule) else 1.0
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            torch.func.functional_call(backbone, empty, (y, sigma if sigma < float("inf") else 1.0))
+    except Exception:  # whatever a network of the user's own does with a tensor that has no values
+        return 0.0
+    return float(counter.get_total_flops()) * codec.encode_nfe
+
+
+def compiles(codec: Codec, device: str, size: Size | None, images: int, log: Callable[[str], None]) -> bool:
+    """Whether so many images are worth compiling the network for. `log` hears why."""
+    if device != "cuda":
+        return False
+    work = images * operations(codec, size or codec.default_size)
+    pays = work >= WORTH
+    log(
+        f"compile: {'on' if pays else 'off'}: the networks of {images:,} images take {work:.2g} operations, and compiling "
+        f"pays from about {WORTH:.0g} on (--{'no-' if pays else ''}compile for the other)"
+    )
+    return pays
+
+
+def chosen(network: Network, recorded: Network | None, choose: Callable[[], bool]) -> Network:
+    """`CodecRecipe.network` with what it leaves open: as the plan that is there has `recorded` it, or chosen now."""
+    if network.get(OPEN) != "":
+        return network
+    value: Any = recorded.get(OPEN, "False") if recorded is not None else str(choose())
+    return {**network, OPEN: value}
