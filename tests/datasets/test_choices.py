@@ -64,6 +64,12 @@ def test_machines_that_are_nearly_equal_choose_the_same():
         assert len({choices.batch_size("cuda", size, n) for n in (65 * GIB, 79 * GIB, 80 * GIB, 127 * GIB)}) == 1
 
 
+@pytest.mark.parametrize(("cores", "devices", "expected"), [(1, 1, 1), (3, 1, 3), (64, 1, 8), (64, 4, 32), (6, 4, 6)])
+def test_workers_are_as_many_as_the_cores_that_a_process_may_use(cores, devices, expected, monkeypatch):
+    monkeypatch.setattr(choices.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert choices.workers(devices) == expected
+
+
 class Machine:
     """A machine with a GPU, as far as plans are concerned: codecs work on the CPU and keep what they were told."""
 

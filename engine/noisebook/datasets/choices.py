@@ -1,9 +1,10 @@
 """What `tokenize` chooses where nobody has said: images of a batch, and whether the network is compiled.
 
-Both can change tokens. So they follow from the data set and the kind of machine only, and are written into the plan:
+The number of workers is chosen here, too, but changes nothing. The other two can change tokens. So they follow from the data set and the kind of machine only, and are written into the plan:
 whoever goes on with it, and every other rank, reads them there.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ BATCH = 32  # images, on a CPU and where sizes are not known
 BATCH_PIXELS, MOST = 1 << 23, 1024  # of a batch on a GPU, and images: more does not make them faster there
 PIXEL = 4096  # bytes of the GPU for a pixel of a batch, which is meant to be plenty
 UNSEEN = 16 << 30  # bytes that a GPU is taken to have which this process does not see: another machine's
+WORKERS = 8  # for each device
 OPEN = "compile"  # the entry of `CodecRecipe.network` that may be left open, ""
 WORTH = 1e17  # operations of a run's networks from which compiling pays, see docs/datasets.md
 
@@ -29,6 +31,12 @@ def batch_size(device: str, size: Size | None, memory: int) -> int:
     pixels = size[0] * size[1]
     most = min(BATCH_PIXELS, (1 << memory.bit_length() - 1) // PIXEL)
     return 1 << max(1, min(MOST, most // pixels)).bit_length() - 1
+
+
+def workers(devices: int) -> int:
+    """Processes that decode pictures: one for each core that this process may use, up to 8 for each device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(WORKERS * devices, cores or 1)
 
 
 def gpu_memory() -> int:

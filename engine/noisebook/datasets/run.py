@@ -117,7 +117,7 @@ def tokenize(
         drop_columns=[drop_columns] if isinstance(drop_columns, str) else list(drop_columns),
         shard_size=shard_size,
         batch_size=batch_size,
-        workers=min(8 * len(devices), os.cpu_count() or 1) if workers is None else workers,
+        workers=choices.workers(len(devices)) if workers is None else workers,
         resize=resize,
         mixed_sizes=mixed_sizes,
         max_errors=max_errors,
