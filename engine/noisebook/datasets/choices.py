@@ -1,7 +1,7 @@
-"""What `tokenize` chooses where nobody has said: images of a batch, and whether the network is compiled.
+"""What `tokenize` chooses where nobody has said: images of a batch, whether the network is compiled, workers.
 
-The number of workers is chosen here, too, but changes nothing. The other two can change tokens. So they follow from the data set and the kind of machine only, and are written into the plan:
-whoever goes on with it, and every other rank, reads them there.
+Batches and compiling can change tokens. So they follow from the data set and the kind of machine only, and are written into
+the plan: whoever goes on with it, and every other rank, reads them there. The number of workers changes nothing.
 """
 
 import os
