@@ -1,6 +1,7 @@
 """CUDA graphs without CUDA: recordings of torch operations on the CPU, and a guard against what a recording cannot hold."""
 
 import contextlib
+import math
 from types import SimpleNamespace
 
 import torch
@@ -154,6 +155,30 @@ class PlainBackend:
         waves = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device) * (tokens + 1 + step_index % 101)
         return torch.sin(0.01 * waves.sum(-1, keepdim=True) * torch.arange(1, d + 1, device=tokens.device))
 
+    @staticmethod
+    def biased(residual, bias, kind, shape, step_index, seed):
+        waves = torch.arange(1, bias.shape[-1] + 1, device=bias.device) * residual.sum(-1, keepdim=True)
+        return 2 * (torch.sin(waves + step_index % 101) + bias).argmax(-1, keepdim=True)
+
+    @staticmethod
+    def arrival_bias(sizes, step_index, seed, device):
+        k = torch.arange(sizes[0], device=device)
+        shorter = torch.arange(len(sizes), device=device)[:, None] >= sizes.count(sizes[0])
+        return (-0.01 * k).masked_fill(shorter & (k >= sizes[-1]), -math.inf)
+
+    @staticmethod
+    def chunk_places(dims, chunks, step_index, seed, device):
+        """The dimensions from the last to the first."""
+        width = -(-dims // chunks)
+        full = dims - chunks * (width - 1)
+        place = torch.arange(chunks * width, device=device)
+        chunk = place // width
+        padding = (chunk >= full) & (place % width == width - 1)
+        places = (dims - 1 - place + (chunk - full).clamp(min=0)).masked_fill(padding, -1)
+        position = dims - 1 - torch.arange(dims, device=device)
+        lies = position + (position - full * width).clamp(min=0) // max(1, width - 1)  # a place of padding for each chunk
+        return places.view(chunks, width), lies
+
     @classmethod
     def backtrace(cls, y, x0_hat, tokens, keep, sigma_up, *where):
         return x0_hat + keep * (y - x0_hat) + sigma_up * cls.noise(tokens, y.shape[-1], *where)
@@ -162,3 +187,14 @@ class PlainBackend:
 def plain_codebook(monkeypatch) -> None:
     """Codebooks that leave all work to `PlainBackend`."""
     monkeypatch.setattr(codebook, "backend", lambda device: PlainBackend)
+
+
+def triton_without_launches(monkeypatch) -> None:
+    """Codebooks that go through the wrappers of the Triton kernels, on tensors of any device; no kernel is launched."""
+    from triton.runtime.jit import KernelInterface
+
+    from noisebook.codebook import triton
+
+    monkeypatch.setattr(codebook, "backend", lambda device: triton)
+    monkeypatch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read by the wrappers, which else take CUDA tensors only

@@ -26,7 +26,7 @@ from noisebook_kernels import hadamard, independent
 
 assert isinstance(kernels.hadamard.search_kernel, JITFunction), "unset TRITON_INTERPRET"
 os.environ["TRITON_INTERPRET"] = "1"  # after decoration: only so that the wrappers take CPU tensors
-POINTERS = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
+POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 launches = {}
 
@@ -82,6 +82,10 @@ def run_wrappers():
         kernels.hadamard_top(torch.zeros(64, 1, d), 8, atoms, bases, 5, 7)
     kernels.hadamard_biased(torch.zeros(8, 1, 3072), torch.zeros(1, 2**16), 4096, 16, 5, 7)
     kernels.independent_select(torch.zeros(1, 1, 16384), 1, 4096, 5, 7)
+    for sizes in ((2**16, 2**16, 2**15), (16,)):
+        kernels.arrival_bias(sizes, 5, 7, torch.device("cpu"))
+    for dims, chunks in ((16384, 99), (3, 3)):
+        kernels.chunk_places(dims, chunks, 5, 7, torch.device("cpu"))
 
 
 def compiled(arch, kernel, signature, constants, hints, options):

@@ -1,4 +1,5 @@
-"""Triton kernels of the codebook: search, noise and the fused back-trace update, for both kinds (docs/codebook.md).
+"""Triton kernels of the codebook: search, noise and the fused back-trace update, for both kinds (docs/codebook.md), and
+what rule `poisson` draws beside codewords.
 
 Tensors [B, U, ...] hold B images of U blocks; view u draws from the random streams of block `block + u`. Everything runs
 on the tensors' own device without a host synchronisation: on CUDA, or on the CPU when TRITON_INTERPRET=1 was set before
@@ -17,6 +18,8 @@ least time that each can take (floors.py).
                                                                                       test_triton_independent
     update       noise_kernel and others   hadamard_total, independent_total,         test_triton
                                            unit_rms
+    arrival      bias_, sums_kernel        arrival_bias                               test_triton_arrival
+                 words_, places_kernel     chunk_places                               test_triton_arrival
     fwht         transform_kernel          fwht                                       all of these
     philox       helpers of the kernels    philox4x32, signs                          all of these
     winners      unpack_kernel             best_signed, top_signed                    all of these
@@ -24,12 +27,15 @@ least time that each can take (floors.py).
 tests/kernels/test_triton_compile.py holds what the compiler makes of them to budgets, without a GPU.
 """
 
+from .arrival import arrival_bias, chunk_places
 from .hadamard import hadamard_biased, hadamard_select
 from .independent import independent_biased, independent_select
 from .top import hadamard_top, independent_top
 from .update import hadamard_backtrace, hadamard_noise, independent_backtrace, independent_noise
 
 __all__ = [
+    "arrival_bias",
+    "chunk_places",
     "hadamard_backtrace",
     "hadamard_biased",
     "hadamard_noise",

@@ -14,6 +14,8 @@ import triton.language as tl
 STREAM_ROTATION = tl.constexpr(1)
 STREAM_BASIS = tl.constexpr(2)
 STREAM_INDEPENDENT = tl.constexpr(3)
+STREAM_ARRIVAL = tl.constexpr(4)
+STREAM_CHUNK = tl.constexpr(5)
 
 
 @triton.jit

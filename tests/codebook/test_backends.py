@@ -17,7 +17,7 @@ from noisebook.runtime.native import native as extension
 
 pytestmark = pytest.mark.quick
 
-FUNCTIONS = ["select", "top", "biased", "noise", "backtrace"]
+FUNCTIONS = ["select", "top", "biased", "arrival_bias", "chunk_places", "noise", "backtrace"]
 KINDS = ["hadamard", "independent"]
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH, BLOCKS, D, P, BINS = 3, 2, 50, 64, 4
@@ -161,6 +161,35 @@ def test_biased(kind, backend, fresh):
     bias = torch.from_numpy((bias / P**0.5).astype(np.float32))
     tokens = call(backend, "biased", case.residual, bias, *case.where)
     assert torch.equal(tokens, torch.from_numpy(wanted))
+
+
+def device_of(backend) -> torch.device:
+    return torch.device(GPU if backend.__name__.endswith("triton") else "cpu")
+
+
+@pytest.mark.parametrize("sizes", [(64,), (32, 32, 16)])
+def test_arrival_bias(sizes, backend, fresh):
+    """-log of the sums of exponential gaps; -inf from a chunk's size on."""
+    step_index, seed = int(fresh.integers(2**32)), int(fresh.integers(2**64, dtype=np.uint64))
+    bias = backend.arrival_bias(sizes, step_index, seed, device_of(backend))
+    assert bias.dtype == torch.float32
+    for chunk, size in enumerate(sizes):
+        words = reference.words(size, 0, step_index, reference.STREAM_ARRIVAL, seed, chunk).numpy()
+        wanted = np.log(np.cumsum(np.log(2.0**32) - np.log(words + 0.5)))
+        np.testing.assert_allclose(bias[chunk, :size].cpu().numpy(), -wanted, rtol=1e-6, atol=1e-6)
+        assert (bias[chunk, size:] == -np.inf).all()
+
+
+@pytest.mark.parametrize(("dims", "chunks"), [(12, 3), (13, 3), (5, 5), (9, 1)])
+def test_chunk_places(dims, chunks, backend, fresh):
+    """Dimensions sorted by their words, dealt out in runs; the first runs are longer by one where they must be."""
+    step_index, seed = int(fresh.integers(2**32)), int(fresh.integers(2**64, dtype=np.uint64))
+    places, lies = backend.chunk_places(dims, chunks, step_index, seed, device_of(backend))
+    word = reference.words(dims, 0, step_index, reference.STREAM_CHUNK, seed).tolist()
+    runs = np.array_split(sorted(range(dims), key=lambda i: (word[i], i)), chunks)
+    assert [[d for d in row if d >= 0] for row in places.tolist()] == [run.tolist() for run in runs]
+    assert places.shape == (chunks, len(runs[0]))
+    assert places.flatten()[lies].tolist() == list(range(dims))
 
 
 @pytest.mark.parametrize("bins", [1, BINS])

@@ -233,6 +233,59 @@ def test_other_rules_decode_on_a_cpu(rule, fresh):
     assert psnr(there.decode(tokens.cpu(), (24, 40)), seen) > 60
 
 
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+@pytest.mark.parametrize("steps", [6, 70])
+def test_rule_poisson_is_one_graph(steps, kind, fresh):
+    """However many steps: as called plainly, which waits for nothing, and payloads are of the same tokens."""
+    changes = {"rule": "poisson", "budget": 130, "vocab_size": 1 << 14, "codebook": kind, "steps": steps}
+    codec, plain = build(network(), **changes), build(network(), graphs=False, **changes)
+    stream = codec.stream(24, 40)
+    for batch in (3, 3, 3):
+        x = random_images(fresh, batch, 24, 40).cuda()
+        tokens = codec.encode(x)
+        assert torch.equal(tokens, plain.encode(x))
+    assert len(codec.graphs) == 1
+    decoded = codec.decode(tokens, (24, 40))
+    assert torch.equal(decoded, plain.decode(tokens, (24, 40)))
+    assert len(codec.graphs) == 2
+    payload = codec.encode_packed(x[:1])
+    row = codec.encode(x[:1])[0].cpu().numpy()
+    assert payload[0].cpu().numpy().tobytes() == container.pack(row, stream.runs)
+    assert len(codec.graphs) == 3
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        with torch.no_grad():
+            _, again, seen = encode(codec.parts, 1, stream, True, False, x)
+            decode(codec.parts, stream, tokens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, tokens)
+    assert torch.equal(seen, decoded)
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_rule_poisson_chooses_as_the_cpu_does(kind, fresh):
+    """The same residual there and here: a tie may fall otherwise, other tokens are the same. z is the same, and so is a
+    graph's work from one replay to the next."""
+    budget, where = 1378, (3, 0.5, 0.4)  # 99 chunks, of two sizes
+    there, here = (build(n, rule="poisson", vocab_size=1 << 17, codebook=kind).rule for n in (network(), Shrink()))
+    residual = torch.from_numpy(fresh.standard_normal((2, 1, 4096)).astype("float32")) * 0.2
+    tokens, wanted = there.select(residual.cuda(), budget, *where), here.select(residual, budget, *where)
+    assert tokens.shape == wanted.shape == (2, 99)
+    assert (tokens.cpu() == wanted).float().mean() > 0.97
+    z = there.noise(tokens, (1, 4096), budget, 3)
+    assert torch.equal(z.cpu(), here.noise(tokens.cpu(), (1, 4096), budget, 3))
+    still, graph = residual.cuda(), torch.cuda.CUDAGraph()
+    there.select(still, budget, *where)
+    with torch.cuda.graph(graph):
+        replayed = there.select(still, budget, *where)
+    for given in (residual, residual.flip(0)):
+        still.copy_(given)
+        graph.replay()
+        assert torch.equal(replayed, there.select(given.cuda(), budget, *where))
+
+
 def test_both_devices_draw_the_same_noise(fresh):
     """With an elementwise backbone the two decodes differ by rounding alone, and the CPU's codewords are the GPU's."""
     there, here = build(network()), build(Shrink())

@@ -17,7 +17,6 @@ from common import ROOT, Shrink, random_images
 from noisebook import CodecMismatchError, CodecSpec, FormatError, SpecError, Step, codebook
 from noisebook.backbones import fingerprint_of
 from noisebook.codebook import Codebook, reference
-from noisebook.codebook import chunks as chunking
 from noisebook.codec.codec import Codec
 from noisebook.format import container
 from noisebook.format.container import OVERHEAD, Container
@@ -205,7 +204,7 @@ def test_poisson_is_diffcs_reverse_channel_coding(sigma, bits, law, fresh):
         assert np.abs(keys[np.arange(4), mine] - keys.min(1)).max() < 1e-3 * np.linalg.norm(mu, axis=1).max()
         right = unit_rms(words[mine])[:, : len(dims)]
         assert np.abs(z[:, 0, dims].numpy() - right).max() < 1e-5
-    places, back = chunking.chunk_places(d, chunks, number, seed, torch.device("cpu"))
+    places, back = reference.chunk_places(d, chunks, number, seed, torch.device("cpu"))
     assert sorted(places[places >= 0].tolist()) == list(range(d))  # every dimension in one chunk, once
     assert (places.flatten()[back] == torch.arange(d)).all()
 
@@ -225,7 +224,7 @@ def test_poisson_has_the_statistics_of_a_truncated_poisson_functional_representa
         assert (run.count, run.vocab_size) == (chunks, 1 << c)
         along, indices = [], []
         for number in range(steps):
-            places, _ = chunking.chunk_places(chunks * width, chunks, number, rule.book.seed, torch.device("cpu"))
+            places, _ = reference.chunk_places(chunks * width, chunks, number, rule.book.seed, torch.device("cpu"))
             mu = torch.from_numpy(fresh.standard_normal((chunks, width), "float32"))
             mu *= size / mu.norm(dim=1, keepdim=True)
             residual = torch.empty(chunks * width)
@@ -693,7 +692,7 @@ def test_int32_fault_the_atom_that_is_scored_is_the_one_that_is_made(law, fresh)
 
 
 def test_constants_of_a_step_are_made_once(shrink, fresh, monkeypatch):
-    """What a CUDA graph takes from the host must be there before it is recorded: a second walk makes nothing anew."""
+    """On a CPU a second walk draws nothing anew. On CUDA each replay does, see tests/runtime/test_cuda_graphs.py."""
     codec = build(shrink, rule="poisson", steps=24, budget=20)
     images = random_images(fresh, 1, 16, 16)
     codec.decode(codec.encode(images), (16, 16))

@@ -20,6 +20,7 @@ from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.codec.codec import Codec, decode
 from noisebook.codec.encoder import encode
 from noisebook.errors import CodecMismatchError, FormatError, ImageError
+from noisebook.format import container
 from noisebook.runtime import profiler as stages
 from noisebook.runtime.cuda_graphs import Graphs, graph_cached, holding
 from noisebook.spec.presets import Recipe
@@ -102,6 +103,7 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     codec = build(backbone.to("meta"), **changes)
     stream = codec.stream(height, width)
     payload = -(-sum(n * (v.bit_length() - 1) for n, v, *_ in stream.runs) // 8)
+    packs = codec.rule.fixed_length  # else payloads are coded on the host, after all
     inputs = {
         "uint8": torch.empty(2, 3, height, width, dtype=torch.uint8, device="meta"),
         "float": torch.empty(2, 3, height, width, device="meta"),
@@ -112,9 +114,9 @@ def assert_cores_stay_on_the_device(backbone, height, width, **changes):
     @torch.no_grad()
     def run():
         encoded = encode(codec.parts, codec.candidates, stream, True, False, inputs["uint8"])
-        encode(codec.parts, codec.candidates, stream, False, True, inputs["float"])
+        encode(codec.parts, codec.candidates, stream, False, packs, inputs["float"])
         decoded = decode(codec.parts, stream, inputs["tokens"])
-        decode(codec.parts, stream, inputs["payload"])
+        decode(codec.parts, stream, inputs["payload"] if packs else inputs["tokens"])
         return encoded, decoded
 
     run()
@@ -139,6 +141,14 @@ def test_a_condition_never_meets_the_host(changes, monkeypatch):
 def test_cores_of_encode_and_decode_never_meet_the_host(case, monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
     assert_cores_stay_on_the_device(Counting(), 17, 40, **CASES[case])
+
+
+@pytest.mark.parametrize(("rule", "kind", "steps"), [("bins", "independent", 3), ("poisson", "hadamard", 66)])
+def test_wrappers_of_kernels_never_meet_the_host(rule, kind, steps, monkeypatch):
+    """Of rule `poisson` also in more steps than any cache holds."""
+    pytest.importorskip("triton")
+    fake_cuda.triton_without_launches(monkeypatch)
+    assert_cores_stay_on_the_device(Counting(), 17, 40, rule=rule, codebook=kind, steps=steps, budget=32)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -197,6 +207,27 @@ def test_replay_is_the_plain_call_for_fresh_images(case, cuda, fresh):
     assert len(codec.graphs) == 8
     codec.decode_packed(codec.encode_packed(images), (17, 40))
     assert backbone.count == calls
+
+
+@pytest.mark.filterwarnings("error:the work cannot be recorded")
+@pytest.mark.parametrize("steps", [4, 66])
+def test_rule_poisson_is_one_graph_however_many_steps(steps, cuda, fresh):
+    changes = {"rule": "poisson", "budget": 20, "vocab_size": 512, "steps": steps}
+    backbone = Counting()
+    codec, plain = build(backbone, **changes), build(Counting(), graphs=False, **changes)
+    calls = []
+    for _ in range(2):
+        images = random_images(fresh, 1, 9, 14)
+        tokens, predicted = codec.reconstruct(images)
+        assert torch.equal(tokens, plain.encode(images))
+        assert tokens.unique().numel() > 1
+        assert torch.equal(codec.decode(tokens, (9, 14)), predicted)
+        assert torch.equal(plain.decode(tokens, (9, 14)), predicted)
+        runs = codec.stream(9, 14).runs
+        assert codec.encode_packed(images)[0].numpy().tobytes() == container.pack(tokens[0].numpy(), runs)
+        calls.append(backbone.count)
+    assert len(codec.graphs) == 3
+    assert calls[0] == calls[1], "the second images are replayed"
 
 
 @pytest.mark.parametrize("name", ["convnet", "spectrum", "tiled pca"])

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from noisebook.codebook import native, reference
-from noisebook.codebook.chunks import arrival_bias, chunk_places
 from noisebook.codebook.reference import NOT_FINITE, next_pow2
 from noisebook.errors import SpecError
 from noisebook.runtime.native import native as extension
@@ -64,6 +63,19 @@ class Backend(Protocol):
         block: int = 0,
     ) -> Tensor:
         """argmax over atoms k of score_k + bias_k, token 2 k: float32 [B, U, D], [U, bases atoms] -> int64 [B, U, 1]."""
+        ...
+
+    def arrival_bias(self, sizes: tuple[int, ...], step_index: int, seed: int, device: torch.device) -> Tensor:
+        """-log T_k of the arrival times of each chunk's indices, -inf from its size on: float32 [U, K], K the largest size.
+
+        sizes  of the U chunks, at most two numbers, the larger first"""
+        ...
+
+    def chunk_places(
+        self, dims: int, chunks: int, step_index: int, seed: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """(the dimension at each place of each chunk, int64 [U, W], -1: padding; where each dimension is among all those
+        places, int64 [D]): the same on every device."""
         ...
 
     def noise(
@@ -185,12 +197,12 @@ class Codebook:
         return replace(self, vocab_size=vocab_size)
 
     def chunk_places(self, dims: int, chunks: int, step_index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """How a view is cut in chunks of shuffled dimensions, see chunks.py."""
-        return chunk_places(dims, chunks, counter(step_index), self.seed, device)
+        """How a view is cut in chunks of shuffled dimensions, see `Backend`."""
+        return backend(device).chunk_places(dims, chunks, counter(step_index), self.seed, device)
 
     def arrival_bias(self, sizes: tuple[int, ...], step_index: int, device: torch.device) -> Tensor:
-        """-log of the arrival times of each chunk's indices, see chunks.py."""
-        return arrival_bias(sizes, counter(step_index), self.seed, device)
+        """-log of the arrival times of each chunk's indices, see `Backend`."""
+        return backend(device).arrival_bias(sizes, counter(step_index), self.seed, device)
 
     def noise(self, tokens: Tensor, d: int, step_index: int, pooled: bool = False) -> Tensor:
         """z(tokens), exact on every device: int64 [B, U, M] -> float32 [B, U, D] of root mean square 1 in each view.

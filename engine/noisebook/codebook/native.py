@@ -1,10 +1,12 @@
-"""The C++ extension, for CPU tensors: the functions of `noisebook.codebook.Backend`."""
+"""The C++ extension, for CPU tensors: the functions of `noisebook.codebook.Backend`. What is drawn and
+kept for a step is the definition's."""
 
 import types
 
 import torch
 from torch import Tensor
 
+from noisebook.codebook import reference
 from noisebook.codebook.reference import require_finite
 from noisebook.runtime.native import native
 
@@ -49,6 +51,14 @@ def biased(
     else:
         tokens = _extension().independent_biased(residual.numpy(), bias.numpy(), step_index, seed, block)
     return torch.from_numpy(tokens)
+
+
+def arrival_bias(sizes: tuple[int, ...], step_index: int, seed: int, device: torch.device) -> Tensor:
+    return reference.arrival_bias(sizes, step_index, seed, device)
+
+
+def chunk_places(dims: int, chunks: int, step_index: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return reference.chunk_places(dims, chunks, step_index, seed, device)
 
 
 def noise(

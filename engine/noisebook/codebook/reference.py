@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from noisebook.errors import ImageError
+from noisebook.runtime.cuda_graphs import graph_cached
 
 NOT_FINITE = "the residual has NaN or Inf: the image or the backbone's prediction is not finite"
 STREAM_START, STREAM_ROTATION, STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ARRIVAL, STREAM_CHUNK = range(6)
 START_STEP = 0xFFFFFFFF  # the step index of the initial state
 MASK = 0xFFFFFFFF
+KEPT = 1 << 22  # numbers of a bias that stays in memory: the chunks of a photograph would fill gigabytes
 
 
 def next_pow2(d: int) -> int:
@@ -253,6 +255,34 @@ def biased(
     else:
         parts = [independent_biased(r, b, step_index, seed, n) for n, (r, b) in views]
     return torch.stack(parts, 1)
+
+
+@graph_cached(64)  # one or more per step
+def chunk_places(dims: int, chunks: int, step_index: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    order = chunk_order(dims, step_index, seed)
+    width = -(-dims // chunks)
+    full = dims - chunks * (width - 1)  # that many chunks have that width, the others one place less
+    places = torch.full((chunks, width), -1)
+    places[:full] = order[: full * width].view(full, width)
+    places[full:, : width - 1] = order[full * width :].view(chunks - full, width - 1)
+    lies = torch.empty_like(order)
+    lies[order] = torch.nonzero(places.flatten() >= 0)[:, 0]
+    return places.to(device), lies.to(device)
+
+
+def arrival_bias(sizes: tuple[int, ...], step_index: int, seed: int, device: torch.device) -> Tensor:
+    few = len(sizes) * max(sizes) <= KEPT
+    return (_kept_bias if few else _bias)(sizes, step_index, seed, device)
+
+
+def _bias(sizes: tuple[int, ...], step_index: int, seed: int, device: torch.device) -> Tensor:
+    out = torch.full((len(sizes), max(sizes)), -math.inf, dtype=torch.float32)
+    for chunk, size in enumerate(sizes):
+        out[chunk, :size] = -arrival_times(size, step_index, seed, chunk).log().float()
+    return out.to(device)
+
+
+_kept_bias = graph_cached(64)(_bias)  # one or more per step
 
 
 def scores(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 Nothing here waits for the device, so a residual that is not finite gives some tokens: `Codec` looks once, at the end.
 """
 
+import torch
 from torch import Tensor
 
 import noisebook_kernels as kernels
@@ -39,6 +40,14 @@ def biased(
     if kind == "hadamard":
         return kernels.hadamard_biased(residual, bias, atoms, bases, step_index, seed)
     return kernels.independent_biased(residual, bias, step_index, seed)
+
+
+def arrival_bias(sizes: tuple[int, ...], step_index: int, seed: int, device: torch.device) -> Tensor:
+    return kernels.arrival_bias(sizes, step_index, seed, device)
+
+
+def chunk_places(dims: int, chunks: int, step_index: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return kernels.chunk_places(dims, chunks, step_index, seed, device)
 
 
 def noise(
