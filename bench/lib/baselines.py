@@ -78,10 +78,12 @@ def candidate_kernel(R, BIAS, SCORES, d, codewords, seed, THREADS: tl.constexpr,
     tl.store(SCORES + k, score, mask=k < codewords)
 
 
-def arrival_bias(codewords: int, seed: int, device: torch.device) -> Tensor:
-    """-log T_k float64 [K], T_k the arrival times of a unit Poisson process; many would be one number in float32."""
-    gaps = torch.empty(codewords, device=device, dtype=torch.float64).exponential_(generator=generator(device, seed))
-    return -gaps.cumsum(0).log()
+def arrival_bias(codewords: int, seed: int, device: torch.device, chunks: int | None = None) -> Tensor:
+    """-log T_k float64 [K], T_k the arrival times of a unit Poisson process; many would be one number in float32. Of several
+    chunks, each with a process of its own: [chunks, K]."""
+    shape = (codewords,) if chunks is None else (chunks, codewords)
+    gaps = torch.empty(shape, device=device, dtype=torch.float64).exponential_(generator=generator(device, seed))
+    return -gaps.cumsum(-1).log()
 
 
 def per_candidate(mean: Tensor, codewords: int, seed: int) -> Tensor:

@@ -29,6 +29,7 @@ SHARED = 15  # log2 of the float32 entries that fit a multiprocessor's shared me
 HADAMARD = 12.5  # instructions a codeword at P = 4096: two 64 x 64 x 64 products, signs, the running maximum
 BUTTERFLY = 1.0  # instructions a codeword for every further bit of P: one addition
 INDEPENDENT = 0.98  # instructions for each sign of a codeword
+LOG = 65.0  # instructions of a float64 logarithm as compiled for sm_80, which are fewer than for sm_90 (81)
 
 #: codebook -> log2 P -> instructions per codeword (hadamard) or per sign (independent)
 Instructions = dict[str, dict[str, float]]
@@ -99,6 +100,19 @@ def update(codebook: str, d: int, codewords: int, batch: int, bins: int, backtra
     return {"issue": 1e3 * batch * count / (SM * CLOCK * ISSUE), "l2": 1e3 * l2 / L2, "hbm": 1e3 * traffic / HBM}
 
 
+def arrival(codewords: int, chunks: int) -> dict[str, float]:
+    """Floors in ms of `arrival_bias`: of each time a word, two logarithms and an addition, and the answer."""
+    count = chunks * codewords
+    return {"issue": 1e3 * count * (PHILOX + 2 * LOG + 1) / (SM * CLOCK * ISSUE), "hbm": 1e3 * 4 * count / HBM}
+
+
+def order(d: int) -> dict[str, float]:
+    """Floors in ms of `chunk_places`: of each dimension a word, four passes of a sort of it with its number, two answers."""
+    passes, entry = 4, 4 + 8  # of eight bits
+    l2 = 2 * passes * entry * d / L2
+    return {"issue": 1e3 * d * PHILOX / (SM * CLOCK * ISSUE), "l2": 1e3 * l2, "hbm": 1e3 * 2 * 8 * d / HBM}
+
+
 def binding(floors: dict[str, float]) -> tuple[str, float]:
     """(what binds, ms)."""
     name = max(floors, key=lambda k: floors[k])
@@ -108,7 +122,10 @@ def binding(floors: dict[str, float]) -> tuple[str, float]:
 def of_kernel(
     kernel: str, codebook: str, d: int, codewords: int, batch: int, bins: int, counted: Instructions | None = None
 ) -> dict[str, float]:
-    """Floors of the kernel `CODEBOOK_KERNEL`; kernel: select, top, biased, noise or backtrace; bins: tokens per view."""
+    """Floors of the kernel `CODEBOOK_KERNEL`; kernel: select, top, biased, noise or backtrace; bins: tokens per view.
+    Of `arrival_bias` and `chunk_places` bins are the chunks."""
+    if codebook in ("arrival", "chunk"):
+        return arrival(codewords, bins) if codebook == "arrival" else order(d)
     if kernel in ("noise", "backtrace"):
         return update(codebook, d, codewords, batch, bins, kernel == "backtrace")
     return select(codebook, d, codewords, batch, bins, kernel == "biased", counted)

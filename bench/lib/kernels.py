@@ -18,7 +18,10 @@ TOKENS = 64  # most input copies of kernels that read nothing but tokens
 
 @dataclass(frozen=True)
 class Case:
-    """One row. codewords: atoms of all bins and bases; bins: tokens a view (for `top`, `biased`: of one bin)."""
+    """One row. codewords: atoms of all bins and bases; bins: tokens a view (for `top`, `biased`: of one bin).
+
+    What rule `poisson` draws has no codebook: `arrival_bias` of K = codewords values an index and `chunk_places` of D
+    dimensions, for as many chunks as there are `bins`; both are the same for any batch."""
 
     kernel: str
     codebook: str
@@ -48,7 +51,7 @@ class Case:
         return *floors.binding(bounds), bounds
 
     @property
-    def function(self) -> Callable[..., Tensor]:
+    def function(self) -> Callable[..., Any]:
         """The wrapper in noisebook_kernels."""
         return getattr(kernels, f"{self.codebook}_{self.kernel}")
 
@@ -67,10 +70,19 @@ def fresh(device: torch.device) -> torch.Generator:
     return baselines.generator(device, torch.seed() % 2**63)
 
 
+def drawn(case: Case, step: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What `arrival_bias` or `chunk_places` gives at a step; of the bias a tuple of one."""
+    if case.codebook == "arrival":
+        return (case.function((case.codewords,) * case.bins, step, SEED, device),)
+    return case.function(case.d, case.bins, step, SEED, device)
+
+
 def prepare(case: Case, device: torch.device) -> tuple[Callable[[int], Tensor], int]:
     """(call on input copy i, number of copies), all inputs fresh."""
     source = fresh(device)
     function = case.function
+    if case.codebook in ("arrival", "chunk"):  # nothing goes in but numbers: a copy is another step
+        return lambda i: drawn(case, i, device)[0], TOKENS
     if case.kernel not in ("noise", "backtrace"):
         residuals = copies_of((case.batch, 1, case.d), device, source)
         rest = arguments(case, residuals[0], device)[1]

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from bench.lib import baselines, floors
-from bench.lib.kernels import KEEP, SEED, SIGMA_UP, STEP, Case, arguments, fresh, prepare
+from bench.lib.kernels import KEEP, SEED, SIGMA_UP, STEP, Case, arguments, drawn, fresh, prepare
 from bench.lib.record import provenance, save
 from bench.lib.timing import Clock, copies_of, measure
 from noisebook.codebook import reference
 
 CODEBOOKS = floors.CODEBOOKS
+DRAWN = (("bias", "arrival"), ("places", "chunk"))  # what rule `poisson` draws beside codewords
+CHUNKS = 99  # of a step of 1,378 bits at most 2^16 values an index: .1 bits per pixel of 512 x 512 in 19 steps
 SLACK = {"hadamard": 1e-5, "independent": 0.06}  # of the best score over |r|: float32 sums; int8 scores
 
 
@@ -37,6 +39,7 @@ def cases(dry: bool) -> Iterator[Case]:
         for kernel in ("select", "backtrace", "noise", "top", "biased"):
             yield from (Case(kernel, codebook, 20, 1 << 6, 2, 2 if kernel == "top" else 1) for codebook in CODEBOOKS)
         yield Case("select", "hadamard", 40, 1 << 8, 1, 4)
+        yield from (Case(*name, 20, 1 << 6, 1, 3) for name in DRAWN)
         return
     d, k, ends = floors.SIZES[0], 1 << 20, (256, 1)
     for codebook in CODEBOOKS:
@@ -46,6 +49,7 @@ def cases(dry: bool) -> Iterator[Case]:
         yield from (Case(kernel, codebook, d, k, b) for codebook in CODEBOOKS for b in ends)
     for kernel, bins in (("top", 64), ("biased", 1)):
         yield from (Case(kernel, codebook, d, k, b, bins) for codebook in CODEBOOKS for b in ends)
+    yield from (Case(*name, floors.SIZES[1], 1 << 16, 1, CHUNKS) for name in DRAWN)
     for kernel in ("select", "backtrace"):
         yield from (Case(kernel, codebook, d, k, 256, bins) for codebook in CODEBOOKS for bins in (64, 1024))
     for d in floors.SIZES[1:]:
@@ -57,6 +61,9 @@ def cases(dry: bool) -> Iterator[Case]:
 # ---- values -----------------------------------------------------------------------------------------------------------
 def check(case: Case, device: torch.device) -> None:
     """AssertionError unless the kernel of `case` agrees with the definition on a fresh random sample, smaller in K and B."""
+    if case.codebook in ("arrival", "chunk"):
+        check_drawn(case, device)
+        return
     bins = 1 if case.kernel == "biased" else 4
     p = floors.padded(case.d)
     most = case.codewords if case.codebook == "hadamard" else max(16, min(1 << 10, (1 << 24) // p))
@@ -103,6 +110,19 @@ def check_synthesis(small: Case, y: Tensor, device: torch.device) -> None:
         got = small.function(y.to(device), x0.to(device), tokens.to(device), KEEP, SIGMA_UP, *small.shape, STEP, SEED)
         want = (x0 + KEEP * (y - x0)) + SIGMA_UP * want
     assert torch.equal(got.cpu(), want), f"{small.name}: other values than the definition"
+
+
+def check_drawn(case: Case, device: torch.device) -> None:
+    """Three chunks of what rule `poisson` draws, against the definition."""
+    small = Case(case.kernel, case.codebook, case.d, case.codewords, 1, 3)
+    cpu = torch.device("cpu")
+    got = [x.cpu() for x in drawn(small, STEP, device)]
+    if small.codebook == "chunk":
+        want = reference.chunk_places(small.d, small.bins, STEP, SEED, cpu)
+        assert all(torch.equal(mine, right) for mine, right in zip(got, want, strict=True)), f"{small.name}: other places"
+        return
+    want = reference.arrival_bias((small.codewords,) * small.bins, STEP, SEED, cpu)
+    assert torch.allclose(got[0], want, rtol=1e-6, atol=1e-6), f"{small.name}: other times than the definition"
 
 
 # ---- time -------------------------------------------------------------------------------------------------------------
@@ -154,7 +174,7 @@ class Baseline:
 
 
 def baseline_list(dry: bool) -> Iterator[Baseline]:
-    """The per-image codes on one image; `chunked` on a batch."""
+    """The per-image codes on one image; `chunked` on a batch; arrival times by torch's own generator, for any batch."""
     d, k, batch, atoms = (48, 1 << 8, 2, 2) if dry else (3072, 1 << 20, 64, 64)
     for variant in baselines.CHUNKED:
         yield Baseline(f"chunked {variant}", d, k, batch, lambda r, v=variant: baselines.chunked(r, k, 1, v))
@@ -164,6 +184,9 @@ def baseline_list(dry: bool) -> Iterator[Baseline]:
         turbo = f"Turbo-DDCM {kind} M={atoms}"
         yield Baseline(turbo, d, k, 1, lambda r, t=dtype: baselines.materialised(r, k, 1, atoms, t))
     yield Baseline("DiffC", d, k, 1, lambda r: baselines.per_candidate(r, k, 1))
+    values, chunks = (1 << 6, 3) if dry else (1 << 16, CHUNKS)
+    d = 20 if dry else floors.SIZES[1]
+    yield Baseline("arrival", d, values, 1, lambda r: baselines.arrival_bias(values, 1, r.device, chunks).float())
 
 
 def baseline_row(baseline: Baseline, clock: Clock) -> dict[str, Any]:

@@ -109,6 +109,11 @@ def test_floors_by_hand():
     large = floors.select("hadamard", 786432, 2**20, 1)  # two passes: each of 2^20 scores is written and read once more
     assert large["l2"] == pytest.approx(1e3 * (4 * 786432 + 8 * 2**20 + 8 * 2**20 + 8) / 5.5e12)
     assert [floors.matrix_flop(1 << n) for n in (12, 14, 20)] == [256, 160, 256]
+    drawn = floors.of_kernel("bias", "arrival", 16384, 2**16, 1, 99)
+    assert drawn["hbm"] == pytest.approx(1e3 * 4 * 99 * 2**16 / 4.8e12)
+    assert drawn["issue"] == pytest.approx(1e3 * 99 * 2**16 * (9.6 + 2 * floors.LOG + 1) / 3.3454e13, rel=1e-4)
+    places = floors.of_kernel("places", "chunk", 16384, 2**16, 1, 99)
+    assert places["hbm"] == pytest.approx(1e3 * 2 * 8 * 16384 / 4.8e12)
     assert floors.binding(hadamard) == ("issue", hadamard["issue"])
     assert floors.binding(independent) == ("tensor", independent["tensor"])
 

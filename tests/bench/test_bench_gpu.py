@@ -165,6 +165,26 @@ def test_a_wrong_kernel_fails_the_check_before_it_is_timed(kernel, monkeypatch):
         gpu_kernels.check(case, torch.device(DEVICE))
 
 
+@pytest.mark.parametrize(
+    ("codebook", "kernel", "wrong"),
+    [
+        ("arrival", "bias", lambda bias: bias + 1e-4),
+        ("chunk", "places", lambda found: (found[0], found[1].roll(1))),
+        ("chunk", "places", lambda found: (found[0].roll(1), found[1])),
+    ],
+)
+def test_wrong_draws_of_rule_poisson_fail_the_check(codebook, kernel, wrong, monkeypatch):
+    from bench.lib import kernels
+    from bench.speed import gpu_kernels
+
+    case = kernels.Case(kernel, codebook, 48, 64, 1, 5)
+    gpu_kernels.check(case, torch.device(DEVICE))
+    right = case.function
+    monkeypatch.setattr(kernels.kernels, f"{codebook}_{kernel}", lambda *args: wrong(right(*args)))
+    with pytest.raises(AssertionError, match=f"{codebook}_{kernel}"):
+        gpu_kernels.check(case, torch.device(DEVICE))
+
+
 def test_every_row_is_planned_once_and_searches_come_first():
     from bench.speed import gpu_kernels
 
@@ -213,11 +233,14 @@ def test_gpu_sh_runs_dry(tmp_path):
     assert all(c["ok"] for c in kernels["checked"])
     names = {f"{row['codebook']}_{row['kernel']}" for row in kernels["rows"]}
     rules = ("select", "top", "biased", "noise", "backtrace")
-    assert names == {f"{codebook}_{rule}" for codebook in floors.CODEBOOKS for rule in rules}
+    assert names == {f"{codebook}_{rule}" for codebook in floors.CODEBOOKS for rule in rules} | {
+        "arrival_bias",
+        "chunk_places",
+    }
     for row in kernels["rows"] + kernels["baselines"] + read["throughput.json"]["rows"] + read["latent.json"]["rows"]:
         for times in row["times"].values():
             assert 0 < times["q1_ms"] <= times["median_ms"] <= times["q3_ms"]
-    assert {b["kind"].split()[0] for b in kernels["baselines"]} == {"chunked", "DDCM", "Turbo-DDCM", "DiffC"}
+    assert {b["kind"].split()[0] for b in kernels["baselines"]} == {"chunked", "DDCM", "Turbo-DDCM", "DiffC", "arrival"}
     assert {r.get("verb") for r in read["throughput.json"]["rows"]} == {"encode", "decode", None}
     done = subprocess.run([sys.executable, "-m", "bench.speed.compare", *[files["kernels.json"]] * 2], cwd=ROOT)
     assert done.returncode == 2
