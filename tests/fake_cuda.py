@@ -189,12 +189,17 @@ def plain_codebook(monkeypatch) -> None:
     monkeypatch.setattr(codebook, "backend", lambda device: PlainBackend)
 
 
-def triton_without_launches(monkeypatch) -> None:
-    """Codebooks that go through the wrappers of the Triton kernels, on tensors of any device; no kernel is launched."""
+def triton_without_launches(monkeypatch) -> list[str]:
+    """Codebooks that go through the wrappers of the Triton kernels, on tensors of any device. No kernel is launched; the
+    list that it returns gets the name of each that would be."""
     from triton.runtime.jit import KernelInterface
 
     from noisebook.codebook import triton
 
+    launched: list[str] = []
     monkeypatch.setattr(codebook, "backend", lambda device: triton)
-    monkeypatch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None)
+    monkeypatch.setattr(
+        KernelInterface, "__getitem__", lambda kernel, grid: lambda *a, **o: launched.append(kernel.__name__)
+    )
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # read by the wrappers, which else take CUDA tensors only
+    return launched

@@ -17,10 +17,12 @@ from noisebook.backbones.cod.nets import CodConfig, CodNet
 from noisebook.backbones.nets.convnet import ConvDenoiser, PriorBackbone
 from noisebook.backbones.nets.gaussian import PCAPrior
 from noisebook.backbones.wrappers.tiled import Tiled
+from noisebook.codebook import Codebook
 from noisebook.codec.codec import Codec, decode
 from noisebook.codec.encoder import encode
 from noisebook.errors import CodecMismatchError, FormatError, ImageError
 from noisebook.format import container
+from noisebook.rules.poisson import Poisson
 from noisebook.runtime import profiler as stages
 from noisebook.runtime.cuda_graphs import Graphs, graph_cached, holding
 from noisebook.spec.presets import Recipe
@@ -149,6 +151,23 @@ def test_wrappers_of_kernels_never_meet_the_host(rule, kind, steps, monkeypatch)
     pytest.importorskip("triton")
     fake_cuda.triton_without_launches(monkeypatch)
     assert_cores_stay_on_the_device(Counting(), 17, 40, rule=rule, codebook=kind, steps=steps, budget=32)
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+def test_launches_of_rule_poisson_are_as_many_for_a_batch_as_for_one_image(kind, monkeypatch):
+    """All chunks of all images together: a search, a noise, and what is drawn for both; 99 chunks of two sizes."""
+    pytest.importorskip("triton")
+    launched = fake_cuda.triton_without_launches(monkeypatch)
+    rule = Poisson(Codebook(kind, 1 << 17, 7))
+    drawn = ["words_kernel", "places_kernel"]
+    search = ["transform_kernel", *(["quantise_kernel"] if kind == "independent" else []), "search_kernel", "unpack_kernel"]
+    for batch in (1, 32):
+        state = torch.empty(batch, 1, 16384, device="meta")
+        tokens = rule.select(state, 1378, 3, 0.5, 0.4)
+        assert tokens.shape == (batch, 99)
+        rule.backtrace(state, state, tokens, 1378, 3, 0.5, 0.4)
+        assert launched == [*drawn, "sums_kernel", "bias_kernel", *search, *drawn, "noise_kernel"]
+        launched.clear()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
