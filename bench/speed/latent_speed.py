@@ -60,7 +60,8 @@ STEPS = 19
 @dataclass(frozen=True)
 class Case:
     """One way to run one model. `way` is a rule of OURS or one of LOOPS; `graph`: recorded, as our codec does by default;
-    `whole`: the network compiled in one piece, not block by block as ours is."""
+    `whole`: the network compiled in one piece, not block by block as ours is; `channels_last`: of ours, which a loop is
+    where it is compiled."""
 
     size: str
     way: str
@@ -68,12 +69,14 @@ class Case:
     compile: bool = False
     graph: bool = True
     whole: bool = False
+    channels_last: bool = True
 
     @property
     def name(self) -> str:
         how = ("compile whole, " if self.whole else "compile, " if self.compile else "") + (
             "graph" if self.graph else "eager"
         )
+        how += "" if self.channels_last else ", contiguous"
         return f"{self.size}, {self.way}, {how}, B={self.batch}"
 
 
@@ -84,6 +87,7 @@ def plan() -> list[Case]:
         Case(sd, "bins", 1),
         Case(sd, "top", 1),
         Case(sd, "top", 1, graph=False),
+        Case(sd, "top", 1, graph=False, channels_last=False),
         Case(sd, loop, 1, graph=False),
         Case(sd, diffc, 1, graph=False),
         Case(sd, "poisson", 1),
@@ -120,7 +124,7 @@ class Bench:
         self.device, self.dry, self.cuda = device, dry, device.type == "cuda"
         self.clock = Clock(device, (2, 30))
         self.steps, self.seconds = (2, 0.0) if dry else (STEPS, 1.0)
-        self.models: dict[tuple[str, bool, bool], Latent] = {}
+        self.models: dict[tuple, Latent] = {}
         self.alone: dict[tuple, dict[str, dict[str, Any]]] = {}
         self.first_calls: dict[Case, float] = {}  # seconds of the first network calls, in which code is compiled
 
@@ -129,13 +133,14 @@ class Bench:
         return TINY_SIDE if self.dry else SIZES[size].side
 
     def model(self, case: Case) -> Latent:
-        size, key = case.size, (case.size, case.compile, case.whole)
+        size, key = case.size, (case.size, case.compile, case.whole, case.channels_last)
         if key not in self.models:
             if any(other != size for other, *_ in self.models):
                 self.models.clear()
                 self.release()
             made = SIZES[size].build(self.device, self.dry)
-            self.models[key] = made.accelerate("bfloat16", True, case.compile and not case.whole)  # type: ignore[assignment]
+            how = ("bfloat16", case.channels_last, case.compile and not case.whole)
+            self.models[key] = made.accelerate(*how)  # type: ignore[assignment]
             if case.whole:
                 made.inner.net.compile()  # type: ignore[union-attr]
         return self.models[key]
@@ -154,7 +159,7 @@ class Bench:
     @torch.no_grad()
     def parts(self, key: tuple, backbone: Latent, levels: list[float], case: Case) -> dict[str, dict[str, Any]]:
         """Times of the bare network, called as often as an encode and as a decode does, and of the autoencoder's halves."""
-        key = (*key, case.size, case.batch, case.compile, case.whole, case.graph)
+        key = (*key, case.size, case.batch, case.compile, case.whole, case.channels_last, case.graph)
         if key not in self.alone:
             side, state = self.side(case.size), backbone.state_shape(self.side(case.size), self.side(case.size))
             dtype = next(backbone.inner.parameters()).dtype if key[0] == "loop" else torch.float32

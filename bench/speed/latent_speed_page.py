@@ -91,6 +91,12 @@ LINES = [
         "x",
         of_network(named("encode", "top", 1, False, False)),
     ),
+    Line(
+        "encode, rule `top`, no graph, batch 1, contiguous, of the same channels last",
+        None,
+        "x",
+        ratio("encode, SD 2.1, top, eager, contiguous, B=1", named("encode", "top", 1, False, False)),
+    ),
     *(
         Line(
             f"{verb}, rule `poisson`, of the default rule, {'`compile`, ' if compile else ''}batch {batch}",
