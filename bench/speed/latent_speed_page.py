@@ -156,4 +156,32 @@ def latent_speed() -> str:
     return f"{goals}\n\n{ABOUT}\n\n{page.table(head, every + failed)}{left}\n\n{page.source(result, NAME)}"
 
 
-TABLES: page.Tables = {"latent_speed": latent_speed}
+HOURS = [  # what is encoded -> the result file, the row's name there, its images per second
+    ("32 x 32, a U-Net of 50 million parameters, float32", "gpu_throughput", "encode hadamard float32 graph B=256"),
+    (
+        "the same, bfloat16, channels last",
+        "gpu_throughput",
+        "encode hadamard bfloat16 channels_last graph B=256",
+    ),
+    ("512 x 512, Stable Diffusion 2.1's size", NAME, named("encode", "bins", 32, False)),
+    ("the same, compiled", NAME, AT32["encode"]),
+    ("1024 x 1024, SDXL's size, compiled", NAME, "encode, SDXL, bins, compile, graph, B=8"),
+    ("1024 x 1024, Stable Diffusion 3's size, compiled", NAME, "encode, SD3-medium, bins, compile, graph, B=8"),
+    ("1024 x 1024, Flux's size, compiled", NAME, "encode, Flux-dev, bins, compile, graph, B=8"),
+]
+
+
+def gpu_hours() -> str:
+    """Hours of one GPU for a million images that lie in its memory."""
+    lines, sources = [], dict[str, str]()
+    for text, name, row in HOURS:
+        result = page.measured(name)
+        speeds = {r["name"]: r["images_per_s"] for r in (result or {}).get("rows", []) if "images_per_s" in r}
+        lines.append([text, f"{1e6 / 3600 / speeds[row]:.2f}" if row in speeds else UNMEASURED])
+        if result and row in speeds:
+            sources[name] = page.source(result, name)
+    head = ["what is encoded, images in batches in the GPU's memory", "GPU hours per million images"]
+    return "\n\n".join([page.table(head, lines), *sources.values()])
+
+
+TABLES: page.Tables = {"gpu_hours": gpu_hours, "latent_speed": latent_speed}
