@@ -156,8 +156,7 @@ def _square(pixels: np.ndarray, side: int) -> np.ndarray:
     return out[:, :, None] if out.ndim == 2 else out
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a worker decodes: the item, its file or its bytes (or why there are none), and how."""
 
     item: Item

@@ -41,8 +41,7 @@ class Parcel(NamedTuple):
                 where = file.place
                 there = None if where is None else (where.url, where.path)
                 files.append((file.path, file.name, file.size, file.stamp, file.problem, there))
-            values = (item.key, item.file, item.start, item.size, item.ending, item.extra, item.problem)
-            rows.append((number, request.data, values))
+            rows.append((number, request.data, item[:]))  # a plain tuple
         first = requests[0]
         return cls(first.channels, first.resize, first.limits, files, rows)
 

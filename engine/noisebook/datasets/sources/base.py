@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from noisebook.datasets.sources.places import Place, unsafe_name
 from noisebook.datasets.sources.rows import Rows, bounds
@@ -42,8 +42,7 @@ class Changed(OSError):
     """The file is no longer the one of the plan."""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image: where its bytes lie. `problem`: there are none; the code of the failure, and why."""
 
     key: str
@@ -73,8 +72,7 @@ class Items(Rows[Item]):
         "problem": str,
     }
 
-    def make(self, *values: Any) -> Item:
-        return Item(*values)
+    make = Item  # pyright: ignore[reportAssignmentType] (a call less for each of millions)
 
     def with_problems(self) -> bool:
         """Whether any of them cannot be read."""

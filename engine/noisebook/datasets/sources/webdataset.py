@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Self
 
 from noisebook.datasets.sources.base import File, Item, Items, Source, Wanted, bad_key, open_file, refuse_changed
@@ -34,9 +33,9 @@ class WebDataset(Source):
                 raise DatasetError(problem)
         items = Items(chunk for part in parts for chunk in part.chunks)
         if _repeated(items):  # numbered anew in each tar
-            items = Items.of(replace(x, key=f"{files[x.file].name.removesuffix('.tar')}/{x.key}") for x in items)
+            items = Items.of(x._replace(key=f"{files[x.file].name.removesuffix('.tar')}/{x.key}") for x in items)
         _refuse_repeated_keys(files, items)
-        items = Items.of(replace(x, problem=x.problem or bad_key(x.key)) for x in items)
+        items = Items.of(x._replace(problem=x.problem or bad_key(x.key)) for x in items)
         kinds = {kind for item in items if item.extra for kind in json.loads(item.extra)}
         types = {kind: labels.type if kind == "cls" else "string" for kind in COLUMNS}
         return cls(files, items, {column: types[kind] for kind, column in COLUMNS.items() if kind in kinds})
