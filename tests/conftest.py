@@ -6,6 +6,8 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, and what they start, have a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ.setdefault("NOISEBOOK_CACHE", "off")  # tests write nothing into the home of who runs them
+
 import numpy as np
 import pytest
 import torch

@@ -170,13 +170,16 @@ def test_a_field_that_is_added_tomorrow_is_carried(case, monkeypatch):
 
 
 def test_every_method_and_property_of_a_backbone_is_passed_on():
-    own = {"description", "device", "forward"}  # made of what is passed on, or read off all weights
+    own = {"description", "device", "forward", "answers_to"}  # made of what is passed on, or read off all weights
+    own |= {"identify_as"}  # of a wrapper that has a fingerprint of its own
     public = {name for name in vars(Backbone) if not name.startswith("_")}
     public -= own | {field.name for field in fields(Description)}
     assert public == {name for name in vars(Wrapper) if not name.startswith("_")}
     inner = Unusual()
     wrapper, x, each = Wrapper(inner), torch.ones(1, 1, 6, 9), torch.tensor([0.5])
     assert wrapper.native_size == (12, 18)
+    inner.identify_as("v" * 64, lambda: "u" * 64)
+    assert Wrapper(inner).earlier_fingerprints() == ("u" * 64,)
     assert wrapper.has_denoise_each
     assert not Wrapper(Backbone()).has_denoise_each
     assert not wrapper.on_pixels
@@ -273,3 +276,32 @@ def test_weights_that_move_inside_are_other_weights(case):
     assert seen == sorted(set(seen))
     assert wrapper.device == inner.weight.device
     assert {t.dtype for t in wrapper.parameters()} == {torch.float64}
+
+
+def test_a_wrapper_answers_to_what_it_was_called_before(case):
+    """As if the fingerprint of an earlier noisebook were still inner's; unless it has one of its own, which it had then."""
+    before, asked = unusual(case), []
+    now = unusual(case)
+    now.identify_as("v" * 64, lambda: asked.append(1) or "u" * 64)
+    old, new = case.wrap(before), case.wrap(now)
+    own = case.kind in (Latent, Wrapper)
+    assert asked == []
+    assert new.answers_to(new.fingerprint)
+    assert asked == [], "it is made only where it is needed"
+    assert new.answers_to(old.fingerprint)
+    assert (new.fingerprint == old.fingerprint) == own
+    assert not new.answers_to("w" * 64)
+    assert not new.answers_to("u" * 64) or case.kind is Hosted
+    assert len(asked) == (not own)
+    new.fingerprint = "x" * 64  # of weights that somebody has changed since
+    assert new.earlier_fingerprints() == ()
+    assert not new.answers_to(old.fingerprint) or own
+
+
+def test_a_latent_has_an_earlier_fingerprint_of_its_own():
+    model = latent(Unusual())
+    model.identify_as("y" * 64, lambda: "z" * 64)
+    assert model.answers_to("z" * 64)
+    assert Hosted(model).answers_to("z" * 64)
+    model.fingerprint = "a" * 64
+    assert not model.answers_to("z" * 64)

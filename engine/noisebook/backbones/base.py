@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from noisebook.errors import BackboneError, ImageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a network runs in
+AS_IT_IS = {"dtype": "float32", "channels_last": False, "compile": False}  # arguments of `accelerate` that change nothing
+
+
+def network_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype by its name. Raises BackboneError for one that no network runs in."""
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind is None or kind not in DTYPES.values():
+        raise BackboneError(f"a network runs in float32 or bfloat16, not {dtype}")
+    return kind
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class Backbone(nn.Module):
     unfingerprinted_options: tuple[str, ...] = ()
 
     _moves: int = 0  # how often weights of its own moved or changed their type
+    # (a fingerprint, the one that an earlier noisebook gave the same model, or what makes it)
+    _earlier: tuple[str, str | Callable[[], str]] | None = None
 
     @property
     def description(self) -> Description:
@@ -70,6 +81,25 @@ class Backbone(nn.Module):
     def version(self) -> int:
         """Grows when weights move or change their type: a CUDA graph holds the addresses of the old ones."""
         return self._moves
+
+    def identify_as(self, fingerprint: str, earlier: Callable[[], str]) -> None:
+        """Sets the fingerprint. `earlier` makes the one that an earlier noisebook gave the same model, when it is needed."""
+        self.fingerprint, self._earlier = fingerprint, (fingerprint, earlier)
+
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        """Those that stand for the same model in files of an earlier noisebook. The first call makes them, which may read
+        all weights once more; raises BackboneError where the files have changed since they were read."""
+        if self._earlier is None or self._earlier[0] != self.fingerprint:  # of other weights: somebody has changed them
+            return ()
+        known, earlier = self._earlier
+        if not isinstance(earlier, str):
+            earlier = earlier()
+            self._earlier = known, earlier
+        return (earlier,)
+
+    def answers_to(self, fingerprint: str) -> bool:
+        """Whether a file with that fingerprint was made with this model: it is its own, or else one of the earlier ones."""
+        return fingerprint == self.fingerprint or fingerprint in self.earlier_fingerprints()
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, *state_shape] float32 at noise-to-signal ratio sigma > 0 -> the prediction x0_hat, same shape and dtype.
@@ -100,10 +130,7 @@ class Backbone(nn.Module):
         y, sigma and x0_hat stay float32, and so does the fingerprint: tokens of one precision decode in another, with a
         loss. Raises BackboneError where there is no network, or for another dtype.
         """
-        kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if kind is None or kind not in DTYPES.values():
-            raise BackboneError(f"a network runs in float32 or bfloat16, not {dtype}")
-        self._accelerate(kind, channels_last, compile)
+        self._accelerate(network_dtype(dtype), channels_last, compile)
         self._moves += 1
         return self
 
@@ -168,6 +195,11 @@ class Backbone(nn.Module):
         return x0
 
 
+def accelerate(backbone: Backbone, how: Mapping[str, Any]) -> Backbone:
+    """`backbone.accelerate(**how)`; where that would change nothing, not even asked of a backbone without a network."""
+    return backbone if {**AS_IT_IS, **how} == AS_IT_IS else backbone.accelerate(**how)
+
+
 def identify(
     backbone: Backbone,
     path: Path,
@@ -191,5 +223,5 @@ def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         digest.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -80,8 +80,12 @@ def _check_value(value: Any, key: str, largest: int, count: int, depth: int) -> 
 def check_size(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError where the network that `build` makes is far larger than its tensors, before it takes memory."""
     with torch.device("meta"):
-        wanted = sum(p.numel() for p in build().parameters())
-    have = sum(t.numel() for t in tensors.values())
+        check_parameters(build(), tensors)
+
+
+def check_parameters(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The same of a network that is on the `meta` device."""
+    wanted, have = (sum(t.numel() for t in given) for given in (network.parameters(), tensors.values()))
     if wanted > 2 * have + (1 << 20):
         raise ValueError(f"the config makes {wanted:,} parameters, and the weights are {have:,}")
 

@@ -7,12 +7,14 @@ line in `KINDS`. Everything imported here is light: diffusers and transformers a
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from noisebook.backbones.base import Backbone, identify
+import torch
+
+from noisebook.backbones.base import Backbone, accelerate, identify, network_dtype
 from noisebook.backbones.checkpoint import MISFIT, check_config, one_line, read_checkpoint
 from noisebook.backbones.cod import cod
 from noisebook.backbones.cod.files import load_published, read_published
@@ -49,10 +51,12 @@ def shipped() -> list[str]:
 
 
 @own_defaults()
-def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
+def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] | None = None, **options: Any) -> Backbone:
     """The backbone of that name, file, folder or hub id, on `device`, in evaluation mode; a pixel model that takes only one
     size is tiled, so that it takes any.
 
+    accelerated   arguments of `Backbone.accelerate`, which is called with them unless they change nothing: weights of a
+             folder are then read straight into that dtype
     options  what a model is conditioned on: `prompt`, `negative_prompt`, `guidance`, `label`; `variant` of a model's weight
              files; and `autoencoder` of a latent CoD; see docs/backbones.md
 
@@ -60,14 +64,16 @@ def load(name: str | Path, device: str = "cpu", **options: Any) -> Backbone:
     torch cannot use.
     """
     usable_device(device)
-    backbone = _find(str(name), {key: value for key, value in options.items() if value is not None})
+    how = accelerated or {}
+    there = {"device": torch.device(device), "dtype": network_dtype(how.get("dtype", torch.float32))}
+    backbone = _find(str(name), {key: value for key, value in options.items() if value is not None}, there)
     if backbone.size is not None and not all(type(n) is int and n > 0 for n in backbone.size):
         raise BackboneError(f"{printable(name, 200)}: its size is {printable(backbone.size, 100)}, not two whole numbers")
     if backbone.size is not None and math.prod(backbone.size) > DEFAULT.pixels:
         raise BackboneError(f"{printable(name, 200)}: it takes only {backbone.size} pixels, more than {DEFAULT.pixels:,}")
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
-    return backbone.to(device).eval().requires_grad_(False)
+    return accelerate(backbone.to(device).eval().requires_grad_(False), how)
 
 
 def load_recorded(name: str, device: str = "cpu", **options: Any) -> Backbone:
@@ -81,8 +87,8 @@ def load_recorded(name: str, device: str = "cpu", **options: Any) -> Backbone:
     return load(name, device, **options)
 
 
-def _find(name: str, options: dict[str, Any]) -> Backbone:
-    """The backbone of that name, as its adapter makes it."""
+def _find(name: str, options: dict[str, Any], there: dict[str, Any]) -> Backbone:
+    """The backbone of that name, as its adapter makes it; `there` says where and as what the weights of folders are put."""
     if name in VIEWS:
         view, weights = VIEWS[name]
         backbone = view(_read(WEIGHTS / f"{weights}.safetensors", options))
@@ -103,14 +109,14 @@ def _find(name: str, options: dict[str, Any]) -> Backbone:
         raise BackboneError(f"{name} takes the options {', '.join(known)}, not {', '.join(sorted(options))}")
     if path.is_dir():
         try:
-            return from_folder(path, **options)
-        except NoisebookError:
+            return from_folder(path, **options, **there)
+        except (NoisebookError, torch.OutOfMemoryError):  # of the device: not the folder's fault
             raise
         except MISFIT as error:
             reason = one_line(f"{type(error).__name__}: {error}")
             raise BackboneError(f"{printable(path, 200)}: its files do not make a model ({reason})") from error
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return from_hub(name, **options)
+        return from_hub(name, **options, **there)
     raise BackboneError(
         f"no backbone {printable(name, 200)!r}: give one of {', '.join(shipped())}, a .safetensors file, a diffusers "
         "folder, or a hub's OWNER/NAME"

@@ -124,7 +124,7 @@ def measured_before(args: argparse.Namespace, backbone: "Backbone", digest: str)
         return None
     except (OSError, ValueError, RecursionError):  # SpecError is a ValueError: no curve is there
         curve = None
-    if curve is None or curve.fingerprint != backbone.fingerprint or not curve.about.endswith(f", sha256 {digest}"):
+    if curve is None or not curve.about.endswith(f", sha256 {digest}") or not backbone.answers_to(curve.fingerprint):
         refuse_existing([args.output], args.force)
     return curve
 

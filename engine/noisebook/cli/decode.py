@@ -76,15 +76,16 @@ def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
     from noisebook.spec import presets
 
     if args.preset or any(getattr(args, k) is not None for k in KNOBS):
-        codec = options.load_codec(args)
-        if container.codec_hash not in (codec.spec.hash, codec.spec_for(container.height, container.width).hash):
-            made = spec_of(container)
-            by = codec_name(made) if made else "an unknown codec"
-            raise CodecMismatchError(
-                f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
-                f"{codec_name(codec.spec)} (hash {codec.spec.hash.hex()})"
-            )
-        return codec
+        codec, size = options.load_codec(args), (container.height, container.width)
+        for alias in codec.aliases():
+            if container.codec_hash in (alias.spec.hash, alias.spec_for(*size).hash):
+                return alias
+        made = spec_of(container)
+        by = codec_name(made) if made else "an unknown codec"
+        raise CodecMismatchError(
+            f"the file was made by {by} (hash {container.codec_hash.hex()}), the options name "
+            f"{codec_name(codec.spec)} (hash {codec.spec.hash.hex()})"
+        )
     spec = spec_of(container)
     if spec is None:
         known = ", ".join(f"{p.name} {p.spec.hash.hex()}" for p in presets.presets().values())

@@ -311,9 +311,8 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_nfe", "vocab_size", "seed")}
     target = Target(**{k: v for k, v in options.items() if v is not None})
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
-    backbone = backbones.load(name, usable_device(args.device), **how["conditions"])
-    if (args.dtype, args.channels_last, bool(args.compile)) != ("float32", False, False):
-        backbone.accelerate(args.dtype, args.channels_last, bool(args.compile))
+    faster = {"dtype": args.dtype, "channels_last": args.channels_last, "compile": bool(args.compile)}
+    backbone = backbones.load(name, usable_device(args.device), accelerated=faster, **how["conditions"])
     return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
 
 

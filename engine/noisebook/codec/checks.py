@@ -38,7 +38,7 @@ def check(spec: CodecSpec, backbone: Backbone) -> None:
         )
     if reason := identity_fault(backbone.name, backbone.fingerprint):
         raise BackboneError(f"{reason}: noisebook.backbones.fingerprint_of({{}}, net.state_dict()) makes a fingerprint")
-    if backbone.fingerprint != spec.fingerprint:
+    if not backbone.answers_to(spec.fingerprint):
         raise CodecMismatchError(
             f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
             f"({backbone.fingerprint[:16]}){_why(spec.backbone, backbone.name)}"

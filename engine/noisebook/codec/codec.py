@@ -1,6 +1,6 @@
 """The public verbs of a codec: checks on the host, one call of the walk, one look at its status."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -50,12 +50,27 @@ class Codec:
         if not 1 <= candidates <= 64:
             raise SpecError(f"candidates must be from 1 to 64, not {candidates}")
         self.spec, self.backbone, self.candidates = spec, backbone, candidates
+        self._how = (graphs, effort, candidates)
         self.rule = rule_of(spec, effort)
         self.start_rule = Bins(Codebook(spec.codebook, spec.start_vocab_size, spec.seed))
         self.graphs = Graphs(graphs and backbone.capturable, lambda: backbone.version)
         self._made: tuple[int, Backbone] | None = None
         #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
         self.default_size = backbone.native_size or (512, 768)
+
+    def aliases(self) -> "Iterator[Codec]":
+        """This codec, then the same under each other fingerprint that its backbone answers to: as a file or data set of an
+        earlier noisebook calls it."""
+        yield self
+        for fingerprint in (self.backbone.fingerprint, *self.backbone.earlier_fingerprints()):
+            if fingerprint != self.spec.fingerprint:
+                yield Codec(replace(self.spec, fingerprint=fingerprint), self.backbone, *self._how)
+
+    def as_recorded(self, spec: CodecSpec) -> "Codec":
+        """The same codec as `spec` calls it, see `aliases`; itself where that is another codec."""
+        if replace(self.spec, fingerprint=spec.fingerprint).hash != spec.hash:
+            return self
+        return next((codec for codec in self.aliases() if codec.spec.hash == spec.hash), self)
 
     @property
     def device(self) -> torch.device:

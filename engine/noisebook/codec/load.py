@@ -5,6 +5,7 @@ from typing import Any
 
 from noisebook import backbones
 from noisebook.backbones import Backbone
+from noisebook.backbones.base import accelerate
 from noisebook.codec.checks import check_backbone
 from noisebook.codec.codec import Codec
 from noisebook.errors import SpecError
@@ -52,11 +53,12 @@ def load(
     if conditions and not isinstance(chosen, str):
         raise SpecError("a backbone that is already loaded takes no conditions; give them to noisebook.backbones.load")
     find = backbones.load_recorded if backbone is None and recipe is None else backbones.load
-    model = find(chosen, device, **(conditions or {})) if isinstance(chosen, str) else chosen
+    how = {"dtype": dtype, "channels_last": channels_last, "compile": compile}
+    model = find(chosen, device, accelerated=how, **(conditions or {})) if isinstance(chosen, str) else chosen
     check_backbone(model)
     presets.check_tokens(model, **changes)
     if recipe is not None and (changes or backbone is not None):
         spec = recipe.build(model)
-    if (dtype, channels_last, compile) != ("float32", False, False):
-        model.accelerate(dtype, channels_last, compile)
+    if not isinstance(chosen, str):
+        accelerate(model, how)
     return Codec(spec, model, graphs, effort, candidates)

@@ -59,6 +59,8 @@ def detokenize(
     Raises CodecMismatchError for another codec, FormatError for one whose decode takes more than `limits.network_calls`,
     DatasetError for a folder that holds something else."""
     if codec.spec.hash != data.spec.hash:
+        codec = codec.as_recorded(data.spec)
+    if codec.spec.hash != data.spec.hash:
         raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
     check_decode(data.spec, 1, 1, limits, steps)  # what a decode of any size takes
     about = {"plan": data.plan.hash, "codec": codec.spec.hash.hex(), "steps": steps}

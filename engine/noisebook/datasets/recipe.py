@@ -126,9 +126,8 @@ class CodecRecipe:
             raise SpecError("--bpp makes a codec for one size of images: give --resize, or take a preset")
         target = Target(bpp=bpp, **({} if self.max_nfe is None else {"max_nfe": self.max_nfe}), **self.changes)
         name = self.backbone or presets.get(presets.DEFAULT).spec.backbone
-        backbone = backbones.load(name, device, **self.conditions)
-        if (self.dtype, self.channels_last, compile) != ("float32", False, False):
-            backbone.accelerate(self.dtype, self.channels_last, compile)
+        how = {"dtype": self.dtype, "channels_last": self.channels_last, "compile": compile}
+        backbone = backbones.load(name, device, accelerated=how, **self.conditions)
         aim = Aim(target, backbone, curve_of(backbone, self.curve), self.graphs, self.effort, self.candidates)
         bits = bpp * size[0] * size[1]
         return aim.codec(*size, max(2, round(bits / (target.vocab_size.bit_length() - 1))))

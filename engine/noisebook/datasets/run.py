@@ -237,6 +237,8 @@ def make_plan(
     size = _size(job, sizes, old)
     recorded = None if old is None else old.settings.network
     codec = make_codec(size, recorded or {})
+    if old is not None and codec.spec.hash != old.settings.spec.hash:
+        codec = codec.as_recorded(old.settings.spec)  # of an earlier noisebook, which called the same backbone otherwise
     all_sizes = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
     where = codec.backbone.device.type
     device = job.network.get("device", where)  # where actors are to work, the driver's codec is elsewhere

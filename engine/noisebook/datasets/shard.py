@@ -121,6 +121,8 @@ class Tokenizer:
         limits: Limits = DEFAULT,
     ):
         if codec.spec.hash != plan.settings.spec.hash:
+            codec = codec.as_recorded(plan.settings.spec)
+        if codec.spec.hash != plan.settings.spec.hash:
             raise SpecError("the codec is not the one of the plan")
         self.plan, self.codec, self.store, self.workers = plan, codec, store, workers
         self.max_errors, self.failed, self.tell = max_errors, failed, tell

@@ -71,7 +71,7 @@ class Aim:
         candidates: int = 1,
         tell: Callable[[str], None] | None = None,
     ):
-        if curve.fingerprint != backbone.fingerprint:
+        if not backbone.answers_to(curve.fingerprint):
             raise BackboneError(
                 f"the curve was measured of {curve.backbone!r} ({curve.fingerprint[:16]}), not of "
                 f"{backbone.name!r} ({backbone.fingerprint[:16]}): run `noisebook calibrate`"

@@ -102,6 +102,8 @@ class ReportSource:
         """All that the page says about it, with the images of these keys. Raises CodecMismatchError for another codec."""
         data = self.data
         if codec.spec.hash != data.spec.hash:
+            codec = codec.as_recorded(data.spec)
+        if codec.spec.hash != data.spec.hash:
             raise CodecMismatchError(
                 f"{printable(self.name)}: its tokens are of another codec than the one that was made for them"
             )

@@ -11,9 +11,10 @@ from pathlib import Path
 from noisebook.errors import NoisebookError, printable
 
 
-def write_bytes(path: str | Path, data: bytes, replace: bool = True) -> None:
+def write_bytes(path: str | Path, data: bytes, replace: bool = True, private: bool = False) -> None:
     """Writes a file whole or not at all: a temporary file beside it, flushed to disk, then renamed. While it is written its
-    process holds a lock on it, so that `is_abandoned` tells it from what a killed process has left.
+    process holds a lock on it, so that `is_abandoned` tells it from what a killed process has left. A `private` one is
+    readable by its user only.
 
     Raises NoisebookError when the disk is full or the folder cannot be written, where something is there and `replace` is
     not given, and where what is there is no regular file (a device, a pipe, a folder, a link): that is never replaced.
@@ -28,7 +29,7 @@ def write_bytes(path: str | Path, data: bytes, replace: bool = True) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-            _publish(temporary, path, replace)
+            _publish(temporary, path, replace, private)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, FileExistsError) and not replace and os.path.lexists(path):
             raise NoisebookError(f"{printable(path)}: {THERE}") from error
@@ -152,10 +153,10 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _publish(temporary: Path, path: Path, replace: bool = True) -> None:
-    """Renames a flushed file, with the permissions of a file that was opened in the usual way: libraries write some as
-    secret. Raises FileExistsError where something is there and `replace` is not given."""
-    os.chmod(temporary, 0o666 & ~_umask())
+def _publish(temporary: Path, path: Path, replace: bool = True, private: bool = False) -> None:
+    """Renames a flushed file, with the permissions of a file that was opened in the usual way (libraries write some as
+    secret), unless it is `private`. Raises FileExistsError where something is there and `replace` is not given."""
+    os.chmod(temporary, 0o600 if private else 0o666 & ~_umask())
     if replace:
         os.replace(temporary, path)
     else:

@@ -4,17 +4,19 @@ Pickles are never read: only safetensors.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor, nn
 
-from noisebook.backbones.base import fingerprint_of
-from noisebook.backbones.checkpoint import MISFIT, check_config, check_size, one_line
+from noisebook.backbones.checkpoint import MISFIT, check_config, one_line
+from noisebook.backbones.diffusers.parts import Part
 from noisebook.backbones.extras import needs
 from noisebook.backbones.foreign import WEIGHT_ENDINGS, what_is
+from noisebook.backbones.skeleton import skeleton
 from noisebook.errors import BackboneError, printable
 from noisebook.runtime import strict_json
 
@@ -43,30 +45,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_weights(folder: Path, stem: str = MODEL, variant: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a model folder, as stored: `stem.safetensors`, or the shards that its index names.
-
-    `variant` chooses `stem.VARIANT.safetensors` instead; without one, FALLBACKS stand in for weights that are not there.
-    Raises BackboneError: none, only pickles, a shard is missing, a damaged file, or one of another kind.
-    """
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder, stem, variant):
-        if not path.is_file():
-            raise BackboneError(f"{folder}: no {path.name}, a shard that the index names")
-        try:
-            tensors.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise BackboneError(f"{path}: damaged or no safetensors file ({one_line(error)}){what_is(path)}") from error
-    return tensors
-
-
 def has_variant(folder: Path, stem: str, variant: str) -> bool:
     """Whether a model folder has weights of that variant, whole or in shards, under any of the names they were given."""
     names = (f"{stem}.{variant}.safetensors", *_index_names(stem, variant))
     return any((folder / name).is_file() for name in names)
 
 
-def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
+def weight_files(folder: Path, stem: str = MODEL, variant: str | None = None) -> list[Path]:
+    """The files with the weights of a model folder: `stem.safetensors`, or the shards that its index names.
+
+    `variant` chooses `stem.VARIANT.safetensors` instead; without one, FALLBACKS stand in for weights that are not there.
+    Raises BackboneError where there are none, or only pickles; shards need not be there."""
     for v in (variant,) if variant else ("", *FALLBACKS):
         end = f".{v}" if v else ""
         if (folder / f"{stem}{end}.safetensors").is_file():
@@ -103,14 +92,23 @@ def _shards(index: Path) -> list[Path]:
 class Folder:
     """A pipeline (`model_index.json` and a folder a part), or the folder of a single model.
 
-    What is read through it enters `digests`, one fingerprint a part. Raises BackboneError where a file is missing.
+    Weights that are read through it are noted down in `read`, part by part. Raises BackboneError where a file is missing.
+
+    device, dtype   where modules are put, and what the network's weights are there, of whatever they are stored as; those of
+                    other modules are float32
     """
 
-    def __init__(self, path: str | Path, variant: str | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        variant: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         if variant is not None and not VARIANT.fullmatch(variant):
             raise BackboneError(f"variant is what stands between the dots of a weight file, not {printable(variant, 60)!r}")
-        self.path, self.variant = Path(path), variant
-        self.digests: dict[str, str] = {}
+        self.path, self.variant, self.device, self.dtype = Path(path), variant, torch.device(device), dtype
+        self.read: dict[str, Part] = {}
         index = self.path / "model_index.json"
         self.index = read_json(index) if index.is_file() else {}
         self.parts: dict[str, str] = {}  # part -> its class, of those that are not null in the index
@@ -177,12 +175,12 @@ class Folder:
             )
         return read_json(path)
 
-    def tensors(self, part: str, stem: str = MODEL) -> dict[str, Tensor]:
-        """The stored tensors of a part; with its config they enter the fingerprint."""
+    def tensors(self, part: str, kind: str, stem: str = MODEL) -> dict[str, Tensor]:
+        """The stored tensors of a part, which is read as the class `kind`; with its config they enter the fingerprint."""
         variant = self.variant if self._variant_of(part, stem) else None
-        tensors = read_weights(self.path / part, stem, variant)
-        self.digests[part] = fingerprint_of(public(self.config(part)), tensors)
-        return tensors
+        files = weight_files(self.path / part, stem, variant)
+        self.read[part] = Part.of(kind, public(self.config(part)), files)
+        return self.read[part].tensors()
 
     def _variant_of(self, part: str, stem: str) -> bool:
         """Whether the variant that was asked for is taken of this part: where it has one, or no part of the pipeline has."""
@@ -191,23 +189,32 @@ class Folder:
         others = [self.path / name for name in self.parts]
         return not any(has_variant(path, s, self.variant) for path in others for s in (MODEL, TEXT_MODEL))
 
-    def module(self, part: str, kind: str, tensors: dict[str, Tensor] | None = None) -> nn.Module:
-        """The part as a module of diffusers' class `kind`, in float32; `tensors`, unless given, are the part's own."""
+    def module(self, part: str, kind: str) -> nn.Module:
+        """The part as a module of diffusers' class `kind`, on the folder's device."""
         with needs("diffusers", "diffusers"):
             import diffusers
         cls = getattr(diffusers, kind)
         config = self.config(part)
-        tensors = self.tensors(part) if tensors is None else tensors
+        stored = self.tensors(part, kind)
         config = public(config)  # without _class_name, which the library would look up
+        with self._fitting(part, kind):
+            check_config(config, stored)
+            module = skeleton(lambda: cls.from_config(config), stored)
+        dtype = self.dtype if part == self.denoiser() else torch.float32
+        # cast there: what is stored is less to carry
+        placed = {_renamed(name): t.to(self.device).to(dtype) for name, t in stored.items()}
+        with self._fitting(part, kind):
+            module.load_state_dict(placed, assign=True)
+        return module
+
+    @contextmanager
+    def _fitting(self, part: str, kind: str) -> Iterator[None]:
+        """What a library raises inside the `with` block where config and weights do not fit, as BackboneError."""
         try:
-            check_config(config, tensors)
-            check_size(lambda: cls.from_config(config), tensors)
-            module = cls.from_config(config)
-            module.load_state_dict({_renamed(name): t.float() for name, t in tensors.items()}, assign=True)
+            yield
         except MISFIT as error:
             reason = one_line(error)
             raise BackboneError(f"{self.path / part}: config and weights do not make a {kind}: {reason}") from error
-        return module
 
 
 def _holds(folder: Path) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from noisebook.backbones.base import Backbone
 from noisebook.backbones.checkpoint import one_line
 from noisebook.backbones.diffusers.files import MODEL, SCHEDULER, TEXT_MODEL, Folder
@@ -41,6 +43,8 @@ def from_folder(
     guidance: float = 1.0,
     label: int | None = None,
     variant: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Backbone:
     """The model in a folder: a pipeline (`model_index.json` and a folder a part), or a single `UNet2DModel` of pixels.
 
@@ -50,16 +54,18 @@ def from_folder(
     label             of a class-conditional model; default: its extra class that means none, if it has one
     variant           of the weight files, fp16 for example: of each part that has it, the plain ones of the others, as in
                       diffusers; default: the plain ones, or else fp16 or bf16
+    device, dtype     where the weights of network and autoencoder are put, and what those of the network are there: with
+                      another dtype than float32 the caller calls `accelerate` with it. The rest stays on the CPU until then
 
     A single model (`config.json` and its weights) needs the scheduler's config beside it or in `scheduler/`. Weights come
-    from safetensors only and run in float32. Raises BackboneError where something is missing, damaged, of a kind that is
-    not read, or where an option does not apply.
+    from safetensors only. Raises BackboneError where something is missing, damaged, of a kind that is not read, or where an
+    option does not apply.
     """
     with needs("diffusers", "diffusers"):
         import diffusers  # noqa: F401 (said before a file is read)
     if not math.isfinite(guidance):
         raise BackboneError(f"guidance must be a finite number, not {guidance}")
-    folder, options = Folder(path, variant), Options(prompt, negative_prompt, float(guidance), label)
+    folder, options = Folder(path, variant, device, dtype), Options(prompt, negative_prompt, float(guidance), label)
     part = folder.denoiser()
     config, schedule = folder.config(part), folder.scheduler(part)
     kind = str(config.get("_class_name"))
@@ -109,7 +115,7 @@ def autoencoder_in(path: str | Path, channels: int) -> tuple[DiffusersAutoencode
             f"{folder.path}: latents of {config.latent_channels} channels and {factor} x {factor} pixels; "
             f"the network takes {channels} and 8 x 8"
         )
-    return DiffusersAutoencoder(module), folder.digests[""]
+    return DiffusersAutoencoder(module), folder.read[""].version_1()  # as files of such a model have it: it is small
 
 
 def parts_without_weights(path: Path) -> list[str]:

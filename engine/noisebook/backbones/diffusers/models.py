@@ -1,6 +1,6 @@
 """One builder for each class of diffusers' networks: the parts of a folder, put together into a backbone.
 
-What changes x0_hat enters the fingerprint: config and stored tensors of every part, the scheduler's config, the ids of
+What changes x0_hat enters the fingerprint: class, config and weight files of every part, the scheduler's config, the ids of
 the prompts' tokens or of the classes, guidance.
 """
 
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisebook.backbones.base import Backbone, fingerprint_of
+from noisebook.backbones.base import Backbone
 from noisebook.backbones.diffusers.files import Folder, public
-from noisebook.backbones.diffusers.levels import adapter, direction, is_flow, reading, times_of
+from noisebook.backbones.diffusers.levels import adapter, direction, is_flow, kind_of, reading, times_of
 from noisebook.backbones.diffusers.nets import SD3, DiT, Flux, SD3Flow, TextUNet, UNet2D, guidance_embedding
+from noisebook.backbones.diffusers.parts import identify_latent, identify_plain
 from noisebook.backbones.diffusers.text import Embedded, embed_flux, embed_sd, embed_sd3, embed_sdxl
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
@@ -100,8 +101,7 @@ def plain_unet(network: Network, options: Options) -> Backbone:
     vae = autoencoder(network, channels, part) if part else None
     if "beta_schedule" not in schedule:
         more["scheduler_class"] = kind
-    tensors = folder.tensors(network.part)
-    net = UNet2D(folder.module(network.part, "UNet2DModel", tensors), conditions, options.guidance)
+    net = UNet2D(folder.module(network.part, "UNet2DModel"), conditions, options.guidance)
     if vae is not None:
         inner = adapter(net, schedule, network.place, channels=channels, multiple=halvings(config))
         return latent(network, inner, vae, **more)
@@ -110,8 +110,8 @@ def plain_unet(network: Network, options: Options) -> Backbone:
         size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     multiple = 1 if size else halvings(config)
     backbone = adapter(net, schedule, network.place, channels=channels, size=size, multiple=multiple)
-    header = {"config": public(config), "scheduler": public(schedule), **more, **reading(schedule)}
-    backbone.fingerprint = fingerprint_of(header, tensors)
+    read, more = folder.read[network.part], {**more, **reading(schedule)}
+    identify_plain(backbone, read, public(schedule), kind_of(schedule), more)
     return backbone
 
 
@@ -279,8 +279,8 @@ def latent(network: Network, inner: Backbone, vae: PipelineAutoencoder, **condit
     """`inner` behind the autoencoder; the fingerprint names the `conditions`."""
     backbone = Latent(inner, vae.module, scale=vae.scale, shift=vae.shift, factor=vae.factor)
     schedule = {**public(network.schedule), "class": network.schedule.get("_class_name")}
-    header = {"parts": network.folder.digests, "scheduler": schedule, **conditions, **reading(network.schedule)}
-    backbone.fingerprint = fingerprint_of(header, {})
+    header = {"scheduler": schedule, **conditions, **reading(network.schedule)}
+    identify_latent(backbone, network.folder.read, header)
     return backbone
 
 

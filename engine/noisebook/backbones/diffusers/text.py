@@ -70,7 +70,7 @@ class TextEncoders:
         tokenizer = self._tokenizer(transformers, f"tokenizer{suffix}")
         part = f"text_encoder{suffix}"
         kind = self._kind(part, ENCODERS)
-        tensors = self.folder.tensors(part, TEXT_MODEL)
+        tensors = self.folder.tensors(part, kind, TEXT_MODEL)
         try:
             ids = tokenizer(
                 self.prompts,

@@ -1,5 +1,6 @@
 """What every backbone around another backbone is built on: it does all that the inner one does."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,27 @@ from torch import Tensor
 from noisebook.backbones.base import Backbone
 
 
+def same(fingerprint: str) -> str:
+    """That of a wrapper which is the same model."""
+    return fingerprint
+
+
 class Wrapper(Backbone):
     """A backbone around another one, `inner`, which it is like in all that a subclass does not change.
 
-    Its description is a copy of inner's, with the fields in `changes` replaced. Every method and property of `Backbone` is
-    passed on to `inner`: a subclass overrides only what it does otherwise. One that overrides `denoise` thinks of
-    `denoise_each`, too. Only `device` is not passed on: it is read off all weights.
+    Its description is a copy of inner's, with the fields in `changes` replaced. A function in place of a fingerprint makes
+    it of inner's: then it answers to earlier fingerprints as inner does. Every method and property of `Backbone` is passed
+    on to `inner`: a subclass overrides only what it does otherwise. One that overrides `denoise` thinks of `denoise_each`,
+    too. Only `device` is not passed on: it is read off all weights.
     """
 
     def __init__(self, inner: Backbone, **changes: Any):
         super().__init__()
         self.inner = inner
+        made = changes.get("fingerprint", same)
+        self._derive: Callable[[str], str] | None = made if callable(made) else None
+        if self._derive is not None:
+            changes["fingerprint"] = self._derive(inner.fingerprint)
         self.description = replace(inner.description, **changes)
 
     @property
@@ -44,6 +55,11 @@ class Wrapper(Backbone):
 
     def denoise_each(self, y: Tensor, sigma: Tensor) -> Tensor:
         return self.inner.denoise_each(y, sigma)
+
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        if self._derive is None or self._derive(self.inner.fingerprint) != self.fingerprint:
+            return super().earlier_fingerprints()  # of a fingerprint of its own
+        return tuple(map(self._derive, self.inner.earlier_fingerprints()))
 
     def accelerate(
         self, dtype: torch.dtype | str = torch.float32, channels_last: bool = False, compile: bool = False

@@ -7,6 +7,7 @@ another family is given its time as a tensor, which a CUDA graph cannot read bac
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ def linear_alphas_cumprod(steps: int = 1000, first: float = 1e-4, last: float = 
     return (1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0).tolist()
 
 
+def view_fingerprint(kind: str, inner: str) -> str:
+    """Of a backbone of the fingerprint `inner` that is seen as another family."""
+    return fingerprint_of({"view": kind, "of": inner}, {})
+
+
 class View(Wrapper):
     """`inner` as a model of another family: `family` is that family's adapter of the prediction that `inner` implies.
 
@@ -71,7 +77,7 @@ class View(Wrapper):
             raise BackboneError(f"backbone {inner.name!r} has no denoise_each(y, sigma [B]), which a view needs")
         if inner.condition_grid is not None:
             raise BackboneError(f"{inner.name!r} has no views: its condition would not reach the network")
-        super().__init__(inner, pure_noise=False, fingerprint=fingerprint_of({"view": kind, "of": inner.fingerprint}, {}))
+        super().__init__(inner, pure_noise=False, fingerprint=partial(view_fingerprint, kind))
         self.family = family
         family.description = self.description
 

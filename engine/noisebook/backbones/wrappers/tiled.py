@@ -1,6 +1,7 @@
 """A backbone of one fixed size made to take larger images: overlapping tiles, blended."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ def tile_weights(length: int, tile: int, overlap: int, device: torch.device) -> 
     return torch.stack([ramp / total[a : a + tile] for a in starts]).float().to(device)
 
 
+def tiled_fingerprint(overlap: int, inner: str) -> str:
+    """Of tiles that overlap by that many pixels, whose backbone has the fingerprint `inner`."""
+    return fingerprint_of({"tiled": inner, "overlap": overlap}, {})
+
+
 class Tiled(Wrapper):
     """`inner`, a pixel backbone of one fixed size, on images of that size or larger; sizes are those of the images.
 
@@ -50,8 +56,7 @@ class Tiled(Wrapper):
         pixels = shorter // 4 if overlap is None else overlap
         if not 0 <= pixels < shorter:
             raise BackboneError(f"an overlap of {overlap} pixels does not fit tiles of {inner.size}")
-        fingerprint = fingerprint_of({"tiled": inner.fingerprint, "overlap": pixels}, {})
-        super().__init__(inner, size=None, multiple=1, fingerprint=fingerprint)
+        super().__init__(inner, size=None, multiple=1, fingerprint=partial(tiled_fingerprint, pixels))
         self.min_size, self.overlap = inner.size, pixels
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
