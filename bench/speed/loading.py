@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ NAME = "loading"
 
 def network(width: int) -> Any:
     """A UNet of diffusers, without memory."""
-    import diffusers
-
+    diffusers = import_module("diffusers")
     with torch.device("meta"):
         return diffusers.UNet2DModel(
             sample_size=None,
@@ -47,8 +47,7 @@ def mib_of(width: int) -> float:
 
 def write_folder(folder: Path, mib: float) -> int:
     """A model of at least that size; the bytes of its weights."""
-    import diffusers
-
+    diffusers = import_module("diffusers")
     width = 32
     while mib_of(width) < mib:
         width += 32

@@ -223,5 +223,5 @@ def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         digest.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

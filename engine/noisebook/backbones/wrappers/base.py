@@ -27,8 +27,8 @@ class Wrapper(Backbone):
     def __init__(self, inner: Backbone, **changes: Any):
         super().__init__()
         self.inner = inner
-        made = changes.get("fingerprint", same)
-        self._derive: Callable[[str], str] | None = made if callable(made) else None
+        made: Any = changes.get("fingerprint", same)
+        self._derive: Callable[[str], str] | None = None if isinstance(made, str) else made
         if self._derive is not None:
             changes["fingerprint"] = self._derive(inner.fingerprint)
         self.description = replace(inner.description, **changes)
