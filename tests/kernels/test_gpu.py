@@ -108,6 +108,24 @@ def test_replay_of_an_accelerated_network(options, fresh):
     torch._dynamo.reset()
 
 
+def test_a_folder_goes_straight_to_the_gpu_in_its_dtype(tmp_path):
+    """The same weights as from float32 on the host, and no float32 copy of them on the device."""
+    diffusers = pytest.importorskip("diffusers")
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    diffusers.UNet2DModel(sample_size=16, block_out_channels=(64, 128), **kinds).half().save_pretrained(tmp_path)
+    diffusers.DDPMScheduler().save_pretrained(tmp_path)
+    slow = backbones.load(tmp_path, "cpu").accelerate("bfloat16")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    fast = backbones.load(tmp_path, "cuda", accelerated={"dtype": "bfloat16"})
+    weights = sum(p.numel() for p in slow.parameters())
+    assert torch.cuda.max_memory_allocated() - before < 3 * weights  # 2 bytes each; float32 has 4
+    for here, there in zip(slow.parameters(), fast.parameters(), strict=True):
+        assert (there.device.type, there.dtype) == ("cuda", torch.bfloat16)
+        assert torch.equal(here, there.cpu())
+    assert fast.answers_to(slow.fingerprint)
+
+
 def test_more_shapes_than_graphs_are_kept(fresh):
     codec, plain = build(network("photo")), build(network("photo"), graphs=False)
     for width in [*range(32, 32 * 12, 32), 32, 64]:  # their cosine transforms leave the cache as well
