@@ -26,11 +26,10 @@ from noisebook.backbones.diffusers.folder import from_folder
 from noisebook.backbones.skeleton import computed, skeleton
 from noisebook.cli.main import main
 from noisebook.codec.codec import Codec
-from noisebook.datasets import TokenDataset, tokenize
-from noisebook.datasets.detokenize import detokenize
-from noisebook.errors import BackboneError, CodecMismatchError
+from noisebook.errors import BackboneError, CodecMismatchError, SpecError
 from noisebook.images.targets import Aim, Target
 from noisebook.runtime import cache, hashes
+from noisebook.spec.curve import Curve
 
 FEW = {"steps": 2, "budget": 2, "budget_last": 2, "vocab_size": 256, "scale_pixels": 0, "start_budget": 0}
 
@@ -262,10 +261,18 @@ def test_a_codec_of_before_keeps_its_specification(pixels, fresh):
 
 def test_data_sets_of_before_go_on(pixels, tmp_path, fresh):
     pytest.importorskip("pyarrow")
+    from noisebook.datasets import TokenDataset, tokenize
+    from noisebook.datasets.detokenize import detokenize
+    from noisebook.datasets.plan import Plan
+    from noisebook.datasets.recipe import CodecRecipe
+    from noisebook.datasets.shard import Tokenizer
+    from noisebook.datasets.store import Store
+    from noisebook.report.collect import ReportSource
+
     (tmp_path / "in").mkdir()
     for i, image in enumerate(random_images(fresh, 6, 16, 16)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"in/{i}.png")
-    recipe = noisebook.datasets.CodecRecipe("photo", str(pixels), changes=FEW)
+    recipe = CodecRecipe("photo", str(pixels), changes=FEW)
     how = {"codec": recipe, "shard_size": 2, "workers": 0}
     with of_before():
         tokenize(tmp_path / "in", tmp_path / "old", **how)
@@ -278,6 +285,14 @@ def test_data_sets_of_before_go_on(pixels, tmp_path, fresh):
     data = TokenDataset(str(tmp_path / "old"))
     codec = recipe.load((16, 16))
     assert codec.spec.fingerprint != data.spec.fingerprint
+    store = Store(tmp_path / "old")
+    plan = Plan.load(store)
+    assert plan is not None
+    assert Tokenizer(plan, codec, store, 0).codec.spec == data.spec  # of a child, which makes its codec itself
+    other = noisebook.load("photo", backbone=codec.backbone, **{**FEW, "seed": 3})
+    with pytest.raises(SpecError, match="not the one of the plan"):
+        Tokenizer(plan, other, store, 0)
+    assert ReportSource(str(tmp_path / "old")).run(codec, ["0.png"]).counts["n_ok"] == 6
     assert detokenize(data, codec, tmp_path / "pictures")["written"] == 6
     tokenize(tmp_path / "in", tmp_path / "new", **how)
     assert TokenDataset(str(tmp_path / "new")).spec == codec.spec
@@ -291,7 +306,7 @@ def test_curves_of_before(pixels, tmp_path, picture, capsys):
     capsys.readouterr()
     assert main(how) == 0, "its own curve is found again"
     assert (tmp_path / "c.json").read_bytes() == old
-    curve = noisebook.spec.curve.Curve.from_json(old)
+    curve = Curve.from_json(old)
     backbone = backbones.load(pixels)
     assert curve.fingerprint != backbone.fingerprint
     codec = Aim(Target(bpp=1.0, max_nfe=4), backbone, curve).codec(16, 16, 8)
