@@ -126,7 +126,7 @@ def keyed(name, keys, of_rows=False):
     given = {row["key"]: key for row, key in zip(data, keys, strict=False)} if of_rows else {}
     given = given or {item.key: key for item, key in zip(items, keys, strict=False)}
     data.plan.source.items = type(data.plan.source.items).of(
-        [type(item)(**{**item.__dict__, "key": given.get(item.key, item.key)}) for item in items]
+        [item._replace(key=given.get(item.key, item.key)) for item in items]
     )
     read = data.read
     data.read = lambda entry: [{**row, "key": given.get(row["key"], row["key"])} for row in read(entry)]
