@@ -3,19 +3,22 @@
 import copy
 import functools
 import math
+import os
 
 import pytest
 import torch
+from torch._inductor.runtime import cache_dir_utils
 
 import noisebook
 from diffusers_kit import tiny_unet
 from noisebook import backbones
-from noisebook.backbones.compiling import compile_network, repeated_blocks
+from noisebook.backbones.compiling import PLACE, compile_network, repeated_blocks
 from noisebook.backbones.diffusers.nets import UNet2D
 from noisebook.backbones.families.ddpm import DDPM, PREDICTIONS
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError
 from noisebook.images import io as images
+from noisebook.runtime import cache
 
 
 def crop() -> torch.Tensor:
@@ -178,6 +181,19 @@ def test_a_network_of_more_kinds_of_blocks_than_torch_compiles_by_itself(counted
         net(torch.from_numpy(fresh.normal(size=(1, 3, 16, 16))).float(), 3)
     assert counted.graphs > 8
     assert torch._dynamo.config.recompile_limit >= 64
+
+
+@pytest.mark.parametrize("said", ["", "elsewhere", "by torch"])
+def test_what_is_compiled_is_kept_in_the_users_own_folder(said, tmp_path, monkeypatch, counted):
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(PLACE, str(tmp_path / said))
+    if said != "elsewhere":
+        monkeypatch.delenv(PLACE)
+    if said == "by torch":
+        cache_dir_utils.cache_dir()
+        assert os.environ[PLACE]
+    compile_network(torch.nn.Conv2d(3, 3, 1))
+    assert os.environ[PLACE] == str(tmp_path / ("elsewhere" if said == "elsewhere" else "cache/compiled"))
 
 
 def test_a_network_without_such_blocks_is_compiled_whole(counted):

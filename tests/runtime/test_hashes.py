@@ -57,6 +57,23 @@ def written(path, data: bytes):
     return path
 
 
+def test_a_private_folder_is_made_unless_others_could_write_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, "off")
+    assert cache.private_folder("x") is None
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "home/cache"))
+    place = tmp_path / "home/cache/x"
+    assert cache.private_folder("x") == cache.private_folder("x") == place
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (place, place.parent)] == [0o700, 0o700]
+    place.chmod(0o777)
+    assert cache.private_folder("x") is None
+    place.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    assert cache.private_folder("x") is None
+    monkeypatch.setenv(cache.VARIABLE, "/dev/null/cache")
+    assert cache.private_folder("x") is None
+
+
 @pytest.mark.parametrize("threads", [1, 8])
 def test_the_hash_is_its_definition_with_any_number_of_threads(small, tmp_path, fresh, monkeypatch, threads):
     monkeypatch.setattr(hashes, "THREADS", threads)

@@ -65,11 +65,25 @@ def add_notes(name: str, notes: dict[str, str]) -> None:
     kept = dict(list(kept.items())[-MOST_NOTES:])
     text = "{" + ",\n".join(f'"{key}": "{value}"' for key, value in kept.items()) + "}\n"
     with contextlib.suppress(NoisebookError, OSError, ValueError):
-        os.makedirs(folder.parent, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-        if _is_ours(os.lstat(folder), stat.S_ISDIR):
+        if _made(folder):
             write_bytes(folder / name, text.encode(), private=True)
+
+
+def private_folder(name: str) -> Path | None:
+    """A folder in the cache folder that nobody else can write, made if need be; None where there can be none."""
+    folder = cache_folder()
+    try:
+        return folder / name if folder is not None and _made(folder) and _made(folder / name) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _made(folder: Path) -> bool:
+    """Makes a folder unless it is there: whether it is this user's, and nobody else can write it."""
+    os.makedirs(folder.parent, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    return _is_ours(os.lstat(folder), stat.S_ISDIR)
 
 
 def _is_ours(about: os.stat_result, kind: Callable[[int], bool]) -> bool:

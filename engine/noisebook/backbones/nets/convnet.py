@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from noisebook.backbones.base import Backbone
 from noisebook.backbones.checkpoint import check_size
+from noisebook.backbones.compiling import compiled
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior
 from noisebook.errors import BackboneError, first_line
 
@@ -156,7 +157,7 @@ class PriorBackbone(Backbone):
         if channels_last:
             self.net.to(**CHANNELS_LAST)
         if compile:
-            self.net.residual = torch.compile(self.net.residual)
+            self.net.residual = compiled(self.net.residual)
 
 
 def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> PriorBackbone:
