@@ -158,11 +158,7 @@ def latent_speed() -> str:
 
 HOURS = [  # what is encoded -> the result file, the row's name there, its images per second
     ("32 x 32, a U-Net of 50 million parameters, float32", "gpu_throughput", "encode hadamard float32 graph B=256"),
-    (
-        "the same, bfloat16, channels last",
-        "gpu_throughput",
-        "encode hadamard bfloat16 channels_last graph B=256",
-    ),
+    ("the same, bfloat16, channels last", "gpu_throughput", "encode hadamard bfloat16 channels_last graph B=256"),
     ("512 x 512, Stable Diffusion 2.1's size", NAME, named("encode", "bins", 32, False)),
     ("the same, compiled", NAME, AT32["encode"]),
     ("1024 x 1024, SDXL's size, compiled", NAME, "encode, SDXL, bins, compile, graph, B=8"),

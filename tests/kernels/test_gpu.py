@@ -1,5 +1,6 @@
 """The codec on a GPU: graphs replay what plain calls give, nothing waits for the host, tokens travel to the CPU."""
 
+import copy
 import math
 import warnings
 
@@ -11,6 +12,9 @@ from common import RECIPES, Shrink, random_images
 from noisebook import CodecMismatchError, FormatError, ImageError, backbones
 from noisebook.backbones.cod.cod import CoD
 from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAutoencoder
+from noisebook.backbones.wrappers import pieces
+from noisebook.backbones.wrappers.latent import Latent
 from noisebook.codebook import reference
 from noisebook.codec.codec import Codec, decode
 from noisebook.codec.encoder import encode
@@ -124,6 +128,57 @@ def test_a_folder_goes_straight_to_the_gpu_in_its_dtype(tmp_path):
         assert (there.device.type, there.dtype) == ("cuda", torch.bfloat16)
         assert torch.equal(here, there.cpu())
     assert fast.answers_to(slow.fingerprint)
+
+
+class Codes(Shrink):
+    """A network of latents of 4 channels, with a weight that says where it lives."""
+
+    channels = 4
+
+    def _accelerate(self, dtype, channels_last, compile):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["taesd", "AutoencoderKL"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dtype": "bfloat16", "channels_last": True},
+        {"dtype": "bfloat16-network", "compile": True},
+        {"dtype": "bfloat16", "channels_last": True, "compile": True},
+    ],
+    ids=["plain", "bfloat16", "float32 compiled", "bfloat16 compiled"],
+)
+def test_replay_of_an_accelerated_autoencoder(options, kind, fresh, monkeypatch):
+    """One graph with the walk, of one call, of slices and of tiles; what bfloat16 gives is near what float32 does."""
+    torch.manual_seed(0)
+    autoencoder, factor = TinyAutoencoder(4, pooled=True), 8
+    if kind == "AutoencoderKL":
+        diffusers = pytest.importorskip("diffusers")
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        vae = diffusers.AutoencoderKL(block_out_channels=(32, 64), latent_channels=4, norm_num_groups=8, **blocks)
+        autoencoder, factor = DiffusersAutoencoder(vae), 2
+
+    def latent():
+        model = Latent(Codes(), copy.deepcopy(autoencoder), factor=factor)
+        model.fingerprint = "e" * 64
+        return model.cuda().eval().requires_grad_(False)
+
+    for constant, value in (("MOST", 1 << 14), ("TILE", 128), ("OVERLAP", 32)):
+        monkeypatch.setattr(pieces, constant, value)
+    fast, reference = latent().accelerate(**options), latent()
+    codec, plain = build(fast), build(fast, graphs=False)
+    for batch, height, width in ((2, 64, 96), (5, 64, 96), (1, 160, 208), (1, 160, 208)):
+        x = random_images(fresh, batch, height, width)
+        assert_same(codec, plain, x)
+        y = x.cuda() / 127.5 - 1
+        z = reference.encode(y)
+        for got, wanted in ((fast.encode(y), z), (fast.decode(z), reference.decode(z))):
+            assert got.dtype == torch.float32
+            assert (got - wanted).norm() < 0.05 * wanted.norm()
+    assert len(codec.graphs) > 0
+    torch._dynamo.reset()
 
 
 def test_more_shapes_than_graphs_are_kept(fresh):

@@ -14,8 +14,11 @@ from common import RECIPES, Shrink, random_images
 from noisebook import backbones
 from noisebook.backbones.cod.cod import CoD
 from noisebook.backbones.cod.nets import CodConfig, CodNet
+from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAutoencoder
 from noisebook.backbones.nets.convnet import ConvDenoiser, PriorBackbone
 from noisebook.backbones.nets.gaussian import PCAPrior
+from noisebook.backbones.wrappers import pieces
+from noisebook.backbones.wrappers.latent import Latent
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.codebook import Codebook
 from noisebook.codec.codec import Codec, decode
@@ -89,7 +92,43 @@ def tiny_cod():
     return backbone
 
 
+class Codes(Counting):
+    """A network of latents of 4 channels."""
+
+    channels = 4
+
+    def _accelerate(self, dtype, channels_last, compile):
+        pass
+
+
+def tiny_latent(autoencoder, factor):
+    torch.manual_seed(0)
+    latent = Latent(Codes(), autoencoder().eval().requires_grad_(False), factor=factor)
+    return named(latent.accelerate("bfloat16", channels_last=True))
+
+
+def diffusers_autoencoder(kind, **options):
+    diffusers = pytest.importorskip("diffusers")
+    return DiffusersAutoencoder(getattr(diffusers, kind)(**options))
+
+
+KL = {
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+TINY = {f"{half}_block_out_channels": (8, 8) for half in ("encoder", "decoder")}
+TINY |= {f"num_{half}_blocks": (1, 1) for half in ("encoder", "decoder")}
+LATENTS = {
+    "taesd": lambda: tiny_latent(lambda: TinyAutoencoder(4, pooled=True), 8),
+    "AutoencoderKL": lambda: tiny_latent(lambda: diffusers_autoencoder("AutoencoderKL", **KL), 2),
+    "AutoencoderTiny": lambda: tiny_latent(lambda: diffusers_autoencoder("AutoencoderTiny", **TINY), 2),
+    "VQModel": lambda: tiny_latent(lambda: diffusers_autoencoder("VQModel", **KL), 2),
+}
 BACKBONES = {
+    **LATENTS,
     "shrink": Counting,
     "convnet": tiny_convnet,
     "spectrum": lambda: backbones.load("gaussian-prior"),
@@ -176,6 +215,14 @@ def test_no_backbone_meets_the_host(name, monkeypatch):
     assert_cores_stay_on_the_device(BACKBONES[name](), 16, 24)
 
 
+@pytest.mark.parametrize("name", ["taesd", "AutoencoderKL"])
+def test_no_tile_or_slice_of_an_autoencoder_meets_the_host(name, monkeypatch):
+    fake_cuda.plain_codebook(monkeypatch)
+    for constant, value in (("MOST", 1 << 12), ("TILE", 64), ("OVERLAP", 16)):
+        monkeypatch.setattr(pieces, constant, value)
+    assert_cores_stay_on_the_device(LATENTS[name](), 64, 104)  # two tiles, each in two slices
+
+
 SINS = {
     "item": lambda y: y.sum().item(),
     "float()": lambda y: float(y.sum()),
@@ -249,7 +296,7 @@ def test_rule_poisson_is_one_graph_however_many_steps(steps, cuda, fresh):
     assert calls[0] == calls[1], "the second images are replayed"
 
 
-@pytest.mark.parametrize("name", ["convnet", "spectrum", "tiled pca"])
+@pytest.mark.parametrize("name", ["convnet", "spectrum", "tiled pca", "taesd", "AutoencoderKL"])
 def test_replay_of_real_backbones(name, cuda, fresh):
     codec, plain = build(BACKBONES[name]()), build(BACKBONES[name](), graphs=False)
     for _ in range(3):

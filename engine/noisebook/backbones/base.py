@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisebook.errors import BackboneError, ImageError
+from noisebook.errors import BackboneError, ImageError, printable
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a network runs in
+NETWORK_ONLY = "bfloat16-network"  # bfloat16, but the autoencoder of a latent model, see wrappers/latent.py, in float32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, NETWORK_ONLY: torch.bfloat16}  # that a network runs in
 AS_IT_IS = {"dtype": "float32", "channels_last": False, "compile": False}  # arguments of `accelerate` that change nothing
 
 
 def network_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """The dtype by its name. Raises BackboneError for one that no network runs in."""
+    """What a network runs in under that argument of `accelerate`. Raises BackboneError for one that it does not know."""
     kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if kind is None or kind not in DTYPES.values():
-        raise BackboneError(f"a network runs in float32 or bfloat16, not {dtype}")
+        raise BackboneError(f"a network runs in {', '.join(DTYPES)}, not {printable(dtype, 60)}")
     return kind
 
 
@@ -124,11 +125,12 @@ class Backbone(nn.Module):
     def accelerate(
         self, dtype: torch.dtype | str = torch.float32, channels_last: bool = False, compile: bool = False
     ) -> "Backbone":
-        """Changes, in place, how the network computes: its weights and activations in `dtype` (float32 or bfloat16, cast
-        once; load again to go back), convolutions channels-last, its code through torch.compile. Returns itself.
+        """Changes, in place, how the network computes, and the autoencoder of a latent model: weights and activations in
+        `dtype` (float32 or bfloat16, cast once; load again to go back), convolutions channels-last, code through
+        torch.compile. Under the dtype "bfloat16-network" the autoencoder stays float32. Returns itself.
 
-        y, sigma and x0_hat stay float32, and so does the fingerprint: tokens of one precision decode in another, with a
-        loss. Raises BackboneError where there is no network, or for another dtype.
+        y, sigma, x0_hat and images stay float32, and the fingerprint the same: tokens of one precision decode in another,
+        with a loss. Raises BackboneError where there is no network, or for another dtype.
         """
         self._accelerate(network_dtype(dtype), channels_last, compile)
         self._moves += 1

@@ -186,9 +186,10 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "bfloat16-network"),
         default="float32",
-        help="the type in which the network computes (default: float32); a file decodes best under the one it was made with",
+        help="the type in which the network computes, and the autoencoder of a latent model, which bfloat16-network leaves "
+        "in float32 (default: float32); a file decodes best under the one it was made with",
     )
     group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
     group.add_argument(

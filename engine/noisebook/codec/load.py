@@ -32,7 +32,7 @@ def load(
     backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not
               come with the package: what a specification names is never opened or downloaded
     device    where the backbone is put and the work is done; of other kinds than cpu and cuda, where the network runs
-    dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32 or bfloat16, ...
+    dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32, bfloat16, ...
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
     effort    how often an encoder chooses the tokens of a step again, given the others; decoding does not depend on it
     candidates   sets of tokens that an encoder tries at each step, each for one network call; decoding does not depend on it

@@ -121,13 +121,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 class DiffusersAutoencoder(nn.Module):
     """An `AutoencoderKL`, `AutoencoderTiny` or `VQModel` of diffusers. Of a posterior its mean is taken, never a sample; a
-    `VQModel` gives its codes as they are before they are quantised, and quantises when it decodes, as in diffusers."""
+    `VQModel` gives its codes as they are before they are quantised, and quantises when it decodes, as in diffusers.
+
+    A `VQModel` needs float32: codes that are rounded have other nearest ones. An `AutoencoderKL` with `force_upcast` does
+    not: its activations leave the range of float16, and bfloat16 has that of float32.
+    """
 
     vae: Any  # a module of theirs
 
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae
+        self.needs_float32 = hasattr(vae, "quantize")
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] -> z [B, c, h, w]."""
