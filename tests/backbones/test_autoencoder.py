@@ -161,8 +161,9 @@ def test_encoder_and_decoder_are_compiled(make, compiled, fresh):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_torch_can_trace_encoder_and_decoder(make, monkeypatch, fresh):
-    """Through torch.compile's tracer, whole; its own code generator is tried on a GPU."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_can_trace_encoder_and_decoder(make, dtype, monkeypatch, fresh):
+    """Through torch.compile's tracer, without a break; its own code generator is tried on a GPU."""
     graphs = []
 
     def backend(graph, inputs):
@@ -171,7 +172,8 @@ def test_torch_can_trace_encoder_and_decoder(make, monkeypatch, fresh):
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, fullgraph=True))
     torch._dynamo.reset()
-    plain, fast, images = make(), make().accelerate(compile=True), pictures(fresh, 1, 16, 16)
+    plain, fast = (make().accelerate(dtype, compile=compile) for compile in (False, True))
+    images = pictures(fresh, 1, 16, 16)
     z = plain.encode(images)
     torch.testing.assert_close(fast.encode(images), z, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fast.decode(z), plain.decode(z), rtol=1e-4, atol=1e-4)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisebook.backbones.compiling import compile_network
+
 
 class Accelerated:
     """Casts an autoencoder in place; its own `takes` says what the halves are to be given.
@@ -51,10 +53,10 @@ def _in_bfloat16(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Te
 
 
 def compile_halves(autoencoder: nn.Module) -> int:
-    """Compiles the modules called encoder and decoder; how many there are."""
+    """Compiles the modules called encoder and decoder, in blocks where they have any; how many modules there are."""
     halves = [*named(autoencoder, "encoder"), *named(autoencoder, "decoder")]
     for half in halves:
-        half.compile()
+        compile_network(half)
     return len(halves)
 
 
