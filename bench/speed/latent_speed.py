@@ -34,6 +34,7 @@ from bench.lib.loops import DiffCLoop, TurboLoop
 from bench.lib.record import provenance, save
 from bench.lib.timing import Clock, Graphed
 from bench.speed.latent_speed_page import PAGE, TABLES
+from noisebook.backbones.nets.halves import compile_halves
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.codec.codec import Codec
 from noisebook.errors import first_line
@@ -143,6 +144,7 @@ class Bench:
             self.models[key] = made.accelerate(*how)  # type: ignore[assignment]
             if case.whole:
                 made.inner.net.compile()  # type: ignore[union-attr]
+                compile_halves(made.autoencoder)  # type: ignore[arg-type]
         return self.models[key]
 
     def release(self) -> None:
@@ -214,6 +216,7 @@ class Bench:
             vars(loop).update(codewords=64, atoms=5, bits=12, chunk=6)
         if case.compile:
             backbone.inner.net.compile()  # type: ignore[union-attr]
+            compile_halves(backbone.autoencoder)  # type: ignore[arg-type]
         parts = self.parts(("loop",), backbone, loop.levels, case)
         options: dict[str, Any] = {"recorded": case.graph and self.cuda} if turbo else {}
         rows = [self.row(case, "encode", lambda _: loop.encode(images, **options), parts, backbone)]

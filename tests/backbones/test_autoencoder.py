@@ -220,6 +220,14 @@ def test_accelerated_again_it_is_as_if_once(make, fresh):
     assert set(seen) == {torch.float32}
 
 
+def test_where_the_network_refuses_nothing_changes():
+    model = Latent(Shrink(), tiny())
+    with pytest.raises(BackboneError, match="no network"):
+        model.accelerate("bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.version == 0
+
+
 # ---- which stay float32 ----------------------------------------------------------------------------------------------
 @torch.no_grad()
 def test_the_switch_leaves_the_autoencoder_in_float32(make, fresh):
