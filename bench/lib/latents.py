@@ -18,6 +18,7 @@ from noisebook.backbones.diffusers.nets import SD3, Flux, SD3Flow, TextUNet
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.families.network import NetworkBackbone
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder
+from noisebook.backbones.nets.halves import compile_halves
 from noisebook.backbones.wrappers.latent import Latent
 
 NOISE = {
@@ -183,6 +184,13 @@ SIZES = {
     )
 }
 TINY_SIDE = 8  # pixels of the images of a tiny size
+
+
+def compile_whole(backbone: Latent) -> None:
+    """Compiles the network in one piece, and the autoencoder as `accelerate` does."""
+    model: Any = backbone
+    model.inner.net.compile()
+    compile_halves(model.autoencoder)
 
 
 # ---- the parts by themselves --------------------------------------------------------------------------------------------

@@ -29,12 +29,11 @@ if __name__ == "__main__" and ("--dry" in sys.argv or not torch.cuda.is_availabl
 
 import noisebook
 from bench.lib import page
-from bench.lib.latents import SIZES, TINY_SIDE, network_calls
+from bench.lib.latents import SIZES, TINY_SIDE, compile_whole, network_calls
 from bench.lib.loops import DiffCLoop, TurboLoop
 from bench.lib.record import provenance, save
 from bench.lib.timing import Clock, Graphed
 from bench.speed.latent_speed_page import PAGE, TABLES
-from noisebook.backbones.nets.halves import compile_halves
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.codec.codec import Codec
 from noisebook.errors import first_line
@@ -143,8 +142,7 @@ class Bench:
             how = ("bfloat16", case.channels_last, case.compile and not case.whole)
             self.models[key] = made.accelerate(*how)  # type: ignore[assignment]
             if case.whole:
-                made.inner.net.compile()  # type: ignore[union-attr]
-                compile_halves(made.autoencoder)  # type: ignore[arg-type]
+                compile_whole(made)
         return self.models[key]
 
     def release(self) -> None:
@@ -215,8 +213,7 @@ class Bench:
         if self.dry:
             vars(loop).update(codewords=64, atoms=5, bits=12, chunk=6)
         if case.compile:
-            backbone.inner.net.compile()  # type: ignore[union-attr]
-            compile_halves(backbone.autoencoder)  # type: ignore[arg-type]
+            compile_whole(backbone)
         parts = self.parts(("loop",), backbone, loop.levels, case)
         options: dict[str, Any] = {"recorded": case.graph and self.cuda} if turbo else {}
         rows = [self.row(case, "encode", lambda _: loop.encode(images, **options), parts, backbone)]
