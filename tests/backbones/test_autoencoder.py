@@ -381,8 +381,10 @@ class Many(Shrink):
     channels = 3 * 64
 
 
-@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (1536, 640), (64, 65536), (1080, 1920), (2048, 2048)])
-def test_up_to_four_megapixels_there_is_one_call(height, width):
+@pytest.mark.parametrize(
+    ("height", "width"), [(1024, 1024), (1536, 640), (64, 65536), (2304, 1536), (3000, 4000), (4096, 4096)]
+)
+def test_up_to_sixteen_megapixels_there_is_one_call(height, width):
     """So tokens are what they were before there were tiles, bit for bit. Tensors without values."""
     autoencoder = Calls(8)
     images = torch.empty(1, 3, height, width, device="meta")
@@ -395,7 +397,10 @@ def test_up_to_four_megapixels_there_is_one_call(height, width):
 
 @pytest.mark.parametrize(
     ("batch", "height", "width", "calls"),
-    [(1, 3000, 4000, 20), (7, 2056, 2056, 18), (32, 512, 512, 2), (17, 512, 512, 2), (2, 64, 80000, 90), (5, 8, 8, 1)],
+    [
+        *[(1, 3000, 4000, 1), (3, 3000, 4000, 3), (1, 6000, 4000, 35), (7, 2056, 2056, 7), (32, 512, 512, 2)],
+        *[(17, 512, 512, 2), (2, 64, 320_000, 357), (5, 8, 8, 1)],
+    ],
 )
 def test_no_call_has_more_pixels_than_the_bound(batch, height, width, calls):
     autoencoder = Calls(8)
@@ -403,7 +408,7 @@ def test_no_call_has_more_pixels_than_the_bound(batch, height, width, calls):
     z = model.encode(torch.empty(batch, 3, height, width, device="meta"))
     assert z.shape == (batch, 192, height // 8, width // 8)
     sizes = [(len(x), x.shape[2], x.shape[3]) for x in autoencoder.seen]
-    assert max(b * h * w for b, h, w in sizes) <= pieces.MOST
+    assert all(b * h * w <= (pieces.MOST if b > 1 else pieces.WHOLE) for b, h, w in sizes)
     assert len(sizes) == calls
     assert len({size[1:] for size in sizes}) == 1  # equal tiles
     autoencoder.seen.clear()
@@ -415,6 +420,7 @@ def test_no_call_has_more_pixels_than_the_bound(batch, height, width, calls):
 def small(monkeypatch):
     """Tiles of 128 pixels, so that small pictures have some."""
     monkeypatch.setattr(pieces, "MOST", 1 << 14)
+    monkeypatch.setattr(pieces, "WHOLE", 1 << 14)
     monkeypatch.setattr(pieces, "TILE", 128)
     monkeypatch.setattr(pieces, "OVERLAP", 32)
 
@@ -434,7 +440,7 @@ def test_tiles_of_what_looks_at_no_neighbour_are_the_whole(factor, small, fresh)
 
 @torch.no_grad()
 def test_tiles_and_slices_bound_the_largest_tensor(make, monkeypatch, fresh):
-    for constant, value in (("MOST", 1 << 12), ("TILE", 64), ("OVERLAP", 16)):
+    for constant, value in (("MOST", 1 << 12), ("WHOLE", 1 << 12), ("TILE", 64), ("OVERLAP", 16)):
         monkeypatch.setattr(pieces, constant, value)
     model, largest = make(), [0]
 
@@ -458,7 +464,7 @@ def test_tiles_and_slices_bound_the_largest_tensor(make, monkeypatch, fresh):
 def test_seams_do_not_show(taef2, monkeypatch, capsys):
     """The error of tiles against the photograph, as a share of the error of one whole call: where tiles meet at most 1.1
     times what it is elsewhere. So are the steps from each pixel to the next, which an edge would show in."""
-    for constant, value in (("MOST", 1 << 15), ("TILE", 256), ("OVERLAP", 64)):
+    for constant, value in (("MOST", 1 << 15), ("WHOLE", 1 << 15), ("TILE", 256), ("OVERLAP", 64)):
         monkeypatch.setattr(pieces, constant, value)
     picture = photographs(taef2[1], [5], slice(100, 228), slice(100, 612)) / 127.5 - 1
     model = latent(taef2[0], 32)

@@ -218,7 +218,7 @@ def test_no_backbone_meets_the_host(name, monkeypatch):
 @pytest.mark.parametrize("name", ["taesd", "AutoencoderKL"])
 def test_no_tile_or_slice_of_an_autoencoder_meets_the_host(name, monkeypatch):
     fake_cuda.plain_codebook(monkeypatch)
-    for constant, value in (("MOST", 1 << 12), ("TILE", 64), ("OVERLAP", 16)):
+    for constant, value in (("MOST", 1 << 12), ("WHOLE", 1 << 12), ("TILE", 64), ("OVERLAP", 16)):
         monkeypatch.setattr(pieces, constant, value)
     assert_cores_stay_on_the_device(LATENTS[name](), 64, 104)  # two tiles, each in two slices
 

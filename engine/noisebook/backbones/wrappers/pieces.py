@@ -1,7 +1,7 @@
 """An autoencoder at work on batches and pictures of any size: a bounded number of pixels in one call.
 
-Batches are cut in slices of whole images, which changes nothing but the order of sums. A picture of more than MOST pixels is
-cut in overlapping tiles, whose results are blended by linear ramps. There the autoencoder's means over a whole picture
+Batches are cut in slices of whole images, which changes nothing but the order of sums. A picture of more than WHOLE pixels
+is cut in overlapping tiles, whose results are blended by linear ramps. There the autoencoder's means over a whole picture
 (group norms, attention) are those of a tile, on both ends alike: where tiles lie follows from the picture's size only.
 """
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from noisebook.backbones.wrappers.tiled import tile_starts, tile_weights
 
-MOST = 1 << 22  # pixels in one call: those of 2048 x 2048, or of 16 pictures of 512 x 512
+MOST = 1 << 22  # pixels of several images in one call: 16 of 512 x 512
+WHOLE = 1 << 24  # pixels of one image in one call: 4096 x 4096; below it files from before there were tiles decode as ever
 TILE, OVERLAP = 1024, 128  # pixels: the longest side of a tile, and what two of them share at least
 
 
@@ -24,7 +25,7 @@ def in_pieces(call: Callable[[Tensor], Tensor], x: Tensor, factor: int, enlarges
     before, after = (1, factor) if enlarges else (factor, 1)
     rows, columns = x.shape[2] // before, x.shape[3] // before  # places of the state
     area = factor * factor
-    if rows * columns * area <= MOST:
+    if rows * columns * area <= WHOLE:
         return in_slices(call, x, max(1, MOST // max(1, rows * columns * area)))
     most, overlap = max(1, TILE // factor), min(-(-OVERLAP // factor), max(1, TILE // factor) - 1)
     tall, wide = tile_side(rows, most, overlap), tile_side(columns, most, overlap)
