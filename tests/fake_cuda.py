@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from noisebook import codebook
+from noisebook.codebook import refining
 from noisebook.runtime.cuda_graphs import Graphs
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "lift_fresh")
@@ -149,6 +150,10 @@ class PlainBackend:
         parts = residual[..., : residual.shape[-1] // bins * bins].unflatten(-1, (bins, -1))
         size, index = parts.abs().max(-1)
         return (2 * index + (size > 0.5).long() + step_index) % (2 * atoms * bases)
+
+    @classmethod
+    def refined(cls, residual, tokens, *where):
+        return refining.refined(cls.select, cls.noise, residual, tokens, *where)
 
     @staticmethod
     def noise(tokens, d, kind, shape, step_index, seed):

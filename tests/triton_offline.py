@@ -80,6 +80,18 @@ def run_wrappers():
     kernels.hadamard_top(torch.zeros(8, 1, 3072), 300, 4096, 2, 5, 7)
     for d, atoms, bases in [(3072, 4096, 256), (48, 50, 70), (6000, 8192, 64)]:
         kernels.hadamard_top(torch.zeros(64, 1, d), 8, atoms, bases, 5, 7)
+    for d, bins, atoms, bases, batch in [  # latents, CIFAR-10, a photograph, and small ones
+        (16384, 64, 256, 128, 1),
+        (16384, 64, 256, 128, 32),
+        (65536, 256, 256, 128, 1),
+        (3072, 64, 64, 512, 64),
+        (196608, 1024, 256, 128, 1),
+        (48, 2, 16, 9, 3),
+        (2, 2, 1, 1, 1),
+        (3, 4, 1, 1, 1),
+    ]:
+        tokens = torch.zeros(batch, 1, bins, dtype=torch.int64)
+        kernels.hadamard_refined(torch.zeros(batch, 1, d), tokens, min(4, bins), bins, atoms, bases, 5, 7)
     kernels.hadamard_biased(torch.zeros(8, 1, 3072), torch.zeros(1, 2**16), 4096, 16, 5, 7)
     kernels.independent_select(torch.zeros(1, 1, 16384), 1, 4096, 5, 7)
     for sizes in ((2**16, 2**16, 2**15), (16,)):

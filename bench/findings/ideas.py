@@ -22,7 +22,6 @@ from noisebook.backbones import Backbone
 from noisebook.codebook import Codebook
 from noisebook.codec.codec import Codec
 from noisebook.codec.stream import Segment
-from noisebook.rules.bins import refined
 from noisebook.runtime.pixels import to_uint8
 from noisebook.spec.step import Step, StepIndex
 
@@ -63,7 +62,7 @@ def turns() -> list[dict]:
     for bins, log in ((256, 10), (64, 16), (32, 20), (16, 24)):
         book, bits = Codebook("hadamard", 1 << log, 1), bins * log
         tokens = [in_turn(book, residual, bins, groups) for groups in (1, 4, 16)]
-        tokens.append(refined(book, residual, tokens[0], STEP))
+        tokens.append(book.refined(residual, tokens[0], STEP))
         found = [share(book.noise(t, D, STEP), residual, bits) for t in tokens]
         rows.append({"budget": bins, "log_vocab_size": log, "share": found})
     return rows
@@ -75,7 +74,7 @@ def coefficients() -> list[dict]:
     for bins in (16, 64, 256):
         book, bits = Codebook("hadamard", 1 << 16, 1), bins * 16
         pool, places = book.pooled(bins, D)
-        tokens = refined(book, residual, book.select(residual, bins, STEP), STEP)
+        tokens = book.refined(residual, book.select(residual, bins, STEP), STEP)
         best = []
         for one, r in zip(places(tokens)[:, 0], residual[:, 0], strict=True):
             atoms = pool.noise(one[None, :, None].expand(1, -1, 1).reshape(bins, 1, 1), D, STEP, pooled=True)[:, 0]

@@ -14,7 +14,6 @@ from bench.lib.comparison import backbone_of, cifar, curve_of
 from bench.lib.record import ROOT, write
 from noisebook.codebook import Codebook
 from noisebook.codec.codec import Codec
-from noisebook.rules.bins import refined
 from noisebook.runtime.pixels import to_uint8
 
 NAME, PAGE = "refining", ROOT / "docs/findings/refining-tokens.md"
@@ -35,7 +34,7 @@ def shares() -> list[dict]:
             z = book.noise(tokens, D, 3)
             cosine = torch.nn.functional.cosine_similarity(z, residual, dim=-1).flatten().double()
             row["share"].append(metrics.interval(-torch.log1p(-cosine.square()) / limit))
-            tokens = refined(book, residual, tokens, 3)
+            tokens = book.refined(residual, tokens, 3)
         rows.append(row)
     return rows
 

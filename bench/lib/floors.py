@@ -122,10 +122,13 @@ def binding(floors: dict[str, float]) -> tuple[str, float]:
 def of_kernel(
     kernel: str, codebook: str, d: int, codewords: int, batch: int, bins: int, counted: Instructions | None = None
 ) -> dict[str, float]:
-    """Floors of the kernel `CODEBOOK_KERNEL`; kernel: select, top, biased, noise or backtrace; bins: tokens per view.
-    Of `arrival_bias` and `chunk_places` bins are the chunks."""
+    """Floors of the kernel `CODEBOOK_KERNEL`; kernel: select, refined, chain, top, biased, noise or backtrace; bins: tokens
+    per view. `refined`, and `chain`, the same in plain torch, search each atom once, in views of a quarter of P. Of
+    `arrival_bias` and `chunk_places` bins are the chunks."""
     if codebook in ("arrival", "chunk"):
         return arrival(codewords, bins) if codebook == "arrival" else order(d)
+    if kernel in ("refined", "chain"):
+        return select(codebook, max(1, padded(d) // 4), codewords, batch, bins, counted=counted)
     if kernel in ("noise", "backtrace"):
         return update(codebook, d, codewords, batch, bins, kernel == "backtrace")
     return select(codebook, d, codewords, batch, bins, kernel == "biased", counted)
@@ -197,7 +200,8 @@ def count(compiled: list[dict[str, Any]]) -> Instructions:
         if not loops:
             continue
         threads = 32 * shape["num_warps"]
-        if entry["kernel"] == "hadamard.search_kernel" and shape["LOGN"] == shape["LOGP"] and not shape["BIASED"]:
+        whole = entry["kernel"] == "hadamard.search_kernel" and shape["LOGN"] == shape["LOGP"]
+        if whole and not shape["BIASED"] and not shape.get("SIGNED"):  # whose signs another kernel makes
             each = threads * loops[0]["instructions"] / (shape["ROWS"] << shape["LOGN"])
         elif entry["kernel"] == "matrix.matrix_kernel":  # the loop with the products; the other one repeats a few bases
             each = threads * next(loop["instructions"] for loop in loops if loop["products"]) / (1 << shape["LOGP"])

@@ -10,7 +10,7 @@ from torch import Tensor
 import noisebook_kernels as kernels
 from bench.lib import baselines, floors
 from bench.lib.timing import copies_of
-from noisebook.codebook import Codebook
+from noisebook.codebook import Codebook, refining, triton
 
 STEP, SEED, KEEP, SIGMA_UP = 5, 0x9E3779B97F4A7C15, 0.75, 0.5
 TOKENS = 64  # most input copies of kernels that read nothing but tokens
@@ -52,14 +52,25 @@ class Case:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The wrapper in noisebook_kernels."""
+        """The wrapper in noisebook_kernels, or for `chain` what it replaces: the definition in torch over other wrappers."""
+        if self.kernel == "chain":
+            return chain
         return getattr(kernels, f"{self.codebook}_{self.kernel}")
+
+
+def chain(residual: Tensor, tokens: Tensor, _: int, bins: int, atoms: int, bases: int, step_index: int, seed: int) -> Tensor:
+    """`hadamard_refined` by its definition."""
+    where = (step_index, seed)
+    return refining.refined(triton.select, triton.noise, residual, tokens, "hadamard", (bins, atoms, bases), *where)
 
 
 def arguments(case: Case, residual: Tensor, device: torch.device) -> tuple[Tensor, tuple[Any, ...]]:
     """(residual, what follows it) of a search's wrapper, without step and seed."""
     if case.kernel == "select":
         return residual, case.shape
+    if case.kernel in ("refined", "chain"):
+        tokens = torch.randint(0, 2 * case.codewords // case.bins, (len(residual), 1, case.bins), device=device)
+        return residual, (tokens, refining.parts_of(case.bins), *case.shape)
     if case.kernel == "top":
         return residual, (case.bins, *case.shape[1:])
     bias = baselines.arrival_bias(case.codewords, SEED % 2**32, device).float()[None]

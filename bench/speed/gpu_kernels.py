@@ -25,7 +25,7 @@ from bench.lib import baselines, floors
 from bench.lib.kernels import KEEP, SEED, SIGMA_UP, STEP, Case, arguments, drawn, fresh, prepare
 from bench.lib.record import provenance, save
 from bench.lib.timing import Clock, copies_of, measure
-from noisebook.codebook import reference
+from noisebook.codebook import Codebook, reference, refining
 
 CODEBOOKS = floors.CODEBOOKS
 DRAWN = (("bias", "arrival"), ("places", "chunk"))  # what rule `poisson` draws beside codewords
@@ -40,6 +40,7 @@ def cases(dry: bool) -> Iterator[Case]:
             yield from (Case(kernel, codebook, 20, 1 << 6, 2, 2 if kernel == "top" else 1) for codebook in CODEBOOKS)
         yield Case("select", "hadamard", 40, 1 << 8, 1, 4)
         yield from (Case(*name, 20, 1 << 6, 1, 3) for name in DRAWN)
+        yield from (Case(kernel, "hadamard", d, 1 << 6, 1, 4) for d in (16, 20) for kernel in ("refined", "chain"))
         return
     d, k, ends = floors.SIZES[0], 1 << 20, (256, 1)
     for codebook in CODEBOOKS:
@@ -50,6 +51,8 @@ def cases(dry: bool) -> Iterator[Case]:
     for kernel, bins in (("top", 64), ("biased", 1)):
         yield from (Case(kernel, codebook, d, k, b, bins) for codebook in CODEBOOKS for b in ends)
     yield from (Case(*name, floors.SIZES[1], 1 << 16, 1, CHUNKS) for name in DRAWN)
+    for b in (1, 32):  # a step of latents: 64 tokens of 2^16; `chain` is the same in plain torch
+        yield from (Case(kernel, "hadamard", 16384, 1 << 21, b, 64) for kernel in ("refined", "chain"))
     for kernel in ("select", "backtrace"):
         yield from (Case(kernel, codebook, d, k, 256, bins) for codebook in CODEBOOKS for bins in (64, 1024))
     for d in floors.SIZES[1:]:
@@ -71,6 +74,9 @@ def check(case: Case, device: torch.device) -> None:
     r = torch.randn(2, 1, case.d)
     if case.kernel in ("noise", "backtrace"):
         check_synthesis(small, r, device)
+        return
+    if case.kernel in ("refined", "chain"):
+        check_refined(small, r, device)
         return
     inputs, rest = arguments(small, r.to(device), device)
     tokens = small.function(inputs, *rest, STEP, SEED).cpu()[:, 0]
@@ -95,6 +101,29 @@ def check(case: Case, device: torch.device) -> None:
         best = scores.abs().amax(-1)
     short = ((best - picked) / r[:, 0].double().norm(dim=-1, keepdim=True)).max().item()
     assert short <= SLACK[case.codebook], f"{small.name}: picked scores fall short of the best by {short:.2g} |r|"
+
+
+def check_refined(small: Case, r: Tensor, device: torch.device) -> None:
+    """Each part's tokens are the best for what the others leave, as `refining` says, in float64."""
+    inputs, (given, parts, *_) = arguments(small, r.to(device), device)
+    bins, atoms, bases = shape = Codebook("hadamard", 2 * small.codewords // small.bins, SEED).shape(small.bins, small.d)
+    chosen = small.function(inputs, given, parts, *shape, STEP, SEED).cpu()[:, 0]
+    state, residual = given.cpu()[:, 0].clone(), r[:, 0].double()
+    pool = refining.pooled("hadamard", shape, floors.padded(small.d))
+    for part in range(parts):
+        stay = refining.places(state, shape, pool)[:, torch.arange(bins) % parts != part]
+        total = reference.hadamard_total(state, small.d, *shape, STEP, SEED).double()
+        rest = reference.hadamard_total(stay, small.d, *pool, STEP, SEED).double()
+        cosine = torch.nn.functional.cosine_similarity(total, residual, dim=-1)[:, None] * residual.norm(
+            dim=-1, keepdim=True
+        )
+        missing = residual - (1 - 1 / parts) ** 0.5 * cosine * rest / rest.norm(dim=-1, keepdim=True)
+        scores = reference.hadamard_scores(missing, bases, STEP, SEED).unflatten(-1, (bins, -1))[..., :atoms]
+        scores = scores.transpose(1, 2).flatten(2)[:, part::parts]
+        got = state[:, part::parts] = chosen[:, part::parts]
+        picked = scores.gather(-1, (got >> 1)[..., None])[..., 0] * (1 - 2 * (got & 1))
+        short = ((scores.abs().amax(-1) - picked) / missing.norm(dim=-1, keepdim=True)).max().item()
+        assert short <= SLACK["hadamard"], f"{small.name}: picked scores fall short of the best by {short:.2g} |missing|"
 
 
 def check_synthesis(small: Case, y: Tensor, device: torch.device) -> None:

@@ -16,6 +16,8 @@ least time that each can take (floors.py).
     quantise     quantise_kernel           docs/codebook.md, "Tokens"                 test_triton_independent
     top          runs_, keys_, rescore_    hadamard_top, independent_top              test_triton_top,
                                                                                       test_triton_independent
+    refine       fold_kernel               engine/noisebook/codebook/refining.py      test_triton_refine
+    missing      parts_kernel and others   the same                                   test_triton_refine
     update       noise_kernel and others   hadamard_total, independent_total,         test_triton
                                            unit_rms
     arrival      bias_, sums_kernel        arrival_bias                               test_triton_arrival
@@ -30,6 +32,7 @@ tests/kernels/test_triton_compile.py holds what the compiler makes of them to bu
 from .arrival import arrival_bias, chunk_places
 from .hadamard import hadamard_biased, hadamard_select
 from .independent import independent_biased, independent_select
+from .refine import hadamard_refined
 from .top import hadamard_top, independent_top
 from .update import hadamard_backtrace, hadamard_noise, independent_backtrace, independent_noise
 
@@ -39,6 +42,7 @@ __all__ = [
     "hadamard_backtrace",
     "hadamard_biased",
     "hadamard_noise",
+    "hadamard_refined",
     "hadamard_select",
     "hadamard_top",
     "independent_backtrace",

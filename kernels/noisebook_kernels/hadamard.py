@@ -45,10 +45,15 @@ def base_scores(
     LOGP: tl.constexpr,
     LOGN: tl.constexpr,
     ROWS: tl.constexpr,
+    SIGNED: tl.constexpr = False,
 ):
     """sqrt(P) scores [ROWS, N] of the bases base + j ... base + j + ROWS - 1; 0 beyond `stop`."""
     N: tl.constexpr = 1 << LOGN
-    if LOGN == LOGP:
+    if SIGNED and ROWS > 1:
+        rel = j + tl.arange(0, ROWS)[:, None]
+        at = ((row + rel * rows).to(tl.int64) << LOGP) + tl.arange(0, N)[None, :]
+        x = tl.load(V + at, mask=rel < stop, other=0.0)
+    elif LOGN == LOGP and not SIGNED:
         rel = j + tl.arange(0, ROWS)[:, None]
         x = flip(v, row_bits(0, base + rel, step_index, number, k0, k1, STREAM_BASIS, N))
         if ROWS > 1:
@@ -84,10 +89,12 @@ def search_kernel(
     FOLD: tl.constexpr,
     BIASED: tl.constexpr,
     WARPS: tl.constexpr,
+    SIGNED: tl.constexpr,
 ):
     """Bases base ... base + count - 1, `chunk` of them (a multiple of ROWS) a program. Grid: (rows tiles, chunks).
 
-    V: [rows, P] rotated residuals when a tile is the whole view, otherwise [count, rows, P] half transformed scores.
+    V: [rows, P] rotated residuals when a tile is the whole view, otherwise [count, rows, P] half transformed scores, as
+    always when SIGNED (with nothing transformed where a tile is the whole view).
     KEYS [rows, bins]: the running winners. BIAS [blocks, width] is added to scale * x. FOLD, for one bin of all P atoms: a
     thread keeps one maximum, and the atom is found by repeating the best base at the end."""
     N: tl.constexpr = 1 << LOGN
@@ -101,19 +108,19 @@ def search_kernel(
     start = tl.program_id(1) * chunk
     stop = tl.minimum(start + chunk, count)
     first_base = base.to(tl.uint32).to(tl.int64)
-    v = tl.load(V + (row.to(tl.int64) << LOGP) + n) if TILES == 1 else n
+    v = tl.load(V + (row.to(tl.int64) << LOGP) + n) if TILES == 1 and not SIGNED else n
     if FOLD:
         REST: tl.constexpr = min(32 * WARPS, ROWS * N)  # one maximum a thread
         best = tl.full((REST,), 0.0, tl.float32)
         code = tl.full((REST,), 0, tl.int32) + start
         for j in range(start, stop, ROWS):
-            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS)
+            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS, SIGNED)
             most = tl.max(tl.reshape(tl.abs(x), (ROWS * N // REST, REST)), axis=0)
             code = tl.where(most > best, j, code)  # the earlier base wins a tie
             best = tl.where(most > best, most, best)
         top = tl.max(best, axis=0)
         j = tl.min(tl.where(best == top, code, 0x7FFFFFFF), axis=0)
-        x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS)
+        x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS, SIGNED)
         place = tl.where((tl.abs(x) == top) & (j + rel_row < stop), 2 * (rel_row * N + n) + (x < 0).to(tl.int32), 0x7FFFFFFF)
         place = tl.min(tl.reshape(place, (ROWS * N,)), axis=0)
         place = tl.where(place == 0x7FFFFFFF, 0, place)  # scores that are not numbers
@@ -124,7 +131,7 @@ def search_kernel(
         code = tl.full((ROWS, N), 0, tl.int32) + start + rel_row
         for j in range(start, stop, ROWS):
             rel = j + rel_row
-            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS)
+            x = base_scores(V, v, row, rows, tile, j, stop, base, number, step_index, k0, k1, LOGP, LOGN, ROWS, SIGNED)
             if BIASED:
                 bias = BIAS + (row % blocks).to(tl.int64) * width + (first_base + rel) * atoms + i
                 x = x * scale + tl.load(bias, mask=(rel < stop) & (i < atoms), other=float("-inf"))
@@ -182,6 +189,54 @@ def matrix_units(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
+def search(
+    work: Tensor,
+    keys: Tensor,
+    logp: int,
+    bins: int,
+    atoms: int,
+    cut: Cut,
+    bases: tuple[int, int, int],
+    key: Key,
+    bias: Tensor | None = None,
+    fold: bool = False,
+    signed: bool = False,
+) -> None:
+    """One launch of `search_kernel`: keys [rows, bins], the running winners, against work, its V. bases: (the first, how
+    many, how many there are in all)."""
+    (rows, _), (base, count, every), size = keys.shape, bases, 1 << logp
+    tiles = rows * (size >> cut.logn)
+    n = cut.together << cut.logn
+    num_warps = max(1, min(8, n // (32 * ENTRIES)))
+    rounds = -(-count // cut.together)
+    chunk = -(-rounds // max(1, min(rounds, PROGRAMS // tiles))) * cut.together
+    search_kernel[(tiles, -(-count // chunk))](
+        work,
+        work if bias is None else bias,
+        keys,
+        rows,
+        count,
+        chunk,
+        bins,
+        atoms,
+        int32(base),
+        size**-0.5,
+        every * atoms,
+        *key,
+        LOGP=logp,
+        LOGN=cut.logn,
+        ROWS=cut.together,
+        BIN=size // bins,
+        FOLD=fold,
+        BIASED=bias is not None,
+        WARPS=num_warps,
+        SIGNED=signed,
+        num_warps=num_warps,
+        enable_fp_fusion=False,
+        maxnreg=128 if fold and n <= 1024 * num_warps else None,  # four programs a processor; nothing spills
+    )
+
+
 def _search(
     v: Tensor, tokens: Tensor, logp: int, bins: int, atoms: int, bases: int, key: Key, bias: Tensor | None = None
 ) -> None:
@@ -189,52 +244,26 @@ def _search(
     rows, size = v.shape
     fold = bins == 1 and atoms == size and bias is None and low_bits(logp) == logp
     cut = Cut.of(v, logp, bases, 4 if fold else 2)
-    n, tiles = cut.together << cut.logn, size >> cut.logn
     tokens.fill_(NOTHING)
     matrix = fold and LEAST <= logp <= MOST and matrix_units(v.device)
     for base, count, work in half_scores(v, logp, cut, bases, key):
-        num_warps = max(1, min(8, n // (32 * ENTRIES)))
-        rounds = -(-count // cut.together)
-        chunk = -(-rounds // max(1, min(rounds, PROGRAMS // (rows * tiles)))) * cut.together
-        if matrix:
-            chunk = min(chunk, CHUNK)
-            matrix_kernel[(rows, -(-count // chunk))](
-                v,
-                tokens,
-                count,
-                chunk,
-                int32(base),
-                *key,
-                LOGP=logp,
-                CHUNK=CHUNK,
-                num_warps=4 if logp == LEAST else 8,
-                maxnreg=128 if logp == LEAST else None,
-                enable_fp_fusion=False,
-            )
+        if not matrix:
+            search(work, tokens, logp, bins, atoms, cut, (base, count, bases), key, bias, fold)
             continue
-        search_kernel[(rows * tiles, -(-count // chunk))](
-            work,
-            work if bias is None else bias,
+        rounds = -(-count // cut.together)
+        chunk = min(CHUNK, -(-rounds // max(1, min(rounds, PROGRAMS // rows))) * cut.together)
+        matrix_kernel[(rows, -(-count // chunk))](
+            v,
             tokens,
-            rows,
             count,
             chunk,
-            bins,
-            atoms,
             int32(base),
-            size**-0.5,
-            bases * atoms,
             *key,
             LOGP=logp,
-            LOGN=cut.logn,
-            ROWS=cut.together,
-            BIN=size // bins,
-            FOLD=fold,
-            BIASED=bias is not None,
-            WARPS=num_warps,
-            num_warps=num_warps,
+            CHUNK=CHUNK,
+            num_warps=4 if logp == LEAST else 8,
+            maxnreg=128 if logp == LEAST else None,
             enable_fp_fusion=False,
-            maxnreg=128 if fold and n <= 1024 * num_warps else None,  # four programs a processor; nothing spills
         )
     unpack(tokens, bias is not None)
 

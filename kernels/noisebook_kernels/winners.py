@@ -30,6 +30,12 @@ def biased_key(score, atom):
 
 
 @triton.jit
+def signed_token(key):
+    """int64 keys of `signed_key` -> their tokens."""
+    return 0x1FFFFFFFF - (key & 0x1FFFFFFFF)
+
+
+@triton.jit
 def unpack_kernel(KEYS, n, BIASED: tl.constexpr, SIZE: tl.constexpr):
     """KEYS [n] int64, in place: keys -> tokens."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -37,7 +43,7 @@ def unpack_kernel(KEYS, n, BIASED: tl.constexpr, SIZE: tl.constexpr):
     if BIASED:
         token = 2 * (0xFFFFFFFF - (key & 0xFFFFFFFF))
     else:
-        token = 0x1FFFFFFFF - (key & 0x1FFFFFFFF)
+        token = signed_token(key)
     tl.store(KEYS + at, token, mask=at < n)
 
 

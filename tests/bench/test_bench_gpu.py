@@ -145,6 +145,7 @@ def test_per_candidate(fresh, d):
 # ---- gpu_kernels.py -----------------------------------------------------------------------------------------------------
 WRONG = {
     "select": lambda tokens: tokens ^ 1,
+    "refined": lambda tokens: tokens ^ 1,
     "top": lambda tokens: tokens[..., :1].expand_as(tokens),
     "biased": lambda tokens: (tokens + 2) % 128,
     "noise": lambda z: z * 1.0001,
@@ -195,6 +196,8 @@ def test_every_row_is_planned_once_and_searches_come_first():
     assert names[first].startswith("chunked float32 D=3072 K=2^20 B=64")
     wanted = {f"independent_select D={d} K=2^20 B={batch} M=1" for d in floors.SIZES for batch in floors.BATCHES}
     assert wanted < set(names)
+    again = {f"hadamard_{kernel} D=16384 K=2^21 B={batch} M=64" for kernel in ("refined", "chain") for batch in (1, 32)}
+    assert again < set(names)
 
 
 # ---- gpu.sh -------------------------------------------------------------------------------------------------------------
@@ -233,10 +236,8 @@ def test_gpu_sh_runs_dry(tmp_path):
     assert all(c["ok"] for c in kernels["checked"])
     names = {f"{row['codebook']}_{row['kernel']}" for row in kernels["rows"]}
     rules = ("select", "top", "biased", "noise", "backtrace")
-    assert names == {f"{codebook}_{rule}" for codebook in floors.CODEBOOKS for rule in rules} | {
-        "arrival_bias",
-        "chunk_places",
-    }
+    others = {"hadamard_refined", "hadamard_chain", "arrival_bias", "chunk_places"}
+    assert names == {f"{codebook}_{rule}" for codebook in floors.CODEBOOKS for rule in rules} | others
     for row in kernels["rows"] + kernels["baselines"] + read["throughput.json"]["rows"] + read["latent.json"]["rows"]:
         for times in row["times"].values():
             assert 0 < times["q1_ms"] <= times["median_ms"] <= times["q3_ms"]

@@ -15,12 +15,13 @@ from noisebook.backbones.cod.nets import CodConfig, CodNet
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAutoencoder
 from noisebook.backbones.wrappers import pieces
 from noisebook.backbones.wrappers.latent import Latent
-from noisebook.codebook import reference
+from noisebook.codebook import Codebook, reference, refining
 from noisebook.codec.codec import Codec, decode
 from noisebook.codec.encoder import encode
 from noisebook.format import container
 from noisebook.images import io as images
 from noisebook.spec.presets import Recipe
+from refining_kit import near_ties
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -386,6 +387,61 @@ def test_top_of_many_images(fresh, monkeypatch):
         still.copy_(residual)
         graph.replay()
         assert torch.equal(replayed, top.hadamard_top(residual, *where))
+
+
+@pytest.mark.parametrize(
+    ("batch", "blocks", "d", "bins", "vocab_size"),
+    [
+        (1, 1, 16384, 64, 65536),  # latents
+        (32, 1, 16384, 64, 65536),
+        (8, 1, 3072, 64, 65536),  # CIFAR-10
+        (2, 1, 65536, 256, 4096),
+        (1, 1, 196608, 1024, 4096),  # photographs
+        (2, 3, 2048, 2048, 16),
+        (4, 2, 4096, 4, 1 << 20),
+        (3, 1, 48, 2, 256),
+    ],
+)
+def test_tokens_chosen_again(batch, blocks, d, bins, vocab_size, fresh):
+    """As the definition says, as it does in torch over the other kernels, and as a graph replays."""
+    from noisebook.codebook import triton
+
+    book = Codebook("hadamard", vocab_size, int(fresh.integers(2**63)))
+    where = ("hadamard", book.shape(bins, d), 5, book.seed)
+    x = torch.from_numpy(fresh.standard_normal((2, batch, blocks, d)).astype("float32")).cuda()
+    still, graph = x[0].clone(), torch.cuda.CUDAGraph()
+    tokens = book.select(still, bins, 5)
+    book.refined(still, tokens, 5)  # compiles
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        replayed = book.refined(still, book.select(still, bins, 5), 5)
+    for residual in x:
+        tokens = book.select(residual, bins, 5)
+        chosen = book.refined(residual, tokens, 5)
+        plain = refining.refined(triton.select, triton.noise, residual, tokens, *where)
+        still.copy_(residual)
+        graph.replay()
+        assert torch.equal(replayed, chosen)
+        same = (chosen == plain).all(-1)
+        assert same.double().mean() >= 0.9 or batch < 10
+        for u in range(blocks):
+            of = [t[:2, u].cpu() for t in (residual, tokens, chosen, plain)]
+            ties = sum(near_ties(of[0], of[1], again, where[1], where[2:], u) for again in of[2:])
+            assert ties or same[:2, u].all()
+            assert ties <= 2
+
+
+def test_a_graph_holds_what_is_chosen_again(fresh):
+    """Through the codec, with tokens dense enough that they are chosen again."""
+    changes = {"budget": 16, "budget_last": 128}
+    spec = Recipe(steps=6, sigma_max=3, sigma_min=0.2, vocab_size=256, **changes).build(network())
+    codec, plain = (Codec(spec, network(), graphs=graphs, effort=2) for graphs in (True, False))
+    once = Codec(spec, network(), graphs=False)
+    for batch in (1, 3, 3):
+        x = random_images(fresh, batch, 17, 40)
+        assert_same(codec, plain, x)
+        assert not torch.equal(codec.encode(x), once.encode(x))
+    assert len(codec.graphs) > 0
 
 
 def test_files_of_a_gpu_are_files(tmp_path):

@@ -24,7 +24,6 @@ from noisebook.format.entropy import encode_symbols, ideal_bits, zipf_table
 from noisebook.format.runs import Run
 from noisebook.images.files import decode_picture, encode_picture, spec_of, token_runs
 from noisebook.images.io import read_image
-from noisebook.rules.bins import refined
 from noisebook.spec import presets
 from noisebook.spec.schedule import falling
 from rules_kit import build, rule_for
@@ -458,7 +457,7 @@ def test_refined_tokens_point_nearer_to_the_residual(fresh):
     tokens = book.select(residual, 64, 3)
     found = [cosines(book, residual, tokens, 3)]
     for _ in range(3):
-        tokens = refined(book, residual, tokens, 3)
+        tokens = book.refined(residual, tokens, 3)
         assert ((tokens >= 0) & (tokens < 1024)).all()
         found.append(cosines(book, residual, tokens, 3))
     squared = [float(c.square().mean()) for c in found]
@@ -476,13 +475,13 @@ def test_refining_never_hurts_on_average(bins, law, fresh):
     residual = torch.from_numpy(fresh.standard_normal((24, 2, 300), "float32")) * 0.01
     tokens = book.select(residual, bins, number)
     kept = tokens.clone(), residual.clone()
-    better = refined(book, residual, tokens, number)
+    better = book.refined(residual, tokens, number)
     assert torch.equal(tokens, kept[0])
     assert torch.equal(residual, kept[1])
     before, after = (cosines(book, residual, t, number) for t in (tokens, better))
     assert float(after.mean()) >= float(before.mean()) * (1 if bins > 1 else 1 - 1e-6)
     assert bins > 1 or torch.equal(tokens, better)
-    zero = refined(book, residual * 0, tokens, number)
+    zero = book.refined(residual * 0, tokens, number)
     assert ((zero >= 0) & (zero < 256)).all()
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from noisebook.codebook import native, reference
+from noisebook.codebook import native, reference, refining
 from noisebook.codebook.reference import NOT_FINITE, next_pow2
 from noisebook.errors import SpecError
 from noisebook.runtime.native import native as extension
@@ -37,6 +37,20 @@ class Backend(Protocol):
         self, residual: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
     ) -> Tensor:
         """The best signed atom of every bin: float32 [B, U, D] -> int64 [B, U, M]."""
+        ...
+
+    def refined(
+        self,
+        residual: Tensor,
+        tokens: Tensor,
+        kind: str,
+        shape: tuple[int, int, int],
+        step_index: int,
+        seed: int,
+        block: int = 0,
+    ) -> Tensor:
+        """Tokens of `select` chosen again, each part of the bins given all others, see refining.py: float32 [B, U, D], int64
+        [B, U, M] -> int64 [B, U, M]."""
         ...
 
     def top(
@@ -159,6 +173,12 @@ class Codebook:
         where = self._where(bins, residual.shape[-1], step_index)
         return backend(residual.device).select(residual.contiguous(), *where)
 
+    def refined(self, residual: Tensor, tokens: Tensor, step_index: int) -> Tensor:
+        """Tokens of `select` chosen again, each quarter of the bins given all others (refining.py): float32 [B, U, D],
+        int64 [B, U, M] -> int64 [B, U, M]. Raises what `select` does."""
+        where = self._where(tokens.shape[-1], residual.shape[-1], step_index)
+        return backend(residual.device).refined(residual.contiguous(), tokens.contiguous(), *where)
+
     def top(self, residual: Tensor, count: int, step_index: int) -> Tensor:
         """The `count` signed atoms of largest |score| of the whole vocabulary, best first; ties to the smaller atom
         (Turbo-DDCM): float32 [B, U, D] -> int64 [B, U, count] in [0, V). Raises SpecError for more than V / 2 atoms."""
@@ -182,15 +202,9 @@ class Codebook:
 
     def pooled(self, bins: int, d: int) -> "tuple[Codebook, Callable[[Tensor], Tensor]]":
         """(a codebook whose one bin is all `bins` of this one, a function: tokens [..., M] of bins -> its tokens)."""
-        _, atoms, bases = self.shape(bins, d)
-        rows = next_pow2(d) if self.kind == "hadamard" else bins * atoms  # of one base
-        width = rows // bins
-
-        def places(tokens: Tensor) -> Tensor:
-            atom, first = tokens >> 1, torch.arange(bins, device=tokens.device) * width
-            return 2 * (atom // atoms * rows + atom % atoms + first) + (tokens & 1)
-
-        return self.with_vocab_size(2 * rows * bases), places
+        shape = self.shape(bins, d)
+        pool = refining.pooled(self.kind, shape, next_pow2(d))
+        return self.with_vocab_size(2 * pool[1] * pool[2]), lambda tokens: refining.places(tokens, shape, pool)
 
     def with_vocab_size(self, vocab_size: int) -> "Codebook":
         """The same codebook with another number of values of a token."""

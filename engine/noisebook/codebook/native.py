@@ -6,7 +6,7 @@ import types
 import torch
 from torch import Tensor
 
-from noisebook.codebook import reference
+from noisebook.codebook import reference, refining
 from noisebook.codebook.reference import require_finite
 from noisebook.runtime.native import native
 
@@ -27,6 +27,12 @@ def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index:
     else:
         tokens = _extension().independent_select(residual.numpy(), bins, atoms, step_index, seed, block)
     return torch.from_numpy(tokens)
+
+
+def refined(
+    residual: Tensor, tokens: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    return refining.refined(select, noise, residual, tokens, kind, shape, step_index, seed, block)
 
 
 def top(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from noisebook.codebook import refining
 from noisebook.errors import ImageError
 from noisebook.runtime.cuda_graphs import graph_cached
 
@@ -229,6 +230,12 @@ def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index:
     else:
         parts = [independent_select(r, bins, atoms, step_index, seed, n) for n, r in views]
     return torch.stack(parts, 1)
+
+
+def refined(
+    residual: Tensor, tokens: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    return refining.refined(select, noise, residual, tokens, kind, shape, step_index, seed, block)
 
 
 def top(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import noisebook_kernels as kernels
+from noisebook.codebook import refining
 
 
 def _refuse(block: int) -> None:
@@ -20,6 +21,17 @@ def select(residual: Tensor, kind: str, shape: tuple[int, int, int], step_index:
     if kind == "hadamard":
         return kernels.hadamard_select(residual, bins, atoms, bases, step_index, seed)
     return kernels.independent_select(residual, bins, atoms, step_index, seed)
+
+
+def refined(
+    residual: Tensor, tokens: Tensor, kind: str, shape: tuple[int, int, int], step_index: int, seed: int, block: int = 0
+) -> Tensor:
+    _refuse(block)
+    bins, atoms, bases = shape
+    parts = refining.parts_of(bins)
+    if kind == "hadamard" and parts > 1:
+        return kernels.hadamard_refined(residual, tokens, parts, bins, atoms, bases, step_index, seed)
+    return refining.refined(select, noise, residual, tokens, kind, shape, step_index, seed, block)
 
 
 def top(
