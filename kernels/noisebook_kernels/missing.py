@@ -3,7 +3,7 @@
 """What the tokens of other bins leave of a residual, for `refine`: y - share <t, y> / (|t| |t'|) t', for y the residual, t
 the integers of all tokens' atoms summed and t' those of the tokens that stay.
 
-Sums go from tile to tile in one order, neighbours first, so they depend neither on tiles nor on launch settings.
+Products and sums are of integers, so they depend neither on tiles nor on launch settings.
 """
 
 import triton
@@ -17,29 +17,27 @@ from .winners import signed_token
 
 
 @triton.jit
-def pair_sum(x, LOG: tl.constexpr):
-    """The sum of x [1 << LOG], neighbours first: the same bits however the tensor lies in threads."""
-    for k in tl.static_range(LOG):
-        a, b = tl.split(tl.reshape(x, (1 << (LOG - 1 - k), 2)))
-        x = a + b
-    return tl.sum(x, axis=0)
+def unit(MOST, row):
+    """The power of two that brings the largest entry of a row of the residuals, MOST [rows], into [1, 2)."""
+    largest = tl.load(MOST + row).to(tl.int32, bitcast=True) & 0x7F800000
+    return tl.maximum(0x7F000000 - largest, 0x00800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def products(t, rest, y, LOGN: tl.constexpr):
-    """(<t, t>, <rest, rest>, <t, y>) as float64, of int32, int32 and float32 tensors of 1 << LOGN entries.
-
-    Each product is exact, and so are the first two sums."""
+def products(t, rest, y, scale, BITS: tl.constexpr, LOGN: tl.constexpr):
+    """(<t, t>, <rest, rest>, <t, y>) as int64, of int32, int32 and float32 tensors of 1 << LOGN entries; y in units of
+    1 / (scale << BITS)."""
     N: tl.constexpr = 1 << LOGN
+    whole = tl.floor(y * scale * (1 << BITS) + 0.5).to(tl.int32)
     t, rest = tl.reshape(t, (N,)).to(tl.int64), tl.reshape(rest, (N,)).to(tl.int64)
-    dot = pair_sum(t.to(tl.float64) * tl.reshape(y, (N,)).to(tl.float64), LOGN)
-    return tl.sum(t * t, axis=0).to(tl.float64), tl.sum(rest * rest, axis=0).to(tl.float64), dot
+    dot = tl.sum(t * tl.reshape(whole, (N,)).to(tl.int64), axis=0)
+    return tl.sum(t * t, axis=0), tl.sum(rest * rest, axis=0), dot
 
 
 @triton.jit
-def store_products(SUMS, row, tile, t, rest, y, LOGN: tl.constexpr, TILES: tl.constexpr):
-    """Those of a tile into SUMS [rows, 3, TILES]."""
-    squares, others, dot = products(t, rest, y, LOGN)
+def store_products(SUMS, MOST, row, tile, t, rest, y, BITS: tl.constexpr, LOGN: tl.constexpr, TILES: tl.constexpr):
+    """Those of a tile into SUMS int64 [rows, 3, TILES]."""
+    squares, others, dot = products(t, rest, y, unit(MOST, row), BITS, LOGN)
     at = SUMS + row.to(tl.int64) * (3 * TILES) + tile
     tl.store(at, squares)
     tl.store(at + TILES, others)
@@ -47,20 +45,22 @@ def store_products(SUMS, row, tile, t, rest, y, LOGN: tl.constexpr, TILES: tl.co
 
 
 @triton.jit
-def coefficient(squares, others, dot, SHARE: tl.constexpr):
-    """float32( share <t, y> / (|t| |rest|) ), or 0 where either is 0."""
+def coefficient(squares, others, dot, scale, SHARE: tl.constexpr, BITS: tl.constexpr):
+    """float32( share <t, y> / (|t| |rest|) ), or 0 where either is 0, of what `products` gives."""
     known = (squares > 0) & (others > 0)
-    length = tl.sqrt(tl.where(known, squares, 1.0)) * tl.sqrt(tl.where(known, others, 1.0))
-    return tl.where(known, SHARE * dot / length, 0.0).to(tl.float32)
+    squares, others = tl.where(known, squares, 1).to(tl.float64), tl.where(known, others, 1).to(tl.float64)
+    length = tl.sqrt(squares) * tl.sqrt(others) * (scale.to(tl.float64) * (1 << BITS))
+    return tl.where(known, SHARE * dot.to(tl.float64) / length, 0.0).to(tl.float32)
 
 
 @triton.jit
-def load_coefficient(SUMS, row, LOGT: tl.constexpr, SHARE: tl.constexpr):
+def load_coefficient(SUMS, MOST, row, LOGT: tl.constexpr, SHARE: tl.constexpr, BITS: tl.constexpr):
     """Of the sums of all tiles of a row, SUMS [rows, 3, 1 << LOGT]."""
     T: tl.constexpr = 1 << LOGT
     at = SUMS + row.to(tl.int64) * (3 * T) + tl.arange(0, T)
-    squares, others = pair_sum(tl.load(at), LOGT), pair_sum(tl.load(at + T), LOGT)
-    return coefficient(squares, others, pair_sum(tl.load(at + 2 * T), LOGT), SHARE)
+    squares, others, dot = tl.load(at), tl.load(at + T), tl.load(at + 2 * T)
+    squares, others, dot = tl.sum(squares, axis=0), tl.sum(others, axis=0), tl.sum(dot, axis=0)
+    return coefficient(squares, others, dot, unit(MOST, row), SHARE, BITS)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "atoms", "apart", "part", "blocks", *KEY])
@@ -70,6 +70,7 @@ def parts_kernel(
     V,
     S,
     SUMS,
+    MOST,
     rows,
     columns,
     atoms,
@@ -84,6 +85,7 @@ def parts_kernel(
     LOGN: tl.constexpr,
     PARTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    BITS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """S [0] [rows, P] int32 = the sign vectors of the tokens outside `part`, summed. WHOLE, for a view of P dimensions:
@@ -94,14 +96,14 @@ def parts_kernel(
     N: tl.constexpr = 1 << LOGN
     TILES: tl.constexpr = 1 << (LOGP - LOGN)
     WORDS: tl.constexpr = (N + 31) // 32
-    WIDTH: tl.constexpr = N // WORDS
+    EACH: tl.constexpr = min(N, 8)  # an int32 counts in four fields: bit b of a word is in field b / 8 of number b % 8
+    FIELDS: tl.constexpr = min(N, 32) // EACH
     row = tl.program_id(0) // TILES
     tile = tl.program_id(0) % TILES
     number = block + row % blocks
     word = tile * N // 32 + tl.arange(0, WORDS)[None, :]
-    bit = tl.arange(0, WIDTH)[None, None, :].to(tl.uint32)
-    negative = tl.full((WORDS, WIDTH), 0, tl.int32)  # of the tokens that stay
-    own = tl.full((WORDS, WIDTH), 0, tl.int32)
+    negative = tl.full((WORDS, FIELDS, EACH), 0, tl.int32)  # how many of the tokens that stay have -1 there
+    own = tl.full((WORDS, FIELDS, EACH), 0, tl.int32)
     for begin in range(0, columns, CHUNK):
         m = begin + tl.arange(0, CHUNK)
         of = m % PARTS
@@ -109,21 +111,25 @@ def parts_kernel(
         at = (of * rows + row).to(tl.int64) * (columns // PARTS) + m // PARTS
         key = tl.load(KEYS + at, mask=(m < columns) & (of < part), other=0)
         token = tl.where(of < part, signed_token(key), token)
-        atom = token >> 1
-        i = m * apart + (atom % atoms).to(tl.int32)
-        w = row_words(tile * N, (atom // atoms)[:, None], step_index, number, k0, k1, STREAM_BASIS, N)
+        atom = (token >> 1).to(tl.uint32)
+        base = atom // atoms.to(tl.uint32)
+        i = m * apart + (atom - base * atoms.to(tl.uint32)).to(tl.int32)
+        w = row_words(tile * N, base[:, None], step_index, number, k0, k1, STREAM_BASIS, N)
         w = w ^ walsh_words(word, i[:, None]) ^ (-(token & 1)).to(tl.uint32)[:, None]
-        weight = tl.where(m < columns, tl.where(of == part, 0x10000, 1), 0)  # two sums in one
-        total = tl.sum(((w[:, :, None] >> bit) & 1).to(tl.int32) * weight[:, None, None], axis=0)
-        negative += total & 0xFFFF
-        own += total >> 16
+        bits = ((w[:, :, None] >> tl.arange(0, EACH)[None, None, :].to(tl.uint32)) & 0x01010101).to(tl.int32)
+        stays = ((m < columns) & (of != part))[:, None, None]
+        goes = ((m < columns) & (of == part))[:, None, None]
+        shift = 8 * tl.arange(0, FIELDS)[None, :, None]
+        negative += (tl.sum(tl.where(stays, bits, 0), axis=0)[:, None, :] >> shift) & 0xFF
+        own += (tl.sum(tl.where(goes, bits, 0), axis=0)[:, None, :] >> shift) & 0xFF
     chosen = columns // PARTS
     rest = columns - chosen - 2 * negative
     t = rest + chosen - 2 * own
-    at = (row.to(tl.int64) << LOGP) + tile * N + tl.arange(0, WORDS)[:, None] * 32 + tl.arange(0, WIDTH)[None, :]
+    rest, t = tl.reshape(rest, (N,)), tl.reshape(t, (N,))
+    at = (row.to(tl.int64) << LOGP) + tile * N + tl.arange(0, N)
     tl.store(S + at, rest)
     if WHOLE:
-        store_products(SUMS, row, tile, t, rest, tl.load(V + at), LOGN, TILES)
+        store_products(SUMS, MOST, row, tile, t, rest, tl.load(V + at), BITS, LOGN, TILES)
     else:
         tl.store(S + (rows.to(tl.int64) << LOGP) + at, t)
 
@@ -145,19 +151,36 @@ def cut(S, R, row, rows, first, d, step_index, number, k0, k1, LOGP: tl.constexp
 
 
 @triton.jit(do_not_specialize=["rows", "blocks", *KEY])
-def sums_kernel(S, R, SUMS, rows, d, blocks, block, step_index, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr):
+def sums_kernel(
+    S, R, SUMS, MOST, rows, d, blocks, block, step_index, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr, BITS: tl.constexpr
+):
     """SUMS of the tiles of a view that is padded, S [2, rows, P] transformed. Grid: (rows tiles,)."""
     TILES: tl.constexpr = 1 << (LOGP - LOGN)
     row = tl.program_id(0) // TILES
     tile = tl.program_id(0) % TILES
     number = block + row % blocks
     t, rest, r = cut(S, R, row, rows, tile << LOGN, d, step_index, number, k0, k1, LOGP, LOGN, False)
-    store_products(SUMS, row, tile, t, rest, r, LOGN, TILES)
+    store_products(SUMS, MOST, row, tile, t, rest, r, BITS, LOGN, TILES)
 
 
 @triton.jit(do_not_specialize=["rows", "blocks", *KEY])
 def missing_kernel(
-    S, R, SUMS, OUT, rows, d, blocks, block, step_index, k0, k1, LOGP: tl.constexpr, LOGN: tl.constexpr, SHARE: tl.constexpr
+    S,
+    R,
+    SUMS,
+    MOST,
+    OUT,
+    rows,
+    d,
+    blocks,
+    block,
+    step_index,
+    k0,
+    k1,
+    LOGP: tl.constexpr,
+    LOGN: tl.constexpr,
+    BITS: tl.constexpr,
+    SHARE: tl.constexpr,
 ):
     """OUT [rows, P] = a * what is missing, the LOGN lowest bits transformed, for a view that is padded. S [2, rows, P] is
     transformed, or nothing of it where one tile is the view. Grid: (rows tiles,)."""
@@ -168,9 +191,10 @@ def missing_kernel(
     number = block + row % blocks
     t, rest, r = cut(S, R, row, rows, first, d, step_index, number, k0, k1, LOGP, LOGN, TILES == 1)
     if TILES == 1:
-        squares, others, dot = products(t, rest, r, LOGN)
-        share = coefficient(squares, others, dot, SHARE)
+        scale = unit(MOST, row)
+        squares, others, dot = products(t, rest, r, scale, BITS, LOGN)
+        share = coefficient(squares, others, dot, scale, SHARE, BITS)
     else:
-        share = load_coefficient(SUMS, row, LOGP - LOGN, SHARE)
+        share = load_coefficient(SUMS, MOST, row, LOGP - LOGN, SHARE, BITS)
     x = fwht(r - share * rest.to(tl.float32), 1, N, LOGN)
     tl.store(OUT + (row.to(tl.int64) << LOGP) + first + tl.arange(0, N)[None, :], x)

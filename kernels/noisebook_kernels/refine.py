@@ -13,8 +13,10 @@ t'. Where it has fewer, the formula is applied to a * r, H t and H t', without t
 Only the bins of the part are searched. Their rows of the Walsh matrix share the bits that number the part, so the entries
 that differ in these bits add up, with the signs of that row, before a transform of P / parts entries.
 
-Sums go from tile to tile in one order, neighbours first, so tokens depend neither on tiles nor on launch settings.
+Products and sums are of integers, so tokens depend neither on tiles nor on launch settings.
 """
+
+import math
 
 import torch
 import triton
@@ -28,7 +30,7 @@ from .missing import load_coefficient, missing_kernel, parts_kernel, sums_kernel
 from .philox import STREAM_BASIS, flip, sign_words, stream_draw
 from .winners import NOTHING, unpack
 
-SUMMED = 1 << 14  # sign bits that a program adds up at once
+SUMMED = 1 << 15  # sign bits that a program adds up at once: those of 255 tokens at most, whose count fits a byte
 OUTPUTS = 1024  # entries that a program of `fold_kernel` makes
 
 
@@ -78,6 +80,7 @@ def fold_kernel(
     V,
     S,
     SUMS,
+    MOST,
     WORK,
     rows,
     count,
@@ -95,6 +98,7 @@ def fold_kernel(
     PARTS: tl.constexpr,
     BASES: tl.constexpr,
     SHARE: tl.constexpr,
+    BITS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """WORK [count, rows, P / PARTS] = the entries of b_j * v that differ in the bits of the part, added up with the signs of
@@ -108,7 +112,7 @@ def fold_kernel(
     row = tl.program_id(0) // (Q // N)
     at = tl.program_id(0) % (Q // N) * N
     number = block + row % blocks
-    share = load_coefficient(SUMS, row, LOGT, SHARE) if WHOLE else 0.0
+    share = load_coefficient(SUMS, MOST, row, LOGT, SHARE, BITS) if WHOLE else 0.0
     rel = tl.program_id(1) * BASES + tl.arange(0, BASES)[:, None]
     first = (at >> LOGW) * (PARTS * W) + (at & (W - 1))
     w0, w1, w2, w3 = run_words(first, base + rel, step_index, number, k0, k1, PARTS, LOGN, LOGW)
@@ -142,9 +146,12 @@ class Views:
         self.keys = torch.full((parts, self.rows, self.bins // parts), NOTHING, dtype=torch.int64, device=device)
         self.missing = torch.empty((self.rows, size), dtype=torch.float32, device=device)
         self.summed = torch.empty((1 if self.whole else 2, self.rows, size), dtype=torch.int32, device=device)
-        self.sums = torch.empty((self.rows, 3, size >> self.long), dtype=torch.float64, device=device)
+        self.sums = torch.empty((self.rows, 3, size >> self.long), dtype=torch.int64, device=device)
         if self.whole:
             rotate(residual, self.missing, self.logp, key)
+        self.most = torch.linalg.vector_norm(self.missing if self.whole else residual, math.inf, dim=-1)
+        # <t, y> fits 63 bits: |t| is about sqrt(M) P at most, and |y| sqrt(P) in units of the largest entry
+        self.bits = min(23, 61 - (self.bins.bit_length() + 3 * self.logp + 1) // 2)
 
     def choose(self, part: int) -> None:
         """The keys of that part, given all others."""
@@ -154,6 +161,7 @@ class Views:
             self.missing,
             self.summed,
             self.sums,
+            self.most,
             self.rows,
             self.bins,
             self.atoms,
@@ -164,6 +172,7 @@ class Views:
             LOGN=self.short,
             PARTS=self.parts,
             CHUNK=min(self.bins, SUMMED >> self.short),
+            BITS=self.bits,
             WHOLE=self.whole,
             num_warps=8,
             enable_fp_fusion=False,
@@ -174,9 +183,10 @@ class Views:
 
     def make_missing(self) -> None:
         """`missing` of views that are padded, from the sums of sign vectors."""
-        shape = {"LOGP": self.logp, "LOGN": self.long, "num_warps": warps(1 << self.long), "enable_fp_fusion": False}
+        how = {"BITS": self.bits, "num_warps": warps(1 << self.long), "enable_fp_fusion": False}
+        shape = {"LOGP": self.logp, "LOGN": self.long, **how}
         grid, passes = (self.rows << (self.logp - self.long),), high_passes(self.long, self.logp)
-        given, d = (self.summed, self.residual, self.sums), self.residual.shape[1]
+        given, d = (self.summed, self.residual, self.sums, self.most), self.residual.shape[1]
         if passes:
             both = self.summed.view(-1, 1 << self.logp)
             for low, bits in [(0, self.long), *passes]:
@@ -202,6 +212,7 @@ class Views:
                 self.missing,
                 self.summed,
                 self.sums,
+                self.most,
                 work,
                 self.rows,
                 count,
@@ -215,6 +226,7 @@ class Views:
                 PARTS=self.parts,
                 BASES=together,
                 SHARE=self.share,
+                BITS=self.bits,
                 WHOLE=self.whole,
                 num_warps=warps(2 * together * outputs),
                 enable_fp_fusion=False,

@@ -153,7 +153,7 @@ def test_the_length_of_a_residual_does_not_matter(d, fresh):
 
 
 @pytest.mark.parametrize(("bad", "d"), [(float("nan"), 8), (float("inf"), 6), (-float("inf"), 8)])
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
 def test_tokens_stay_in_range_when_the_residual_is_not_finite(bad, d, fresh):
     residual, tokens, where = draw(fresh, 1, 2, d, 4, 2, 3)
     residual[0, 1, int(fresh.integers(d))] = bad
