@@ -44,7 +44,7 @@ def draw(fresh, batch, blocks, d, bins, atoms, bases):
     return residual, tokens, where
 
 
-def refined(residual, tokens, shape, where, block=0):
+def refined(residual, tokens, shape: refining.Shape, where: tuple[int, int], block=0):
     parts = refining.parts_of(shape[0])
     return kernels.hadamard_refined(residual.to(DEVICE), tokens.to(DEVICE), parts, *shape, *where, block).cpu()
 
