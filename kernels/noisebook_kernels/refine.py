@@ -127,7 +127,7 @@ def fold_kernel(
 
 def tile_bits(logp: int) -> int:
     """log2 of a tile of `parts_kernel`: small, so that one image has many programs, but few tiles to sum over."""
-    return min(logp, 9 if logp < 16 else 11)
+    return min(logp, max(8, logp // 2 + 1))
 
 
 class Views:
