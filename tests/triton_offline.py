@@ -92,6 +92,10 @@ def run_wrappers():
     ]:
         tokens = torch.zeros(batch, 1, bins, dtype=torch.int64)
         kernels.hadamard_refined(torch.zeros(batch, 1, d), tokens, min(4, bins), bins, atoms, bases, 5, 7)
+    tokens, state = torch.zeros(1, 1, 64, dtype=torch.int64), torch.zeros(1, 1, 16384)  # many tokens of latents
+    for kind, shape in (("hadamard", (64, 256, 128)), ("independent", (64, 32768))):
+        getattr(kernels, f"{kind}_noise")(tokens, 16384, *shape, 5, 7)
+        getattr(kernels, f"{kind}_backtrace")(state, state, tokens, 0.5, 0.5, *shape, 5, 7)
     kernels.hadamard_biased(torch.zeros(8, 1, 3072), torch.zeros(1, 2**16), 4096, 16, 5, 7)
     kernels.independent_select(torch.zeros(1, 1, 16384), 1, 4096, 5, 7)
     for sizes in ((2**16, 2**16, 2**15), (16,)):

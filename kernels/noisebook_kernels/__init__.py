@@ -16,6 +16,7 @@ least time that each can take (floors.py).
     quantise     quantise_kernel           docs/codebook.md, "Tokens"                 test_triton_independent
     top          runs_, keys_, rescore_    hadamard_top, independent_top              test_triton_top,
                                                                                       test_triton_independent
+    adding       adding_kernel             hadamard_total, independent_total          test_triton
     refine       fold_kernel               engine/noisebook/codebook/refining.py      test_triton_refine
     missing      parts_kernel and others   the same                                   test_triton_refine
     update       noise_kernel and others   hadamard_total, independent_total,         test_triton

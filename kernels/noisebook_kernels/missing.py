@@ -9,10 +9,10 @@ Products and sums are of integers, so they depend neither on tiles nor on launch
 import triton
 import triton.language as tl
 
+from .adding import negatives, token_words
 from .fwht import fwht
 from .layout import KEY
-from .philox import STREAM_BASIS, STREAM_ROTATION, flip, row_bits, row_words
-from .update import walsh_words
+from .philox import STREAM_ROTATION, flip, row_bits
 from .winners import signed_token
 
 
@@ -95,15 +95,11 @@ def parts_kernel(
     `part` have been chosen again, and their keys stand there."""
     N: tl.constexpr = 1 << LOGN
     TILES: tl.constexpr = 1 << (LOGP - LOGN)
-    WORDS: tl.constexpr = (N + 31) // 32
-    EACH: tl.constexpr = min(N, 8)  # an int32 counts in four fields: bit b of a word is in field b / 8 of number b % 8
-    FIELDS: tl.constexpr = min(N, 32) // EACH
     row = tl.program_id(0) // TILES
     tile = tl.program_id(0) % TILES
     number = block + row % blocks
-    word = tile * N // 32 + tl.arange(0, WORDS)[None, :]
-    negative = tl.full((WORDS, FIELDS, EACH), 0, tl.int32)  # how many of the tokens that stay have -1 there
-    own = tl.full((WORDS, FIELDS, EACH), 0, tl.int32)
+    negative = tl.full(((N + 31) // 32, min(N, 32) // min(N, 8), min(N, 8)), 0, tl.int32)  # -1 of the tokens that stay
+    own = negative
     for begin in range(0, columns, CHUNK):
         m = begin + tl.arange(0, CHUNK)
         of = m % PARTS
@@ -111,17 +107,9 @@ def parts_kernel(
         at = (of * rows + row).to(tl.int64) * (columns // PARTS) + m // PARTS
         key = tl.load(KEYS + at, mask=(m < columns) & (of < part), other=0)
         token = tl.where(of < part, signed_token(key), token)
-        atom = (token >> 1).to(tl.uint32)
-        base = atom // atoms.to(tl.uint32)
-        i = m * apart + (atom - base * atoms.to(tl.uint32)).to(tl.int32)
-        w = row_words(tile * N, base[:, None], step_index, number, k0, k1, STREAM_BASIS, N)
-        w = w ^ walsh_words(word, i[:, None]) ^ (-(token & 1)).to(tl.uint32)[:, None]
-        bits = ((w[:, :, None] >> tl.arange(0, EACH)[None, None, :].to(tl.uint32)) & 0x01010101).to(tl.int32)
-        stays = ((m < columns) & (of != part))[:, None, None]
-        goes = ((m < columns) & (of == part))[:, None, None]
-        shift = 8 * tl.arange(0, FIELDS)[None, :, None]
-        negative += (tl.sum(tl.where(stays, bits, 0), axis=0)[:, None, :] >> shift) & 0xFF
-        own += (tl.sum(tl.where(goes, bits, 0), axis=0)[:, None, :] >> shift) & 0xFF
+        w = token_words(token, m, tile * N, atoms, apart, step_index, number, k0, k1, LOGN, True)
+        negative += negatives(w, (m < columns) & (of != part), LOGN)
+        own += negatives(w, (m < columns) & (of == part), LOGN)
     chosen = columns // PARTS
     rest = columns - chosen - 2 * negative
     t = rest + chosen - 2 * own

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .adding import chunk, tile_bits
 from .fwht import high_passes, low_bits, rotate, transform
 from .hadamard import Cut, search
 from .layout import KEY, TILE, WORKSPACE, Key, check, check_floats, groups, int32, log2_padded, on, warps
@@ -30,7 +31,6 @@ from .missing import load_coefficient, missing_kernel, parts_kernel, sums_kernel
 from .philox import STREAM_BASIS, flip, sign_words, stream_draw
 from .winners import NOTHING, unpack
 
-SUMMED = 1 << 15  # sign bits that a program adds up at once: those of 255 tokens at most, whose count fits a byte
 OUTPUTS = 1024  # entries that a program of `fold_kernel` makes
 
 
@@ -125,11 +125,6 @@ def fold_kernel(
     tl.store(WORK + out, x, mask=rel < count)
 
 
-def tile_bits(logp: int) -> int:
-    """log2 of a tile of `parts_kernel`: small, so that one image has many programs, but few tiles to sum over."""
-    return min(logp, max(8, logp // 2 + 1))
-
-
 class Views:
     """Some views of a call, and the memory that all their parts use.
 
@@ -171,7 +166,7 @@ class Views:
             LOGP=self.logp,
             LOGN=self.short,
             PARTS=self.parts,
-            CHUNK=min(self.bins, SUMMED >> self.short),
+            CHUNK=chunk(self.bins, self.short),
             BITS=self.bits,
             WHOLE=self.whole,
             num_warps=8,

@@ -2,11 +2,8 @@
 # pyright: reportIndexIssue=false
 """From tokens to noise, for both kinds: z = (the chosen signed atoms summed, exact integers) * one float32 factor.
 
-One launch makes z and back-traces with it; a view too long for one program takes one for every pass of its transform.
-
-An atom of `hadamard` is a * H(b_j * H e_i), and H e_i is a row of the Walsh matrix; so all chosen atoms, of any bases,
-are summed as words of 32 sign bits (b_j xor Walsh row xor the token's sign) before the one transform. A codeword of
-`independent` is a * H u_k: the same with other words.
+One launch makes z and back-traces with it, two where tokens are many; a view too long for one program takes one for every
+pass of its transform. How sign vectors of tokens are added up stands in adding.py.
 """
 
 import torch
@@ -14,53 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .adding import MANY, add, superposed
 from .fwht import fwht, high_passes, low_bits, transform
 from .layout import KEY, Key, check, check_floats, groups, log2_padded, on, warps
-from .philox import STREAM_BASIS, STREAM_INDEPENDENT, STREAM_ROTATION, row_bits, row_words
-
-
-@triton.jit
-def walsh_words(word, i):
-    """Bits popcount(d & i) % 2 of the dimensions d of word number `word`: uint32 of its shape. i: int32 scalar."""
-    high = word & (i >> 5)
-    high ^= high >> 16
-    high ^= high >> 8
-    high ^= high >> 4
-    high ^= high >> 2
-    high ^= high >> 1
-    low = tl.where((i & 1) != 0, 0xAAAAAAAA, 0).to(tl.uint32)
-    low ^= tl.where((i & 2) != 0, 0xCCCCCCCC, 0).to(tl.uint32)
-    low ^= tl.where((i & 4) != 0, 0xF0F0F0F0, 0).to(tl.uint32)
-    low ^= tl.where((i & 8) != 0, 0xFF00FF00, 0).to(tl.uint32)
-    low ^= tl.where((i & 16) != 0, 0xFFFF0000, 0).to(tl.uint32)
-    return (-(high & 1)).to(tl.uint32) ^ low
-
-
-@triton.jit
-def superposed(
-    TOKENS, row, first, columns, atoms, apart, step_index, number, k0, k1, LOGN: tl.constexpr, HADAMARD: tl.constexpr
-):
-    """The signed sign vectors of the tokens of a row, summed: int32 [1, N], the dimensions from `first` on.
-
-    Token m names an atom of the bin that begins at row (`independent`: codeword) m * apart."""
-    N: tl.constexpr = 1 << LOGN
-    WORDS: tl.constexpr = (N + 31) // 32
-    WIDTH: tl.constexpr = N // WORDS
-    word = first // 32 + tl.arange(0, WORDS)[None, :]
-    bit = tl.arange(0, WIDTH)[None, :].to(tl.uint32)
-    negative = tl.full((WORDS, WIDTH), 0, tl.int32)
-    index = tl.full((1, 1), 0, tl.int64)
-    for m in range(columns):
-        token = tl.load(TOKENS + row.to(tl.int64) * columns + m)
-        atom = token >> 1
-        if HADAMARD:
-            i = m * apart + (atom % atoms).to(tl.int32)
-            w = row_words(first, index + atom // atoms, step_index, number, k0, k1, STREAM_BASIS, N) ^ walsh_words(word, i)
-        else:  # the codeword's number wraps at 2^32 as it should
-            w = row_words(first, index + m * apart + atom, step_index, number, k0, k1, STREAM_INDEPENDENT, N)
-        w ^= (-(token & 1)).to(tl.uint32)
-        negative += ((tl.reshape(w, (WORDS, 1)) >> bit) & 1).to(tl.int32)
-    return tl.reshape(columns - 2 * negative, (1, N))
+from .philox import STREAM_ROTATION, row_bits
 
 
 @triton.jit
@@ -108,12 +62,17 @@ def noise_kernel(
     k1,
     LOGP: tl.constexpr,
     HADAMARD: tl.constexpr,
+    ADDED: tl.constexpr,
     BACKTRACE: tl.constexpr,
 ):
-    """Everything for a view that fits one program: OUT [rows, d] from TOKENS [rows, columns]. Grid: (rows,)."""
+    """Everything for a view that fits one program: OUT [rows, d] from TOKENS [rows, columns], or ADDED, from their sign
+    vectors' sums, TOKENS int32 [rows, P]. Grid: (rows,)."""
     row = tl.program_id(0)
     number = block + row % blocks
-    x = superposed(TOKENS, row, 0, columns, atoms, apart, step_index, number, k0, k1, LOGP, HADAMARD)
+    if ADDED:
+        x = tl.load(TOKENS + (row.to(tl.int64) << LOGP) + tl.arange(0, 1 << LOGP)[None, :])
+    else:
+        x = superposed(TOKENS, row, 0, columns, atoms, apart, step_index, number, k0, k1, LOGP, HADAMARD)
     x = rotated_back(fwht(x, 1, 1 << LOGP, LOGP), 0, step_index, number, k0, k1, LOGP)
     at = tl.arange(0, 1 << LOGP)[None, :]
     inside = at < d
@@ -206,9 +165,14 @@ def _group(
     logp = log2_padded(d)
     logn = low_bits(logp)
     apart = 0 if bins == 1 else (1 << logp) // bins if hadamard else atoms
+    many = columns >= MANY
+    in_between = many or logn < logp
+    total = torch.empty((rows, 1 << logp), dtype=torch.int32, device=out.device) if in_between else out
+    if many:
+        add(tokens, total, atoms, apart, key, hadamard)
     if logn == logp:
         noise_kernel[(rows,)](
-            tokens,
+            total if many else tokens,
             y,
             x0,
             out,
@@ -221,26 +185,29 @@ def _group(
             *key,
             LOGP=logp,
             HADAMARD=hadamard,
+            ADDED=many,
             BACKTRACE=backtrace,
             num_warps=warps(1 << logn),
             enable_fp_fusion=False,
         )
         return
     grid, num_warps = ((rows << (logp - logn)),), warps(1 << logn)
-    total = torch.empty((rows, 1 << logp), dtype=torch.int32, device=out.device)
-    superpose_kernel[grid](
-        tokens,
-        total,
-        columns,
-        atoms,
-        apart,
-        *key,
-        LOGP=logp,
-        LOGN=logn,
-        HADAMARD=hadamard,
-        num_warps=num_warps,
-        enable_fp_fusion=False,
-    )
+    if many:
+        transform(total, total, logp, 0, logn, key)
+    else:
+        superpose_kernel[grid](
+            tokens,
+            total,
+            columns,
+            atoms,
+            apart,
+            *key,
+            LOGP=logp,
+            LOGN=logn,
+            HADAMARD=hadamard,
+            num_warps=num_warps,
+            enable_fp_fusion=False,
+        )
     for low, bits in high_passes(logn, logp):
         transform(total, total, logp, low, bits, key)
     squares = torch.zeros(rows, dtype=torch.int64, device=out.device)

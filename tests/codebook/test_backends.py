@@ -144,7 +144,7 @@ def test_refined(kind, backend, fresh):
     """Each token is the best for what the others leave, as written in refining.py, in float64. A score is |word| |missing|
     cosine; int8, in which `independent` is searched on a GPU, may miss the best by a few percent of that."""
     case, parts = Case(kind, fresh, BINS), 4
-    residual = torch.from_numpy(fresh.standard_normal((BATCH, BLOCKS, D)).astype(np.float32))
+    residual = torch.from_numpy(fresh.standard_normal((1, BLOCKS, D)).astype(np.float32))
     tokens = call(backend, "select", residual, *case.where)
     chosen = call(backend, "refined", residual, tokens, *case.where)
     state, blocks, bins = tokens.clone().numpy(), np.arange(BLOCKS)[:, None], np.arange(BINS)

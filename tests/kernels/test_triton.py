@@ -20,7 +20,7 @@ else:
     DEVICE = "cpu"
 
 import noisebook_kernels as kernels
-from noisebook_kernels import fwht, hadamard, layout
+from noisebook_kernels import fwht, hadamard, layout, update
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 KNOWN = json.loads((ROOT / "tests/golden/codebook_known_answers.json").read_text())["cases"]
@@ -244,11 +244,13 @@ def test_cutting_the_work_changes_nothing(monkeypatch, fresh):
     """Small tiles, groups, workspaces and launches: several strided passes, several merges, the same tokens and z."""
     residual, seed = draw(fresh, 2, 1, 200), int(fresh.integers(2**63))
     tokens = torch.from_numpy(fresh.integers(0, 2 * 3 * 50, (2, 1, 4)))
+    many = torch.from_numpy(fresh.integers(0, 2 * 3 * 16, (1, 1, 16)))  # whose sign vectors are added at once
 
     def everything():
         return (
             kernels.hadamard_select(residual.to(DEVICE), 4, 50, 3, 1, seed),
             kernels.hadamard_noise(tokens.to(DEVICE), 200, 4, 50, 3, 1, seed),
+            kernels.hadamard_noise(many.to(DEVICE), 200, 16, 16, 3, 1, seed),
             kernels.independent_select(residual.to(DEVICE), 1, 300, 1, seed),
         )
 
@@ -265,6 +267,25 @@ def test_cutting_the_work_changes_nothing(monkeypatch, fresh):
         patch.setattr(hadamard, "WORKSPACE", 512)  # two bases at a time
         for x, y in zip(everything(), want, strict=True):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "independent"])
+@pytest.mark.parametrize(("d", "count", "bins"), [(300, 8, 8), (100, 150, 1), (16, 16, 16), (3, 9, 1)])
+def test_many_tokens_are_added_at_once(kind, d, count, bins, fresh, monkeypatch):
+    """The same bits as one after the other, and as the definition's."""
+    shape = (bins, min(5, reference.next_pow2(d) // bins), *((4,) if kind == "hadamard" else ()))
+    choices = 2 * shape[1] * (shape[2] if kind == "hadamard" else 1)
+    tokens = torch.from_numpy(fresh.integers(0, choices, (1, 2, count))).to(DEVICE)
+    where = (d, *shape, int(fresh.integers(2**32)), int(fresh.integers(2**63)), 7)
+    z = getattr(kernels, f"{kind}_noise")(tokens, *where)
+    for u in range(2):
+        total = getattr(reference, f"{kind}_total")(tokens[:, u].cpu(), *where[:-1], where[-1] + u)
+        assert same_bits(z[:, u], exact_z(total))
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "MANY", count + 1)
+        few = tokens[..., :8].contiguous() if bins == 1 else tokens  # in the interpreter each takes a tenth of a second
+        wanted = getattr(kernels, f"{kind}_noise")(few, *where)
+    assert same_bits(getattr(kernels, f"{kind}_noise")(few, *where), wanted)
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "independent"])

@@ -9,6 +9,7 @@ from common import compiled_kernels
 pytestmark = pytest.mark.slow
 SHARED = {80: 99 * 1024, 90: 227 * 1024}  # bytes of shared memory; 99 KB also fits the consumer cards like sm_80
 KERNELS = {
+    "adding.adding_kernel",
     "arrival.bias_kernel",
     "arrival.places_kernel",
     "arrival.sums_kernel",

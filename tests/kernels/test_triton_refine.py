@@ -110,7 +110,7 @@ def test_cutting_the_work_changes_nothing(d, fresh, monkeypatch):
 
     chosen, searched = everything()
     for sizes in (
-        {"SUMMED": 1 << 9, "OUTPUTS": 8, "warps": lambda entries: 1},
+        {"chunk": lambda columns, logn: 4, "OUTPUTS": 8, "warps": lambda entries: 1},
         {"WORKSPACE": 64, "tile_bits": lambda logp: 6},
     ):
         again, seen = everything(**sizes)
