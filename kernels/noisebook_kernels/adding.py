@@ -1,5 +1,5 @@
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportAssignmentType=false
 """Sign vectors of tokens, added up.
 
 An atom of `hadamard` is a * H(b_j * H e_i), and H e_i is a row of the Walsh matrix; so all chosen atoms, of any bases, are
