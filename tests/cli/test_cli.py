@@ -43,7 +43,11 @@ def test_roundtrip_writes_what_it_reports(capsys, tmp_path, pictures, codec):
     code, stdout, stderr = run(capsys, "roundtrip", pictures, "-o", out, "--json", *codec)
     assert code == 0
     result = json.loads(stdout)
-    assert set(result) == {"images", "codec", "output"}
+    assert set(result) == {"images", "codec", "metrics", "output"}
+    assert [(m["name"], m["better"], m["pictures"]) for m in result["metrics"].values()] == [
+        ("PSNR", "higher", 3),
+        ("SSIM", "higher", 3),
+    ]
     assert result["output"] == str(out)
     assert [r["name"].split("/")[-1] for r in result["images"]] == ["odd.png", "tall.png", "wide.png"]
     assert stderr.count("dB") == 3

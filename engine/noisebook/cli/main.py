@@ -66,7 +66,8 @@ VERBS: dict[str, Verb] = {
 
 PICTURES = {"images": [], "codec": None}
 EMPTY: dict[str, dict[str, Any]] = {  # what --json has of a command that fails as a whole, beside its error
-    **dict.fromkeys(("encode", "roundtrip", "eval", "decode"), PICTURES),
+    **dict.fromkeys(("encode", "decode"), PICTURES),
+    **{name: {**PICTURES, "metrics": {}} for name in ("roundtrip", "eval")},
     "inspect": {"files": []},
     "verify": {"files": [], "datasets": []},
 }

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from noisebook.cli import outputs
 from noisebook.cli.inputs import files_of, refuse_unreadable
+from noisebook.cli.judging import Judged
 from noisebook.cli.options import limits_of
-from noisebook.cli.show import failure, log, say_json
+from noisebook.cli.show import failure, log, say, say_json
 from noisebook.cli.table import line_of, print_table, row_of
 from noisebook.errors import ImageError, NoisebookError
+from noisebook.images.judges.words import remarks_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,22 +69,28 @@ def each(
     items: Iterable[tuple[str, Item]],
     work: Callable[[str, Item], dict[str, Any]],
     codec: Callable[[], Any],
+    judged: Judged | None = None,
 ) -> int:
-    """Does `work` on every item and prints its rows, with what `codec` says at the end.
+    """Does `work` on every item and prints its rows, with what `codec` says at the end, and of the metrics what `judged`
+    says, with which `work` compares pictures.
 
     An item that fails becomes a row with its error, whatever that is. Returns the code of the first error, or 0."""
+    blank = {**judged.judge.blank, "remarks": {}} if judged else {}
     rows, code = [], 0
     for name, item in items:
         begin = time.perf_counter()
         try:
             row = work(name, item)
-            row["seconds"] = time.perf_counter() - begin
+            if row["seconds"] is None:
+                row["seconds"] = time.perf_counter() - begin
         except Exception as error:
             text, its_code = failure(error, args.traceback)
             code = code or its_code
-            row = row_of(name, error=text)
+            row = row_of(name, **blank, error=text)
         rows.append(row)
         log(line_of(row))
+        for remark in remarks_of(row.get("remarks", {})):
+            log(f"{name}: {remark}")
     for row in rows:  # a folder may be deleted, or replaced, meanwhile
         if row["output"] and not os.path.lexists(row["output"]):
             code = code or NoisebookError.code
@@ -92,7 +100,10 @@ def each(
     if written and getattr(args, "fresh", False):
         log(f"written to {written}")
     if args.json:
-        say_json({"images": rows, "codec": codec(), **({"output": written} if hasattr(args, "output") else {})})
+        more = {"output": written} if hasattr(args, "output") else {}
+        say_json({"images": rows, "codec": codec(), **({"metrics": judged.summary()} if judged else {}), **more})
     else:
         print_table(rows)
-    return code
+        for line in judged.lines() if judged else ():
+            say(line)
+    return code or (judged.code if judged else 0)

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from noisebook.cli import options
+from noisebook.cli import judging, options
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.show import say, say_json
-from noisebook.errors import NoisebookError, printable
+from noisebook.errors import NoisebookError, SpecError, printable
+from noisebook.images.judges.catalogue import DEFAULT
 
 ABOUT = "Tokenised data sets as one page of HTML: pictures, tokens, rates, speed."
 
@@ -29,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "several times. Without it no original is shown: a path that a data set records is never opened",
     )
     options.add_data_set(parser)
+    judging.add_metric_options(parser)
     options.add_force(parser)
     options.add_limits_of_files(parser, "pixels", "network_calls", "rows", "work")
 
@@ -43,8 +45,12 @@ def run(args: argparse.Namespace) -> int:
     sets = [Path(name).resolve() for name in args.tokens if "://" not in name]
     if args.output.exists() and any(args.output.resolve().is_relative_to(folder) for folder in sets):
         raise NoisebookError(f"{printable(args.output)}: it lies in a data set that is reported: choose another -o")
-    limits = options.limits_of(args)
-    page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs, limits)
+    limits, judge = options.limits_of(args), None
+    if judging.asked(args):
+        if args.inputs is None or not args.images:
+            raise SpecError("metrics compare with originals: give the pictures that were tokenised as --inputs FOLDER")
+        judge = judging.judge_of(args, own=DEFAULT)
+    page = build_report(args.tokens, args.images, args.backbone, args.device, args.inputs, limits, judge)
     if args.inputs is None and args.images:
         options.log("no originals are shown: give the pictures that were tokenised as --inputs FOLDER")
     write_bytes(args.output, page.encode(errors="backslashreplace"), replace=args.force)

@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.cli import options
+from noisebook.cli import judging, options
 from noisebook.cli.outputs import refuse_long
 from noisebook.cli.pictures import each, pictures, targets
 from noisebook.cli.table import file_row
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 ABOUT = (
     "Images to .nbk files and back: writes NAME.nbk and NAME.compared.png, original | decoded, and prints "
-    "bits per pixel, PSNR, SSIM, network calls (NFE) and seconds."
+    "bits per pixel, PSNR, SSIM or other metrics, network calls (NFE) and seconds."
 )
 
 
@@ -27,6 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     options.add_codec_options(parser)
     options.add_target_options(parser)
+    judging.add_metric_options(parser)
     options.add_limits_of_files(parser, "pixels")
 
 
@@ -41,10 +43,10 @@ def measure(args: argparse.Namespace, write: bool) -> int:
     from noisebook.format.container import Container
     from noisebook.images.files import decode_picture
     from noisebook.images.io import png_bytes
-    from noisebook.images.metrics import psnr, ssim
     from noisebook.runtime.atomic import write_bytes
     from noisebook.runtime.limits import Limits
 
+    judged = judging.Judged(judging.judge_of(args), judging.asked(args))
     inputs = pictures(args)
     names = [name for name, _ in inputs]
     files = targets(args, names, ".nbk", ".compared.png") if write else [[]] * len(names)
@@ -52,7 +54,7 @@ def measure(args: argparse.Namespace, write: bool) -> int:
     own = Limits(pixels=sys.maxsize, network_calls=sys.maxsize, work=sys.maxsize)  # the file is no stranger's
 
     def work(name: str, item: "tuple[Callable[[int], np.ndarray], list[Path]]") -> dict[str, Any]:
-        read, paths = item
+        (read, paths), begin = item, time.perf_counter()
         refuse_long(paths)
         pixels = read(channels)
         data, codec = encode(pixels)
@@ -60,9 +62,10 @@ def measure(args: argparse.Namespace, write: bool) -> int:
         decoded = decode_picture(codec, container, limits=own)
         for path, content in zip(paths, (data, png_bytes(np.concatenate([pixels, decoded], 1))), strict=False):
             write_bytes(path, content, replace=args.force)
-        quality = {"psnr": psnr(pixels, decoded), "ssim": ssim(pixels, decoded)}
-        output = str(paths[0]) if paths else None
-        return file_row(name, data, container, **quality, nfe=codec.encode_nfe + codec.nfe, output=output)
+        seconds = time.perf_counter() - begin  # a metric may take longer than the codec
+        verdict = judged(pixels, decoded)
+        facts = {"nfe": codec.encode_nfe + codec.nfe, "seconds": seconds, "output": str(paths[0]) if paths else None}
+        return file_row(name, data, container, **verdict.values, remarks=verdict.remarks, **facts)
 
     items = [(name, (read, paths)) for (name, read), paths in zip(inputs, files, strict=True)]
-    return each(args, items, work, info)
+    return each(args, items, work, info, judged)

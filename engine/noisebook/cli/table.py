@@ -3,16 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 from noisebook.cli.show import say, shown
+from noisebook.images.judges.catalogue import DEFAULT, METRICS
 
 if TYPE_CHECKING:
     from noisebook.format.container import Container
 
 KEYS = ("psnr", "ssim", "bpp", "payload_bpp", "bytes", "nfe", "seconds", "height", "width", "output", "error")
+OTHERS = [metric for metric in METRICS.values() if metric.name not in DEFAULT and not metric.of_set]
 LINE = (  # key, decimals, unit
     ("bpp", 4, "bpp"),
     ("payload_bpp", 4, "payload"),
     ("psnr", 2, "dB"),
     ("ssim", 4, "SSIM"),
+    *((metric.key, metric.decimals, metric.title) for metric in OTHERS),
     ("nfe", 0, "NFE"),
     ("seconds", 1, "s"),
 )
@@ -23,6 +26,7 @@ COLUMNS = (  # key, title, form
     ("payload_bpp", "payload", "{:.4f}"),
     ("psnr", "PSNR", "{:.2f}"),
     ("ssim", "SSIM", "{:.4f}"),
+    *((metric.key, metric.title, f"{{:.{metric.decimals}f}}") for metric in OTHERS),
     ("nfe", "NFE", "{:d}"),
     ("seconds", "seconds", "{:.2f}"),
 )
@@ -46,7 +50,7 @@ def line_of(row: dict[str, Any]) -> str:
     name = shown(row["name"], WIDEST)
     if row["error"]:
         return f"{name}: {row['error']}"
-    parts = [f"{row[key]:.{decimals}f} {unit}" for key, decimals, unit in LINE if row[key] is not None]
+    parts = [f"{row[key]:.{decimals}f} {unit}" for key, decimals, unit in LINE if row.get(key) is not None]
     return f"{name}: " + ", ".join(parts)
 
 
@@ -57,12 +61,12 @@ def _cell(value: Any, form: str) -> str:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The rows without an error as a table, with their mean; then what failed."""
     good = [row for row in rows if not row["error"]]
-    columns = [column for column in COLUMNS if any(row[column[0]] is not None for row in good)]
-    cells = [[_cell(row[key], form) for key, _, form in columns] for row in good]
+    columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in good)]
+    cells = [[_cell(row.get(key), form) for key, _, form in columns] for row in good]
     if len(good) > 1:
         mean = ["mean"]
         for key, _, form in columns[1:]:
-            values = [row[key] for row in good if row[key] is not None]
+            values = [row[key] for row in good if row.get(key) is not None]
             mean.append(form.replace("d", ".0f").format(sum(values) / len(values)))
         cells.append(mean)
     if cells:

@@ -6,6 +6,7 @@ from noisebook.datasets.recipe import decoder
 from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import DatasetError, FormatError, SpecError, printable
 from noisebook.images.files import check_decode
+from noisebook.images.judges.judge import Judge
 from noisebook.report.collect import ReportRun, ReportSource, choose
 from noisebook.report.page import page
 from noisebook.runtime.limits import DEFAULT, Limits
@@ -18,6 +19,7 @@ def build_report(
     device: str = "cpu",
     inputs: Inputs | None = None,
     limits: Limits = DEFAULT,
+    judge: Judge | None = None,
 ) -> str:
     """The page, HTML, about data sets of `noisebook tokenize`: one, or several side by side.
 
@@ -27,12 +29,16 @@ def build_report(
     inputs    where the pictures are that were tokenised: a folder or file, or several, of all data sets; None: the page
               shows decodes without originals, because a path that a data set records is never opened
     limits    as of `TokenDataset`, and `network_calls` of a decode
+    judge     metrics to compare the shown images by, beside PSNR and SSIM; needs `inputs`
 
-    Raises SpecError for a bad number, FormatError for a codec of more network calls, DatasetError where a data set or input
-    is missing or has no image yet, and what `noisebook.load` and `Codec.decode` raise.
+    Raises SpecError for a bad number, and for a judge without originals to compare with; FormatError for a codec of more
+    network calls, DatasetError where a data set or input is missing or has no image yet, and what `noisebook.load` and
+    `Codec.decode` raise.
     """
     if images < 0:
         raise SpecError(f"--images must be at least 0, not {images}")
+    if judge is not None and judge.metrics and inputs is None:
+        raise SpecError("metrics compare with originals: give the pictures that were tokenised as --inputs FOLDER")
     sources = [ReportSource(folder, inputs, limits) for folder in folders]
     for source in sources:
         if not source.rows:
@@ -46,5 +52,5 @@ def build_report(
         except FormatError as error:
             raise FormatError(f"{printable(source.name)}: {error}") from error
         codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device)
-        runs.append(source.run(codec, keys))
+        runs.append(source.run(codec, keys, judge))
     return page(runs)

@@ -14,6 +14,7 @@ from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import CodecMismatchError, ImageError, printable
 from noisebook.format.container import pack, packed_bits
+from noisebook.images.judges.judge import Judge, Verdict
 from noisebook.images.metrics import psnr, ssim
 from noisebook.runtime.limits import DEFAULT, Limits
 
@@ -37,6 +38,7 @@ class Shown:
     psnr: float | None  # dB; None without the original, or where nothing differs
     ssim: float | None
     problem: str = ""
+    verdict: Verdict | None = None  # of other metrics, where they were asked for and there is an original
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class ReportRun:
     tokens: TokenStatistics | None  # None: codes that vary in length
     shown: list[Shown]
     with_originals: bool  # inputs were given, in which the originals were looked for
+    judged: dict[str, dict[str, Any]]  # other metrics over the shown images, as `Judge.summary` has them
 
     def mean(self, what: str) -> float | None:
         """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
@@ -98,8 +101,9 @@ class ReportSource:
             for offset, row in enumerate(self.data.checked(done[place])):
                 self.rows[row["key"]] = int(starts[place]) + offset, row
 
-    def run(self, codec: "Codec", keys: list[str]) -> ReportRun:
-        """All that the page says about it, with the images of these keys. Raises CodecMismatchError for another codec."""
+    def run(self, codec: "Codec", keys: list[str], judge: Judge | None = None) -> ReportRun:
+        """All that the page says about it, with the images of these keys, compared also by what the `judge` has. Raises
+        CodecMismatchError for another codec."""
         data = self.data
         if codec.spec.hash != data.spec.hash:
             codec = codec.as_recorded(data.spec)
@@ -115,6 +119,8 @@ class ReportSource:
             "bytes": sum(e["bytes"] for e in entries),
             "tokens": sum(e["tokens"] for e in entries),
         }
+        shown = self._shown(codec, keys, judge)
+        verdicts = [image.verdict for image in shown if image.verdict is not None]
         return ReportRun(
             self.name,
             data.plan.settings.as_dict()["spec"],
@@ -126,8 +132,9 @@ class ReportSource:
             sorted(entries, key=lambda e: (e["finished"], e["shard"])),
             codec.nfe,
             self._tokens(codec),
-            self._shown(codec, keys),
+            shown,
             self.with_originals,
+            judge.summary(verdicts) if judge else {},
         )
 
     def _tokens(self, codec: "Codec") -> TokenStatistics | None:
@@ -148,7 +155,7 @@ class ReportSource:
             np.bincount(tokens[:, vocab_sizes == largest].ravel(), minlength=largest),
         )
 
-    def _shown(self, codec: "Codec", keys: list[str]) -> list[Shown]:
+    def _shown(self, codec: "Codec", keys: list[str], judge: Judge | None) -> list[Shown]:
         rows = [self.rows[key] for key in keys]
         shown: dict[int, Shown] = {}
         sizes = [(row["height"], row["width"]) for _, row in rows]
@@ -157,10 +164,12 @@ class ReportSource:
             for first in range(0, len(group), BATCH):
                 part = group[first : first + BATCH]
                 for i, pixels in zip(part, decoded(codec, [rows[i][1] for i in part], None, self.data.limits), strict=True):
-                    shown[i] = self._judged(keys[i], *rows[i], pixels, codec)
+                    shown[i] = self._judged(keys[i], *rows[i], pixels, codec, judge)
         return [shown[i] for i in range(len(rows))]
 
-    def _judged(self, key: str, index: int, row: dict[str, Any], decoded: np.ndarray, codec: "Codec") -> Shown:
+    def _judged(
+        self, key: str, index: int, row: dict[str, Any], decoded: np.ndarray, codec: "Codec", judge: Judge | None
+    ) -> Shown:
         runs = codec.stream(row["height"], row["width"]).runs
         fixed = self.data.spec.rule_type.fixed_length
         bits = packed_bits(runs) if fixed else 8 * len(pack(row["tokens"].astype(np.int64), runs))
@@ -173,7 +182,8 @@ class ReportSource:
             return Shown(key, None, decoded, bpp, None, None, str(error))
         if original.shape != decoded.shape:
             return Shown(key, None, decoded, bpp, None, None, "the picture has another size now")
-        return Shown(key, original, decoded, bpp, psnr(original, decoded), ssim(original, decoded))
+        verdict = judge(original, decoded) if judge else None
+        return Shown(key, original, decoded, bpp, psnr(original, decoded), ssim(original, decoded), "", verdict)
 
 
 def entropy(tokens: np.ndarray) -> float:

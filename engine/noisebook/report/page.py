@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from noisebook.datasets.ledger import versions_text
+from noisebook.images.judges.words import BY_KEY, line_of, remarks_of, value_of
 from noisebook.report.charts import Series, chart, escape, legend
 from noisebook.report.collect import ReportRun, Shown, TokenStatistics
 
@@ -74,12 +75,16 @@ def _overview(runs: Sequence[ReportRun]) -> str:
         ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],
         ["SSIM", *(with_unit(run.mean("ssim"), 4, "") for run in runs)],
     ]
+    keys = list(runs[0].judged)
+    rows += [[escape(BY_KEY[key].title), *(value_of(key, run.judged[key]) for run in runs)] for key in keys]
+    lines = [f"{run.name}: {line_of(key, run.judged[key])}" for key in keys for run in runs]
+    metrics = f'<p class="soft">{"<br>".join(map(escape, lines))}</p>' if lines else ""
     note = (
         ""
         if all(run.counts["shards"] == run.counts["of_shards"] for run in runs)
         else "<p>Not complete: shards are missing, <code>noisebook tokenize --resume</code> makes them.</p>"
     )
-    return f"{_table(rows)}{note}"
+    return f"{_table(rows)}{metrics}{note}"
 
 
 def _rates(runs: Sequence[ReportRun]) -> str:
@@ -121,6 +126,7 @@ def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
     captions = [
         f"{shown.bpp:.3f} bpp"
         + (f", {shown.psnr:.2f} dB" if shown.psnr is not None else "")
+        + "".join(f", {text}" for text in _judged(shown))
         + (f" ({escape(shown.problem)})" if shown.problem else "")
         for shown in group
     ]
@@ -132,6 +138,17 @@ def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
     small = " small" if max(first.decoded.shape[:2]) < 128 else ""
     caption = f"<figcaption>{escape(first.key)}: {'; '.join(captions)}</figcaption>"
     return f'<figure><div class="row{small}">{images}</div>{caption}</figure>'
+
+
+def _judged(shown: Shown) -> list[str]:
+    """The other metrics of an image, and why it has none of them."""
+    if shown.verdict is None:
+        return []
+    values = [(BY_KEY[key], value) for key, value in shown.verdict.values.items() if value is not None]
+    return [
+        *(f"{metric.title} {metric.shown(value)}" for metric, value in values),
+        *map(escape, remarks_of(shown.verdict.remarks)),
+    ]
 
 
 def _error(shown: Shown) -> np.ndarray:
