@@ -4,7 +4,6 @@ CIFAR-FD is the Frechet distance on the 64 pooled features of a CIFAR-10 ResNet-
 features, other sizes of sample. LPIPS, FID and IS are computed only with networks that the user gives.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from noisebook.images.judges import networks
+from noisebook.images.judges.frechet import frechet
 from noisebook.runtime.pixels import from_uint8
 
 Z95 = 1.959964  # of the standard normal distribution
@@ -52,20 +53,6 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     slope, intercept = np.polyfit(x, y, 1)
     rest = np.asarray(y) - (slope * np.asarray(x) + intercept)
     return float(slope), float(intercept), float(1 - rest.var() / np.var(y))
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the Gaussians fitted to features [N, D] and [M, D], in float64.
-
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2). Biased upwards for small samples: compare at equal sizes only.
-    """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
-    return max(0.0, float(distance))
 
 
 # ---- networks -----------------------------------------------------------------------------------------------------------
@@ -129,18 +116,18 @@ class GivenNetworks:
     """Metrics of networks that the user gives as TorchScript files, reported by file name and SHA-256. TorchScript is a
     program, and it is run: give only files that you trust.
 
-    lpips: (a, b), float [B, 3, H, W] in [-1, 1] -> distances [B]. inception: images -> features [B, D] for a Frechet
+    lpips: (a, b), float [B, 3, H, W] in [-1, 1] -> distances [B]. features: images -> features [B, D] for a Frechet
     distance, or (features, class scores [B, K]) for an inception score too. Whether the results may be called LPIPS, FID and
-    IS depends only on these files.
+    IS depends only on these files: a result names them.
     """
 
-    def __init__(self, lpips: Path | None, inception: Path | None, device: str):
-        self.paths = {name: path for name, path in (("lpips", lpips), ("inception", inception)) if path}
-        self.nets = {name: torch.jit.load(str(path), map_location=device).eval() for name, path in self.paths.items()}
+    def __init__(self, lpips: Path | None, features: Path | None, device: str):
+        self.paths = {name: path for name, path in (("lpips", lpips), ("frechet", features)) if path}
+        self.nets = {name: networks.read_program(path, device) for name, path in self.paths.items()}
 
     def about(self) -> dict[str, str]:
-        """File name and SHA-256 of each network."""
-        return {k: f"{p.name} sha256:{hashlib.sha256(p.read_bytes()).hexdigest()}" for k, p in self.paths.items()}
+        """File name and SHA-256 of the network of each metric."""
+        return {name: str(networks.named(path)) for name, path in self.paths.items()}
 
     def __call__(self, originals: Tensor, decoded: Tensor) -> dict[str, float]:
         """uint8 [B, 3, H, W] twice -> the metrics, by name."""
@@ -149,14 +136,13 @@ class GivenNetworks:
             net = self.nets["lpips"]
             parts = in_batches(lambda a, b: net(from_uint8(a), from_uint8(b)).flatten(), originals, decoded)
             out["lpips"] = float(torch.cat(parts).mean())
-        if "inception" in self.nets:
-            net = self.nets["inception"]
+        if "frechet" in self.nets:
+            net = self.nets["frechet"]
             pairs = [
                 [x if isinstance(x, tuple) else (x, None) for x in in_batches(lambda a: net(from_uint8(a)), images)]
                 for images in (originals, decoded)
             ]
-            features = [torch.cat([f for f, _ in side]) for side in pairs]
-            out["frechet_inception"] = frechet(*features)
+            out["frechet"] = frechet(*(torch.cat([f for f, _ in side]) for side in pairs))
             scores = [s for _, s in pairs[1] if s is not None]
             if scores:
                 out["inception_score"] = inception_score(torch.cat(scores))

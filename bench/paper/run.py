@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         "kind of device, for instance other sections in a process beside",
     )
     add("--lpips", type=Path, help="TorchScript file: two batches in [-1, 1] -> distances")
-    add("--inception", type=Path, help="TorchScript file: a batch in [-1, 1] -> features, or (features, class scores)")
+    add("--features", type=Path, help="TorchScript file: a batch in [-1, 1] -> features, or (features, class scores)")
     add("--out", type=Path, default=RESULTS / "paper.json")
     add("--dry", action="store_true", help="tiny synthetic pictures and a Gaussian model: proves the script (needs --out)")
     add("--carry", type=Path, metavar="FOLDER", help="only pack the data for a machine without them (NOISEBOOK_DATA=FOLDER)")
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         print(listing(rows))
         return 0
     images = args.images or (4 if args.dry else 2000 if cuda else 256)
-    given = metrics.GivenNetworks(args.lpips, args.inception, args.device) if args.lpips or args.inception else None
+    given = metrics.GivenNetworks(args.lpips, args.features, args.device) if args.lpips or args.features else None
     bench = Bench(
         args.out,
         images,

@@ -1,7 +1,7 @@
 """Published figures, settled with your own copy of a published network: SD 2.1 or SD 1.5 on Kodak, EDM on CIFAR-10.
 
     python -m bench.quality.published --model DIR     # a folder of SD 2.1 or SD 1.5 in diffusers' layout
-    python -m bench.quality.published --edm edm-cifar10-32x32-uncond-vp.pkl --inception FILE
+    python -m bench.quality.published --edm edm-cifar10-32x32-uncond-vp.pkl --features FILE
     python -m bench.quality.published --report        # only writes docs/published.md
 
 Both need the data folder ($NOISEBOOK_DATA or ../shared/data). --model codes the middle 512 x 512 pixels of the Kodak
@@ -10,7 +10,8 @@ and reports PSNR of the uint8 pictures and LPIPS. Schedules of the default rule 
 network predicts: that of one half of the pictures serves the other half, so that no picture is coded with what was measured
 on itself. --edm converts the checkpoint without running its code, and codes CIFAR-10 test images as gDDCM (p = 0 at a fixed
 level, Euler at the end), as DDCM (DDPM's grid, p = 1/2) and with our levels, 512 bits per image; levels are chosen on
-training images. LPIPS and the Inception network are TorchScript files, which are programs: give only files that you trust.
+training images. The networks of LPIPS and of features are TorchScript files, which are programs: give only files
+that you trust.
 
 Results are added to --out, by default bench/results/published.json. What fails is a row with its error, and the exit code
 is 1 then.
@@ -208,15 +209,15 @@ def chosen(backbone: Backbone, choices: list[dict[str, Any]], images: Tensor, ba
     return max(choices, key=quality)
 
 
-def edm_row(backbone: Backbone, way: str, images: Tensor, tuning: Tensor, batch: int, inception: Any) -> Row:
+def edm_row(backbone: Backbone, way: str, images: Tensor, tuning: Tensor, batch: int, given: Any) -> Row:
     recipe = {**chosen(backbone, CHOICES[way], tuning, batch), **FINISH.get(way, {})}
     codec = Codec(Recipe(**recipe).build(backbone), backbone)
     found = coded(codec, images, batch)
-    rfid = inception(images.to(codec.device), found.decoded.to(codec.device))["frechet_inception"] if inception else None
+    frechet = given(images.to(codec.device), found.decoded.to(codec.device))["frechet"] if given else None
     return {
         "bits": sum(found.bits) / len(images),
         "psnr": metrics.interval(metrics.psnr(images, found.decoded)),
-        "rfid": rfid,
+        "frechet": frechet,
         "decode_calls": codec.nfe,
         "seconds": found.seconds / len(images),
         "recipe": recipe,
@@ -231,18 +232,18 @@ def edm_rows(args: argparse.Namespace) -> dict[str, Any]:
         path = Path(folder) / f"{args.edm.stem}.safetensors"
         about = nvidia_edm.convert_file(args.edm, path)
         backbone = backbones.load(path, args.device, label=args.label)
-    inception = metrics.GivenNetworks(None, args.inception, args.device) if args.inception else None
-    if inception is None:
-        print("no rFID: no --inception FILE", flush=True)
+    given = metrics.GivenNetworks(None, args.features, args.device) if args.features else None
+    if given is None:
+        print("no Frechet distance: no --features FILE", flush=True)
     facts = {
         "model": args.edm.name,
         "network": about,
         "fingerprint": backbone.fingerprint,
         "images": len(images),
-        "inception": inception.about()["inception"] if inception else None,
+        "features": given.about()["frechet"] if given else None,
     }
     batch = max(args.batch, 100)
-    cases = [({"way": way}, partial(edm_row, backbone, way, images, tuning, batch, inception)) for way in WAYS]
+    cases = [({"way": way}, partial(edm_row, backbone, way, images, tuning, batch, given)) for way in WAYS]
     return {**facts, **rows_of(cases, args.minutes)}
 
 
@@ -289,7 +290,7 @@ def main() -> int:
         help="what `noisebook calibrate` wrote for the model, in place of a curve measured here",
     )
     add("--lpips", type=Path, metavar="FILE", help=f"TorchScript file; default {LPIPS} of the data folder")
-    add("--inception", type=Path, metavar="FILE", help="TorchScript file: a batch in [-1, 1] -> features, for rFID")
+    add("--features", type=Path, metavar="FILE", help="TorchScript file: a batch in [-1, 1] -> features")
     add("--minutes", type=float, default=math.inf, help="start no row after this many minutes")
     add("--out", type=Path, default=RESULTS / f"{NAME}.json")
     page.add_options(parser)

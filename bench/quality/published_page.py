@@ -69,14 +69,22 @@ def spread(pair: tuple[float, float], digits: int) -> str:
 
 
 def edm(result: Result | None) -> str:
-    head = ["codec", f"rFID as published, {SOURCE_RFID}", "rFID here", "PSNR here, dB", "bits an image", "network calls"]
+    head = [
+        "codec",
+        f"rFID as published, {SOURCE_RFID}",
+        "Frechet distance here",
+        "PSNR here, dB",
+        "bits an image",
+        "network calls",
+    ]
     rows = {row["way"]: row for row in (result or {}).get("rows", [])}
     text = table(head, [edm_line(way, rows.get(way)) for way in WAYS])
     if result is None:
         return text
     about = (
-        f"`{result['model']}`: {result['network']}; {result['images']:,} CIFAR-10 test images, against themselves: an rFID "
-        f"depends on how many. Inception: {result['inception'] or 'no network was given'}."
+        f"`{result['model']}`: {result['network']}; {result['images']:,} CIFAR-10 test images, against themselves: the "
+        f"distance depends on how many. Features: {result['features'] or 'no network was given'}; it is an rFID only where "
+        "they are those of the published Inception network."
     )
     return f"{text}\n\n{about}{left(result)}\n\n{page.source(result, NAME)}"
 
@@ -87,8 +95,8 @@ def edm_line(way: str, row: dict[str, Any] | None) -> list[str]:
         return [*name, UNMEASURED, UNMEASURED, "", ""]
     if "error" in row:
         return [*name, "failed", row["error"], "", ""]
-    rfid = "not computed" if row["rfid"] is None else f"{row['rfid']:.2f}"
-    return [*name, rfid, spread(row["psnr"], 2), f"{row['bits']:.0f}", str(row["decode_calls"])]
+    distance = "not computed" if row["frechet"] is None else f"{row['frechet']:.2f}"
+    return [*name, distance, spread(row["psnr"], 2), f"{row['bits']:.0f}", str(row["decode_calls"])]
 
 
 def left(result: Result) -> str:

@@ -110,16 +110,18 @@ def test_networks_that_a_user_gives_are_named_by_their_hash(tmp_path, fresh):
             f = x.mean(dim=[2, 3])
             return f, 100 * f
 
-    for name, module in (("lpips", Distance()), ("inception", Features())):
+    for name, module in (("lpips", Distance()), ("features", Features())):
         torch.jit.script(module).save(str(tmp_path / f"{name}.pt"))
-    given = metrics.GivenNetworks(tmp_path / "lpips.pt", tmp_path / "inception.pt", "cpu")
+    given = metrics.GivenNetworks(tmp_path / "lpips.pt", tmp_path / "features.pt", "cpu")
     a, b = random_images(fresh, 6, 8, 8), random_images(fresh, 6, 8, 8)
     out = given(a, b)
     x, y = from_uint8(a), from_uint8(b)
     assert out["lpips"] == pytest.approx(float((x - y).abs().mean()), rel=1e-5)
-    assert out["frechet_inception"] == pytest.approx(metrics.frechet(x.mean((2, 3)), y.mean((2, 3))), rel=1e-5)
+    assert out["frechet"] == pytest.approx(metrics.frechet(x.mean((2, 3)), y.mean((2, 3))), rel=1e-5)
     assert 1 <= out["inception_score"] <= 3
+    assert set(out) == {"lpips", "frechet", "inception_score"}, "features of any network are not an Inception's"
     assert re.fullmatch(r"lpips\.pt sha256:[0-9a-f]{64}", given.about()["lpips"])
+    assert re.fullmatch(r"features\.pt sha256:[0-9a-f]{64}", given.about()["frechet"])
 
 
 def test_inception_score_by_hand():

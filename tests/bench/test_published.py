@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch, fresh):
         images = fresh.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"data/{name}.npz", images=images)
     torch.jit.script(Distance()).save(str(tmp_path / "data" / published.LPIPS))
-    torch.jit.script(Features()).save(str(tmp_path / "inception.pt"))
+    torch.jit.script(Features()).save(str(tmp_path / "features.pt"))
     return tmp_path
 
 
@@ -129,20 +129,22 @@ def test_a_checkpoint_of_edm(monkeypatch, folder, capsys):
     monkeypatch.setattr(
         published, "CHOICES", dict(zip(published.WAYS, (fixed, grid, [{**log, "sigma_min": 0.2}]), strict=True))
     )
-    code, result = run(monkeypatch, folder, "--edm", folder / "edm.pkl", "--inception", folder / "inception.pt")
+    code, result = run(monkeypatch, folder, "--edm", folder / "edm.pkl", "--features", folder / "features.pt")
     assert code == 0
     rows = result["edm"]["rows"]
     assert [row["way"] for row in rows] == list(published.WAYS)
-    assert all(row["rfid"] > 0 for row in rows)
+    assert all(row["frechet"] > 0 for row in rows)
+    assert result["edm"]["features"].startswith("features.pt sha256:")
+    assert "rfid" not in rows[0]
     assert rows[0]["recipe"]["solver"] == "euler"
     assert (result["edm"]["images"], rows[1]["bits"], rows[1]["decode_calls"]) == (6, 32, 4)
     shown = capsys.readouterr().out
     assert "EDMPrecond" in shown
-    assert f"| {published.WAYS[0]} | 3.2 | {rows[0]['rfid']:.2f} |" in shown
+    assert f"| {published.WAYS[0]} | 3.2 | {rows[0]['frechet']:.2f} |" in shown
     code, result = run(monkeypatch, folder, "--edm", folder / "edm.pkl", "--minutes", "-1")
     assert code == 1
     assert [key["way"] for key in result["edm"]["left_out"]] == list(published.WAYS)
-    assert "no rFID" in capsys.readouterr().out
+    assert "no Frechet distance" in capsys.readouterr().out
 
 
 def test_the_choices_of_levels_are_those_of_512_bits():

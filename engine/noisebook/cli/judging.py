@@ -77,8 +77,11 @@ class Judged:
 
     @property
     def code(self) -> int:
-        """The exit code: not 0 where a metric that was asked for by an option was not computed for a picture."""
-        return ImageError.code if self.said and any(v.refused for v in self.verdicts) else 0
+        """The exit code: not 0 where a metric that an option asked for was not computed for a picture, or for the set."""
+        missing = any(v.refused for v in self.verdicts) or (
+            self.judge.extractor is not None and self.summary()["frechet"]["value"] is None
+        )
+        return ImageError.code if self.said and missing else 0
 
     def lines(self) -> list[str]:
         """A line for each metric."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,6 +50,8 @@ def is_program(path: Path) -> bool:
 
 def read_program(path: Path, device: str = "cpu") -> nn.Module:
     """A TorchScript network, in evaluation mode. Raises BackboneError for another file."""
+    if not is_program(path):
+        raise BackboneError(f"{printable(path)}: no TorchScript program: torch.jit.script(net).save(FILE) writes one")
     try:
         return torch.jit.load(str(path), map_location=device).eval()
     except (OSError, RuntimeError, ValueError) as error:
@@ -74,10 +75,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, EOFError) as error:
-        raise BackboneError(f"{printable(path)}: no state dict and no TorchScript program ({first_line(error)})") from error
-    except Exception as error:  # the unpickler refuses what is no tensor in a type of its own
-        raise BackboneError(f"{printable(path)}: not read, it is more than a state dict ({type(error).__name__})") from error
+    except Exception as error:  # what the unpickler and the readers of zip files raise is not listed anywhere
+        raise BackboneError(f"{printable(path)}: neither a TorchScript program nor a state dict of tensors alone") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
