@@ -281,6 +281,18 @@ def test_packages_are_called_as_they_want_and_named(package, pair):
     assert [entry["by"].split()[0] for entry in j.summary([]).values()] == ["piq", "ssimulacra2"]
 
 
+def test_a_package_that_fails_loses_nothing_else(package, pair):
+    def fails(x, y, **how):
+        raise ArithmeticError("not at this size\nof pictures")
+
+    package("piq", multi_scale_ssim=fails)
+    a, b = pair(170, 180)
+    verdict = judge("psnr,ms-ssim")(a, b)
+    assert verdict.values == {"psnr": psnr(a, b), "ms_ssim": None}
+    assert re.fullmatch(r"piq[ \d.]* fails: not at this size", verdict.remarks["ms_ssim"])
+    assert verdict.refused
+
+
 @pytest.mark.parametrize(("metric", "library"), [*PACKAGES.items(), ("lpips", "lpips")])
 def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, metric, library):
     monkeypatch.setitem(sys.modules, library, None)

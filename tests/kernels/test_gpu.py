@@ -20,6 +20,8 @@ from noisebook.codec.codec import Codec, decode
 from noisebook.codec.encoder import encode
 from noisebook.format import container
 from noisebook.images import io as images
+from noisebook.images.judges.catalogue import chosen
+from noisebook.images.judges.judge import Judge
 from noisebook.spec.presets import Recipe
 from refining_kit import near_ties
 
@@ -505,3 +507,27 @@ def test_batches_that_are_copied_ahead_are_whole_when_the_codec_sees_them(fresh)
     tokens = [codec.encode(batch.images_there()).cpu() for batch in ahead(on_device(made, codec.device), 2)]
     for x, found in zip(given, tokens, strict=True):
         assert torch.equal(found, codec.encode(x).cpu())
+
+
+def test_a_judge_computes_there_what_it_computes_on_the_cpu(tmp_path):
+    class Distance(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (self.conv(a) - self.conv(b)).abs().mean(dim=[1, 2, 3])
+
+    class Features(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=[2, 3])
+
+    for name, module in (("lpips", Distance()), ("frechet", Features())):
+        torch.jit.script(module).save(str(tmp_path / f"{name}.pt"))
+    networks = {name: [tmp_path / f"{name}.pt"] for name in ("lpips", "frechet")}
+    a, b = images.sample("cat"), images.sample("cat")[:, ::-1].copy()
+    there, here = (Judge(chosen("lpips,frechet", networks), networks, device, 64) for device in ("cuda", "cpu"))
+    found, expected = there.summary([there(a, b)]), here.summary([here(a, b)])
+    assert not there(a, b).remarks
+    for key in ("lpips", "frechet"):
+        assert found[key]["value"] == pytest.approx(expected[key]["value"], rel=1e-3)

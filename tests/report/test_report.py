@@ -1,6 +1,7 @@
 """`noisebook report`: what the page says is what the data set has, and it needs nothing beside it."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -122,6 +123,51 @@ def test_what_the_page_says_is_so(tmp_path, net, made):
     assert f"{bpp:.4f}" in page.text
     total = sum(entropy(column) for column in np.stack([row["tokens"] for row in data]).T)
     assert f"{total:,.1f} bits as counted" in page.text
+
+
+class Distance(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().mean(dim=[1, 2, 3])
+
+
+class Features(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=[2, 3])
+
+
+def test_other_metrics_are_named_by_their_networks(tmp_path, net, made, monkeypatch, capsys):
+    out, inputs = made("tokens"), str(tmp_path / "in")
+    for name, module in (("lpips", Distance()), ("features", Features())):
+        torch.jit.script(module).save(str(tmp_path / f"<{name}>.pt"))
+    given = ("--lpips", str(tmp_path / "<lpips>.pt"), "--features", str(tmp_path / "<features>.pt"), "--patch", "8")
+    page = report(tmp_path, net, out, options=("--images", "4", "--inputs", inputs, *given))
+    shown = [alt.removeprefix("decoded of ") for alt in page.images if alt.startswith("decoded")]
+    found = []
+    for key in shown:
+        original, decoded = (page.images[f"{word} of {key}"].astype(float) for word in ("original", "decoded"))
+        found.append(np.abs(original - decoded).mean() / 127.5)
+        assert f", LPIPS {found[-1]:.4f}" in page.text
+    digest = hashlib.sha256((tmp_path / "<lpips>.pt").read_bytes()).hexdigest()
+    assert f"tokens: LPIPS {np.mean(found):.4f} (lower is better), mean of 4 of 4 pictures" in page.text
+    assert f"<lpips>.pt sha256:{digest}" in page.text
+    assert "4 of 4 pictures, 16 patches of 8 pixels, 3 features" in page.text
+    assert "script" not in page.tags
+    (tmp_path / "report.html").unlink()
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **how: pytest.fail("loaded for nothing"))
+    for without in ((), ("--inputs", inputs, "--images", "0")):
+        assert main(["report", str(out), "-o", str(tmp_path / "report.html"), "--backbone", net, *given, *without]) == 2
+        assert "metrics compare with originals" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_metrics_without_an_original_say_so(tmp_path, net, made):
+    out = made("tokens")
+    torch.jit.script(Distance()).save(str(tmp_path / "lpips.pt"))
+    shutil.rmtree(tmp_path / "in")
+    (tmp_path / "in").mkdir()
+    page = report(tmp_path, net, out, options=("--inputs", str(tmp_path / "in"), "--lpips", str(tmp_path / "lpips.pt")))
+    assert "LPIPS none (lower is better), mean of 0 of 0 pictures" in page.text
+    assert "no picture was compared" in page.text
 
 
 def test_several_are_compared_on_the_same_pictures(tmp_path, net, made):

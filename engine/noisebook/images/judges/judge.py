@@ -104,6 +104,8 @@ class Judge:
                 values[metric.key] = value
             except NoisebookError as error:
                 remarks[metric.key] = first_line(error)
+            except Exception as error:  # of a package, at a picture that it does not take: the others go on
+                remarks[metric.key] = f"{self.by.get(metric.name, 'it')} fails: {first_line(error)}"
         return Verdict(values, remarks, features)
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:

@@ -54,7 +54,7 @@ def read_program(path: Path, device: str = "cpu") -> nn.Module:
         raise BackboneError(f"{printable(path)}: no TorchScript program: torch.jit.script(net).save(FILE) writes one")
     try:
         return torch.jit.load(str(path), map_location=device).eval()
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # torch.jit has types of its own
         raise BackboneError(f"{printable(path)}: no TorchScript program ({first_line(error)})") from error
 
 
