@@ -1,8 +1,10 @@
 """What a user gets: `noisebook roundtrip` with three presets on the Kodak pictures, recomputed from the written PNGs.
 
     python -m bench.quality.kodak           # needs the data folder ($NOISEBOOK_DATA or ../shared/data)
+    python -m bench.quality.kodak --metrics psnr,ssim,ms-ssim,ssimulacra2 --lpips FILE   # and more: docs/metrics.md
 
-Writes bench/results/kodak.json: every image's bits per pixel (whole file), PSNR, SSIM, network calls and seconds.
+Writes bench/results/kodak.json: every image's bits per pixel (whole file), PSNR, SSIM, network calls and seconds. JPEG and
+WebP at no more bytes are compared by the same metrics.
 """
 
 import argparse
@@ -17,31 +19,36 @@ from PIL import Image
 
 from bench.lib.images import PRESETS
 from bench.lib.record import DATA, write
+from noisebook.cli import judging
 from noisebook.cli.main import main as noisebook
 from noisebook.images.io import read_image
+from noisebook.images.judges.judge import Judge, Verdict
 from noisebook.images.metrics import psnr
 from noisebook.spec import presets
 
 
-def roundtrip(argv: list[str]) -> list[dict]:
-    """The rows that `noisebook roundtrip` reports, after a check of each PSNR against the picture it wrote."""
+def roundtrip(argv: list[str]) -> tuple[list[dict], dict]:
+    """The rows that `noisebook roundtrip` reports, after a check of each PSNR against the picture it wrote; what it says of
+    the metrics."""
     with tempfile.TemporaryDirectory() as out:
         captured = io.StringIO()
         with contextlib.redirect_stdout(captured):
             if noisebook(["roundtrip", "--json", "-o", out, *argv]):
                 raise SystemExit("noisebook roundtrip failed")
-        rows = json.loads(captured.getvalue())["images"]
+        result = json.loads(captured.getvalue())
+        rows = result["images"]
         for row in rows:
             row["name"] = Path(row["name"]).name
             both = np.asarray(Image.open(Path(row.pop("output")).with_suffix(".compared.png")))
             row["psnr_of_png"] = psnr(both[:, : row["width"]], both[:, row["width"] :])
             if abs(row["psnr_of_png"] - row["psnr"]) > 0.02:
                 raise SystemExit(f"{row['name']}: the PNG has {row['psnr_of_png']} dB, reported were {row['psnr']}")
-    return rows
+    return rows, result["metrics"]
 
 
-def classical(kind: str, pixels: np.ndarray, limit: int) -> dict | None:
-    """Pillow's JPEG or WebP at the best quality whose file is not larger than `limit` bytes; None where none is."""
+def classical(kind: str, pixels: np.ndarray, limit: int, judge: Judge) -> tuple[dict, Verdict] | None:
+    """Pillow's JPEG or WebP at the best quality whose file is not larger than `limit` bytes, and what the judge says of it;
+    None where none is."""
     options = {"optimize": True, "progressive": True} if kind == "JPEG" else {"method": 6}
     best, low, high = None, 1, 100
     while low <= high:
@@ -56,31 +63,39 @@ def classical(kind: str, pixels: np.ndarray, limit: int) -> dict | None:
         return None
     decoded = np.asarray(Image.open(best[1]).convert("RGB"))
     size = len(best[1].getvalue())
-    return {"quality": best[0], "bpp": 8 * size / (pixels.shape[0] * pixels.shape[1]), "psnr": psnr(pixels, decoded)}
+    bpp, verdict = 8 * size / (pixels.shape[0] * pixels.shape[1]), judge(pixels, decoded)
+    return {"quality": best[0], "bpp": bpp, "psnr": psnr(pixels, decoded), **verdict.values}, verdict
 
 
-def beside(rows: list[dict]) -> dict:
-    """JPEG and WebP at no more bytes than each image has in `rows`: mean bits and PSNR over the images where that exists."""
+def beside(rows: list[dict], judge: Judge) -> dict:
+    """JPEG and WebP at no more bytes than each image has in `rows`: mean bits, PSNR and metrics over the images where that
+    exists."""
     out = {}
     for kind in ("JPEG", "WEBP"):
         files = {row["name"]: read_image(DATA / "kodak" / row["name"]) for row in rows}
-        found = [classical(kind, files[row["name"]], row["bytes"]) for row in rows]
-        there = [f for f in found if f]
+        found = [classical(kind, files[row["name"]], row["bytes"], judge) for row in rows]
+        there, said = [f[0] for f in found if f], judge.summary([f[1] for f in found if f])
         mean = {k: sum(f[k] for f in there) / len(there) for k in ("bpp", "psnr")} if there else None
-        out[kind] = {"images": len(there), "mean": mean, "rows": found}
+        out[kind] = {"images": len(there), "mean": mean, "metrics": said, "rows": [f and f[0] for f in found]}
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", action="append", help="also with this backbone in place of the presets' (repeatable)")
+    judging.add_metric_options(parser)
     args = parser.parse_args()
-    runs = []
+    args.device, runs = "cpu", []
+    own = ("psnr", "ssim")
+    judge = judging.judge_of(args, own)
+    asked = ["--metrics", ",".join([*own, *(metric.name for metric in judge.metrics)])]
+    asked += [f"--{name}={path}" for name in ("lpips", "dists", "features") for path in getattr(args, name) or []]
+    asked += ["--patch", str(args.patch)] if args.patch else []
     for backbone in [None, *(args.backbone or [])]:
         for name in PRESETS:
             preset = presets.get(name)
             extra = ["--backbone", backbone] if backbone else []
-            rows = roundtrip(["--preset", name, *extra, str(DATA / "kodak")])
+            rows, said = roundtrip(["--preset", name, *extra, *asked, str(DATA / "kodak")])
             mean = {k: sum(r[k] for r in rows) / len(rows) for k in ("bpp", "payload_bpp", "psnr", "ssim", "seconds")}
             runs.append(
                 {
@@ -88,12 +103,13 @@ def main() -> None:
                     "backbone": backbone or preset.spec.backbone,
                     "codec_hash": preset.spec.hash.hex(),
                     "mean": mean,
+                    "metrics": said,
                     "least_psnr": min(r["psnr"] for r in rows),
                     "images": rows,
                 }
             )
             if backbone is None:
-                runs[-1]["beside"] = beside(rows)
+                runs[-1]["beside"] = beside(rows, judge)
             print(f"{name} on {runs[-1]['backbone']}: " + ", ".join(f"{k} {v:.4g}" for k, v in mean.items()), flush=True)
     by_preset = {r["preset"]: {i["name"]: i for i in r["images"]} for r in runs if r["backbone"] == runs[0]["backbone"]}
     ladder = sorted(by_preset.values(), key=lambda images: sum(i["bpp"] for i in images.values()))
