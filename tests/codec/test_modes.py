@@ -303,7 +303,10 @@ def test_the_examples_of_the_page_run(monkeypatch):
     """With fewer steps, and with a mean colour where the page has a class."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/modes.md").read_text(), re.DOTALL))
     load, scope = backbones.load, {}
-    tinted = lambda name, *given, label=0: load(name, *given) if name != "MODEL" else Tinted(label / 1000, 0, 0)  # noqa: E731
+
+    def tinted(name, *given, label=0, accelerated=None):
+        return load(name, *given) if name != "MODEL" else Tinted(label / 1000, 0, 0)
+
     monkeypatch.setattr(backbones, "load", tinted)
     exec(code.replace('"steps": 100', '"steps": 4').replace("(256, 256)", "(32, 32)"), scope)
     assert scope["large"].shape == scope["filled"].shape == (4, 3, 32, 32)
