@@ -102,7 +102,7 @@ def butteraugli(program: Path, a: np.ndarray, b: np.ndarray) -> float:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoisebookError(f"{program.name}: {first_line(error)}") from error
     text = done.stdout.decode(errors="replace")
-    number = re.search(r"^\D*?(\d+(\.\d+)?(e[+-]?\d+)?)\s*$", text.splitlines()[0] if text else "", re.IGNORECASE)
+    number = re.search(r"^\D*?(\d+(\.\d+)?(e[+-]?\d+)?)\s*$", text.partition("\n")[0].rstrip(), re.IGNORECASE)
     if done.returncode or number is None:
         said = (done.stderr.decode(errors="replace") or text).strip()
         raise NoisebookError(f"{program.name} ended with {done.returncode}: {first_line(ValueError(said))}")
