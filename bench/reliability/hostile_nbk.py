@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.reliability.hostile_kit import Case, Command, Place
 from bench.reliability.hostile_values import Rng, mutated, some, string
-from noisebook.errors import NoisebookError
+from noisebook.errors import NoisebookError, SpecError
 from noisebook.format.container import Container, packed_bits
 from noisebook.format.crc import crc32c
 from noisebook.images.files import spec_of, token_runs
@@ -138,9 +138,12 @@ def derived(rng: Rng, height: int, width: int) -> bytes:
     curves = [c for c in shipped_curves().values() if c.number]
     curve = curves[rng.integers(len(curves))]
     steps, tokens = int(rng.choice([1, 2, 8, 25, 255])), int(rng.choice([2, 20, 500, 20_000, (1 << 24) - 1]))
-    spec = spec_for(curve, curve.dims(height, width), tokens, steps)
-    size = min(MOST, -(-packed_bits(token_runs(spec, height, width)) // 8))
-    return Container(spec.hash, height, width, rng.bytes(size), curve.number, None, (steps, tokens)).to_bytes()
+    try:
+        spec = spec_for(curve, curve.dims(height, width), tokens, steps)
+        codec_hash, size = spec.hash, min(MOST, -(-packed_bits(token_runs(spec, height, width)) // 8))
+    except SpecError:  # there is no such codec, and readers have to find that out
+        codec_hash, size = rng.bytes(8), 100
+    return Container(codec_hash, height, width, rng.bytes(size), curve.number, None, (steps, tokens)).to_bytes()
 
 
 def passes(data: bytes) -> bool:

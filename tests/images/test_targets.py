@@ -78,6 +78,21 @@ def test_a_file_carries_four_bytes_in_place_of_its_specification(prior, fresh):
     assert files.spec_of(unknown) is None
 
 
+@pytest.mark.parametrize("number", [n for n in range(1, 256) if calibration.by_number(n) is not None])
+def test_a_file_of_more_tokens_than_its_picture_can_hold_is_refused(tmp_path, capsys, number):
+    """Levels of such a codec would be zero: a file that names one was made by hand."""
+    for tokens in (500, 20_000, (1 << 24) - 1):
+        made = Container(bytes(8), 2, 1, bytes(100), number, None, (255, tokens))
+        with pytest.raises((SpecError, FormatError)):
+            files.spec_of(made)
+        (tmp_path / "x.nbk").write_bytes(made.to_bytes())
+        for words in (["inspect"], ["verify"], ["decode", "-o", str(tmp_path / "out")]):
+            assert main([*words, str(tmp_path / "x.nbk")]) > 1
+            said = capsys.readouterr()
+            assert "Traceback" not in said.out + said.err
+            assert "division" not in said.out + said.err
+
+
 def test_another_seed_or_vocabulary_is_embedded(prior, fresh):
     for more in ({"seed": 3}, {"vocab_size": 1024}):
         data, codec = aim(prior, bpp=1.0, **more).file(picture(fresh))

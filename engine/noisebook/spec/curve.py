@@ -203,12 +203,16 @@ def whole_budgets(wanted: Sequence[float], tokens: int, limit: int) -> list[int]
 
 
 def levels_of(curve: Curve, dims: int, budgets: Sequence[int], vocab_size: int) -> list[float]:
-    """The levels that a start of budgets[0] tokens and steps of budgets[1:] lead through: len(budgets) of them, falling."""
+    """The levels that a start of budgets[0] tokens and steps of budgets[1:] lead through: len(budgets) of them, falling.
+    Raises SpecError where they fall below what a number can hold."""
     one = GAIN[vocab_size.bit_length() - 2] / dims
     snr = _reached(budgets[0] * one) / curve.power
     levels = [1 / math.sqrt(snr)]
     for n in budgets[1:]:
-        snr += _reached(n * one) / curve.at(levels[-1])
+        error = curve.at(levels[-1])
+        snr += _reached(n * one) / error if error > 0 else math.inf
+        if snr == math.inf:
+            raise SpecError(f"{sum(budgets)} tokens in {len(budgets) - 1} steps are too many for a picture of {dims} values")
         levels.append(1 / math.sqrt(snr))
     return levels
 
