@@ -109,6 +109,14 @@ def test_every_kind_of_file_reads_the_same_both_ways(long_way):
         assert outcome(animal.data, name=name) == long_way(animal.data, name=name), name
 
 
+def test_a_file_that_is_cut_off_reads_the_same_both_ways(picture, long_way):
+    """At any byte of its headers."""
+    small = picture.resize((24, 16))
+    for whole in (saved(small, "PNG"), saved(small, "JPEG"), saved(small, "JPEG", progressive=True)):
+        for end in range(2, min(len(whole), 900)):
+            assert outcome(whole[:end]) == long_way(whole[:end]), end
+
+
 def test_damage_reads_the_same_both_ways(fresh, picture, long_way):
     """A flipped bit, a cut, a doubled piece: what decodes, decodes to the same, and what does not has the same words."""
     small = picture.resize((40, 24))

@@ -89,6 +89,8 @@ def _size_of_jpeg(data: bytes) -> tuple[int, int] | None:
         marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if marker == _SCAN:
             return found
+        if at + 2 + size > end:  # the file is cut off in this segment
+            return None
         if marker in _FRAMES:
             if found is not None or size != 17 or data[at + 4] != 8 or data[at + 9] != 3:
                 return None
