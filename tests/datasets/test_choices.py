@@ -148,7 +148,10 @@ def test_operations_are_those_of_the_network_and_nothing_is_computed(net):
     assert found[32] > 2e6
     assert 4 * found[32] <= found[64] <= 6 * found[32]  # convolutions by the pixels, the transform by more
     assert found[2048] > 4096 * found[32]
-    assert choices.operations(noisebook.load(backbone=Shrink(), **KNOBS), (32, 32)) == 0.0
+    uncountable, said = noisebook.load(backbone=Shrink(), **KNOBS), []
+    assert choices.operations(uncountable, (32, 32)) == 0.0
+    assert not choices.compiles(uncountable, "cuda", (32, 32), 1 << 40, said.append)
+    assert "cannot be counted" in said[0]
     assert codec.backbone.device.type == "cpu"
 
 

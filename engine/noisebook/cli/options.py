@@ -312,7 +312,7 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_nfe", "vocab_size", "seed")}
     target = Target(**{k: v for k, v in options.items() if v is not None})
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
-    faster = {"dtype": args.dtype, "channels_last": args.channels_last, "compile": bool(args.compile)}
+    faster = {name: how[name] for name in ("dtype", "channels_last", "compile")}
     backbone = backbones.load(name, usable_device(args.device), accelerated=faster, **how["conditions"])
     return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
 

@@ -23,7 +23,7 @@ from noisebook.runtime.limits import Limits
 
 @dataclass(frozen=True)
 class Orders:
-    """What all children are told.
+    """What all children are given.
 
     recipe   pickled: unpickled here, so that what goes wrong is said in words
     share    of the memory of `limits`

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from noisebook.codec.codec import Codec
 from noisebook.datasets.recipe import Network, Size
@@ -23,11 +22,13 @@ OPEN = "compile"  # the entry of `CodecRecipe.network` that may be left open, ""
 WORTH = 1e17  # operations of a run's networks from which compiling pays, see docs/datasets.md
 
 
-def batch_size(device: str, size: Size | None, memory: int) -> int:
+def batch_size(device: str, size: Size | None, memory: int | None = None) -> int:
     """Images of a batch. `device`: its kind; `size`: (height, width) of all images, None if they differ; `memory`: bytes of
-    a GPU, of which the highest power of two counts, so that machines that are nearly equal choose the same."""
+    a GPU (None: `gpu_memory`), of which the highest power of two counts, so that machines that are nearly equal choose the
+    same."""
     if device != "cuda" or size is None:
         return BATCH
+    memory = gpu_memory() if memory is None else memory
     pixels = size[0] * size[1]
     most = min(BATCH_PIXELS, (1 << memory.bit_length() - 1) // PIXEL)
     return 1 << max(1, min(MOST, most // pixels)).bit_length() - 1
@@ -48,6 +49,8 @@ def gpu_memory() -> int:
 def operations(codec: Codec, size: Size) -> float:
     """Multiplications and additions of the networks in an encode of one image of (height, width); 0 where they cannot be
     counted. Nothing is computed: the network runs on tensors without values."""
+    from torch.utils.flop_counter import FlopCounterMode  # its import takes a tenth of a second
+
     backbone = codec.backbone
     empty = {name: tensor.to("meta") for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
     try:
@@ -62,10 +65,13 @@ def operations(codec: Codec, size: Size) -> float:
 
 
 def compiles(codec: Codec, device: str, size: Size | None, images: int, log: Callable[[str], None]) -> bool:
-    """Whether so many images are worth compiling the network for. `log` hears why."""
+    """Whether that many images are worth compiling the network for. `log` hears why."""
     if device != "cuda":
         return False
     work = images * operations(codec, size or codec.default_size)
+    if not work:
+        log("compile: off: the operations of this network cannot be counted (--compile for the other)")
+        return False
     pays = work >= WORTH
     log(
         f"compile: {'on' if pays else 'off'}: the networks of {images:,} images take {work:.2g} operations, and compiling "

@@ -245,7 +245,7 @@ def make_plan(
     if old is not None:
         batch_size, bound = job.batch_size or old.settings.batch_size, old.settings.batch_pixels
     else:
-        batch_size = job.batch_size or choices.batch_size(device, size, choices.gpu_memory())
+        batch_size = job.batch_size or choices.batch_size(device, size)
         bound = memory.batch_pixels(job.limits, device, batch_size, all_sizes)
     images = len(source.items)
     network = choices.chosen(job.network, recorded, lambda: choices.compiles(codec, device, size, images, log))

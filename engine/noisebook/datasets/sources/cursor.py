@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BUFFER = 1 << 20  # bytes of a column that are read at once, beside the page they belong to
 FEW = 8  # rows of the columns that go along, at once
-MANY, HELD = 32, 16 << 20  # images that are read at once at most, and the bytes that so many of them may take
+MANY, HELD = 32, 16 << 20  # images that are read at once at most, and the bytes that they may take together
 
 
 class Opened:
@@ -113,8 +113,10 @@ class ColumnReader:
         dictionary, beside all other pages. The headers of the pages say how large these are; they are looked at in files of
         this machine."""
         group, place = bisect_right(self.source.ends, row), self.file.place
-        if group == self._sized[0] or group == len(self.source.ends) or not (place and place.local):
-            return self._sized[1] if group == self._sized[0] else 1
+        if group == self._sized[0]:
+            return self._sized[1]
+        if group == len(self.source.ends) or not (place and place.local):
+            return 1
         about = self.source.parquet.metadata.row_group(group)
         parts = [about.column(i) for i in range(about.num_columns)]
         repeated = others = 0  # bytes of pages
