@@ -80,11 +80,14 @@ class PriorDenoiser(nn.Module):
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
         """y [B, C, H, W] = x0 + sigma * noise, sigma [B] -> x0_hat [B, C, H, W]."""
-        linear = self.prior.posterior_mean(y, sigma)
+        return self.correct(self.prior.posterior_mean(y, sigma), y, sigma)
+
+    def correct(self, guess: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
+        """A guess [B, C, H, W] of x0, and y and sigma as in `forward` -> the guess as the network F corrects it."""
         s = sigma[:, None, None, None]
-        x = torch.cat([2 * linear, (y - linear) / s], 1)
+        x = torch.cat([2 * guess, (y - guess) / s], 1)
         with torch.autocast(y.device.type, torch.bfloat16) if self.mixed else nullcontext():
-            return linear + self.scale(s) * self.residual(x, sigma.clamp(LEAST, MOST).log())
+            return guess + self.scale(s) * self.residual(x, sigma.clamp(LEAST, MOST).log())
 
 
 class ConvDenoiser(PriorDenoiser):
