@@ -21,6 +21,7 @@ from noisebook.errors import TrainingError
 from noisebook.spec.schedule import karras
 from noisebook.training import TrainingJob, objectives, run_training
 from noisebook.training.data import Crops
+from noisebook.training.growing import grown
 from noisebook.training.loop import TrainingSettings, _identity, train
 from noisebook.training.optimizer import Optimizer
 from noisebook.training.reflow import ode, pairs
@@ -482,3 +483,28 @@ def test_importing_the_job_is_light():
     """`noisebook --help` reads it."""
     code = "import sys; from noisebook.training import TrainingJob; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("widths", "blocks"), [((12, 10), None), (None, 3), ((9, 16), 2), (None, None)])
+def test_a_grown_network_computes_the_same_and_all_of_it_learns(fresh, widths, blocks):
+    first = network(fresh)
+    torch.manual_seed(1)
+    larger = grown(first, widths, blocks)
+    assert larger.config == {"widths": list(widths or (8, 8)), "blocks": blocks or 1, "embedding": 8, "patch": 2}
+    y, sigma = batch(fresh, 3), torch.tensor([0.1, 0.7, 5.0])
+    assert torch.allclose(larger(y, sigma), first(y, sigma), atol=1e-5)
+    optimizer = Optimizer(larger, "adamw")
+    before = {name: p.detach().clone() for name, p in larger.named_parameters()}
+    for _ in range(3):  # in the first steps zeros stand between what is new and the output
+        larger(y, sigma).square().mean().backward()
+        optimizer.step(1e-3)
+    assert not [name for name, p in larger.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_only_larger_networks_are_grown(archive, tmp_path, fresh):
+    for widths, blocks in (((4, 8), None), ((8, 8, 8), None), ((8,), 1)):
+        with pytest.raises(TrainingError, match="only grows: give --widths from 8 8 and --blocks from 1"):
+            grown(network(fresh), widths, blocks)
+    job = TrainingJob("edm", archive, tmp_path / "a", minutes=0.01, init="cifar10-edm", blocks=1, sizes=(32,), held_out=8)
+    with pytest.raises(TrainingError):
+        run_training(job)

@@ -21,6 +21,7 @@ from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import TrainingError, first_line
 from noisebook.training import cod, objectives
 from noisebook.training.data import Crops
+from noisebook.training.growing import grown
 from noisebook.training.job import TrainingJob
 from noisebook.training.loop import Trainable
 from noisebook.training.objectives import Objective
@@ -40,6 +41,9 @@ class Start:
 def denoiser(job: TrainingJob, images: list[np.ndarray]) -> Start:
     """A run of any objective but cod. Raises TrainingError where the network and the images do not go together."""
     first = _loaded(job.init) if job.init else _fresh(job, images)
+    if job.init and (job.widths or job.blocks) and isinstance(first, ConvDenoiser):
+        torch.manual_seed(job.seed)
+        first = grown(first, job.widths, job.blocks)
     kind = "convnet" if isinstance(first, ConvDenoiser) else "unet"
     _check_crops(job, first.multiple)
     if any(image.shape[2] != first.channels for image in images):
