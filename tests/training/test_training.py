@@ -63,13 +63,26 @@ def drawn(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
 @pytest.mark.quick
 def test_edm_is_the_error_over_the_square_of_its_scale(fresh):
     net, x0 = network(fresh), batch(fresh, 5)
-    (logs, noise), mean, spread = drawn(3, (5,), tuple(x0.shape)), -0.3, 0.8
+    mean, spread = -0.3, 0.8
+    torch.manual_seed(3)
+    logs, noise = objectives.spread_out(5, x0.device), torch.randn(x0.shape)
     torch.manual_seed(3)
     loss = objectives.edm(mean, spread)(net, x0, 0.5)
     sigma = (mean + spread * logs).exp()
     error = (net(x0 + sigma[:, None, None, None] * noise, sigma) - x0).square().mean((1, 2, 3))
     assert loss.item() == pytest.approx((error * (sigma**2 + 0.25) / (0.2 * sigma) ** 2).mean().item(), rel=1e-4)
     assert loss.requires_grad
+
+
+@pytest.mark.quick
+def test_levels_of_a_batch_are_normal_and_spread_out():
+    torch.manual_seed(6)
+    drawn = torch.stack([objectives.spread_out(8, torch.device("cpu")) for _ in range(4000)])
+    share = (1 + torch.erf(drawn / math.sqrt(2))) / 2
+    assert torch.equal((share * 8).floor(), torch.arange(8.0).expand(4000, 8))
+    assert abs(drawn.mean()) < 0.02  # 8,000 effective draws: four deviations
+    assert abs(drawn.std() - 1) < 0.02
+    assert drawn.mean(1).std() < 0.2  # of independent ones: .35
 
 
 @pytest.mark.quick

@@ -18,6 +18,12 @@ def column(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
+def spread_out(count: int, device: torch.device) -> Tensor:
+    """[count] standard normal numbers, one from each of `count` ranges of equal probability: their mean over a batch varies
+    far less than that of independent ones (Kingma et al. 2021, "Variational diffusion models", appendix I.1)."""
+    return torch.special.ndtri((torch.arange(count, device=device) + torch.rand(count, device=device)) / count)
+
+
 def edm(mean: float = -0.7, spread: float = 1.3) -> Objective:
     """Denoising, ln sigma ~ N(mean, spread), unit weight on the raw network's target (Karras et al. 2022, section 5).
 
@@ -26,7 +32,7 @@ def edm(mean: float = -0.7, spread: float = 1.3) -> Objective:
 
     def loss(model: nn.Module, x0: Tensor, progress: float) -> Tensor:
         assert isinstance(model, PriorDenoiser)
-        sigma = (torch.randn(len(x0), device=x0.device) * spread + mean).exp().clamp(LEAST, MOST)
+        sigma = (spread_out(len(x0), x0.device) * spread + mean).exp().clamp(LEAST, MOST)
         error = model(x0 + column(sigma) * torch.randn_like(x0), sigma) - x0
         return (model.scale(column(sigma)) ** -2 * error.square()).mean()
 
