@@ -500,12 +500,13 @@ def test_importing_the_job_is_light():
 
 @pytest.mark.parametrize(("widths", "blocks"), [((12, 10), None), (None, 3), ((9, 16), 2), (None, None)])
 def test_a_grown_network_computes_the_same_and_all_of_it_learns(fresh, widths, blocks):
-    first = network(fresh)
+    first, y, sigma = network(fresh), batch(fresh, 3), torch.tensor([0.1, 0.7, 5.0])
+    expected = first(y, sigma)
     torch.manual_seed(1)
     larger = grown(first, widths, blocks)
     assert larger.config == {"widths": list(widths or (8, 8)), "blocks": blocks or 1, "embedding": 8, "patch": 2}
-    y, sigma = batch(fresh, 3), torch.tensor([0.1, 0.7, 5.0])
-    assert torch.allclose(larger(y, sigma), first(y, sigma), atol=1e-5)
+    assert torch.allclose(larger(y, sigma), expected, atol=1e-5)
+    assert torch.equal(first(y, sigma), expected)
     optimizer = Optimizer(larger, "adamw")
     before = {name: p.detach().clone() for name, p in larger.named_parameters()}
     for _ in range(3):  # in the first steps zeros stand between what is new and the output

@@ -28,6 +28,8 @@ def grown(first: ConvDenoiser, widths: tuple[int, ...] | None, blocks: int | Non
     network = type(first)(first.prior, **config)
     state, had = network.state_dict(), first.state_dict()
     for name, tensor in state.items():
+        if name.startswith("prior."):  # both have the same one
+            continue
         if name not in had:  # of a new block
             if ".conv2." in name:
                 tensor.zero_()
