@@ -8,7 +8,9 @@ and gpu_throughput.json there, if they were measured; where not, README says so.
 
 import argparse
 
-from bench.lib.page import Tables, fill, load, source, table
+from bench.lib.equal_tables import NAME as CODECS
+from bench.lib.equal_tables import short
+from bench.lib.page import Tables, fill, load, measured, source, table
 from bench.lib.record import ROOT
 from bench.report_gpu import gpu, roofline
 
@@ -106,6 +108,8 @@ def threads() -> str:
 
 
 TABLES: Tables = {"kodak": kodak, "quality": quality, "search": search, "threads": threads, "gpu": gpu}
+if measured(CODECS):
+    TABLES |= {"codecs": short}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 
 JPEG, WebP and AVIF come with Pillow; JPEG XL needs `pip install pillow-jxl-plugin`; VVC needs `pip install imageio-ffmpeg`,
 whose wheel carries an ffmpeg with Fraunhofer's VVenC and with a VVC decoder. A codec that is not there is left out.
+`coded` takes other settings than the following by name: tune and speed of AVIF, the perceptual adaptation (qpa) of VVC.
 
 Settings are chosen for PSNR, in which the codecs are compared, where an encoder lets one choose. `psnr` is over the RGB
 values. Where an encoder has variants (chroma at full or half size, effort), all are run and the best points are kept.
@@ -40,7 +41,7 @@ from noisebook.images.io import read_image
 class Codec:
     """A codec: uint8 RGB pixels [H, W, 3] to the bytes of a file and back."""
 
-    encode: Callable[[np.ndarray, int, str], bytes]  # pixels, quality, variant
+    encode: Callable[..., bytes]  # pixels, quality, variant; settings by name
     decode: Callable[[bytes, int, int], np.ndarray]  # file, height, width -> uint8 [H, W, 3]
     payload: Callable[[bytes], int]  # bytes of the file that depend on the picture: see `curve`
     qualities: tuple[int, ...]  # by rising rate
@@ -67,9 +68,9 @@ def _webp(pixels: np.ndarray, quality: int, _: str) -> bytes:
     return _saved(pixels, "WEBP", quality=quality, method=6)
 
 
-def _avif(pixels: np.ndarray, quality: int, chroma: str) -> bytes:
-    tune = {"tune": "psnr"}
-    return _saved(pixels, "AVIF", quality=quality, subsampling=chroma, codec="aom", speed=2, advanced=tune)
+def _avif(pixels: np.ndarray, quality: int, chroma: str, tune: str = "psnr", speed: int = 2) -> bytes:
+    advanced = {"tune": tune}
+    return _saved(pixels, "AVIF", quality=quality, subsampling=chroma, codec="aom", speed=speed, advanced=advanced)
 
 
 def _jxl(pixels: np.ndarray, quality: int, effort: str) -> bytes:
@@ -127,11 +128,14 @@ def _call(data: bytes, *options: str) -> bytes:
     return subprocess.run(command, input=data, capture_output=True, check=True).stdout
 
 
-def _vvc(pixels: np.ndarray, qp: int, _: str) -> bytes:
+def _vvc(pixels: np.ndarray, qp: int, _: str, qpa: int = 0, weight: float = 1.0) -> bytes:
+    """`weight` of rate against error, beside what the QP sets: one QP is a factor of 1.15 in bytes, so 0.9 and 0.8 are
+    about thirds of a QP."""
     pixels = np.pad(pixels, [(0, n % 2) for n in pixels.shape[:2]] + [(0, 0)], "edge")  # 4:2:0 has even sides
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{pixels.shape[1]}x{pixels.shape[0]}", "-i", "-", "-vf", TO_YUV]
-    coder = ["-c:v", "libvvenc", "-preset", "slow", "-qp", str(qp), "-qpa", "0", "-frames:v", "1", "-f", "vvc", "-"]
-    return _call(pixels.tobytes(), *raw, *coder)
+    coder = ["-c:v", "libvvenc", "-preset", "slow", "-qp", str(qp), "-qpa", str(qpa)]
+    coder += ["-vvenc-params", f"LambdaModifierI={weight}"] if weight != 1 else []
+    return _call(pixels.tobytes(), *raw, *coder, "-frames:v", "1", "-f", "vvc", "-")
 
 
 def _vvc_decoded(data: bytes, height: int, width: int) -> np.ndarray:
@@ -205,10 +209,12 @@ def versions() -> dict[str, str]:
     return {name: version for name, codec in CODECS.items() if (version := codec.version())}
 
 
-def coded(name: str, pixels: np.ndarray, quality: int, variant: str | None = None) -> tuple[bytes, np.ndarray]:
+def coded(
+    name: str, pixels: np.ndarray, quality: int, variant: str | None = None, **settings: Any
+) -> tuple[bytes, np.ndarray]:
     """(file, decoded uint8 [H, W, 3]) of uint8 pixels [H, W, 3]; the codec's first variant unless one is named."""
     codec = CODECS[name]
-    data = codec.encode(pixels, quality, variant or codec.variants[0])
+    data = codec.encode(pixels, quality, variant or codec.variants[0], **settings)
     return data, codec.decode(data, *pixels.shape[:2])
 
 

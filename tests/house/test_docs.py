@@ -41,6 +41,7 @@ def test_tables_come_from_the_results():
         ("findings.tokens_in_use", "findings/tokens-in-use"),
         ("quality.hits", "calibration"),
         ("quality.rate_distortion", "rates"),
+        ("quality.codecs", "rates"),
         ("quality.published", "published"),
         ("quality.cod", "cod"),
         ("quality.cod_latent", "cod"),
