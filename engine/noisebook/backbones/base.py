@@ -65,6 +65,7 @@ class Backbone(nn.Module):
     unfingerprinted_options: tuple[str, ...] = ()
 
     _moves: int = 0  # how often weights of its own moved or changed their type
+    _computes: Mapping[str, Any] = AS_IT_IS  # see `computes`
     # (a fingerprint, the one that an earlier noisebook gave the same model, or what makes it)
     _earlier: tuple[str, str | Callable[[], str]] | None = None
 
@@ -133,8 +134,14 @@ class Backbone(nn.Module):
         with a loss. Raises BackboneError where there is no network, or for another dtype.
         """
         self._accelerate(network_dtype(dtype), channels_last, compile)
+        self._computes = {"dtype": dtype, "channels_last": channels_last, "compile": compile}
         self._moves += 1
         return self
+
+    @property
+    def computes(self) -> Mapping[str, Any]:
+        """The arguments of the last `accelerate`: a network that works beside this one computes in the same way."""
+        return self._computes
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         raise BackboneError(f"backbone {self.name!r} has no network to run in another precision or layout, or compiled")

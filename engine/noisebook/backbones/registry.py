@@ -27,6 +27,7 @@ from noisebook.runtime.devices import own_defaults, usable_device
 from noisebook.runtime.limits import DEFAULT
 
 WEIGHTS = Path(__file__).parent / "weights"
+REALISM = ".realism.safetensors"  # how the names of realism networks end, which are beside their backbones: see realism.py
 
 # kind of checkpoint -> what builds the backbone from (config, tensors) and the options of `load` that it takes
 KINDS: dict[str, Callable[..., Backbone]] = {
@@ -47,7 +48,8 @@ VIEWS: dict[str, tuple[Callable[[Backbone], Backbone], str]] = {
 
 def shipped() -> list[str]:
     """Names of the backbones that come with the package."""
-    return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} | set(VIEWS))
+    files = {path.stem for path in WEIGHTS.glob("*.safetensors") if not path.name.endswith(REALISM)}
+    return sorted(files | set(VIEWS))
 
 
 @own_defaults()
@@ -126,6 +128,11 @@ def _find(name: str, options: dict[str, Any], there: dict[str, Any]) -> Backbone
 def _read(path: Path, options: dict[str, Any]) -> Backbone:
     """The backbone in a checkpoint of noisebook's."""
     kind, config, tensors = read_checkpoint(path)
+    if kind == "realism":
+        raise BackboneError(
+            f"{path}: a realism network, which finishes the decodes of a backbone and is none: give it as --realism-network "
+            "FILE (in Python: realism_network=) beside the backbone"
+        )
     if kind not in KINDS:
         raise BackboneError(
             f"{path}: unknown kind of backbone {printable(kind, 60)!r}; this version knows {', '.join(KINDS)}"

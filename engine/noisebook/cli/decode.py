@@ -9,6 +9,7 @@ from noisebook.cli.inputs import NBK, files_of, refuse_unreadable
 from noisebook.cli.options import KNOBS
 from noisebook.cli.outputs import refuse_long
 from noisebook.cli.pictures import each, targets
+from noisebook.cli.realism import add_realism, realism_of
 from noisebook.cli.table import file_row
 from noisebook.errors import CodecMismatchError
 from noisebook.runtime.devices import usable_device
@@ -30,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_output_folder(parser)
     options.add_device(parser)
     options.add_codec_options(parser)
+    add_realism(parser)
     options.add_limits_of_files(parser, "pixels", "network_calls", "work")
 
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     inputs = files_of(args.files, NBK)
     files = targets(args, list(map(str, inputs)), ".decoded.png")
-    prefix, limits = None, options.limits_of(args)
+    prefix, limits, realism = None, options.limits_of(args), realism_of(args)
     if not args.preset and all(getattr(args, k) is None for k in KNOBS if k != "steps"):
         prefix, args.steps = args.steps, None
     codecs: dict[bytes, Codec] = {}
@@ -57,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
             while len(codecs) >= KEPT:  # each has a network
                 codecs.pop(next(iter(codecs)))
             codecs[container.codec_hash] = codec_of(args, container)
-            said[container.codec_hash] = options.codec_info(codecs[container.codec_hash])
+            said[container.codec_hash] = options.codec_info(codecs[container.codec_hash], realism, prefix)
         codec = codecs[container.codec_hash]
-        pixels = decode_picture(codec, container, prefix, limits)
+        pixels = decode_picture(codec, container, prefix, limits, realism)
         write_bytes(output, png_bytes(pixels), replace=args.force)
-        return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix), output=str(output))
+        return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix, realism), output=str(output))
 
     def info() -> Any:
         return list(said.values())
@@ -93,4 +95,5 @@ def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
             f"made by an unknown codec (hash {container.codec_hash.hex()}, preset number "
             f"{container.preset}); known: {known}; give the options it was made with"
         )
-    return load(spec, backbone=args.backbone, device=usable_device(args.device), **options.network(args))
+    where = {"backbone": args.backbone, "device": usable_device(args.device), "realism_network": args.realism_network}
+    return load(spec, **where, **options.network(args))

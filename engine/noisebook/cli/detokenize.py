@@ -3,6 +3,7 @@
 import argparse
 
 from noisebook.cli import options
+from noisebook.cli.realism import add_realism, realism_of
 from noisebook.cli.show import log, say, say_json
 from noisebook.errors import ImageError, SpecError, printable
 
@@ -30,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images decoded at once (default: 32)")
     parser.add_argument("--partial", action="store_true", help="of a data set that is not complete: what is done")
     options.add_data_set(parser)
+    add_realism(parser)
     options.add_limits_of_files(parser, "pixels", "network_calls")
     parser.add_argument("--memory", type=options.size_of, metavar="SIZE", help=MEMORY)
 
@@ -44,15 +46,16 @@ def run(args: argparse.Namespace) -> int:
 
     if args.batch_size < 1 or (args.first is not None and args.first < 0):
         raise SpecError("--batch-size must be at least 1, --first at least 0")
-    limits = options.limits_of(args)
+    limits, realism = options.limits_of(args), realism_of(args)
     data = TokenDataset(args.tokens, args.partial, limits=limits)
-    codec = decoder(data.spec, data.plan.settings.network, args.backbone, args.device)
+    codec = decoder(data.spec, data.plan.settings.network, args.backbone, args.device, args.realism_network)
     from tqdm import tqdm
 
     with tqdm(total=len(data) if args.first is None else min(args.first, len(data)), unit="img") as bar:
-        counts = detokenize(data, codec, args.output, args.batch_size, args.first, args.steps, bar.update, limits)
+        how = (args.batch_size, args.first, args.steps, bar.update, limits, realism)
+        counts = detokenize(data, codec, args.output, *how)
     if args.json:
-        say_json(counts)
+        say_json({**counts, "realism": realism})
     else:
         for row in counts["failed"][:SHOWN]:
             log(f"{printable(row['key'], 200)}: {row['code']}: {row['message']}")

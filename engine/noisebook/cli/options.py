@@ -262,24 +262,29 @@ def load_codec(args: argparse.Namespace) -> "Codec":
     name = args.preset or presets.DEFAULT
     changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
     how = {name: getattr(args, name) for name in ("effort", "candidates") if hasattr(args, name)}
-    codec = load(name, backbone=args.backbone, device=usable_device(args.device), **network(args), **how, **changes)
+    how |= {"backbone": args.backbone, "device": usable_device(args.device), **network(args)}
+    codec = load(name, realism_network=getattr(args, "realism_network", None), **how, **changes)
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
     return codec
 
 
-def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[bytes, Codec]], Callable[[], Any], int]":
-    """(pixels -> (file, the codec that made it), what --json says of the codec, channels of the images)."""
+def encoder(
+    args: argparse.Namespace, realism: float | None = None
+) -> "tuple[Callable[[np.ndarray], tuple[bytes, Codec]], Callable[[], Any], int]":
+    """(pixels -> (file, the codec that made it), what --json says of the codec, channels of the images). Of a verb that also
+    decodes, under `realism`: raises before anything is encoded where that codec or backbone cannot."""
     from noisebook.images.files import encode_picture
 
     targets = [name for name in TARGETS if getattr(args, name) is not None]
     if not targets:
         codec = load_codec(args)
+        info = codec_info(codec, realism)
         weights = weights_of(args, limits_of(args))
         return (
             lambda pixels: (encode_picture(codec, pixels, args.embed_spec, weights(pixels)), codec),
-            lambda: codec_info(codec),
+            lambda: info,
             codec.backbone.channels,
         )
     if args.embed_spec is False:
@@ -288,12 +293,14 @@ def encoder(args: argparse.Namespace) -> "tuple[Callable[[np.ndarray], tuple[byt
             f"--{targets[0].replace('_', '-')} is not among them: leave out --no-embed-spec"
         )
     aim = aim_of(args, targets[0])
+    if realism:
+        aim.realism.of(aim.backbone)
     weights = weights_of(args, limits_of(args))
     made: dict[str, Any] = {}
 
     def encode(pixels: "np.ndarray") -> "tuple[bytes, Codec]":
         data, codec = aim.file(pixels, weights(pixels), args.embed_spec)
-        made[codec.spec.hash.hex()] = codec_info(codec)
+        made[codec.spec.hash.hex()] = codec_info(codec, realism)
         return data, codec
 
     return encode, lambda: list(made.values()), aim.backbone.channels
@@ -314,7 +321,8 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
     faster = {name: how[name] for name in ("dtype", "channels_last", "compile")}
     backbone = backbones.load(name, usable_device(args.device), accelerated=faster, **how["conditions"])
-    return Aim(target, backbone, curve_of(backbone, args.curve), args.graphs, args.effort, args.candidates, log)
+    how, finish = (args.graphs, args.effort, args.candidates), getattr(args, "realism_network", None)
+    return Aim(target, backbone, curve_of(backbone, args.curve), *how, log, finish)
 
 
 def network(args: argparse.Namespace) -> dict[str, Any]:
@@ -323,9 +331,13 @@ def network(args: argparse.Namespace) -> dict[str, Any]:
     return {**how, "conditions": conditions_of(args)}
 
 
-def codec_info(codec: "Codec") -> dict[str, Any]:
-    """What --json says of a codec."""
+def codec_info(codec: "Codec", realism: float | None = None, steps: int | None = None) -> dict[str, Any]:
+    """What --json says of a codec, and, of a verb that decodes, of its `realism`. Raises what `Codec.dial` raises."""
     from noisebook.images.files import preset_number
 
-    info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_nfe": codec.nfe}
+    nfe = codec.nfe_of(None, realism or 0.0)
+    info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_nfe": nfe}
+    if realism is not None:
+        dial = codec.dial(realism, steps)
+        info |= {"realism": realism, "realism_network": dial.network.fingerprint if dial else None}
     return {**info, "spec": json.loads(codec.spec.to_json())}

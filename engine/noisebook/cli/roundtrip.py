@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from noisebook.cli import judging, options
 from noisebook.cli.outputs import refuse_long
 from noisebook.cli.pictures import each, pictures, targets
+from noisebook.cli.realism import add_realism, realism_of
 from noisebook.cli.table import file_row
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     options.add_codec_options(parser)
     options.add_target_options(parser)
+    add_realism(parser)
     judging.add_metric_options(parser)
     options.add_limits_of_files(parser, "pixels")
 
@@ -47,10 +49,11 @@ def measure(args: argparse.Namespace, write: bool) -> int:
     from noisebook.runtime.limits import Limits
 
     judged = judging.Judged(judging.judge_of(args), judging.asked(args))
+    realism = realism_of(args)
     inputs = pictures(args)
     names = [name for name, _ in inputs]
     files = targets(args, names, ".nbk", ".compared.png") if write else [[]] * len(names)
-    encode, info, channels = options.encoder(args)
+    encode, info, channels = options.encoder(args, realism)
     own = Limits(pixels=sys.maxsize, network_calls=sys.maxsize, work=sys.maxsize)  # the file is no stranger's
 
     def work(name: str, item: "tuple[Callable[[int], np.ndarray], list[Path]]") -> dict[str, Any]:
@@ -59,12 +62,16 @@ def measure(args: argparse.Namespace, write: bool) -> int:
         pixels = read(channels)
         data, codec = encode(pixels)
         container = Container.from_bytes(data)
-        decoded = decode_picture(codec, container, limits=own)
+        decoded = decode_picture(codec, container, None, own, realism)
         for path, content in zip(paths, (data, png_bytes(np.concatenate([pixels, decoded], 1))), strict=False):
             write_bytes(path, content, replace=args.force)
         seconds = time.perf_counter() - begin  # a metric may take longer than the codec
         verdict = judged(pixels, decoded)
-        facts = {"nfe": codec.encode_nfe + codec.nfe, "seconds": seconds, "output": str(paths[0]) if paths else None}
+        facts = {
+            "nfe": codec.encode_nfe + codec.nfe_of(None, realism),
+            "seconds": seconds,
+            "output": str(paths[0]) if paths else None,
+        }
         return file_row(name, data, container, **verdict.values, remarks=verdict.remarks, **facts)
 
     items = [(name, (read, paths)) for (name, read), paths in zip(inputs, files, strict=True)]

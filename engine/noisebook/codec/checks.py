@@ -4,10 +4,11 @@ import math
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from noisebook.backbones import Backbone, shipped
-from noisebook.errors import BackboneError, CodecMismatchError, NoisebookError, SpecError, printable
+from noisebook.errors import BackboneError, CodecMismatchError, ImageError, NoisebookError, SpecError, printable
 from noisebook.spec.spec import CodecSpec, identity_fault
 
 
@@ -17,6 +18,29 @@ def check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
         raise error(
             f"{name} must be a torch tensor, not {type(value).__name__}: torch.from_numpy(array) makes one of an array"
         )
+
+
+def check_images(images: Any, channels: int, device: torch.device) -> Tensor:
+    """The images on the device, uint8 or float32. Values are looked at there, by the walk. Raises ImageError."""
+    check_tensor(images, "images", ImageError)
+    if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
+        raise ImageError(f"images must be [B, {channels}, H, W] and not empty, not {list(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images.to(device)
+    if not images.is_floating_point():
+        raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
+    return images.to(device, torch.float32)
+
+
+def check_weights(weights: Any, images: Tensor, device: torch.device) -> Tensor:
+    """What an error at each pixel of the images counts, on the device, float32. Raises ImageError."""
+    check_tensor(weights, "weights", ImageError)
+    shape = (len(images), 1, *images.shape[2:])
+    if not weights.is_floating_point() or weights.shape not in (shape, (1, *shape[1:])):
+        raise ImageError(f"weights must be float {list(shape)}, one a pixel, not {weights.dtype} {list(weights.shape)}")
+    if not torch.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
+        raise ImageError("weights must be finite, 0 or above, and somewhere above 0")
+    return weights.to(device, torch.float32)
 
 
 def check_backbone(backbone: Any) -> None:

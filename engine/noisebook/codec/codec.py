@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from noisebook.backbones import Backbone
+from noisebook.backbones.realism import LazyRealism
 from noisebook.backbones.wrappers.hosted import hosted
 from noisebook.codebook import NOT_FINITE, Codebook
 from noisebook.codec import packing
-from noisebook.codec.checks import check, check_tensor, warn_of_stall
+from noisebook.codec.checks import check, check_images, check_tensor, check_weights, warn_of_stall
 from noisebook.codec.encoder import encode
+from noisebook.codec.realism import Dial, dial_for
 from noisebook.codec.solvers import nfe_of
 from noisebook.codec.stream import Layout, Segment, Stream, spec_for, stream_for
 from noisebook.codec.tiles import network_for
@@ -42,15 +45,27 @@ class Codec:
 
     Of encoders only: `effort` is how often the tokens of a step are chosen anew (rule `bins`), `candidates` how many sets
     of tokens are tried at each step, each for one network call (encoder.py).
+
+    Of decoders only: `realism_network` is the file of what makes a picture convincing (None: the one that came with the
+    backbone), which is read when `realism` above 0 is first asked for (codec/realism.py).
     """
 
     @own_defaults()
-    def __init__(self, spec: CodecSpec, backbone: Backbone, graphs: bool = True, effort: int = 0, candidates: int = 1):
+    def __init__(
+        self,
+        spec: CodecSpec,
+        backbone: Backbone,
+        graphs: bool = True,
+        effort: int = 0,
+        candidates: int = 1,
+        realism_network: str | Path | LazyRealism | None = None,
+    ):
         check(spec, backbone)
         if not 1 <= candidates <= 64:
             raise SpecError(f"candidates must be from 1 to 64, not {candidates}")
         self.spec, self.backbone, self.candidates = spec, backbone, candidates
-        self._how = (graphs, effort, candidates)
+        self._realism = realism_network if isinstance(realism_network, LazyRealism) else LazyRealism(realism_network)
+        self._how = (graphs, effort, candidates, self._realism)
         self.rule = rule_of(spec, effort)
         self.start_rule = Bins(Codebook(spec.codebook, spec.start_vocab_size, spec.seed))
         self.graphs = Graphs(graphs and backbone.capturable, lambda: backbone.version)
@@ -89,6 +104,12 @@ class Codec:
             self._made = (self.backbone.version, network_for(hosted(self.backbone)))
         return self._made[1]
 
+    def dial(self, realism: float, steps: int | None = None, tiled: bool = False) -> Dial | None:
+        """What a decode of the first `steps` steps (None: all), perhaps of a large picture, does with the mean; None where
+        `realism` is 0. Loads the realism network, and raises what `decode` raises of it."""
+        backbone = self._network() if tiled and realism else self.backbone
+        return dial_for(realism, self._realism, backbone, self.spec, steps)
+
     def spec_for(self, height: int, width: int) -> CodecSpec:
         """The specification of images of that size: the codec's own, but of a large picture, of more than 2^24 dimensions,
         one that cuts it in blocks, see `CodecSpec.cut`. Raises SpecError where the codec takes no such image."""
@@ -99,9 +120,9 @@ class Codec:
         """Network calls of a decode (number of function evaluations), those of the solver included."""
         return self.nfe_of(None)
 
-    def nfe_of(self, steps: int | None) -> int:
-        """Network calls of a decode of the first `steps` steps, see `decode`."""
-        return nfe_of(self.spec, steps)
+    def nfe_of(self, steps: int | None, realism: float = 0.0) -> int:
+        """Network calls of a decode of the first `steps` steps, see `decode`; where `realism` is above 0, one more."""
+        return nfe_of(self.spec, steps, realism)
 
     @property
     def encode_nfe(self) -> int:
@@ -137,9 +158,10 @@ class Codec:
         return self._encode(images, weights)[0]
 
     @own_defaults()
-    def reconstruct(self, images: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk."""
-        tokens, decoded = self._encode(images, weights, with_images=True)
+    def reconstruct(self, images: Tensor, weights: Tensor | None = None, realism: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk. `realism` is as of `decode`
+        and changes no token."""
+        tokens, decoded = self._encode(images, weights, with_images=True, realism=realism)
         return tokens, decoded
 
     @own_defaults()
@@ -160,19 +182,25 @@ class Codec:
         return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def _encode(
-        self, images: Tensor, weights: Tensor | None = None, with_images: bool = False, packed: bool = False
+        self,
+        images: Tensor,
+        weights: Tensor | None = None,
+        with_images: bool = False,
+        packed: bool = False,
+        realism: float = 0.0,
     ) -> list[Tensor]:
-        images = self._check_images(images)
+        images = check_images(images, self.backbone.channels, self.device)
         stream = self.stream(*images.shape[2:])
         if stream.tiled and self.candidates > 1:
             raise SpecError("an image of more than 2^24 dimensions is encoded with 1 candidate only")
         if stream.tiled and len(images) > 1:  # one by one: each has resolutions of its own
             parts = weights.split(1) if weights is not None and len(weights) > 1 else [weights] * len(images)
             each = zip(images.split(1), parts, strict=True)
-            found = [self._encode(x, w, with_images, packed) for x, w in each]
+            found = [self._encode(x, w, with_images, packed, realism) for x, w in each]
             return [torch.cat(column) for column in zip(*found, strict=True)]
-        given = (images,) if weights is None else (images, self._check_weights(weights, images))
-        arguments = (self.parts, self.candidates, stream, with_images, packed)
+        given = (images,) if weights is None else (images, check_weights(weights, images, self.device))
+        parts = replace(self.parts, dial=self.dial(realism, None, stream.tiled))
+        arguments = (parts, self.candidates, stream, with_images, packed)
         (in_range, finite, *errors), *out = self._run("encode", encode, arguments, given, record=not stream.tiled)
         if not in_range:
             raise ImageError("float images must be finite and in [-1, 1]; uint8 images are scaled for you")
@@ -183,15 +211,21 @@ class Codec:
 
     # ---- decode ---------------------------------------------------------------------------------------------------------
     @own_defaults()
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, steps: int | None = None) -> Tensor:
+    def decode(
+        self, tokens: Tensor, size: tuple[int, int] | None = None, steps: int | None = None, realism: float = 0.0
+    ) -> Tensor:
         """Tokens [B, L] of any integer dtype -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default
         `default_size`.
 
         steps  only the first steps of the schedule, then the solver from there: what the beginning of the stream says. The
                tokens of later steps are not needed. Of a codec without steps: steps of the solver, even in the time of a
                rectified flow; with a CoD 25 for realism, 1 for the least error
+        realism  from 0, the mean, which has the least error, to 1, the convincing picture that one more call of a realism
+               network makes of it; between, (1 - realism) mean + realism convincing (codec/realism.py). Needs the solver
+               `mean` and a backbone of pixels that has such a network
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
-        SpecError for more steps than there are.
+        SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`,
+        BackboneError where there is no realism network for the backbone.
         """
         check_tensor(tokens, "tokens", CodecMismatchError)
         stream = self._shortened(self.stream(*(size or self.default_size)), steps)
@@ -202,14 +236,19 @@ class Codec:
                 f"{stream.width}, not {tokens.dtype} {list(tokens.shape)}"
             )
         tokens = tokens.to(torch.int64)  # one that is too large for it becomes negative, and is outside of its vocabulary
-        valid, decoded = self._decode(stream, tokens)
+        valid, decoded = self._decode(stream, tokens, realism)
         if not valid:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
         return decoded
 
     @own_defaults()
     def decode_packed(
-        self, payload: Tensor, size: tuple[int, int] | None = None, steps: int | None = None, limits: Limits = DEFAULT
+        self,
+        payload: Tensor,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        limits: Limits = DEFAULT,
+        realism: float = 0.0,
     ) -> Tensor:
         """What `decode` makes of the tokens in payloads of `encode_packed`, uint8 [B, bytes], unpacked on the device if
         they are packed there. Raises FormatError for another length, for bits that no tokens pack to, and where a payload
@@ -227,19 +266,20 @@ class Codec:
             )
         if not self._packs_on_device:
             rows = [container.unpack(row.tobytes(), stream.runs, limits) for row in payload.cpu().numpy()]
-            return self.decode(torch.from_numpy(np.stack(rows)), size, steps)
+            return self.decode(torch.from_numpy(np.stack(rows)), size, steps, realism)
         if steps is not None:
-            return self.decode(packing.unpack(payload.to(self.device), stream.runs)[0], size, steps)
-        valid, decoded = self._decode(stream, payload)
+            return self.decode(packing.unpack(payload.to(self.device), stream.runs)[0], size, steps, realism)
+        valid, decoded = self._decode(stream, payload, realism)
         if not valid:
             raise FormatError("padding bits are not zero: the file is damaged")
         return decoded
 
-    def _decode(self, stream: Stream, given: Tensor) -> tuple[bool, Tensor]:
+    def _decode(self, stream: Stream, given: Tensor, realism: float) -> tuple[bool, Tensor]:
         if stream.tiled and len(given) > 1:
-            found = [self._decode(stream, row) for row in given.split(1)]
+            found = [self._decode(stream, row, realism) for row in given.split(1)]
             return all(valid for valid, _ in found), torch.cat([decoded for _, decoded in found])
-        valid, decoded = self._run("decode", decode, (self.parts, stream), (given,), record=not stream.tiled)
+        parts = replace(self.parts, dial=self.dial(realism, stream.steps, stream.tiled))
+        valid, decoded = self._run("decode", decode, (parts, stream), (given,), record=not stream.tiled)
         return bool(valid), decoded
 
     @own_defaults()
@@ -282,28 +322,6 @@ class Codec:
             there = tuple(tensor.to(self.device) for tensor in tensors)
             status, *out = self.graphs(function, arguments, there) if record else function(*arguments, *there)
             return [status.tolist(), *out]  # the one time that the host waits for the device
-
-    # ---- checks ---------------------------------------------------------------------------------------------------------
-    def _check_images(self, images: Tensor) -> Tensor:
-        """The images on the device, uint8 or float32. Values are looked at there, by the walk."""
-        check_tensor(images, "images", ImageError)
-        c = self.backbone.channels
-        if images.ndim != 4 or images.shape[1] != c or 0 in images.shape:
-            raise ImageError(f"images must be [B, {c}, H, W] and not empty, not {list(images.shape)}")
-        if images.dtype == torch.uint8:
-            return images.to(self.device)
-        if not images.is_floating_point():
-            raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
-        return images.to(self.device, torch.float32)
-
-    def _check_weights(self, weights: Tensor, images: Tensor) -> Tensor:
-        check_tensor(weights, "weights", ImageError)
-        shape = (len(images), 1, *images.shape[2:])
-        if not weights.is_floating_point() or weights.shape not in (shape, (1, *shape[1:])):
-            raise ImageError(f"weights must be float {list(shape)}, one a pixel, not {weights.dtype} {list(weights.shape)}")
-        if not torch.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
-            raise ImageError("weights must be finite, 0 or above, and somewhere above 0")
-        return weights.to(self.device, torch.float32)
 
 
 def decode(parts: Parts, stream: Stream, given: Tensor) -> tuple[Tensor, Tensor]:

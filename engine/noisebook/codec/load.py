@@ -1,6 +1,7 @@
 """A codec by name: what `noisebook.load` does."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from noisebook import backbones
@@ -25,6 +26,7 @@ def load(
     effort: int = 1,
     candidates: int = 1,
     conditions: Mapping[str, Any] | None = None,
+    realism_network: str | Path | None = None,
     **changes: Any,
 ) -> Codec:
     """A codec by the name of a preset, or by its specification.
@@ -37,6 +39,7 @@ def load(
     effort    how often an encoder chooses the tokens of a step again, given the others; decoding does not depend on it
     candidates   sets of tokens that an encoder tries at each step, each for one network call; decoding does not depend on it
     conditions   what a model is conditioned on: prompt, negative_prompt, guidance, label, variant (docs/backbones.md)
+    realism_network   file of what `decode(realism=...)` uses in place of the network that came with the backbone
     changes   fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, budget, vocab_size, seed, ...
 
     Raises SpecError (unknown preset or bad numbers), BackboneError (not found or unreadable, or it has no network to
@@ -61,4 +64,4 @@ def load(
         spec = recipe.build(model)
     if not isinstance(chosen, str):
         accelerate(model, how)
-    return Codec(spec, model, graphs, effort, candidates)
+    return Codec(spec, model, graphs, effort, candidates, realism_network)

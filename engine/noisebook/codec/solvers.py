@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
+from noisebook.spec.schedule import even_levels
 from noisebook.spec.spec import CodecSpec
 
 Denoiser = Callable[[Tensor, float], Tensor]  # (y, sigma) -> x0_hat
@@ -52,10 +54,32 @@ def _adams_bashforth(denoise: Denoiser, y: Tensor, sigma: float, levels: Sequenc
     return x
 
 
-def nfe_of(spec: CodecSpec, steps: int | None = None) -> int:
-    """Network calls of a decode of the first `steps` steps (None: all), those of the solver included."""
-    walked, levels = len(spec.schedule), len(spec.solver_levels)
+class Ending(NamedTuple):
+    """How a decode ends: the solver, the level at which it begins, its levels, and how many steps were walked before."""
+
+    solver: str
+    sigma: float
+    levels: Sequence[float]
+    step: int
+
+
+def ending(spec: CodecSpec, steps: int | None = None) -> Ending:
+    """The end of a decode of the first `steps` steps (None: all); of a codec without steps, of `steps` of the solver."""
+    schedule, solver = spec.schedule, spec.solver
+    if steps is None:
+        return Ending(solver, spec.sigma_last, spec.solver_levels, len(schedule))
+    if not schedule:
+        return Ending("ab2" if solver == "mean" else solver, spec.sigma_last, even_levels(spec.sigma_last, steps), 0)
+    last = min(steps, len(schedule))
+    levels = (*(step.sigma_next for step in schedule[last:]), *spec.solver_levels)
+    return Ending(solver, schedule[last - 1].sigma_next, levels, last)
+
+
+def nfe_of(spec: CodecSpec, steps: int | None = None, realism: float = 0.0) -> int:
+    """Network calls of a decode of the first `steps` steps (None: all), those of the solver included, and where realism is
+    above 0 the one of the realism network."""
+    walked, levels, more = len(spec.schedule), len(spec.solver_levels), int(realism > 0)
     if steps is not None and not walked:
-        return 2 * steps - 1 if spec.solver == "heun" else steps
+        return (2 * steps - 1 if spec.solver == "heun" else steps) + more
     end = {"mean": 1, "heun": 2 * levels - 1}.get(spec.solver, levels) if spec.sigma_last > 0 else 0
-    return (walked if steps is None else steps) + end
+    return (walked if steps is None else steps) + end + more

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from noisebook.backbones import Backbone
 from noisebook.codebook import start_noise
-from noisebook.codec.solvers import solve_ode
+from noisebook.codec.realism import Dial
+from noisebook.codec.solvers import ending, solve_ode
 from noisebook.codec.stream import Segment, Stream
 from noisebook.codec.tiles import Look
 from noisebook.errors import BackboneError
@@ -27,7 +28,6 @@ from noisebook.rules import Rule
 from noisebook.runtime.cuda_graphs import graph_cached
 from noisebook.runtime.devices import working_device
 from noisebook.runtime.profiler import stage
-from noisebook.spec.schedule import even_levels
 from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import StepIndex
 
@@ -47,6 +47,7 @@ class Parts:
     rule: Rule
     start_rule: Rule
     network: Callable[[], Backbone] = field(compare=False)  # what predicts for large pictures
+    dial: Dial | None = None  # of a decoder that asks for realism
 
     @property
     def device(self) -> torch.device:
@@ -162,24 +163,21 @@ def _start_by_block(parts: Parts, stream: Stream, segment: Segment | None, choos
 
 
 def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
-    """From the last level to images [B, C, H, W]: one x0_hat, or the probability-flow ODE to 0."""
-    spec, backbone = parts.spec, parts.backbone
-    schedule, solver, sigma, levels = spec.schedule, spec.solver, spec.sigma_last, spec.solver_levels
-    if stream.steps is not None:
-        last = min(stream.steps, len(schedule))
-        sigma = schedule[last - 1].sigma_next if last else sigma
-        levels = (*(s.sigma_next for s in schedule[last:]), *levels) if last else even_levels(sigma, stream.steps)
-        solver = "ab2" if solver == "mean" and not last else solver
+    """From the last level to images [B, C, H, W]: one x0_hat, or the probability-flow ODE to 0; with a dial, the first
+    mixed with a convincing picture."""
+    backbone, state = parts.backbone, y
+    solver, sigma, levels, step = ending(parts.spec, stream.steps)
     with stage("solve"):
-        last = len(schedule) if stream.steps is None else min(stream.steps, len(schedule))
         if sigma > 0 and isinstance(cond, Look):
             if solver == "mean":
-                y = cond(y, sigma, last)
+                y = cond(y, sigma, step)
             else:
-                y = solve_ode(solver, lambda y, sigma: cond(y, sigma, last).clone(), y, sigma, levels)
+                y = solve_ode(solver, lambda y, sigma: cond(y, sigma, step).clone(), y, sigma, levels)
         elif sigma > 0 and solver == "mean":
             y = denoise(backbone, y, sigma, cond)
         elif sigma > 0:
             guided = None if cond is None else backbone.guided(cond)
             y = solve_ode(solver, lambda y, sigma: denoise(backbone, y, sigma, guided), y, sigma, levels)
+        if parts.dial is not None:
+            y = parts.dial(y, state, sigma, stream.tiled)
         return backbone.decode(y)[:, :, : stream.height, : stream.width]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
 
 MARKER = ".noisebook-detokenize.json"  # says whose pictures a folder holds
+DIALLED = ("realism", "realism_network")  # what the marker has more where realism is above 0
 NAMED = 10_000  # failures that are named; the others are counted
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.ELOOP)  # of one name, not of the disk
 
@@ -41,16 +42,18 @@ def detokenize(
     steps: int | None = None,
     tell: Callable[[int], Any] = lambda _: None,
     limits: Limits = DEFAULT,
+    realism: float = 0.0,
 ) -> dict[str, Any]:
     """Writes the pictures of the first `first` images (None: of all) into the folder `output`, batch by batch of one size.
     An image goes to its key, if that ends in .png, else to KEY.png; see `PictureNames` for names that meet, also those that
     differ in case only where the folder takes them for one.
 
-    The folder is new, empty, or holds pictures of the same data set, codec and steps, as its marker says. Files that are
-    there are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps of each.
+    The folder is new, empty, or holds pictures of the same data set, codec, steps and realism, as its marker says. Files
+    that are there are not written again, so that the same call goes on where it was stopped. `steps`: only the first steps
+    of each.
     `tell` is called with the number of images after each batch. `limits`: `pixels` and
     `network_calls` of a decode; a batch is smaller than
-    `batch_size` where `memory` asks for it.
+    `batch_size` where `memory` asks for it. `realism`: from 0 to 1, as of `Codec.decode`, which also says what it raises.
 
     Returns {"written", "skipped", "n_failed", "failed_by_code", "failed": [{"key", "code", "message"}]}: an image whose key
     cannot be a name there (bad_key, taken, name_too_long), or that is too_large, fails, and the others are written; of more
@@ -62,15 +65,17 @@ def detokenize(
         codec = codec.as_recorded(data.spec)
     if codec.spec.hash != data.spec.hash:
         raise CodecMismatchError(f"the tokens are of codec {data.spec.hash.hex()}, not {codec.spec.hash.hex()}")
-    check_decode(data.spec, 1, 1, limits, steps)  # what a decode of any size takes
+    check_decode(data.spec, 1, 1, limits, steps, realism)  # what a decode of any size takes
     about = {"plan": data.plan.hash, "codec": codec.spec.hash.hex(), "steps": steps}
+    if dial := codec.dial(realism, steps):
+        about |= dict(zip(DIALLED, (dial.realism, dial.network.fingerprint), strict=True))
     _refuse_foreign(output, about)
     store = Store(os.path.abspath(output))
     with store.lock():
         if not _refuse_foreign(output, about):
             store.write(MARKER, (json.dumps({"noisebook": "detokenize", **about}, indent=1) + "\n").encode())
         store.collect_strays(("",))
-        run = _Run(data, codec, output, batch_size, limits, steps)
+        run = _Run(data, codec, output, batch_size, limits, steps, realism)
         for batch in run.batches(len(data) if first is None else min(first, len(data))):
             store.refuse_moved()
             run.write(batch)
@@ -93,10 +98,12 @@ def _refuse_foreign(output: Path, about: dict[str, Any]) -> bool:
             found = read_json_object(Store(os.path.abspath(output)).read(MARKER) or b"", MARKER)
         except NoisebookError as error:
             raise DatasetError(f"{shown}: {error}: choose another -o") from error
-        if any(name not in found or found[name] != value for name, value in about.items()):
+        if any(name not in found or found[name] != value for name, value in about.items() if name not in DIALLED):
             raise DatasetError(
                 f"{shown}: it holds pictures of another data set, codec or number of steps: choose another -o"
             )
+        if any(found.get(name) != about.get(name) for name in DIALLED):
+            raise DatasetError(f"{shown}: it holds pictures of another realism or realism network: choose another -o")
         return True
     if foreign := sorted(set(names) - {LOCK, f"{LOCK}-0"}):
         raise DatasetError(f"{shown}: something else is there ({printable(foreign[0], 100)}): choose an empty folder")
@@ -104,14 +111,14 @@ def _refuse_foreign(output: Path, about: dict[str, Any]) -> bool:
 
 
 def decoded(
-    codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None, limits: Limits = DEFAULT
+    codec: "Codec", rows: Sequence[dict[str, Any]], steps: int | None = None, limits: Limits = DEFAULT, realism: float = 0.0
 ) -> np.ndarray:
-    """Pictures uint8 [B, H, W, C] of rows of one size, decoded in all steps or only the first `steps`. Raises FormatError as
-    `refuse_costly`."""
+    """Pictures uint8 [B, H, W, C] of rows of one size, decoded in all steps or only the first `steps`, with that `realism`.
+    Raises FormatError as `refuse_costly`, and as `Codec.decode`."""
     size = rows[0]["height"], rows[0]["width"]
-    refuse_costly(codec, size, limits, steps)
+    refuse_costly(codec, size, limits, steps, realism)
     tokens = torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64))
-    return pixels_of(codec.decode(tokens, size, steps))
+    return pixels_of(codec.decode(tokens, size, steps, realism))
 
 
 Batch = list[tuple[Path, dict[str, Any]]]  # rows of one size, and where each goes
@@ -120,9 +127,18 @@ Batch = list[tuple[Path, dict[str, Any]]]  # rows of one size, and where each go
 class _Run:
     """What is written, there already, and failed so far."""
 
-    def __init__(self, data: TokenDataset, codec: "Codec", output: Path, batch_size: int, limits: Limits, steps: int | None):
+    def __init__(
+        self,
+        data: TokenDataset,
+        codec: "Codec",
+        output: Path,
+        batch_size: int,
+        limits: Limits,
+        steps: int | None,
+        realism: float,
+    ):
         self.data, self.codec, self.output, self.batch_size, self.limits = data, codec, output, batch_size, limits
-        self.steps = steps
+        self.steps, self.realism = steps, realism
         self.refusals: dict[tuple[int, int], str] = {}  # why images of a size are not decoded
         self.names = PictureNames(folds(output, MARKER))
         self.written = self.skipped = 0
@@ -187,14 +203,14 @@ class _Run:
         if size not in self.refusals:
             self.refusals[size] = ""
             try:
-                refuse_costly(self.codec, size, self.limits, self.steps)
+                refuse_costly(self.codec, size, self.limits, self.steps, self.realism)
             except FormatError as error:
                 self.refusals[size] = str(error)
         return self.refusals[size]
 
     def write(self, batch: Batch) -> None:
         """Decodes rows and writes their pictures. Raises NoisebookError where none can be written."""
-        pictures = decoded(self.codec, [row for _, row in batch], self.steps, self.limits)
+        pictures = decoded(self.codec, [row for _, row in batch], self.steps, self.limits, self.realism)
         for (path, row), pixels in zip(batch, pictures, strict=True):
             try:
                 write_bytes(path, png_bytes(pixels), replace=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from noisebook import backbones
@@ -182,15 +183,23 @@ def recipe_of(codec: CodecSource, device: str | None = None, alive: bool = True)
     )
 
 
-def decoder(spec: CodecSpec, network: Mapping[str, str], backbone: str | None = None, device: str = "cpu") -> Codec:
+def decoder(
+    spec: CodecSpec,
+    network: Mapping[str, str],
+    backbone: str | None = None,
+    device: str = "cpu",
+    realism_network: str | Path | None = None,
+) -> Codec:
     """The codec that decodes a data set, computing and conditioned as when the tokens were made: `network` is what
     `CodecRecipe.network` has left in the plan.
 
     backbone  where it is, if it did not come with the package
+    realism_network   as of `noisebook.load`: a plan names none
     Raises as `noisebook.load`."""
     conditions = {k: CONDITION_TYPES.get(k, str)(v) for k, v in network.items() if k in DECODER_CONDITIONS}
     dtype = network.get("dtype", "float32")
-    return load(spec, backbone=backbone, device=usable_device(device), dtype=dtype, conditions=conditions)
+    where = {"backbone": backbone, "device": usable_device(device), "realism_network": realism_network}
+    return load(spec, dtype=dtype, conditions=conditions, **where)
 
 
 def _kind(device: str) -> str:

@@ -88,12 +88,15 @@ def contain(
 CODEWORDS = 1000  # that are made one by one, in the time of about one network call
 
 
-def check_decode(spec: CodecSpec, height: int, width: int, limits: Limits = DEFAULT, steps: int | None = None) -> None:
+def check_decode(
+    spec: CodecSpec, height: int, width: int, limits: Limits = DEFAULT, steps: int | None = None, realism: float = 0.0
+) -> None:
     """Raises FormatError where a decode of that size, of the first `steps` steps if given, has more pixels or network calls
-    than `limits` allow; a thousand codewords that are made one by one count as one call. Nothing is made for it."""
+    (one more where `realism` is above 0) than `limits` allow; a thousand codewords that are made one by one count as one
+    call. Nothing is made for it."""
     from noisebook.codec.solvers import nfe_of
 
-    calls = nfe_of(spec, steps)
+    calls = nfe_of(spec, steps, realism)
     if spec.codebook == "independent" or spec.rule == "pursuit":  # made one by one, not by one transform for all
         calls += sum(run.count for _, run in spec.runs_for(height, width)) // (CODEWORDS * spec.blocks)
     for what, value, name in (
@@ -104,22 +107,27 @@ def check_decode(spec: CodecSpec, height: int, width: int, limits: Limits = DEFA
             raise FormatError(words)
 
 
-def refuse_costly(codec: "Codec", size: tuple[int, int], limits: Limits = DEFAULT, steps: int | None = None) -> None:
+def refuse_costly(
+    codec: "Codec", size: tuple[int, int], limits: Limits = DEFAULT, steps: int | None = None, realism: float = 0.0
+) -> None:
     """`check_decode` of images of that (height, width), and of what they are padded to: blocks may pad far."""
-    check_decode(codec.spec, *size, limits, steps)
-    check_decode(codec.spec, *codec.stream(*size).padded, limits, steps)
+    check_decode(codec.spec, *size, limits, steps, realism)
+    check_decode(codec.spec, *codec.stream(*size).padded, limits, steps, realism)
 
 
-def decode_picture(codec: "Codec", container: Container, steps: int | None = None, limits: Limits = DEFAULT) -> "np.ndarray":
-    """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps only, if given. Raises
-    FormatError where the payload does not fit, and, before anything is allocated, as `refuse_costly`."""
+def decode_picture(
+    codec: "Codec", container: Container, steps: int | None = None, limits: Limits = DEFAULT, realism: float = 0.0
+) -> "np.ndarray":
+    """A file of this codec -> uint8 [H, W, C], rounded to nearest; of its first `steps` steps only, if given; `realism` from
+    0 to 1 as of `Codec.decode`. Raises FormatError where the payload does not fit, and, before anything is allocated, as
+    `refuse_costly`, and what `Codec.decode` raises."""
     import numpy as np
     import torch
 
     size = (container.height, container.width)
-    refuse_costly(codec, size, limits, steps)
+    refuse_costly(codec, size, limits, steps, realism)
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
-    image = codec.decode_packed(payload[None], size, steps, limits)[0]
+    image = codec.decode_packed(payload[None], size, steps, limits, realism)[0]
     return pixels_of(image)
 
 

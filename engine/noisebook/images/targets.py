@@ -8,10 +8,12 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from noisebook.backbones.realism import LazyRealism
 from noisebook.codec.codec import Codec
 from noisebook.codec.stream import spec_for
 from noisebook.errors import BackboneError, FormatError, SpecError
@@ -59,7 +61,7 @@ class Target:
 
 class Aim:
     """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` is called with a
-    line about each try."""
+    line about each try. `realism_network` is as of `Codec`; a target in dB is one of decodes with realism 0."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Aim:
         effort: int = 1,
         candidates: int = 1,
         tell: Callable[[str], None] | None = None,
+        realism_network: str | Path | None = None,
     ):
         if not backbone.answers_to(curve.fingerprint):
             raise BackboneError(
@@ -79,7 +82,8 @@ class Aim:
         if curve.condition and target.max_nfe < 3:
             raise SpecError("under a condition max_nfe is 3 at least: the first tokens take a network call too")
         self.target, self.backbone, self.curve = target, backbone, curve
-        self.how, self.tell = (graphs, effort, candidates), tell
+        self.realism = LazyRealism(realism_network)  # one for all codecs
+        self.how, self.tell = (graphs, effort, candidates, self.realism), tell
         self._codecs: dict[tuple[int, int, int], Codec] = {}
 
     def dims(self, height: int, width: int) -> int:

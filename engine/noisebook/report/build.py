@@ -1,6 +1,7 @@
 """A report from the names of its data sets."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from noisebook.datasets.recipe import decoder
 from noisebook.datasets.sources.located import Inputs
@@ -20,6 +21,8 @@ def build_report(
     inputs: Inputs | None = None,
     limits: Limits = DEFAULT,
     judge: Judge | None = None,
+    realism: float = 0.0,
+    realism_network: str | Path | None = None,
 ) -> str:
     """The page, HTML, about data sets of `noisebook tokenize`: one, or several side by side.
 
@@ -30,6 +33,7 @@ def build_report(
               shows decodes without originals, because a path that a data set records is never opened
     limits    as of `TokenDataset`, and `network_calls` of a decode
     judge     metrics to compare the shown images by, beside PSNR and SSIM; needs `inputs`
+    realism   of the decodes, from 0 to 1, as of `Codec.decode`; `realism_network` as of `noisebook.load`
 
     Raises SpecError for a bad number, and for a judge without originals to compare with; FormatError for a codec of more
     network calls, DatasetError where a data set or input is missing or has no image yet, and what `noisebook.load` and
@@ -48,9 +52,11 @@ def build_report(
     for source in sources:
         keys = common if all(key in source.rows for key in common) else choose([source], images)
         try:
-            check_decode(source.data.spec, 1, 1, limits)  # what a decode of any size takes, before a network is loaded
+            check_decode(
+                source.data.spec, 1, 1, limits, None, realism
+            )  # what a decode of any size takes, before a network is loaded
         except FormatError as error:
             raise FormatError(f"{printable(source.name)}: {error}") from error
-        codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device)
-        runs.append(source.run(codec, keys, judge))
+        codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device, realism_network)
+        runs.append(source.run(codec, keys, judge, realism))
     return page(runs)

@@ -75,6 +75,7 @@ class ReportRun:
     shown: list[Shown]
     with_originals: bool  # inputs were given, in which the originals were looked for
     judged: dict[str, dict[str, Any]]  # other metrics over the shown images, as `Judge.summary` has them
+    realism: float = 0.0  # of the decodes
 
     def mean(self, what: str) -> float | None:
         """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
@@ -101,9 +102,9 @@ class ReportSource:
             for offset, row in enumerate(self.data.checked(done[place])):
                 self.rows[row["key"]] = int(starts[place]) + offset, row
 
-    def run(self, codec: "Codec", keys: list[str], judge: Judge | None = None) -> ReportRun:
-        """All that the page says about it, with the images of these keys, compared also by what the `judge` has. Raises
-        CodecMismatchError for another codec."""
+    def run(self, codec: "Codec", keys: list[str], judge: Judge | None = None, realism: float = 0.0) -> ReportRun:
+        """All that the page says about it, with the images of these keys, decoded with that `realism`, compared also by what
+        the `judge` has. Raises CodecMismatchError for another codec, and what `Codec.decode` raises."""
         data = self.data
         if codec.spec.hash != data.spec.hash:
             codec = codec.as_recorded(data.spec)
@@ -119,7 +120,7 @@ class ReportSource:
             "bytes": sum(e["bytes"] for e in entries),
             "tokens": sum(e["tokens"] for e in entries),
         }
-        shown = self._shown(codec, keys, judge)
+        shown = self._shown(codec, keys, judge, realism)
         verdicts = [image.verdict for image in shown if image.verdict is not None]
         return ReportRun(
             self.name,
@@ -130,11 +131,12 @@ class ReportSource:
             Counter(data.plan.source.passed_over),
             Counter(r["code"] for e in data.ledgers for r in e["remarks"]),
             sorted(entries, key=lambda e: (e["finished"], e["shard"])),
-            codec.nfe,
+            codec.nfe_of(None, realism),
             self._tokens(codec),
             shown,
             self.with_originals,
             judge.summary(verdicts) if judge else {},
+            realism,
         )
 
     def _tokens(self, codec: "Codec") -> TokenStatistics | None:
@@ -155,7 +157,8 @@ class ReportSource:
             np.bincount(tokens[:, vocab_sizes == largest].ravel(), minlength=largest),
         )
 
-    def _shown(self, codec: "Codec", keys: list[str], judge: Judge | None) -> list[Shown]:
+    def _shown(self, codec: "Codec", keys: list[str], judge: Judge | None, realism: float) -> list[Shown]:
+        codec.dial(realism)  # raises where there is none, also of no image
         rows = [self.rows[key] for key in keys]
         shown: dict[int, Shown] = {}
         sizes = [(row["height"], row["width"]) for _, row in rows]
@@ -163,7 +166,8 @@ class ReportSource:
             group = [i for i, other in enumerate(sizes) if other == size]
             for first in range(0, len(group), BATCH):
                 part = group[first : first + BATCH]
-                for i, pixels in zip(part, decoded(codec, [rows[i][1] for i in part], None, self.data.limits), strict=True):
+                pictures = decoded(codec, [rows[i][1] for i in part], None, self.data.limits, realism)
+                for i, pixels in zip(part, pictures, strict=True):
                     shown[i] = self._judged(keys[i], *rows[i], pixels, codec, judge)
         return [shown[i] for i in range(len(rows))]
 

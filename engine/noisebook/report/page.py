@@ -70,6 +70,7 @@ def _overview(runs: Sequence[ReportRun]) -> str:
         ["tokens", *(f"{run.counts['tokens']:,}" for run in runs)],
         ["size of the shards", *(f"{run.counts['bytes'] / 1e6:,.2f} MB" for run in runs)],
         ["network calls per decode", *(str(run.nfe) for run in runs)],
+        *([["realism of the decodes", *(f"{run.realism:g}" for run in runs)]] if any(run.realism for run in runs) else []),
         ["images compared below", *(str(len(run.shown)) for run in runs)],
         ["bits per pixel", *(with_unit(run.mean("bpp"), 4, "") for run in runs)],
         ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],

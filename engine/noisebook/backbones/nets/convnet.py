@@ -154,13 +154,18 @@ class PriorBackbone(Backbone):
         return self.net(y, sigma).contiguous()
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
-        for name, part in self.net.named_children():
-            if name not in ("prior", "embed"):
-                part.to(dtype)
-        if channels_last:
-            self.net.to(**CHANNELS_LAST)
-        if compile:
-            self.net.residual = compiled(self.net.residual)
+        accelerate_network(self.net, dtype, channels_last, compile)
+
+
+def accelerate_network(net: PriorDenoiser, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
+    """What `Backbone.accelerate` does to a `PriorDenoiser`, in place: its prior and the level's embedding stay float32."""
+    for name, part in net.named_children():
+        if name not in ("prior", "embed"):
+            part.to(dtype)
+    if channels_last:
+        net.to(**CHANNELS_LAST)
+    if compile:
+        net.residual = compiled(net.residual)
 
 
 def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> PriorBackbone:

@@ -11,7 +11,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from noisebook.backbones.checkpoint import check_size
 from noisebook.backbones.nets.convnet import CHANNELS_LAST, ConvDenoiser
+
+MOST_WIDTHS, MOST_MULTIPLE = 8, 256  # of a file's network: a small picture is padded to one multiple
 
 
 class NoPrior(nn.Module):
@@ -47,7 +50,18 @@ class RealismNetwork(ConvDenoiser):
 
 
 def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> RealismNetwork:
-    """The network from a checkpoint of kind `realism`: weights are stored in bf16 and run in float32."""
+    """The network from a checkpoint of kind `realism`: weights are stored in bf16 and run in float32.
+
+    A `fingerprint` in the config names the backbone that it was trained for and is none of the network's own. Raises
+    ValueError, or what torch raises, where config and tensors do not fit."""
+    config = {name: value for name, value in config.items() if name != "fingerprint"}
+    if len(config.get("widths", ())) > MOST_WIDTHS:
+        raise ValueError(f"more than {MOST_WIDTHS} widths")
+    if config.get("patch", 1) < 1 or config.get("channels", 3) not in (1, 3):
+        raise ValueError("a patch has at least 1 pixel, and a picture 1 or 3 channels")
+    check_size(lambda: RealismNetwork(**config), tensors)
     network = RealismNetwork(**config)
+    if network.multiple > MOST_MULTIPLE:
+        raise ValueError(f"it takes multiples of {network.multiple} pixels, more than {MOST_MULTIPLE}")
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return network.to(**CHANNELS_LAST).eval().requires_grad_(False)

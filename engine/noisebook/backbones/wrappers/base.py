@@ -1,6 +1,6 @@
 """What every backbone around another backbone is built on: it does all that the inner one does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,10 @@ class Wrapper(Backbone):
     ) -> Backbone:
         self.inner.accelerate(dtype, channels_last, compile)
         return self
+
+    @property
+    def computes(self) -> Mapping[str, Any]:
+        return self.inner.computes
 
     def round_sigma(self, sigma: float) -> float:
         return self.inner.round_sigma(sigma)
