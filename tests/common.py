@@ -15,6 +15,7 @@ from noisebook import backbones
 from noisebook.backbones import Backbone, fingerprint_of
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.nets.convnet import ConvDenoiser, checkpoint_tensors
+from noisebook.backbones.nets.realism import RealismNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +54,16 @@ def tiny_backbone(path: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     net = ConvDenoiser(backbones.load("gaussian-prior"), widths=(8, 8), blocks=1, embedding=8)
     write_checkpoint(path, "convnet", net.config, checkpoint_tensors(net))
+    return str(path)
+
+
+def realism_file(path: Path, backbone: str = "", channels: int = 3, **shape) -> str:
+    """Writes a realism network of random weights for the backbone of that fingerprint ("": any); its path."""
+    torch.manual_seed(1)
+    net = RealismNetwork(channels, **{"widths": (8, 8), "blocks": 1, "embedding": 8, "patch": 2, **shape})
+    torch.nn.init.normal_(net.leave.weight, std=0.3)
+    config = {**net.config, **({"fingerprint": backbone} if backbone else {})}
+    write_checkpoint(path, "realism", config, checkpoint_tensors(net))
     return str(path)
 
 

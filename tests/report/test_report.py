@@ -218,7 +218,7 @@ def test_errors(tmp_path, net, made, capsys):
     assert "--force replaces it" in capsys.readouterr().err
     assert (tmp_path / "x.html").read_text() == "the user's"
     assert main([*call, "--force"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "x.html")}
+    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "x.html"), "realism": 0.0}
     assert "the user's" not in (tmp_path / "x.html").read_text()
 
 

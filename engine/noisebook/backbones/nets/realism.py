@@ -57,8 +57,8 @@ def from_checkpoint(config: dict[str, Any], tensors: dict[str, Tensor]) -> Reali
     config = {name: value for name, value in config.items() if name != "fingerprint"}
     if len(config.get("widths", ())) > MOST_WIDTHS:
         raise ValueError(f"more than {MOST_WIDTHS} widths")
-    if config.get("patch", 1) < 1 or config.get("channels", 3) not in (1, 3):
-        raise ValueError("a patch has at least 1 pixel, and a picture 1 or 3 channels")
+    if min(config.get("patch", 1), config.get("embedding", 1)) < 1 or config.get("channels", 3) not in (1, 3):
+        raise ValueError("patch and embedding are at least 1, and a picture has 1 or 3 channels")
     check_size(lambda: RealismNetwork(**config), tensors)
     network = RealismNetwork(**config)
     if network.multiple > MOST_MULTIPLE:
