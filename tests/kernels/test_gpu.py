@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import noisebook
-from common import RECIPES, Shrink, random_images
+from common import RECIPES, Shrink, random_images, realism_file
 from noisebook import CodecMismatchError, FormatError, ImageError, backbones
 from noisebook.backbones.cod.cod import CoD
 from noisebook.backbones.cod.nets import CodConfig, CodNet
@@ -531,3 +531,19 @@ def test_a_judge_computes_there_what_it_computes_on_the_cpu(tmp_path):
     assert not there(a, b).remarks
     for key in ("lpips", "frechet"):
         assert found[key]["value"] == pytest.approx(expected[key]["value"], rel=1e-3)
+
+
+@pytest.mark.parametrize("how", [{}, {"dtype": "bfloat16", "channels_last": True}], ids=["float32", "bfloat16"])
+def test_the_realism_dial_replays_and_travels(how, tmp_path, fresh):
+    """Each value of the dial is a graph of its own; the CPU makes the same picture but for rounding."""
+    path = realism_file(tmp_path / "a.realism.safetensors", backbones.load("photo").fingerprint)
+    graphs, plain = (noisebook.load("photo", device="cuda", graphs=on, realism_network=path, **how) for on in (True, False))
+    images = random_images(fresh, 2, 70, 90)
+    tokens = graphs.encode(images)
+    for _ in range(2):
+        shown = [graphs.decode(tokens, (70, 90), realism=r) for r in (0.0, 0.5, 1.0)]
+    assert all(torch.equal(a, plain.decode(tokens, (70, 90), realism=r)) for a, r in zip(shown, (0, 0.5, 1), strict=True))
+    assert torch.allclose(shown[1], (shown[0] + shown[2]) / 2, rtol=0, atol=1e-6)
+    assert (shown[2] - shown[0]).abs().max() > 0.01
+    on_cpu = noisebook.load("photo", realism_network=path).decode(tokens.cpu(), (70, 90), realism=1.0)
+    assert psnr(on_cpu, shown[2]) > (35 if how else 50)

@@ -14,7 +14,7 @@ def add_realism(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="R",
         help="from 0, the least error, to 1, the most convincing picture, for one network call more (default: 0); see "
-        "docs/modes.md",
+        "docs/concepts.md",
     )
     group.add_argument(
         "--realism-network",
