@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import noisebook
-from common import RECIPES, random_images
+from common import RECIPES, random_images, realism_file
 from noisebook import backbones
 from noisebook.backbones import Backbone
 from noisebook.backbones.cod.cod import CoD
@@ -117,6 +117,18 @@ def test_tokens_and_images_are_those_of_the_cpu(case, fresh):
         assert torch.equal(there.reconstruct(x)[1], images)
         if there.rule.fixed_length:
             assert torch.equal(there.decode_packed(there.encode_packed(x), (16, 16)), images)
+
+
+def test_the_realism_network_runs_where_the_backbone_does(fresh, tmp_path):
+    x, path = random_images(fresh, 2, 16, 16), realism_file(tmp_path / "a.safetensors")
+    with other_device() as copies:
+        here, there = (Codec(codec.spec, codec.backbone, realism_network=path) for codec in pair(gaussian))
+        tokens = there.encode(x)
+        images, before = there.decode(tokens, (16, 16), realism=0.5), len(copies)
+        assert there.dial(1.0).network.net.enter.weight.device == DEVICE
+        assert torch.equal(images, here.decode(tokens, (16, 16), realism=0.5))
+        there.decode(tokens, (16, 16), realism=0.5)
+        assert len(copies) - before == 2 * there.nfe + 3  # the mean and the state there, the picture back
 
 
 def test_an_autoencoder_runs_where_the_network_does(fresh):
