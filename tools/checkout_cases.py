@@ -80,6 +80,7 @@ SPACINGS = {
     "turbo": {},
     "diffc": {"sigma_max": 400.0},
 }
+FLOAT32 = {"dtype": "float32"}  # of networks that are loaded by name: the default depends on the processor
 CONDITIONS = {"none": {}, "first": {"condition": "first"}, "only": {"condition": "only", "steps": 5}}
 
 
@@ -317,7 +318,9 @@ class Cases:
 
             def make(recipe: dict[str, Any] = recipe) -> Any:
                 options = words(item("Recipe", *PRESETS), recipe)
-                return noisebook.load(backbone="cifar10-cod", device=self.device, conditions={"guidance": 1.5}, **options)
+                return noisebook.load(
+                    backbone="cifar10-cod", device=self.device, conditions={"guidance": 1.5}, **FLOAT32, **options
+                )
 
             yield f"condition/{name}, guidance", False, partial(self.coded, make, square)
 
@@ -328,7 +331,7 @@ class Cases:
         square = pictures(14, 1, 32, 32)
         for name in item("presets", *PRESETS)():
             yield f"preset/{name}/specification", True, partial(self.preset, name)
-            make = partial(noisebook.load, name, backbone=None, device=self.device)
+            make = partial(noisebook.load, name, backbone=None, device=self.device, **FLOAT32)
             yield f"preset/{name}/coded", name == "photo", partial(self.coded, make, square)
 
     def preset(self, name: str) -> Facts:

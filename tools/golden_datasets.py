@@ -138,7 +138,7 @@ def write_dataset(name: str) -> None:
     os.chdir(copied(PLACE))
     platform.node = lambda: "example"  # the ledger holds the name of the machine
     stop = ["--max-errors", "0"] if name == HALF else []
-    code = run(["tokenize", *OPTIONS[name], "-o", name, *HOW, *stop])
+    code = run(["tokenize", *OPTIONS[name], "-o", name, *HOW, "--dtype", "float32", *stop])
     if code not in (0, 3):  # 3: a picture has failed
         sys.exit(f"{name}: noisebook tokenize ended with {code}")
     shutil.copytree(PLACE / name, FOLDER / name, ignore=shutil.ignore_patterns(".*"))

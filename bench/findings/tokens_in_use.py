@@ -71,6 +71,8 @@ def tokenise(work: Path) -> None:
                 str(work / f"{kind}-{split}"),
                 "--resume",
                 *options.split(),
+                "--dtype",
+                "float32",
                 "--batch-size",
                 "50",
                 "--shard-size",
@@ -100,7 +102,7 @@ class Judge:
 def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
     data = TokenDataset(str(work / f"{kind}-train"), inputs=work / "train.parquet")
     train, held_out = ar.tokens_of(str(work / f"{kind}-train")), ar.tokens_of(str(work / f"{kind}-held-out"))
-    codec = noisebook.load(data.spec)
+    codec = noisebook.load(data.spec, dtype="float32")
     layout = codec.layout_for(*SIZE)
     values = int(layout.vocab_size.max())
     uniform = math.log2(values)

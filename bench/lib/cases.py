@@ -17,8 +17,9 @@ FLOW = {
     "vocab_size": 4096,
     "scale_pixels": 0,
     "start_budget": 0,
+    "dtype": "float32",
 }
-COD = {"backbone": "cifar10-cod", "condition": "only"}
+COD = {"backbone": "cifar10-cod", "condition": "only", "dtype": "float32"}
 CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a GPU, batch there, threads and workers
     {
         "name": "CIFAR-10, `cifar10-flow`, 8 calls",
@@ -29,7 +30,7 @@ CASES: list[dict[str, Any]] = [  # name, codec, input, images on a CPU and on a 
     },
     {
         "name": "photographs 256 x 256, `photo-low`",
-        "codec": {"preset": "photo-low"},
+        "codec": {"preset": "photo-low", "dtype": "float32"},
         "input": "pictures",
         "images": (24, 512),
         "batch": (4, 32),

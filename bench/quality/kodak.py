@@ -33,7 +33,7 @@ def roundtrip(argv: list[str]) -> tuple[list[dict], dict]:
     with tempfile.TemporaryDirectory() as out:
         captured = io.StringIO()
         with contextlib.redirect_stdout(captured):
-            if noisebook(["roundtrip", "--json", "-o", out, *argv]):
+            if noisebook(["roundtrip", "--json", "--dtype", "float32", "-o", out, *argv]):
                 raise SystemExit("noisebook roundtrip failed")
         result = json.loads(captured.getvalue())
         rows = result["images"]

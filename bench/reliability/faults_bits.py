@@ -240,7 +240,9 @@ def classes(images: int, seed: int, backbone: str = "cifar10-flow", side: int = 
     """
     rng = np.random.default_rng(seed)
     batch = torch.from_numpy(np.stack([smooth(rng, side, side) for _ in range(images)])).permute(0, 3, 1, 2).contiguous()
-    codec = noisebook.load(backbone=backbone, steps=10, budget=8, budget_last=8, vocab_size=4096, scale_pixels=0)
+    codec = noisebook.load(
+        backbone=backbone, dtype="float32", steps=10, budget=8, budget_last=8, vocab_size=4096, scale_pixels=0
+    )
     rows, first, seen, threads = [], None, None, torch.get_num_threads()
     for count, size in ((1, images), (1, images), (1, max(1, images // 4)), (1, 1), (2, images)):
         torch.set_num_threads(count)

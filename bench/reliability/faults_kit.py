@@ -95,6 +95,8 @@ class Ground:
             "--backbone",
             self.backbone,
             *KNOBS,
+            "--dtype",
+            "float32",
             "--workers",
             str(workers),
             *more,

@@ -87,7 +87,7 @@ def make(
             from noisebook.datasets import decoding
 
             decoding.decode = faults_deadly.decode
-        return noisebook.load(backbone=backbone, **knobs)
+        return noisebook.load(backbone=backbone, dtype="float32", **knobs)
 
     def engine(tokenizer: Any, todo: list[int], progress: Any) -> None:
         during()

@@ -31,7 +31,7 @@ from noisebook.datasets import TokenDataset
 from noisebook.runtime.pixels import to_uint8
 
 NAME, PAGE = "whole_dataset", ROOT / "docs/datasets.md"
-CODEC = ["--backbone", "cifar10-flow", "--bpp", ".5", "--max-nfe", "8"]
+CODEC = ["--backbone", "cifar10-flow", "--bpp", ".5", "--max-nfe", "8", "--dtype", "float32"]
 FORMATS = ("npy", "webdataset", "megatron")
 Rows = Iterator[tuple[str, Any]]
 
@@ -114,7 +114,7 @@ def run(folder: Path, count: int) -> dict[str, Any]:
         same = sum(key in wanted and np.array_equal(np.asarray(some), wanted[key]) for key, some in found)
         readers.append({"reader": name, "images": len(found), "same": same})
 
-    codec = noisebook.load(TokenDataset(str(tokens)).spec)
+    codec = noisebook.load(TokenDataset(str(tokens)).spec, dtype="float32")
     pairs = list(of_numpy(folder / "npy"))
     equal, errors = 0, []
     for first in range(0, len(pairs), 64):

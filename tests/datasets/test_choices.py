@@ -20,6 +20,7 @@ from noisebook.errors import DatasetError, SpecError
 
 GIB = 1 << 30
 KNOBS = {"steps": 2, "budget": 2, "budget_last": 2, "vocab_size": 256}
+PLAIN = {"changes": KNOBS, "dtype": "float32"}  # that is chosen, too: see test_dtype.py
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ class Machine:
         self.net, self.output, self.memory, self.loaded, self.said = net, output, memory, [], []
 
     def plan(self, pictures, monkeypatch, here=True, recipe=None, **options):
-        recipe = recipe or CodecRecipe(backbone=self.net, changes=KNOBS)
+        recipe = recipe or CodecRecipe(backbone=self.net, **PLAIN)
         monkeypatch.setattr(choices, "gpu_memory", lambda: self.memory)
 
         def make_codec(size, network):
@@ -103,8 +104,8 @@ def test_what_is_chosen_is_in_the_plan_and_read_there_by_others(net, pictures, t
     with pytest.raises(DatasetError, match="batch_size"):
         other.plan(pictures, monkeypatch, batch_size=4)
     with pytest.raises(DatasetError, match="network"):
-        other.plan(pictures, monkeypatch, recipe=CodecRecipe(backbone=net, changes=KNOBS, compile=False))
-    assert other.plan(pictures, monkeypatch, recipe=CodecRecipe(backbone=net, changes=KNOBS, compile=True)) == first
+        other.plan(pictures, monkeypatch, recipe=CodecRecipe(backbone=net, **PLAIN, compile=False))
+    assert other.plan(pictures, monkeypatch, recipe=CodecRecipe(backbone=net, **PLAIN, compile=True)) == first
 
 
 @pytest.mark.parametrize(("worth", "expected"), [(1.0, "on"), (1e30, "off")])
@@ -128,7 +129,7 @@ def test_a_process_that_hands_out_the_work_compiles_nothing(net, pictures, tmp_p
 def test_what_the_user_has_said_is_not_chosen(net, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "WORTH", 1.0)
     machine = Machine(net, tmp_path / "out")
-    said = machine.plan(pictures, monkeypatch, recipe=CodecRecipe(backbone=net, changes=KNOBS, compile=False), batch_size=7)
+    said = machine.plan(pictures, monkeypatch, recipe=CodecRecipe(backbone=net, **PLAIN, compile=False), batch_size=7)
     assert (said.batch_size, said.network["compile"], machine.said) == (7, "False", [])
 
 

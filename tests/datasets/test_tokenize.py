@@ -23,6 +23,7 @@ from noisebook.errors import DatasetError, NoisebookError, SpecError
 
 COUNT, SIDE = 7, 16
 CHANGES = {"steps": 4, "budget": 8, "budget_last": 8, "vocab_size": 256, "scale_pixels": 0, "start_budget": 0}
+PLAIN = {**CHANGES, "dtype": "float32"}  # of which a plan of one's own codec says nothing
 SIZES = {"shard_size": 3, "batch_size": 2}
 SIZE_OPTIONS = ["--shard-size", "3", "--batch-size", "2", "--workers", "0"]
 
@@ -114,12 +115,12 @@ def test_a_codec_of_ones_own(tmp_path, net, pictures):
 
     def make(device, size):
         made.append((device, size))
-        return noisebook.load(backbone=net, device=device, **CHANGES)
+        return noisebook.load(backbone=net, device=device, **PLAIN)
 
-    tokenize(pictures, tmp_path / "recipe", codec=CodecRecipe(backbone=net, changes=CHANGES), **SIZES)
+    tokenize(pictures, tmp_path / "recipe", codec=CodecRecipe(backbone=net, changes=CHANGES, dtype="float32"), **SIZES)
     tokenize(pictures, tmp_path / "function", codec=make, **SIZES)
     assert made == [("cpu", (SIDE, SIDE))]
-    tokenize(pictures, tmp_path / "live", codec=noisebook.load(backbone=net, **CHANGES), device="cpu", **SIZES)
+    tokenize(pictures, tmp_path / "live", codec=noisebook.load(backbone=net, **PLAIN), device="cpu", **SIZES)
     assert content(tmp_path / "live") == content(tmp_path / "function")
     tokens = [[row["tokens"].tolist() for row in TokenDataset(tmp_path / name)] for name in ("recipe", "function")]
     assert tokens[0] == tokens[1]
@@ -158,7 +159,8 @@ def test_a_recipe_that_contradicts_itself_is_refused(fields):
 
 
 def test_a_recipe_is_a_value():
-    recipe = CodecRecipe("photo-low", device="cuda:1", compile=False, conditions={"guidance": 2, "label": 3, "prompt": None})
+    conditions = {"guidance": 2, "label": 3, "prompt": None}
+    recipe = CodecRecipe("photo-low", device="cuda:1", compile=False, dtype="float32", conditions=conditions)
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     with pytest.raises(AttributeError):
         recipe.preset = "photo"  # type: ignore[misc]
@@ -173,6 +175,7 @@ def test_a_recipe_is_a_value():
         "label": "3",
     }
     assert replace(recipe, compile=None).network()["compile"] == ""  # for the plan to say
+    assert CodecRecipe("photo-low").network()["dtype"] == ""
 
 
 def test_a_decoder_is_conditioned_as_the_plan_says(net, monkeypatch):
@@ -180,7 +183,8 @@ def test_a_decoder_is_conditioned_as_the_plan_says(net, monkeypatch):
 
     given = {}
     monkeypatch.setattr(module, "load", lambda spec, **options: given.update(options))
-    network = CodecRecipe(conditions={"guidance": 2, "label": 3, "prompt": "a cat", "autoencoder": "x"}).network()
+    conditions = {"guidance": 2, "label": 3, "prompt": "a cat", "autoencoder": "x"}
+    network = CodecRecipe(dtype="float32", conditions=conditions).network()
     decoder(noisebook.load(backbone=net, **CHANGES).spec, network, "somewhere")
     assert given == {
         "backbone": "somewhere",

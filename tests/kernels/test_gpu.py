@@ -107,7 +107,16 @@ def test_replay_under_a_condition(changes, fresh):
     assert len(codec.graphs) > 0
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"channels_last": True}, {"dtype": "bfloat16", "compile": True}])
+def test_auto_is_bfloat16_from_compute_capability_8_on():
+    fast = torch.cuda.get_device_capability() >= (8, 0)
+    codec = noisebook.load("photo", device="cuda", steps=2)
+    assert codec.dtype == ("bfloat16" if fast else "float32")
+    assert noisebook.load("photo", device="cuda", steps=2, dtype="float32").dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "bfloat16"}, {"dtype": "float32", "channels_last": True}, {"dtype": "bfloat16", "compile": True}]
+)
 def test_replay_of_an_accelerated_network(options, fresh):
     codec, plain = (noisebook.load("photo", device="cuda", steps=6, graphs=g, **options) for g in (True, False))
     for _ in range(3):
@@ -281,7 +290,7 @@ def test_bad_values_are_refused(fresh):
 def test_tokens_of_a_gpu_decode_on_a_cpu(dtype, capsys):
     """Not bit for bit: the networks differ. How far apart the two decodes are is printed."""
     x = torch.from_numpy(images.sample("astronaut")[0:192, 150:406].copy()).permute(2, 0, 1)[None]
-    there, here = noisebook.load("photo", device="cuda", dtype=dtype), noisebook.load("photo")
+    there, here = noisebook.load("photo", device="cuda", dtype=dtype), noisebook.load("photo", dtype="float32")
     tokens, predicted = there.reconstruct(x)
     decoded = here.decode(tokens.cpu(), (192, 256))
     truth = x.float() / 127.5 - 1

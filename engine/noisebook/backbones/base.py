@@ -63,9 +63,10 @@ class Backbone(nn.Module):
     condition_grid: tuple[int, int, int] | None = None
     # options of `load` that are not in the fingerprint: they change no token, or are paths
     unfingerprinted_options: tuple[str, ...] = ()
+    auto_bfloat16: tuple[str, ...] = ()  # kinds of device on which the dtype `auto` may be bfloat16: see precision.py
+    accelerated: Mapping[str, Any] = AS_IT_IS  # arguments of the last `accelerate`: what works beside it computes alike
 
     _moves: int = 0  # how often weights of its own moved or changed their type
-    _computes: Mapping[str, Any] = AS_IT_IS  # see `computes`
     # (a fingerprint, the one that an earlier noisebook gave the same model, or what makes it)
     _earlier: tuple[str, str | Callable[[], str]] | None = None
 
@@ -134,14 +135,23 @@ class Backbone(nn.Module):
         with a loss. Raises BackboneError where there is no network, or for another dtype.
         """
         self._accelerate(network_dtype(dtype), channels_last, compile)
-        self._computes = {"dtype": dtype, "channels_last": channels_last, "compile": compile}
+        self.accelerated = {"dtype": dtype, "channels_last": channels_last, "compile": compile}
         self._moves += 1
         return self
 
     @property
-    def computes(self) -> Mapping[str, Any]:
-        """The arguments of the last `accelerate`: a network that works beside this one computes in the same way."""
-        return self._computes
+    def accelerated_to(self) -> str:
+        """The dtype that `accelerate` was last given; float32 where it was not called, whatever the weights are."""
+        return str(self.accelerated["dtype"]).removeprefix("torch.")
+
+    @property
+    def computes_in(self) -> str:
+        """What its network computes in: the dtype that `accelerate` was last given, or where that is float32 the type of
+        its first weights: of some models it is bfloat16 from the beginning, and without weights float32."""
+        if self.accelerated_to != "float32":
+            return self.accelerated_to
+        kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        return str(kind).removeprefix("torch.")
 
     def _accelerate(self, dtype: torch.dtype, channels_last: bool, compile: bool) -> None:
         raise BackboneError(f"backbone {self.name!r} has no network to run in another precision or layout, or compiled")

@@ -20,6 +20,7 @@ from noisebook.backbones.cod import cod
 from noisebook.backbones.cod.files import load_published, read_published
 from noisebook.backbones.diffusers.folder import from_folder, from_hub
 from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
+from noisebook.backbones.precision import AUTO, auto_dtype, multiplies_bfloat16
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError, NoisebookError, printable
@@ -58,7 +59,7 @@ def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] |
     size is tiled, so that it takes any.
 
     accelerated   arguments of `Backbone.accelerate`, which is called with them unless they change nothing: weights of a
-             folder are then read straight into that dtype
+             folder are then read straight into that dtype. Its dtype may be `auto`: see docs/performance.md
     options  what a model is conditioned on: `prompt`, `negative_prompt`, `guidance`, `label`; `variant` of a model's weight
              files; and `autoencoder` of a latent CoD; see docs/backbones.md
 
@@ -66,7 +67,9 @@ def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] |
     torch cannot use.
     """
     usable_device(device)
-    how = accelerated or {}
+    how = dict(accelerated or {})
+    if auto := how.get("dtype") == AUTO:  # of a folder, see `NetworkBackbone.auto_bfloat16`
+        how["dtype"] = "bfloat16" if torch.device(device).type == "cuda" and multiplies_bfloat16(device) else "float32"
     there = {"device": torch.device(device), "dtype": network_dtype(how.get("dtype", torch.float32))}
     backbone = _find(str(name), {key: value for key, value in options.items() if value is not None}, there)
     if backbone.size is not None and not all(type(n) is int and n > 0 for n in backbone.size):
@@ -75,6 +78,8 @@ def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] |
         raise BackboneError(f"{printable(name, 200)}: it takes only {backbone.size} pixels, more than {DEFAULT.pixels:,}")
     if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
+    if auto:
+        how["dtype"] = auto_dtype(backbone, device)
     return accelerate(backbone.to(device).eval().requires_grad_(False), how)
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.cli import options
+from noisebook.cli import options, precision
 from noisebook.cli.inputs import NBK, files_of, refuse_unreadable
 from noisebook.cli.options import KNOBS
 from noisebook.cli.outputs import refuse_long
@@ -96,4 +96,6 @@ def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
             f"{container.preset}); known: {known}; give the options it was made with"
         )
     where = {"backbone": args.backbone, "device": usable_device(args.device), "realism_network": args.realism_network}
-    return load(spec, **where, **options.network(args))
+    codec = load(spec, **where, **options.network(args))
+    precision.say_dtype(args, codec.backbone)
+    return codec

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisebook.cli import precision
 from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
 from noisebook.errors import DatasetError, SpecError
@@ -19,6 +20,7 @@ from noisebook.runtime.limits import OPTIONS, Limits
 if TYPE_CHECKING:
     import numpy as np
 
+    from noisebook.backbones import Backbone
     from noisebook.codec.codec import Codec
     from noisebook.images.targets import Aim
 
@@ -184,13 +186,7 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "speed", "how the network computes; files decode under any of these, see docs/performance.md"
     )
-    group.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "bfloat16-network"),
-        default="float32",
-        help="the type in which the network computes, and the autoencoder of a latent model, which bfloat16-network leaves "
-        "in float32 (default: float32); a file decodes best under the one it was made with",
-    )
+    precision.add_dtype(group)
     group.add_argument("--channels-last", action="store_true", help="memory layout of the network's convolutions")
     group.add_argument(
         "--compile",
@@ -264,6 +260,7 @@ def load_codec(args: argparse.Namespace) -> "Codec":
     how = {name: getattr(args, name) for name in ("effort", "candidates") if hasattr(args, name)}
     how |= {"backbone": args.backbone, "device": usable_device(args.device), **network(args)}
     codec = load(name, realism_network=getattr(args, "realism_network", None), **how, **changes)
+    precision.say_dtype(args, codec.backbone)
     for message in codec.spec.warnings():
         if changes:
             log(f"warning: {message}")
@@ -321,6 +318,7 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)
     faster = {name: how[name] for name in ("dtype", "channels_last", "compile")}
     backbone = backbones.load(name, usable_device(args.device), accelerated=faster, **how["conditions"])
+    precision.say_dtype(args, backbone)
     how, finish = (args.graphs, args.effort, args.candidates), getattr(args, "realism_network", None)
     return Aim(target, backbone, curve_of(backbone, args.curve), *how, log, finish)
 
@@ -340,4 +338,4 @@ def codec_info(codec: "Codec", realism: float | None = None, steps: int | None =
     if realism is not None:
         dial = codec.dial(realism, steps)
         info |= {"realism": realism, "realism_network": dial.network.fingerprint if dial else None}
-    return {**info, "spec": json.loads(codec.spec.to_json())}
+    return {**info, "dtype": codec.dtype, "spec": json.loads(codec.spec.to_json())}

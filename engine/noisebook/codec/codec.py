@@ -94,6 +94,12 @@ class Codec:
         return working_device(self.backbone.device)
 
     @property
+    def dtype(self) -> str:
+        """What the network computes in, float32 or bfloat16 (`bfloat16-network`: but the autoencoder); tokens of one decode
+        in the other."""
+        return self.backbone.computes_in
+
+    @property
     def parts(self) -> Parts:
         """What the walk takes of the codec."""
         return Parts(self.spec, hosted(self.backbone), self.rule, self.start_rule, self._network)

@@ -6,7 +6,8 @@ from typing import Any
 
 from noisebook import backbones
 from noisebook.backbones import Backbone
-from noisebook.backbones.base import accelerate
+from noisebook.backbones.base import DTYPES, accelerate
+from noisebook.backbones.precision import AUTO
 from noisebook.codec.checks import check_backbone
 from noisebook.codec.codec import Codec
 from noisebook.errors import SpecError
@@ -19,7 +20,7 @@ def load(
     *,
     backbone: str | Backbone | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = AUTO,
     channels_last: bool = False,
     compile: bool = False,
     graphs: bool = True,
@@ -34,7 +35,9 @@ def load(
     backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not
               come with the package: what a specification names is never opened or downloaded
     device    where the backbone is put and the work is done; of other kinds than cpu and cuda, where the network runs
-    dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32, bfloat16, ...
+    dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32, bfloat16, ...;
+              auto: bfloat16 where the device has instructions for it and that loses next to nothing, else float32
+              (docs/performance.md); a backbone that is given as an object stays as it is. `Codec.dtype` says which
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
     effort    how often an encoder chooses the tokens of a step again, given the others; decoding does not depend on it
     candidates   sets of tokens that an encoder tries at each step, each for one network call; decoding does not depend on it
@@ -63,5 +66,10 @@ def load(
     if recipe is not None and (changes or backbone is not None):
         spec = recipe.build(model)
     if not isinstance(chosen, str):
-        accelerate(model, how)
+        accelerate(model, how if dtype != AUTO else {**how, "dtype": _left_alone(model, channels_last or compile)})
     return Codec(spec, model, graphs, effort, candidates, realism_network)
+
+
+def _left_alone(model: Backbone, asked: bool) -> str:
+    """The dtype that changes nothing in a backbone of the caller's own, of which something else is `asked` or not."""
+    return model.accelerated_to if asked and model.accelerated_to in DTYPES else "float32"

@@ -1,15 +1,18 @@
-"""What `tokenize` chooses where nobody has said: images of a batch, whether the network is compiled, workers.
+"""What `tokenize` chooses where nobody has said: images of a batch, how the network computes, workers.
 
-Batches and compiling can change tokens. So they follow from the data set and the kind of machine only, and are written into
-the plan: whoever goes on with it, and every other rank, reads them there. The number of workers changes nothing.
+Batches, the network's dtype and compiling can change tokens. So they follow from the data set and the kind of machine only,
+and are written into the plan: whoever goes on with it, and every other rank, reads them there. The number of workers
+changes nothing.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from noisebook.backbones.base import DTYPES
+from noisebook.backbones.precision import auto_dtype
 from noisebook.codec.codec import Codec
 from noisebook.datasets.recipe import Network, Size
 
@@ -18,7 +21,8 @@ BATCH_PIXELS, MOST = 1 << 23, 1024  # of a batch on a GPU, and images: more does
 PIXEL = 4096  # bytes of the GPU for a pixel of a batch, which is meant to be plenty
 UNSEEN = 16 << 30  # bytes that a GPU is taken to have which this process does not see: another machine's
 WORKERS = 8  # for each device
-OPEN = "compile"  # the entry of `CodecRecipe.network` that may be left open, ""
+UNSAID = {"dtype": "float32", "compile": "False"}  # entries of `CodecRecipe.network` that may be left open, "", and what
+# a plan means that does not have them: one of an earlier noisebook, or of a codec of the caller's own
 WORTH = 1e17  # operations of a run's networks from which compiling pays, see docs/datasets.md
 
 
@@ -80,9 +84,30 @@ def compiles(codec: Codec, device: str, size: Size | None, images: int, log: Cal
     return pays
 
 
-def chosen(network: Network, recorded: Network | None, choose: Callable[[], bool]) -> Network:
+def dtype(codec: Codec, device: str, log: Callable[[str], None]) -> str:
+    """What `auto` is on devices of that kind: where the codec is, if that is one, or as all that are seen answer. `log`
+    hears why, where somebody may want the other."""
+    backbone = codec.backbone
+    value = auto_dtype(backbone, backbone.device if backbone.device.type == device else device)
+    if value != UNSAID["dtype"]:
+        log(f"dtype: {value}: the processor has instructions for it (--dtype float32 for the other)")
+    elif device == "cuda" in backbone.auto_bfloat16 and not torch.cuda.is_available():
+        log(f"dtype: {value}: no GPU is seen here that could be asked for another (--dtype bfloat16)")
+    return value
+
+
+def chosen(network: Network, recorded: Network | None, choose: Mapping[str, Callable[[], Any]]) -> Network:
     """`CodecRecipe.network` with what it leaves open: as the plan that is there has `recorded` it, or chosen now."""
-    if network.get(OPEN) != "":
-        return network
-    value: Any = recorded.get(OPEN, "False") if recorded is not None else str(choose())
-    return {**network, OPEN: value}
+    values = dict(network)
+    for name, choice in choose.items():
+        if network.get(name) == "":
+            values[name] = {**UNSAID, **recorded}[name] if recorded is not None else str(choice())
+    return values
+
+
+def with_dtype(network: Network, codec: Codec) -> Network:
+    """The same of a codec of the caller's own, of which a plan knows the device only: with its dtype, unless it is what a
+    plan means that does not say it."""
+    dtype = codec.backbone.accelerated_to
+    said = "dtype" in network or dtype == UNSAID["dtype"] or dtype not in DTYPES
+    return network if said else {**network, "dtype": dtype}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from noisebook import backbones
+from noisebook.backbones.precision import AUTO
 from noisebook.codec.codec import Codec
 from noisebook.codec.load import load
 from noisebook.errors import SpecError
@@ -44,7 +45,8 @@ class CodecRecipe:
                 takes only the changes vocab_size and seed
     max_nfe     with bpp: network calls of a decode at most (default: 25)
     curve       with bpp: the file that `noisebook calibrate` wrote (default: the curve that came with the backbone)
-    effort, candidates, dtype, channels_last, graphs   as of `noisebook.load`
+    effort, candidates, channels_last, graphs   as of `noisebook.load`
+    dtype       as of `noisebook.load`; auto: as the plan says, in which `tokenize` has written what it is here
     compile     as of `noisebook.load`; None: only `tokenize` does it, on CUDA, for a data set that is large enough
 
     Raises SpecError for fields that do not go together.
@@ -60,7 +62,7 @@ class CodecRecipe:
     curve: str | None = None
     effort: int = 1
     candidates: int = 1
-    dtype: str = "float32"
+    dtype: str = AUTO
     channels_last: bool = False
     compile: bool | None = None
     graphs: bool = True
@@ -80,7 +82,7 @@ class CodecRecipe:
         is conditioned on; "" is left open (choices.py). Graphs change no token, and of a device only its kind does."""
         conditions = {name: value for name, value in self.conditions.items() if value is not None}
         values = {
-            "dtype": self.dtype,
+            "dtype": "" if self.dtype == AUTO else self.dtype,
             "channels_last": self.channels_last,
             "compile": "" if self.compile is None else self.compile,
             "effort": self.effort,
@@ -103,13 +105,14 @@ class CodecRecipe:
         Raises SpecError (bad numbers or device, or a rate for images of many sizes), and as `noisebook.load`."""
         where = usable_device(self.device if device is None else device)
         compile = network.get("compile") == "True" if self.compile is None else self.compile
+        dtype = network.get("dtype", AUTO) if self.dtype == AUTO else self.dtype
         if self.bpp is not None:
-            return self._codec_of_rate(self.bpp, size, where, compile)
+            return self._codec_of_rate(self.bpp, size, where, {"dtype": dtype, "compile": compile})
         codec = load(
             self.preset or presets.DEFAULT,
             backbone=self.backbone,
             device=where,
-            dtype=self.dtype,
+            dtype=dtype,
             channels_last=self.channels_last,
             compile=compile,
             graphs=self.graphs,
@@ -122,12 +125,12 @@ class CodecRecipe:
             log(f"warning: {message}")
         return codec
 
-    def _codec_of_rate(self, bpp: float, size: Size | None, device: str, compile: bool) -> Codec:
+    def _codec_of_rate(self, bpp: float, size: Size | None, device: str, how: Mapping[str, Any]) -> Codec:
         if size is None:
             raise SpecError("--bpp makes a codec for one size of images: give --resize, or take a preset")
         target = Target(bpp=bpp, **({} if self.max_nfe is None else {"max_nfe": self.max_nfe}), **self.changes)
         name = self.backbone or presets.get(presets.DEFAULT).spec.backbone
-        how = {"dtype": self.dtype, "channels_last": self.channels_last, "compile": compile}
+        how = {**how, "channels_last": self.channels_last}
         backbone = backbones.load(name, device, accelerated=how, **self.conditions)
         aim = Aim(target, backbone, curve_of(backbone, self.curve), self.graphs, self.effort, self.candidates)
         bits = bpp * size[0] * size[1]

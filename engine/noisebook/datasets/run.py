@@ -236,7 +236,7 @@ def make_plan(
     sizes = _sizes(job, source) if old is None else None
     size = _size(job, sizes, old)
     recorded = None if old is None else old.settings.network
-    codec = make_codec(size, recorded or {})
+    codec = make_codec(size, {} if recorded is None else {**choices.UNSAID, **recorded})
     if old is not None and codec.spec.hash != old.settings.spec.hash:
         codec = codec.as_recorded(old.settings.spec)  # of an earlier noisebook, which called the same backbone otherwise
     all_sizes = {size} if size else sizes if sizes is not None and len(source.items) <= PEEK else None
@@ -248,10 +248,16 @@ def make_plan(
         batch_size = job.batch_size or choices.batch_size(device, size)
         bound = memory.batch_pixels(job.limits, device, batch_size, all_sizes)
     images = len(source.items)
-    network = choices.chosen(job.network, recorded, lambda: choices.compiles(codec, device, size, images, log))
-    if here and recorded is None and network != job.network and network[choices.OPEN] == "True":
+    ways = {
+        "dtype": lambda: choices.dtype(codec, device, log),
+        "compile": lambda: choices.compiles(codec, device, size, images, log),
+    }
+    network = choices.chosen(job.network, recorded, ways)
+    if here and recorded is None and job.network.get("compile") == "" and network["compile"] == "True":
         del codec
         codec = make_codec(size, network)
+    if here:
+        network = choices.with_dtype(network, codec)
     settings = PlanSettings(
         codec.spec, job.shard_size, batch_size, job.resize, size, dict(network), bound, job.image_suffix, job.drop_columns
     )

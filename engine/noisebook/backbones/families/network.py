@@ -20,6 +20,8 @@ class NetworkBackbone(Backbone):
     `channels`, `size` (height, width) and `multiple` are as in `Backbone`, of the state that `net` works on.
     """
 
+    auto_bfloat16 = ("cuda",)  # as the pipelines of such models; on a CPU nobody has measured what each one loses
+
     def __init__(self, net: nn.Module, *, channels: int = 3, size: tuple[int, int] | None = None, multiple: int = 1) -> None:
         super().__init__()
         self.net, self.channels, self.size, self.multiple = net, channels, size, multiple

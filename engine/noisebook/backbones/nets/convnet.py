@@ -142,6 +142,8 @@ class ConvDenoiser(PriorDenoiser):
 class PriorBackbone(Backbone):
     """Adapter of a `PriorDenoiser`: it already speaks (y, sigma)."""
 
+    auto_bfloat16 = ("cpu", "cuda")  # the prior stays float32, and the network only corrects it
+
     def __init__(self, net: PriorDenoiser):
         super().__init__()
         self.net, self.channels, self.multiple, self.size = net, net.channels, net.multiple, net.prior.size

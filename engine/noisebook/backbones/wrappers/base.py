@@ -61,15 +61,27 @@ class Wrapper(Backbone):
             return super().earlier_fingerprints()  # of a fingerprint of its own
         return tuple(map(self._derive, self.inner.earlier_fingerprints()))
 
+    @property
+    def auto_bfloat16(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.auto_bfloat16
+
+    @property
+    def accelerated(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return self.inner.accelerated
+
+    @property
+    def accelerated_to(self) -> str:
+        return self.inner.accelerated_to
+
+    @property
+    def computes_in(self) -> str:
+        return self.inner.computes_in
+
     def accelerate(
         self, dtype: torch.dtype | str = torch.float32, channels_last: bool = False, compile: bool = False
     ) -> Backbone:
         self.inner.accelerate(dtype, channels_last, compile)
         return self
-
-    @property
-    def computes(self) -> Mapping[str, Any]:
-        return self.inner.computes
 
     def round_sigma(self, sigma: float) -> float:
         return self.inner.round_sigma(sigma)
