@@ -67,7 +67,7 @@ def test_up_to_2_to_the_24_dimensions_nothing_is_cut(size: tuple[int, int]) -> N
     ],
 )
 def test_a_large_picture_is_cut_in_the_fewest_equal_blocks_and_costs_as_many_bits(size, grid) -> None:
-    codec = noisebook.load("photo")
+    codec = noisebook.load("photo", dtype="float32")
     spec, found = codec.spec_for(*size), codec.stream(*size)
     assert (spec.rows, spec.columns) == grid == found.grid
     assert spec.resolutions == 2
@@ -107,7 +107,7 @@ def test_tiles_change_hardly_anything_and_their_seams_do_not_show(monkeypatch: p
     monkeypatch.setattr(tiles, "TILE", 160)
     monkeypatch.setattr(tiles, "OVERLAP", 64)
     image = tensor(photograph(288, 416))
-    codec = noisebook.load("photo")
+    codec = noisebook.load("photo", dtype="float32")
     whole = replace(codec.spec, columns=2, scale_pixels=2 * codec.spec.scale_pixels)
     errors = []
     for spec in (whole, codec.spec.cut(1, 2)):
@@ -125,7 +125,7 @@ def test_tiles_change_hardly_anything_and_their_seams_do_not_show(monkeypatch: p
 
 
 def test_a_picture_without_detail_is_seen_at_lower_resolutions_and_one_with_detail_is_not() -> None:
-    backbone = noisebook.load("photo").backbone
+    backbone = noisebook.load("photo", dtype="float32").backbone
     levels = [7.0, 1.9, 0.9, 0.5, 0.3]
     grain = tensor(photograph(192, 192, detail=40.0)).float() * (2 / 255) - 1
     smooth = torch.nn.functional.interpolate(tensor(photograph(48, 48, detail=0.0)).float(), (384, 384), mode="bicubic")
@@ -206,7 +206,7 @@ def test_what_takes_no_large_picture_says_so(small_blocks) -> None:
 
 
 def test_the_specification_of_a_large_picture_is_read_again_and_others_keep_their_hash() -> None:
-    spec = noisebook.load("photo").spec
+    spec = noisebook.load("photo", dtype="float32").spec
     cut = spec.cut(1, 3)
     assert CodecSpec.from_json(cut.to_json()) == cut
     assert cut.hash != spec.hash
