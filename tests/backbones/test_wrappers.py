@@ -178,9 +178,9 @@ def test_every_method_and_property_of_a_backbone_is_passed_on():
     inner = Unusual()
     wrapper, x, each = Wrapper(inner), torch.ones(1, 1, 6, 9), torch.tensor([0.5])
     assert wrapper.native_size == (12, 18)
-    inner.auto_bfloat16, inner.accelerated = ("mps",), {"dtype": "bfloat16-network", "channels_last": True}
+    inner.auto_bfloat16, inner.acceleration = ("mps",), {"dtype": "bfloat16-network", "channels_last": True}
     assert (wrapper.auto_bfloat16, wrapper.accelerated_to) == (("mps",), "bfloat16-network")
-    assert wrapper.accelerated == inner.accelerated
+    assert wrapper.acceleration == inner.acceleration
     assert wrapper.computes_in == "bfloat16-network"
     assert Wrapper(Unusual().double()).computes_in == "float64"
     inner.identify_as("v" * 64, lambda: "u" * 64)

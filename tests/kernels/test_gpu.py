@@ -16,7 +16,8 @@ from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAuto
 from noisebook.backbones.wrappers import pieces
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.codebook import Codebook, reference, refining
-from noisebook.codec.codec import Codec, decode
+from noisebook.codec.codec import Codec
+from noisebook.codec.decoder import decode
 from noisebook.codec.encoder import encode
 from noisebook.format import container
 from noisebook.images import io as images

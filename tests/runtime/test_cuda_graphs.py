@@ -21,7 +21,8 @@ from noisebook.backbones.wrappers import pieces
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.codebook import Codebook
-from noisebook.codec.codec import Codec, decode
+from noisebook.codec.codec import Codec
+from noisebook.codec.decoder import decode
 from noisebook.codec.encoder import encode
 from noisebook.errors import CodecMismatchError, FormatError, ImageError
 from noisebook.format import container

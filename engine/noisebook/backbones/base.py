@@ -64,7 +64,7 @@ class Backbone(nn.Module):
     # options of `load` that are not in the fingerprint: they change no token, or are paths
     unfingerprinted_options: tuple[str, ...] = ()
     auto_bfloat16: tuple[str, ...] = ()  # kinds of device on which the dtype `auto` may be bfloat16: see precision.py
-    accelerated: Mapping[str, Any] = AS_IT_IS  # arguments of the last `accelerate`: what works beside it computes alike
+    acceleration: Mapping[str, Any] = AS_IT_IS  # arguments of the last `accelerate`: what works beside it computes alike
 
     _moves: int = 0  # how often weights of its own moved or changed their type
     # (a fingerprint, the one that an earlier noisebook gave the same model, or what makes it)
@@ -135,14 +135,14 @@ class Backbone(nn.Module):
         with a loss. Raises BackboneError where there is no network, or for another dtype.
         """
         self._accelerate(network_dtype(dtype), channels_last, compile)
-        self.accelerated = {"dtype": dtype, "channels_last": channels_last, "compile": compile}
+        self.acceleration = {"dtype": dtype, "channels_last": channels_last, "compile": compile}
         self._moves += 1
         return self
 
     @property
     def accelerated_to(self) -> str:
         """The dtype that `accelerate` was last given; float32 where it was not called, whatever the weights are."""
-        return str(self.accelerated["dtype"]).removeprefix("torch.")
+        return str(self.acceleration["dtype"]).removeprefix("torch.")
 
     @property
     def computes_in(self) -> str:

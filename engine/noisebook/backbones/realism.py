@@ -98,7 +98,7 @@ class LazyRealism:
         work on pixels, there is no network for it, or the file is another backbone's, of other channels, or none."""
         if not backbone.on_pixels:
             raise BackboneError(f"backbone {backbone.name!r} works on latents: realism is for backbones of pixels, give 0")
-        how = backbone.accelerated
+        how = backbone.acceleration
         key = (backbone.fingerprint, str(backbone.device), *sorted((name, str(value)) for name, value in how.items()))
         if key not in self._made:
             self._made[key] = self._load(backbone, how)

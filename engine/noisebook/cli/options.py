@@ -20,7 +20,6 @@ from noisebook.runtime.limits import OPTIONS, Limits
 if TYPE_CHECKING:
     import numpy as np
 
-    from noisebook.backbones import Backbone
     from noisebook.codec.codec import Codec
     from noisebook.images.targets import Aim
 

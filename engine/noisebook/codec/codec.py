@@ -14,10 +14,11 @@ from noisebook.backbones.wrappers.hosted import hosted
 from noisebook.codebook import NOT_FINITE, Codebook
 from noisebook.codec import packing
 from noisebook.codec.checks import check, check_images, check_tensor, check_weights, warn_of_stall
+from noisebook.codec.decoder import decode
 from noisebook.codec.encoder import encode
 from noisebook.codec.realism import Dial, dial_for
 from noisebook.codec.solvers import nfe_of
-from noisebook.codec.stream import Layout, Segment, Stream, spec_for, stream_for
+from noisebook.codec.stream import Layout, Stream, spec_for, stream_for
 from noisebook.codec.tiles import network_for
 from noisebook.codec.walk import Chooser, Parts, solve, walk
 from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
@@ -328,20 +329,6 @@ class Codec:
             there = tuple(tensor.to(self.device) for tensor in tensors)
             status, *out = self.graphs(function, arguments, there) if record else function(*arguments, *there)
             return [status.tolist(), *out]  # the one time that the host waits for the device
-
-
-def decode(parts: Parts, stream: Stream, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [B, L] or payloads uint8 [B, bytes] -> (bool [], whether they were valid; the decoded images)."""
-    with stage("pack"):
-        read = packing.unpack if given.dtype == torch.uint8 else packing.clamp
-        tokens, valid = read(given, stream.runs)
-
-    def choose(segment: Segment, _: Tensor) -> Tensor:
-        return tokens[:, segment.offset : segment.offset + segment.count]
-
-    steps = len(parts.spec.schedule) if stream.steps is None else stream.steps
-    y, cond = walk(parts, stream, len(tokens), choose, steps)
-    return valid, solve(parts, stream, y, cond)
 
 
 def rule_of(spec: CodecSpec, effort: int = 0) -> Rule:

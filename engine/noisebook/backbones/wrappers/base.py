@@ -66,8 +66,8 @@ class Wrapper(Backbone):
         return self.inner.auto_bfloat16
 
     @property
-    def accelerated(self) -> Mapping[str, Any]:  # type: ignore[override]
-        return self.inner.accelerated
+    def acceleration(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return self.inner.acceleration
 
     @property
     def accelerated_to(self) -> str:
