@@ -38,8 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--sizes",
         type=int,
         nargs="+",
-        default=list(TrainingJob.sizes),
-        help="sides of the crops, in turn (default: 64 128); the size of the images themselves fits a prior to them",
+        help="sides of the crops, in turn (default: 64 128; realism: 128); the size of the images fits a prior to them",
     )
     parser.add_argument(
         "--learning-rate", type=float, default=TrainingJob.learning_rate, help="at its height (default: %(default)s)"
@@ -68,6 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=TrainingJob.seed)
     _add_network(parser)
+    _add_realism(parser)
     _add_cod(parser)
     add_limits_of_files(parser, "pixels", "rows")
 
@@ -92,7 +92,35 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="edm, consistency: mean and deviation of the trained ln sigma",
     )
     group.add_argument(
-        "--pairs", type=int, default=TrainingJob.pairs, help="reflow: pairs of noise and image (default: %(default)s)"
+        "--pairs",
+        type=int,
+        help="reflow: pairs of noise and image (default: 4096); realism: decodes, made before the training (default: 3000)",
+    )
+
+
+def _add_realism(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("realism", "what only the objective realism takes")
+    group.add_argument(
+        "--features",
+        metavar="FILE",
+        help="the trained network whose first blocks say how far two pictures are apart: torchvision's VGG16, "
+        ".pth or .safetensors; nothing in it is run",
+    )
+    group.add_argument(
+        "--curve", metavar="FILE", help="what `noisebook calibrate` wrote of --init; shipped backbones have one"
+    )
+    group.add_argument(
+        "--error",
+        type=float,
+        default=TrainingJob.error,
+        help="weight of the squared error beside the distance of features: more stays nearer to the mean (default: "
+        "%(default)g)",
+    )
+    group.add_argument(
+        "--adversarial",
+        type=float,
+        default=TrainingJob.adversarial,
+        help="weight of what a small discriminator says, which is trained beside the network (default: %(default)g)",
     )
 
 

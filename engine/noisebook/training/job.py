@@ -10,6 +10,7 @@ OBJECTIVES = {
     "flow": "a rectified flow",
     "consistency": "a consistency model, tuned from --init (easy consistency tuning)",
     "reflow": "a flow made straighter on pairs that --init makes",
+    "realism": "the network that makes the convincing picture of what the codec of --init decodes",
     "cod": "CoD: a flow conditioned on few tokens, which it learns to make at the same time",
 }
 CHOICES = {
@@ -38,12 +39,16 @@ class TrainingJob:
     dropped        cod: share of images without a condition; 1: a model that has none
     autoencoder    cod: train on latents, see `read_autoencoder`; they have `latents` channels
     align          cod: a TorchScript network, images [B, 3, H, W] in [-1, 1] -> features [B, C, h, w]; its code is run
-    sizes          sides of the crops, in turn
+    features       realism: file of a trained network whose first blocks say how far pictures are apart, see perceptual.py
+    curve          realism: what `noisebook calibrate` wrote of `init`; None: the one that came with it
+    error          realism: weight of the squared error, over the square of the level's scale
+    adversarial    realism: weight of what a discriminator says
+    sizes          sides of the crops, in turn; None: 64 and 128, realism 128
     pixels         in a batch
     learning_rate  at its height
     optimizer      adamw or muon
     level          edm, consistency: mean and deviation of the trained ln sigma
-    pairs          reflow: pairs of noise and image
+    pairs          reflow: pairs of noise and image (None: 4096); realism: decodes (None: 3000)
     held_out       the last images are never trained on
     save_every     minutes between two saves
     dtype          float32 or bfloat16, in which the network computes; None: bfloat16 on CUDA, else float32
@@ -65,12 +70,16 @@ class TrainingJob:
     autoencoder: str | None = None
     latents: int = 4
     align: str | Path | None = None
-    sizes: tuple[int, ...] = (64, 128)
+    features: str | Path | None = None
+    curve: str | Path | None = None
+    error: float = 1.0
+    adversarial: float = 0.0
+    sizes: tuple[int, ...] | None = None
     pixels: int = 3 << 14
     learning_rate: float = 5e-4
     optimizer: str = "adamw"
     level: tuple[float, float] | None = None
-    pairs: int = 4096
+    pairs: int | None = None
     held_out: int = 64
     save_every: float = 5.0
     device: str = "cpu"
@@ -81,12 +90,37 @@ class TrainingJob:
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices and not (name == "dtype" and value is None):
                 raise TrainingError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
-        if self.objective in ("consistency", "reflow") and not self.init:
+        if self.objective in ("consistency", "reflow", "realism") and not self.init:
             raise TrainingError(f"{self.objective} starts from a trained network: give --init")
-        if self.minutes <= 0 or self.pixels < 1 or self.learning_rate <= 0 or self.pairs < 1 or self.held_out < 1:
+        if self.minutes <= 0 or self.pixels < 1 or self.learning_rate <= 0 or self.pair_count < 1 or self.held_out < 1:
             raise TrainingError("--minutes, --pixels, --learning-rate, --pairs and --held-out must be above 0")
-        if not self.sizes:
+        if not self.crops:
             raise TrainingError("--sizes must name at least one side")
+        if self.objective == "realism":
+            if not self.features:
+                raise TrainingError(
+                    "realism is judged by a trained network while it is trained: give --features FILE, torchvision's VGG16 "
+                    "(vgg16-397923af.pth of download.pytorch.org/models)"
+                )
+            if self.error < 0 or self.adversarial < 0:
+                raise TrainingError("--error and --adversarial must be 0 or above")
+            if self.pair_count < 16 * len(self.crops):
+                raise TrainingError("realism needs 16 --pairs a size at least: one of each rate")
+
+    @property
+    def crops(self) -> tuple[int, ...]:
+        """The sides of the crops."""
+        return ((128,) if self.objective == "realism" else (64, 128)) if self.sizes is None else tuple(self.sizes)
+
+    @property
+    def pair_count(self) -> int:
+        """How many pairs or decodes are made before the training."""
+        return (3000 if self.objective == "realism" else 4096) if self.pairs is None else self.pairs
+
+    @property
+    def number_type(self) -> str:
+        """float32 or bfloat16, in which the network computes."""
+        return self.dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
 
     @property
     def recipe(self) -> str:
@@ -96,5 +130,6 @@ class TrainingJob:
         if self.objective == "cod":
             names += ["stride", "bits", "share", "dropped", *(["align"] if self.align else [])]
             names += ["autoencoder", "latents"] if self.autoencoder else []
-        values = {name: getattr(self, name) for name in names}
+        names += ["error", "adversarial"] if self.objective == "realism" else []
+        values = {name: getattr(self, name) for name in names} | {"pairs": self.pair_count}
         return " ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in values.items())

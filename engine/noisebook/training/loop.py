@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,15 @@ class TrainingSettings:
     recipe: str = ""  # what else must be the same when the run is resumed, as the caller writes it
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective with weights of its own."""
+
+    def __call__(self, model: nn.Module, x0: Tensor, progress: float, /) -> Tensor: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 @torch.no_grad()
 def validate(model: nn.Module, x0: Tensor, levels: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)) -> dict[str, float]:
     """Mean squared error of x0_hat on held-out crops at a few noise levels, with fixed noise."""
@@ -76,12 +85,16 @@ def train(
     settings: TrainingSettings,
     device: str = "cpu",
     save_every: float = 5.0,
-) -> list[dict[str, float]]:
+    measure: Callable[[nn.Module], dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Trains until `settings.minutes` of training time (summed over resumed runs) are spent; returns the log.
 
     `new_model()` gives a fresh network, `write(average, path)` writes a checkpoint of it. With dtype bfloat16 the network
-    computes what it can in that type (its attribute `mixed`). Raises TrainingError where `out` holds a run of other
-    settings or images, or files that are no run's, or an image is too small.
+    computes what it can in that type (its attribute `mixed`). `measure(average)` is what the log says of it; None: the
+    error of x0_hat at a few levels. An objective that learns has `state_dict` and `load_state_dict`.
+
+    Raises TrainingError where `out` holds a run of other settings or images, or files that are no run's, or an image is too
+    small.
     """
     if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
         raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
@@ -94,10 +107,11 @@ def train(
     average.requires_grad_(False)
     model.mixed = settings.dtype == "bfloat16"  # not the average: it is measured as it will be used
     optimizer = Optimizer(model, settings.optimizer)
+    kept = {"objective": objective} if isinstance(objective, Stateful) else {}
     run: dict[str, Any] = {"spent": 0.0, "iteration": 0, "log": []}
     data = _digest(images)
     if (out / "state.pt").exists():
-        run = _resume(out / "state.pt", settings, data, device, model=model, average=average, optimizer=optimizer)
+        run = _resume(out / "state.pt", settings, data, device, model=model, average=average, optimizer=optimizer, **kept)
     rng = np.random.default_rng((settings.seed, run["iteration"]))
     torch.manual_seed(settings.seed + run["iteration"])
     source, size = Crops(images[: -settings.held_out]), settings.sizes[-1]
@@ -108,9 +122,10 @@ def train(
 
     def save() -> None:
         entry = {"minutes": run["spent"] / 60, "iteration": run["iteration"], "loss": running}
-        run["log"].append(entry | validate(average, held_out))
+        run["log"].append(entry | (measure(average) if measure else validate(average, held_out)))
         print(json.dumps(run["log"][-1]), file=sys.stderr, flush=True)
         parts = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        parts |= {name: part.state_dict() for name, part in kept.items()}
         state = {**parts, **run, "settings": _identity(settings), "data": data}
         try:
             with replacing(out / "state.pt") as path:

@@ -23,24 +23,27 @@ def run_training(job: TrainingJob, limits: Limits = DEFAULT) -> dict[str, Any]:
     images = load_npz_images(job.data, limits=limits)
     if len(images) <= job.held_out:
         raise TrainingError(f"{len(images)} images are too few: the last {job.held_out} are held out, see --held-out")
-    begin = (start.cod_model if job.objective == "cod" else start.denoiser)(job, images)
+    begins = {"cod": start.cod_model, "realism": start.realism_network}
     output = Path(job.output)
-    settings = settings_of(job)
     with folder_lock(output):
-        log = train(begin.new_model, begin.objective, images, output, begin.write, settings, job.device, job.save_every)
+        begin = begins.get(job.objective, start.denoiser)(job, images)
+        settings = settings_of(job, begin.recipe)
+        whole = (begin.new_model, begin.objective, images, output, begin.write, settings)
+        log = train(*whole, job.device, job.save_every, begin.measure)
     return {"output": str(output / "model.safetensors"), "device": job.device, **log[-1]}
 
 
-def settings_of(job: TrainingJob) -> TrainingSettings:
-    """The numbers that the loop needs."""
+def settings_of(job: TrainingJob, recipe: str = "") -> TrainingSettings:
+    """The numbers that the loop needs; `recipe`: what the run's says beside the job's own."""
     return TrainingSettings(
         minutes=job.minutes,
-        sizes=tuple(job.sizes),
+        sizes=job.crops,
         pixels=job.pixels,
         learning_rate=job.learning_rate,
         optimizer=job.optimizer,
-        dtype=job.dtype or ("bfloat16" if job.device.startswith("cuda") else "float32"),
+        decay=0.999 if job.objective == "realism" else TrainingSettings.decay,
+        dtype=job.number_type,
         seed=job.seed,
         held_out=job.held_out,
-        recipe=job.recipe,
+        recipe=f"{job.recipe} {recipe}".strip(),
     )

@@ -1,5 +1,6 @@
 """What a run begins with: a network and its objective, made as a `TrainingJob` says. The loop is in loop.py."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,40 @@ import torch
 from torch import nn
 
 from noisebook import backbones
+from noisebook.backbones import Backbone
 from noisebook.backbones.checkpoint import write_checkpoint
 from noisebook.backbones.cod.cod import read_autoencoder
 from noisebook.backbones.cod.nets import CodConfig
 from noisebook.backbones.nets.autoencoders import Autoencoder
 from noisebook.backbones.nets.convnet import ConvDenoiser, PriorBackbone, PriorDenoiser, checkpoint_tensors
 from noisebook.backbones.nets.gaussian import DCTPrior, SpectrumPrior, fit_dct
+from noisebook.backbones.nets.realism import RealismNetwork
 from noisebook.backbones.wrappers.reparameterised import unviewed
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import TrainingError, first_line
+from noisebook.spec.curve import Curve, no_curve, shipped_curve
 from noisebook.training import cod, objectives
 from noisebook.training.data import Crops
+from noisebook.training.decodes import DecodeSet, decodes
 from noisebook.training.growing import grown
 from noisebook.training.job import TrainingJob
 from noisebook.training.loop import Trainable
 from noisebook.training.objectives import Objective
+from noisebook.training.perceptual import read_trunk
+from noisebook.training.realism import Realism
 from noisebook.training.reflow import pairs
 
 
 @dataclass(frozen=True)
 class Start:
-    """The first three arguments of the loop: a fresh network at each call, its loss, and how its checkpoint is written."""
+    """Arguments of the loop: a fresh network at each call, its loss, and how its checkpoint is written. Then what the run's
+    recipe says beside the job's own, and what is measured at each save, where it is not the error at some levels."""
 
     new_model: Callable[[], Trainable]
     objective: Objective
     write: Callable[[nn.Module, Path], None]
+    recipe: str = ""
+    measure: Callable[[nn.Module], dict[str, Any]] | None = None
 
 
 # ---- denoisers around a Gaussian prior --------------------------------------------------------------------------------
@@ -48,7 +58,7 @@ def denoiser(job: TrainingJob, images: list[np.ndarray]) -> Start:
     _check_crops(job, first.multiple)
     if any(image.shape[2] != first.channels for image in images):
         raise TrainingError(f"this network takes images of {first.channels} channels; some in {job.data} have others")
-    if first.prior.size is not None and list(job.sizes) != [first.prior.size[0]]:
+    if first.prior.size is not None and list(job.crops) != [first.prior.size[0]]:
         raise TrainingError(f"this network takes images of {first.prior.size}: --sizes {first.prior.size[0]}")
 
     def new_model() -> PriorDenoiser:
@@ -64,21 +74,24 @@ def denoiser(job: TrainingJob, images: list[np.ndarray]) -> Start:
 
 
 def _check_crops(job: TrainingJob, multiple: int) -> None:
-    if any(size < 1 or size % multiple for size in job.sizes):
-        raise TrainingError(f"this network takes crops whose sides are multiples of {multiple}, not {list(job.sizes)}")
+    if any(size < 1 or size % multiple for size in job.crops):
+        raise TrainingError(f"this network takes crops whose sides are multiples of {multiple}, not {list(job.crops)}")
 
 
 def _loaded(name: str) -> PriorDenoiser:
-    backbone = backbones.load(name)
-    backbone = unviewed(backbone.inner if isinstance(backbone, Tiled) else backbone)
-    if not isinstance(backbone, PriorBackbone):
+    if (net := _network_of(backbones.load(name))) is None:
         raise TrainingError(f"{name!r} is no network that noisebook trained: only such a one is tuned")
-    return backbone.net
+    return net
+
+
+def _network_of(backbone: Backbone) -> PriorDenoiser | None:
+    backbone = unviewed(backbone.inner if isinstance(backbone, Tiled) else backbone)
+    return backbone.net if isinstance(backbone, PriorBackbone) else None
 
 
 def _fresh(job: TrainingJob, images: list[np.ndarray]) -> PriorDenoiser:
     """A new network around a Gaussian prior: one fitted to the images where the crops are the images, else photographs'."""
-    if {image.shape[:2] for image in images} == {(job.sizes[-1], job.sizes[-1])}:
+    if {image.shape[:2] for image in images} == {(job.crops[-1], job.crops[-1])}:
         prior = DCTPrior(**fit_dct(np.stack(images[: -job.held_out]))[1])
     else:
         prior = backbones.load("gaussian-prior")
@@ -101,8 +114,87 @@ def _objective(job: TrainingJob, first: PriorDenoiser) -> Objective:
         return objectives.consistency(*job.level) if job.level else objectives.consistency()
     if job.objective == "flow":
         return objectives.flow()
-    shape, path = (first.channels, job.sizes[-1], job.sizes[-1]), Path(job.output) / "pairs.safetensors"
-    return objectives.flow(pairs(first.to(job.device).eval(), shape, job.pairs, 12, path, job.device, job.seed))
+    shape, path = (first.channels, job.crops[-1], job.crops[-1]), Path(job.output) / "pairs.safetensors"
+    return objectives.flow(pairs(first.to(job.device).eval(), shape, job.pair_count, 12, path, job.device, job.seed))
+
+
+# ---- the network of the realism dial ----------------------------------------------------------------------------------
+def realism_network(job: TrainingJob, images: list[np.ndarray]) -> Start:
+    """A network that makes the convincing picture of the decodes of --init's codec. Raises TrainingError where that has no
+    curve, or options and images do not go together."""
+    backbone = backbones.load(str(job.init), job.device)
+    curve = _curve(job, backbone)
+    channels = backbone.channels
+    if any(image.shape[2] != channels for image in images):
+        raise TrainingError(f"this network takes images of {channels} channels; some in {job.data} have others")
+    inner = _network_of(backbone)
+    options = {name: getattr(job, name) for name in ("widths", "blocks", "patch") if getattr(job, name) is not None}
+    config = {"channels": channels, **(inner.config if isinstance(inner, ConvDenoiser) else {}), **options}
+    multiple = math.lcm(RealismNetwork(**config).multiple, backbone.padded(1, 1)[0])
+    _check_crops(job, multiple)
+    if min(min(image.shape[:2]) for image in images) < max(job.crops):
+        raise TrainingError(f"an image is smaller than the crops of {max(job.crops)} pixels: give --sizes")
+    trunk, digest = read_trunk(str(job.features))
+    mixed = job.number_type == "bfloat16"
+    # the codec computes in the same type; the network's own weights are kept as they are
+    codec = backbones.load(str(job.init), job.device, {"dtype": job.number_type}) if mixed else backbone
+    out, each = Path(job.output), job.pair_count // len(job.crops)
+    seen, unseen = images[: -job.held_out], images[-job.held_out :]
+
+    def made(images: list[np.ndarray], size: int, count: int, name: object, seed: int) -> DecodeSet:
+        return decodes(curve, codec, images, size, count, out / f"decodes-{name}.safetensors", job.device, seed)
+
+    train = {size: made(seen, size, each, size, job.seed) for size in job.crops}
+    size, count = job.crops[-1], max(32, job.held_out)
+    held_out = made(unseen, size, count, "held-out", job.seed + 1)
+    objective = Realism(
+        lambda count, side: train[side].draw(count), trunk, job.device, mixed, job.error, job.adversarial, channels
+    )
+
+    def new_model() -> RealismNetwork:
+        model = RealismNetwork(**config)
+        own, given = model.state_dict(), {} if inner is None else inner.state_dict()
+        alike = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and not k.startswith("leave.")}
+        model.load_state_dict(own | alike)
+        return model
+
+    def write(model: nn.Module, path: Path) -> None:
+        assert isinstance(model, RealismNetwork)
+        write_checkpoint(path, "realism", model.config | {"fingerprint": backbone.fingerprint}, checkpoint_tensors(model))
+
+    judged = {"train": (train[size], train[size].spread(count // 2)), "held_out": (held_out, held_out.spread(count))}
+    means: dict[str, float] = {}
+
+    def measure(model: nn.Module) -> dict[str, Any]:
+        lines: dict[str, Any] = {}
+        for name, some in judged.items():
+            if f"{name}_loss_mean" not in means:
+                given = objective.measure(lambda given: given.mean, *some)
+                means.update({f"{name}_{key}_mean": value for key, value in given.items()})
+            made = objective.measure(lambda given: model(given.mean, given.y, given.sigma), *some)
+            for key, value in made.items():
+                lines |= {f"{name}_{key}": value, f"{name}_{key}_mean": means[f"{name}_{key}_mean"]}
+        return {**lines, "features_file": digest}
+
+    recipe = f"backbone={backbone.fingerprint} features={digest}"
+    return Start(new_model, objective, write, recipe, measure)
+
+
+def _curve(job: TrainingJob, backbone: Backbone) -> Curve:
+    if job.curve is None:
+        curve = shipped_curve(backbone)
+        if curve is None:
+            raise TrainingError(f"{no_curve(backbone)}, and give it as --curve FILE")
+    else:
+        try:
+            curve = Curve.from_json(Path(job.curve).read_bytes())
+        except OSError as error:
+            raise TrainingError(f"{job.curve}: cannot be read: {first_line(error)}") from error
+        if curve.fingerprint != backbone.fingerprint:
+            raise TrainingError(f"{job.curve}: the curve of another backbone than {job.init!r}")
+    if not curve.channels or curve.condition:
+        raise TrainingError(f"{job.init!r}: realism takes the codec of a pixel model without a condition")
+    return curve
 
 
 # ---- CoD --------------------------------------------------------------------------------------------------------------
@@ -134,7 +226,7 @@ def cod_model(job: TrainingJob, images: list[np.ndarray]) -> Start:
         cell=cell,
     )
     _check_crops(job, cod.CodModel(config, 0, autoencoder).multiple)  # raises BackboneError for some strides of a patch
-    extractor, features = cod.read_extractor(Path(job.align), job.device, job.sizes[-1]) if job.align else (None, 0)
+    extractor, features = cod.read_extractor(Path(job.align), job.device, job.crops[-1]) if job.align else (None, 0)
 
     def new_model() -> cod.CodModel:
         return cod.CodModel(config, features, autoencoder)
@@ -147,11 +239,11 @@ def cod_model(job: TrainingJob, images: list[np.ndarray]) -> Start:
 
 def _latents(job: TrainingJob, images: list[np.ndarray]) -> tuple[Autoencoder, dict[str, Any]]:
     """(the autoencoder, what a CoD's config has of it): the latents are scaled to a root mean square of 1."""
-    if any(size % 8 for size in job.sizes) or (job.patch or 16) % 8:
+    if any(size % 8 for size in job.crops) or (job.patch or 16) % 8:
         raise TrainingError("a latent is 8 x 8 pixels: --sizes and --patch are multiples of 8")
     autoencoder, _ = read_autoencoder(str(job.autoencoder), job.latents)
     autoencoder = autoencoder.to(job.device).eval().requires_grad_(False)
-    crops = Crops(images[: -job.held_out]).sample(64, job.sizes[-1], np.random.default_rng(job.seed))
+    crops = Crops(images[: -job.held_out]).sample(64, job.crops[-1], np.random.default_rng(job.seed))
     with torch.no_grad():
         power = float(autoencoder.encode(crops.to(job.device)).square().mean())
     return autoencoder, {"latent": True, "latents": job.latents, "scale": power**-0.5}

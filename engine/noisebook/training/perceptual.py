@@ -1,0 +1,104 @@
+"""How far two pictures are apart for the first blocks of a trained network such as VGG16: a loss, and never a judge."""
+
+import hashlib
+import io
+import pickle
+import re
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from noisebook.errors import TrainingError, first_line, printable
+
+BLOCKS = 3  # of convolutions up to a pooling layer; VGG16's first three end with relu1_2, relu2_2 and relu3_3
+KEY = re.compile(r"(?:features\.)?(\d+)\.(weight|bias)")
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]: LPIPS (Zhang et al. 2018)
+
+
+class Trunk(nn.Module):
+    """Images [B, 3 or 1, H, W] in [-1, 1] -> the features [B, C, h, w] at the end of each block of convolutions."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, blocks: list[nn.Sequential]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale
+        found = []
+        for block in self.blocks:
+            x = block(x)
+            found.append(x)
+        return found
+
+
+def distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    """LPIPS without its trained weights: features are scaled to unit length at each place; the squared difference, summed
+    over channels and blocks, averaged over places. Float32 [B]."""
+    total = torch.zeros(len(one[0]), device=one[0].device)
+    for a, b in zip(one, other, strict=True):
+        total = total + (_unit(a) - _unit(b)).square().sum(1).mean((1, 2))
+    return total
+
+
+def _unit(features: Tensor) -> Tensor:
+    x = features.float()
+    return x * (x.square().sum(1, keepdim=True) + 1e-10).rsqrt()
+
+
+def read_trunk(path: str | Path) -> tuple[Trunk, str]:
+    """(the first blocks of the network in a file, the file's SHA-256 in hex). The file is a state dict of torchvision's
+    layout, `features.N.weight` and `.bias` where N counts convolutions, ReLUs and pooling layers; as .safetensors, or as
+    torch writes it, of which nothing but tensors is read. Raises TrainingError for any other file."""
+    shown = printable(path)
+    try:
+        data = Path(path).read_bytes()
+        if Path(path).suffix == ".safetensors":
+            tensors = safetensors.load(data)
+        else:
+            tensors = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        trunk = build_trunk(tensors)
+    except OSError as error:
+        raise TrainingError(f"{shown}: cannot be read: {first_line(error)}") from error
+    except (SafetensorError, pickle.UnpicklingError, BadZipFile, *(RuntimeError, EOFError, ValueError)) as error:
+        raise TrainingError(
+            f"{shown}: no state dict of VGG16 ({first_line(error)}): give torchvision's file, or its `features.N.weight`"
+        ) from error
+    return trunk.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()
+
+
+def build_trunk(tensors: object) -> Trunk:
+    """The first blocks from a state dict, see `read_trunk`. Raises ValueError where it is none of such a network."""
+    if not isinstance(tensors, dict):
+        raise ValueError(f"it holds {type(tensors).__name__}")
+    layers: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if isinstance(value, Tensor) and (match := KEY.fullmatch(str(key))):
+            layers.setdefault(int(match[1]), {})[match[2]] = value.float()
+    blocks: list[list[nn.Module]] = []
+    channels, before = 3, -3
+    for place in sorted(layers):
+        if place - before not in (2, 3):
+            raise ValueError(f"there is no convolution before place {place}")
+        if place - before == 3:  # what lies between is a ReLU and a pooling layer
+            if len(blocks) == BLOCKS:
+                break
+            blocks.append([nn.MaxPool2d(2)] if blocks else [])
+        layer = layers[place]
+        if set(layer) != {"weight", "bias"} or layer["weight"].shape[1:] != (channels, 3, 3):
+            raise ValueError(f"place {place} is no 3 x 3 convolution of {channels} channels")
+        convolution = nn.Conv2d(channels, len(layer["weight"]), 3, padding=1)
+        convolution.load_state_dict(layer)
+        blocks[-1] += [convolution, nn.ReLU()]
+        channels, before = convolution.out_channels, place
+    if not blocks:
+        raise ValueError("it has no `features.0.weight`")
+    return Trunk([nn.Sequential(*block) for block in blocks])
