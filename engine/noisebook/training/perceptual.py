@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import re
+import warnings
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -64,13 +65,15 @@ def read_trunk(path: str | Path) -> tuple[Trunk, str]:
         if Path(path).suffix == ".safetensors":
             tensors = safetensors.load(data)
         else:
-            tensors = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+            with warnings.catch_warnings(action="ignore"):  # of torch's about other kinds of pickle
+                tensors = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         trunk = build_trunk(tensors)
     except OSError as error:
         raise TrainingError(f"{shown}: cannot be read: {first_line(error)}") from error
     except (SafetensorError, pickle.UnpicklingError, BadZipFile, *(RuntimeError, EOFError, ValueError)) as error:
+        other = "it is no file of tensors only" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise TrainingError(
-            f"{shown}: no state dict of VGG16 ({first_line(error)}): give torchvision's file, or its `features.N.weight`"
+            f"{shown}: no state dict of VGG16 ({other}): give torchvision's file, or its `features.N.weight`"
         ) from error
     return trunk.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()
 
