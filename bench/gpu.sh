@@ -7,8 +7,10 @@
 #               diffusers, which `pip download --no-deps -d carry/wheels diffusers importlib_metadata zipp` packs -> latent.json
 #   cod         CoD of full size, random weights: tokens a second, a decode -> cod_speed.json
 #   tokenizing  `noisebook tokenize` beside the codec by itself, on what carry/ has or random images; needs pyarrow -> tokenizing.json
-#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod); needs what `python -m tools.carry photos`
-#               or `... cifar10` packs -> $MODEL.safetensors, $MODEL.json
+#   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod, realism); needs what `python -m tools.carry photos`
+#               or `... cifar10` packs, realism both photos and `... vgg16 FILE` -> $MODEL.safetensors, $MODEL.json, state*.pt
+#               a run whose files are in carry/runs/$MODEL goes on from there
+#               realism begins with the network and the codec of $INIT (default photo; a file of your own needs $CURVE, too)
 #   paper       the experiments of bench/paper; needs `python -m bench.paper.run --carry carry/paper`. Resumes -> paper.json
 #   rates       bench/quality/rate_distortion.py; needs `python -m bench.quality.rate_distortion --carry carry/rates`. Resumes -> rate_distortion.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
@@ -49,12 +51,17 @@ train() {  # model
     cifar10-flow) what=(flow carry/cifar10.npz --sizes 32 "${fresh[@]}") ;;
     cifar10-consistency) what=(consistency carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 1e-4) ;;
     cifar10-cod) what=(cod carry/cifar10.npz --sizes 32 --widths 64 32 --blocks 12 --bits 4 --learning-rate 1e-3) ;;
+    realism)
+      what=(realism carry/photos256.npz --init "${INIT:-photo}" ${CURVE:+--curve "$CURVE"} --features carry/vgg16.safetensors --pixels 262144)
+      ;;
     *) echo "unknown model: $1" >&2; return 2 ;;
   esac
-  [ "$1" = photo ] || what+=(--pixels 262144 --held-out 256)
+  [[ $1 != cifar10-* ]] || what+=(--pixels 262144 --held-out 256)
   [ -z "$dry" ] || { echo "train: not in a dry run"; return 0; }
+  [ -e "$state" ] || [ ! -d "carry/runs/$1" ] || { mkdir -p runs && cp -r "carry/runs/$1" "$state"; }
   "$PYTHON" -m noisebook train "${what[@]}" -o "$state" --minutes "${MINUTES:-8}" --save-every 2 --device cuda \
-    && cp "$state/model.safetensors" "$OUT/$1.safetensors" && cp "$state/log.json" "$OUT/$1.json"
+    && cp "$state/model.safetensors" "$OUT/$1.safetensors" && cp "$state/log.json" "$OUT/$1.json" \
+    && rm -f "$OUT"/state*.pt && cp "$state"/state*.pt "$OUT/"
 }
 
 run_step() {

@@ -41,6 +41,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="sides of the crops, in turn (default: 64 128; realism: 128); the size of the images fits a prior to them",
     )
     parser.add_argument(
+        "--random-sizes",
+        action="store_true",
+        help="each batch draws its side between the least and the largest of --sizes, in place of one after the other",
+    )
+    parser.add_argument("--shrink", action="store_true", help="half of the batches see the images at 1/2 to 1 of their size")
+    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile: for a GPU")
+    parser.add_argument(
         "--learning-rate", type=float, default=TrainingJob.learning_rate, help="at its height (default: %(default)s)"
     )
     parser.add_argument(

@@ -44,6 +44,9 @@ class TrainingJob:
     error          realism: weight of the squared error, over the square of the level's scale
     adversarial    realism: weight of what a discriminator says
     sizes          sides of the crops, in turn; None: 64 and 128, realism 128
+    random_sizes   each batch draws its side between the least and the largest of `sizes`
+    shrink         half of the batches see the images at 1/2 to 1 of their size
+    compile        run the network through torch.compile
     pixels         in a batch
     learning_rate  at its height
     optimizer      adamw or muon
@@ -75,6 +78,9 @@ class TrainingJob:
     error: float = 1.0
     adversarial: float = 0.0
     sizes: tuple[int, ...] | None = None
+    random_sizes: bool = False
+    shrink: bool = False
+    compile: bool = False
     pixels: int = 3 << 14
     learning_rate: float = 5e-4
     optimizer: str = "adamw"
@@ -97,6 +103,8 @@ class TrainingJob:
         if not self.crops:
             raise TrainingError("--sizes must name at least one side")
         if self.objective == "realism":
+            if self.random_sizes or self.shrink:
+                raise TrainingError("realism trains on crops that were made before: without --random-sizes and --shrink")
             if not self.features:
                 raise TrainingError(
                     "realism is judged by a trained network while it is trained: give --features FILE, torchvision's VGG16 "

@@ -25,11 +25,11 @@ def run_training(job: TrainingJob, limits: Limits = DEFAULT) -> dict[str, Any]:
         raise TrainingError(f"{len(images)} images are too few: the last {job.held_out} are held out, see --held-out")
     begins = {"cod": start.cod_model, "realism": start.realism_network}
     output = Path(job.output)
+    begin = begins.get(job.objective, start.denoiser)(job, images)
+    settings = settings_of(job, begin.recipe)
     with folder_lock(output):
-        begin = begins.get(job.objective, start.denoiser)(job, images)
-        settings = settings_of(job, begin.recipe)
         whole = (begin.new_model, begin.objective, images, output, begin.write, settings)
-        log = train(*whole, job.device, job.save_every, begin.measure)
+        log = train(*whole, job.device, job.save_every, begin.measure, job.compile)
     return {"output": str(output / "model.safetensors"), "device": job.device, **log[-1]}
 
 
@@ -45,5 +45,7 @@ def settings_of(job: TrainingJob, recipe: str = "") -> TrainingSettings:
         dtype=job.number_type,
         seed=job.seed,
         held_out=job.held_out,
+        random_sizes=job.random_sizes,
+        shrink=job.shrink,
         recipe=f"{job.recipe} {recipe}".strip(),
     )
