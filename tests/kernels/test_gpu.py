@@ -1,9 +1,11 @@
 """The codec on a GPU: graphs replay what plain calls give, nothing waits for the host, tokens travel to the CPU."""
 
 import copy
+import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from noisebook.backbones.cod.nets import CodConfig, CodNet
 from noisebook.backbones.nets.autoencoders import DiffusersAutoencoder, TinyAutoencoder
 from noisebook.backbones.wrappers import pieces
 from noisebook.backbones.wrappers.latent import Latent
+from noisebook.cli import main as cli
 from noisebook.codebook import Codebook, reference, refining
 from noisebook.codec.codec import Codec
 from noisebook.codec.decoder import decode
@@ -557,3 +560,23 @@ def test_the_realism_dial_replays_and_travels(how, tmp_path, fresh):
     assert (shown[2] - shown[0]).abs().max() > 0.01
     on_cpu = noisebook.load("photo", realism_network=path).decode(tokens.cpu(), (70, 90), realism=1.0)
     assert psnr(on_cpu, shown[2]) > (35 if how else 50)
+
+
+@pytest.mark.parametrize("objective", ["edm", "realism"])
+def test_a_network_is_trained_there_and_goes_on(objective, tmp_path, fresh, capsys):
+    """Images on the GPU as bytes, the network compiled, decodes made there; at the end it says its share of the chip."""
+    np.savez(tmp_path / "data.npz", images=random_images(fresh, 40, 80, 96).permute(0, 2, 3, 1).numpy())
+    layers = {f"features.{i}.weight": torch.randn(8, c, 3, 3) / 4 for i, c in ((0, 3), (3, 8), (6, 8))}
+    torch.save(layers | {name.replace("weight", "bias"): torch.zeros(8) for name in layers}, tmp_path / "vgg.pth")
+    more = {
+        "edm": ["--sizes", "32", "64", "--random-sizes", "--shrink", "--compile"],
+        "realism": ["--init", "photo", "--features", tmp_path / "vgg.pth", "--sizes", "64", "--pairs", "64"],
+    }[objective]
+    command = ["train", objective, tmp_path / "data.npz", "-o", tmp_path / "run", "--held-out", "8", "--device", "cuda"]
+    lines = []
+    for minutes in ("0.05", "0.1"):
+        assert cli.main([*map(str, [*command, *more]), "--pixels", "16384", "--minutes", minutes]) == 0
+        lines.append(json.loads(capsys.readouterr().err.strip().splitlines()[-1]))
+        assert lines[-1]["pixels_per_second"] > 0
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    assert log[-1]["iteration"] > log[0]["iteration"] > 0

@@ -15,6 +15,7 @@ from noisebook import backbones
 from noisebook.backbones.checkpoint import read_checkpoint, write_checkpoint
 from noisebook.backbones.nets.convnet import ConvDenoiser, checkpoint_tensors
 from noisebook.backbones.nets.realism import RealismNetwork, from_checkpoint
+from noisebook.backbones.realism import read_realism
 from noisebook.cli import main as cli
 from noisebook.errors import TrainingError
 from noisebook.spec.curve import shipped_curve
@@ -225,6 +226,7 @@ def test_a_run_makes_a_checkpoint_of_the_codecs_backbone_and_resumes(tiny, capsy
     backbone = backbones.load(tiny / "net.safetensors")
     assert (kind, fingerprint) == ("realism", backbone.fingerprint)
     assert config["widths"] == [8, 8]  # those of --init
+    assert read_realism(out / "model.safetensors").backbone == fingerprint  # the decoder takes it
     x = torch.zeros(1, 3, 32, 32)
     assert from_checkpoint(config, tensors)(x, x, torch.ones(1)).shape == x.shape
     made = (out / f"decodes-{SIZE}.safetensors").read_bytes()
