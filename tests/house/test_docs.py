@@ -42,6 +42,7 @@ def test_tables_come_from_the_results():
         ("quality.hits", "calibration"),
         ("quality.rate_distortion", "rates"),
         ("quality.codecs", "rates"),
+        ("quality.dial", "concepts"),
         ("quality.published", "published"),
         ("quality.cod", "cod"),
         ("quality.cod_latent", "cod"),
