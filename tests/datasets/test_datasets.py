@@ -507,8 +507,8 @@ def test_detokenize(tmp_path, pictures, net, capsys):
     assert main([*command, "--first", "7"]) == 0
     assert main(command) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.split("\n")[-3:-1]] == [
-        {"written": 7, "skipped": 0, "n_failed": 0, "failed_by_code": {}, "failed": []},
-        {"written": COUNT - 7, "skipped": 7, "n_failed": 0, "failed_by_code": {}, "failed": []},
+        {"written": 7, "skipped": 0, "n_failed": 0, "failed_by_code": {}, "failed": [], "realism": 0.0},
+        {"written": COUNT - 7, "skipped": 7, "n_failed": 0, "failed_by_code": {}, "failed": [], "realism": 0.0},
     ]
     data, codec = TokenDataset(out), codec_of(net)
     for first, last in ((0, 5), (5, 7), (7, 12)):

@@ -48,11 +48,11 @@ def ground(tmp_path: Path, fresh: np.random.Generator, monkeypatch) -> Ground:
 
 @pytest.fixture
 def recipe(ground) -> CodecRecipe:
-    return CodecRecipe(backbone=ground.backbone, changes=_recipe())
+    return CodecRecipe(backbone=ground.backbone, changes=_recipe(), dtype="float32")
 
 
 def plain(device, size):
-    return load(backbone=NETWORK[0], device=device, **_recipe())
+    return load(backbone=NETWORK[0], device=device, dtype="float32", **_recipe())
 
 
 def wrong(device, size):
@@ -265,7 +265,7 @@ def busy(*_):
     time.sleep(60)
 
 def make(device, size):
-    codec = load(backbone=sys.argv[1], device=device, **json.loads(sys.argv[4]))
+    codec = load(backbone=sys.argv[1], device=device, dtype="float32", **json.loads(sys.argv[4]))
     codec.encode = busy
     return codec
 

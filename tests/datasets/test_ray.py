@@ -78,10 +78,10 @@ def test_the_public_function_makes_the_bytes_of_one_process(cluster, ground):
     changes, net = faults_ray._recipe(), ground.backbone
 
     def make(device, size):
-        return load(backbone=net, device=device, **changes)
+        return load(backbone=net, device=device, dtype="float32", **changes)
 
     digests = []
-    for codec in (CodecRecipe(backbone=net, changes=changes), make):
+    for codec in (CodecRecipe(backbone=net, changes=changes, dtype="float32"), make):
         for engine in ("local", "ray"):
             output = ground.output()
             counts = tokenize(ground.input, output, codec=codec, engine=engine, actors=1, shard_size=8, batch_size=4)
@@ -92,7 +92,7 @@ def test_the_public_function_makes_the_bytes_of_one_process(cluster, ground):
 
 
 def test_a_codec_that_cannot_go_to_actors_is_an_error(cluster, ground):
-    codec, lock = load(backbone=ground.backbone, **faults_ray._recipe()), threading.Lock()
+    codec, lock = load(backbone=ground.backbone, dtype="float32", **faults_ray._recipe()), threading.Lock()
     with pytest.raises(SpecError, match="stays in its process"):
         tokenize(ground.input, ground.output(), codec=codec, engine="ray")
     with pytest.raises(SpecError, match="cannot be pickled"):

@@ -191,6 +191,7 @@ def test_a_decoder_is_conditioned_as_the_plan_says(net, monkeypatch):
         "device": "cpu",
         "dtype": "float32",
         "conditions": {"guidance": 2.0, "label": 3, "prompt": "a cat"},
+        "realism_network": None,
     }
 
 
