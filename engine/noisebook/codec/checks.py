@@ -11,6 +11,9 @@ from noisebook.backbones import Backbone, shipped
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, NoisebookError, SpecError, printable
 from noisebook.spec.spec import CodecSpec, identity_fault
 
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+TOKEN_DTYPES = tuple(getattr(torch, name) for name in INTEGERS)  # that `decode` takes: of tokens as data sets hold them
+
 
 def check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
     """Raises `error` for what is no tensor."""
@@ -41,6 +44,24 @@ def check_weights(weights: Any, images: Tensor, device: torch.device) -> Tensor:
     if not torch.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
         raise ImageError("weights must be finite, 0 or above, and somewhere above 0")
     return weights.to(device, torch.float32)
+
+
+def check_tokens(tokens: Tensor, length: int, height: int, width: int) -> None:
+    """Raises CodecMismatchError for tokens that are no integers [B, length]."""
+    if tokens.ndim != 2 or tokens.dtype not in TOKEN_DTYPES or tokens.shape[1] != length:
+        raise CodecMismatchError(
+            f"this codec takes integer tokens [B, {length}] for images of {height} x {width}, not {tokens.dtype} "
+            f"{list(tokens.shape)}"
+        )
+
+
+def check_lost(lost: Any, tokens: Tensor) -> None:
+    """Raises CodecMismatchError for a mask of lost tokens that is not theirs; None is no mask."""
+    if lost is None:
+        return
+    check_tensor(lost, "lost", CodecMismatchError)
+    if lost.dtype != torch.bool or lost.shape != tokens.shape:
+        raise CodecMismatchError(f"lost must be bool {list(tokens.shape)}, one a token, not {lost.dtype} {list(lost.shape)}")
 
 
 def check_backbone(backbone: Any) -> None:

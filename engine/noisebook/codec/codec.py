@@ -13,9 +13,10 @@ from noisebook.backbones.realism import LazyRealism
 from noisebook.backbones.wrappers.hosted import hosted
 from noisebook.codebook import NOT_FINITE, Codebook
 from noisebook.codec import packing
-from noisebook.codec.checks import check, check_images, check_tensor, check_weights, warn_of_stall
+from noisebook.codec.checks import check, check_images, check_lost, check_tensor, check_tokens, check_weights, warn_of_stall
 from noisebook.codec.decoder import decode
 from noisebook.codec.encoder import encode
+from noisebook.codec.lost import without
 from noisebook.codec.realism import Dial, dial_for
 from noisebook.codec.solvers import nfe_of
 from noisebook.codec.stream import Layout, Stream, spec_for, stream_for
@@ -32,8 +33,6 @@ from noisebook.runtime.profiler import stage
 from noisebook.spec.spec import CodecSpec
 
 MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
-INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-TOKEN_DTYPES = tuple(getattr(torch, name) for name in INTEGERS)  # that `decode` takes: of tokens as data sets hold them
 
 
 class Codec:
@@ -219,7 +218,12 @@ class Codec:
     # ---- decode ---------------------------------------------------------------------------------------------------------
     @own_defaults()
     def decode(
-        self, tokens: Tensor, size: tuple[int, int] | None = None, steps: int | None = None, realism: float = 0.0
+        self,
+        tokens: Tensor,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        realism: float = 0.0,
+        lost: Tensor | None = None,
     ) -> Tensor:
         """Tokens [B, L] of any integer dtype -> images float32 [B, C, H, W], about in [-1, 1]; `size` is (H, W), default
         `default_size`.
@@ -230,20 +234,21 @@ class Codec:
         realism  from 0, the mean, which has the least error, to 1, the convincing picture that one more call of a realism
                network makes of it; between, (1 - realism) mean + realism convincing (codec/realism.py). Needs the solver
                `mean` and a backbone of pixels that has such a network
+        lost   bool [B, L]: tokens that are known to be wrong, whatever stands there. Their atoms are skipped and the levels
+               follow (codec/lost.py); rule `bins` only, image by image
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
-        SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`,
+        SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`, for
+        tokens that cannot be lost,
         BackboneError where there is no realism network for the backbone.
         """
         check_tensor(tokens, "tokens", CodecMismatchError)
         stream = self._shortened(self.stream(*(size or self.default_size)), steps)
-        tokens = tokens[:, : stream.length] if steps is not None and tokens.ndim == 2 else tokens
-        if tokens.ndim != 2 or tokens.dtype not in TOKEN_DTYPES or tokens.shape[1] != stream.length:
-            raise CodecMismatchError(
-                f"this codec takes integer tokens [B, {stream.length}] for images of {stream.height} x "
-                f"{stream.width}, not {tokens.dtype} {list(tokens.shape)}"
-            )
+        check_lost(lost, tokens)
+        if steps is not None and tokens.ndim == 2:
+            tokens, lost = tokens[:, : stream.length], None if lost is None else lost[:, : stream.length]
+        check_tokens(tokens, stream.length, stream.height, stream.width)
         tokens = tokens.to(torch.int64)  # one that is too large for it becomes negative, and is outside of its vocabulary
-        valid, decoded = self._decode(stream, tokens, realism)
+        valid, decoded = self._decode(stream, tokens, realism, lost)
         if not valid:
             raise CodecMismatchError("a token is outside its vocabulary: the tokens are of another codec")
         return decoded
@@ -281,12 +286,16 @@ class Codec:
             raise FormatError("padding bits are not zero: the file is damaged")
         return decoded
 
-    def _decode(self, stream: Stream, given: Tensor, realism: float) -> tuple[bool, Tensor]:
-        if stream.tiled and len(given) > 1:
-            found = [self._decode(stream, row, realism) for row in given.split(1)]
+    def _decode(self, stream: Stream, given: Tensor, realism: float, lost: Tensor | None = None) -> tuple[bool, Tensor]:
+        if (stream.tiled or lost is not None) and len(given) > 1:
+            masks = [None] * len(given) if lost is None else lost.split(1)
+            found = [self._decode(stream, row, realism, mask) for row, mask in zip(given.split(1), masks, strict=True)]
             return all(valid for valid, _ in found), torch.cat([decoded for _, decoded in found])
         parts = replace(self.parts, dial=self.dial(realism, stream.steps, stream.tiled))
-        valid, decoded = self._run("decode", decode, (parts, stream), (given,), record=not stream.tiled)
+        if lost is not None:
+            parts, given = without(parts, stream, given.to(self.device), lost.to(self.device))
+        recorded = not stream.tiled and lost is None  # levels differ from image to image, and a graph has its own
+        valid, decoded = self._run("decode", decode, (parts, stream), (given,), recorded)
         return bool(valid), decoded
 
     @own_defaults()

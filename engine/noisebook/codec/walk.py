@@ -48,6 +48,7 @@ class Parts:
     start_rule: Rule
     network: Callable[[], Backbone] = field(compare=False)  # what predicts for large pictures
     dial: Dial | None = None  # of a decoder that asks for realism
+    sigmas: tuple[float, ...] | None = None  # other levels than the schedule's, of a decode without lost tokens (lost.py)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +74,8 @@ def walk(
             cond = look_of(parts, segments[StepIndex.RESOLUTION], choose)
         y = start(parts, stream, batch, segments.get(StepIndex.START), choose)
     for i, step in enumerate(parts.spec.schedule[:steps]):
-        x0_hat = cond(y, step.sigma, i) if isinstance(cond, Look) else denoise(parts.backbone, y, step.sigma, cond)
+        sigma = step.sigma if parts.sigmas is None else parts.sigmas[i]
+        x0_hat = cond(y, sigma, i) if isinstance(cond, Look) else denoise(parts.backbone, y, sigma, cond)
         if settle is not None:
             y, x0_hat = settle(y, x0_hat)
         if step.from_pure_noise:
@@ -167,6 +169,9 @@ def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
     mixed with a convincing picture."""
     backbone, state = parts.backbone, y
     solver, sigma, levels, step = ending(parts.spec, stream.steps)
+    if parts.sigmas is not None:
+        sigma = parts.sigmas[step]
+        levels = [level for level in levels if level < sigma]
     with stage("solve"):
         if sigma > 0 and isinstance(cond, Look):
             if solver == "mean":

@@ -33,6 +33,7 @@ class Rule:
     fixed_length: ClassVar[bool] = True  # all images of one size have payloads of one length
     whole_bits: ClassVar[bool] = False  # each token packs by itself, in whole bits where its vocab_size is a power of two
     chunked: ClassVar[bool] = False  # tokens belong to chunks of shuffled dimensions, not to blocks
+    stands_alone: ClassVar[bool] = False  # a token is one atom whatever the others are, and its lowest bit is the sign
 
     book: Any
     effort: int = 0

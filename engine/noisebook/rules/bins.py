@@ -18,6 +18,7 @@ class Bins(Rule):
     unit = "bins"
     power_of_two_budget = True
     whole_bits = True
+    stands_alone = True
 
     def select(self, residual: "Tensor", budget: int, step_index: int, keep: float, sigma_up: float) -> "Tensor":
         tokens = self.book.select(residual, budget, step_index)
