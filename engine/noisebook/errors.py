@@ -47,6 +47,9 @@ class TrainingError(NoisebookError):
     """A training run that cannot start, or cannot go on, as asked."""
 
 
+SALVAGED = 8  # the exit code of a run that made pictures of damaged files, as it was asked to, and had no error
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: its first line with text, or the name of its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,6 +1,7 @@
 """`noisebook decode`: .nbk files to pictures."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from noisebook.cli.options import KNOBS
 from noisebook.cli.outputs import refuse_long
 from noisebook.cli.pictures import each, targets
 from noisebook.cli.realism import add_realism, realism_of
+from noisebook.cli.show import log
 from noisebook.cli.table import file_row
-from noisebook.errors import CodecMismatchError
+from noisebook.errors import SALVAGED, CodecMismatchError
 from noisebook.runtime.devices import usable_device
 
 if TYPE_CHECKING:
@@ -32,14 +34,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     options.add_codec_options(parser)
     add_realism(parser)
+    parser.add_argument(
+        "--salvage",
+        action="store_true",
+        help="also decode what is left of files that are damaged or cut off; says what was wrong, and exits with code 8",
+    )
     options.add_limits_of_files(parser, "pixels", "network_calls", "work")
 
 
 def run(args: argparse.Namespace) -> int:
     """Decodes every file; one that fails does not stop the others."""
-    from noisebook.format.container import Container
+    from noisebook.format.container import Container, read_file
     from noisebook.images.files import decode_picture
     from noisebook.images.io import png_bytes
+    from noisebook.images.salvage import opened, salvage_picture
     from noisebook.runtime.atomic import write_bytes
 
     inputs = files_of(args.files, NBK)
@@ -49,26 +57,38 @@ def run(args: argparse.Namespace) -> int:
         prefix, args.steps = args.steps, None
     codecs: dict[bytes, Codec] = {}
     said: dict[bytes, Any] = {}
+    salvaged: list[str] = []
 
     def work(name: str, item: tuple[Path, Path]) -> dict[str, Any]:
         path, output = item
         refuse_unreadable(path)
         refuse_long([output])
-        container = Container.read(path)
+        data = read_file(path)
+        wreck = opened(data) if args.salvage else None
+        container = wreck.head if wreck else Container.from_bytes(data)
         if container.codec_hash not in codecs:
             while len(codecs) >= KEPT:  # each has a network
                 codecs.pop(next(iter(codecs)))
             codecs[container.codec_hash] = codec_of(args, container)
             said[container.codec_hash] = options.codec_info(codecs[container.codec_hash], realism, prefix)
         codec = codecs[container.codec_hash]
-        pixels = decode_picture(codec, container, prefix, limits, realism)
+        if wreck is None:
+            pixels, steps, more = decode_picture(codec, container, prefix, limits, realism), prefix, {}
+        else:
+            pixels, faults, steps = salvage_picture(codec, wreck, prefix, limits, realism)
+            container, more = replace(container, payload=wreck.body), {"salvaged": faults or None}
+            if faults:
+                salvaged.append(name)
+                log(f"{name}: SALVAGED, the picture is not what was encoded: {'; '.join(faults)}")
         write_bytes(output, png_bytes(pixels), replace=args.force)
-        return file_row(name, container.to_bytes(), container, nfe=codec.nfe_of(prefix, realism), output=str(output))
+        return file_row(name, data, container, nfe=codec.nfe_of(steps, realism), output=str(output), **more)
 
     def info() -> Any:
         return list(said.values())
 
-    return each(args, [(str(path), (path, output)) for path, (output,) in zip(inputs, files, strict=True)], work, info)
+    items = [(str(path), (path, output)) for path, (output,) in zip(inputs, files, strict=True)]
+    code = each(args, items, work, info, blank={"salvaged": None} if args.salvage else None)
+    return code or (SALVAGED if salvaged else 0)
 
 
 def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from noisebook.cli import options
 from noisebook.cli.outputs import refuse_long
 from noisebook.cli.pictures import each, pictures, targets
+from noisebook.cli.robust import add_robust
 from noisebook.cli.table import file_row
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ ABOUT = "Images to .nbk files."
 def add(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_embed_spec(parser)
+    add_robust(parser)
     options.add_output_folder(parser)
     options.add_device(parser)
     options.add_codec_options(parser)

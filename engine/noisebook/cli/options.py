@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.cli import precision
+from noisebook.cli.robust import made_robust, refuse_embedded
 from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
 from noisebook.errors import DatasetError, SpecError
@@ -277,9 +278,10 @@ def encoder(
     if not targets:
         codec = load_codec(args)
         info = codec_info(codec, realism)
+        refuse_embedded(args, args.embed_spec or (args.embed_spec is None and not info["preset"]))
         weights = weights_of(args, limits_of(args))
         return (
-            lambda pixels: (encode_picture(codec, pixels, args.embed_spec, weights(pixels)), codec),
+            lambda pixels: (made_robust(args, encode_picture(codec, pixels, args.embed_spec, weights(pixels))), codec),
             lambda: info,
             codec.backbone.channels,
         )
@@ -288,7 +290,9 @@ def encoder(
             "without its specification a file is decoded with the options it was made with, and "
             f"--{targets[0].replace('_', '-')} is not among them: leave out --no-embed-spec"
         )
+    refuse_embedded(args, args.embed_spec)
     aim = aim_of(args, targets[0])
+    aim.robust = getattr(args, "robust", False)
     if realism:
         aim.realism.of(aim.backbone)
     weights = weights_of(args, limits_of(args))
@@ -297,7 +301,7 @@ def encoder(
     def encode(pixels: "np.ndarray") -> "tuple[bytes, Codec]":
         data, codec = aim.file(pixels, weights(pixels), args.embed_spec)
         made[codec.spec.hash.hex()] = codec_info(codec, realism)
-        return data, codec
+        return made_robust(args, data), codec
 
     return encode, lambda: list(made.values()), aim.backbone.channels
 

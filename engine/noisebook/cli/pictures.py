@@ -70,12 +70,13 @@ def each(
     work: Callable[[str, Item], dict[str, Any]],
     codec: Callable[[], Any],
     judged: Judged | None = None,
+    blank: dict[str, Any] | None = None,
 ) -> int:
     """Does `work` on every item and prints its rows, with what `codec` says at the end, and of the metrics what `judged`
-    says, with which `work` compares pictures.
+    says, with which `work` compares pictures. `blank`: what else a row has, where its item fails.
 
     An item that fails becomes a row with its error, whatever that is. Returns the code of the first error, or 0."""
-    blank = {**judged.judge.blank, "remarks": {}} if judged else {}
+    blank = {**(blank or {}), **({**judged.judge.blank, "remarks": {}} if judged else {})}
     rows, code = [], 0
     for name, item in items:
         begin = time.perf_counter()

@@ -11,6 +11,7 @@ from noisebook.cli import judging, options
 from noisebook.cli.outputs import refuse_long
 from noisebook.cli.pictures import each, pictures, targets
 from noisebook.cli.realism import add_realism, realism_of
+from noisebook.cli.robust import add_robust
 from noisebook.cli.table import file_row
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ ABOUT = (
 def add(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_embed_spec(parser)
+    add_robust(parser)
     options.add_output_folder(parser)
     options.add_device(parser)
     options.add_codec_options(parser)

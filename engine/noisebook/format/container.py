@@ -2,7 +2,8 @@
 
     offset  bytes
     0       2   magic B7 4E
-    2       1   format version (high 4 bits), flags (low 4 bits): 1 = the specification is embedded, 2 = it is derived
+    2       1   format version (high 4 bits), flags (low 4 bits): 1 = the specification is embedded, 2 = it is derived,
+                8 = the header is sent twice (format/robust.py)
     3       1   preset number, 0 = none; if derived the curve's number
     4       8   codec hash: first 8 bytes of the SHA-256 of the specification's canonical JSON
     12      4   height and width of the image, uint16 little-endian each, 1 ... 65535
@@ -32,8 +33,9 @@ from noisebook.format.cost import MAX_CODED, check_cost
 from noisebook.format.crc import crc32c
 from noisebook.format.entropy import decode_runs, encode_symbols, least_bytes
 from noisebook.format.refusals import refuse
+from noisebook.format.robust import unwrapped, wrapped
 from noisebook.format.runs import Run
-from noisebook.format.sets import subset_bits, subset_rank, subset_tokens
+from noisebook.format.sets import subset_bits, subset_rank, unpack_sets
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.native import native
 
@@ -171,25 +173,15 @@ def unpack(payload: bytes, runs: Runs, limits: Limits = DEFAULT) -> np.ndarray:
             some[:] = symbols[read : read + run.count]
             read += run.count
         elif run.subset:
-            bit = _unpack_sets(payload, bit, run, some)
+            bit = unpack_sets(payload, bit, run, some)
         else:
-            bit = _unpack_plain(payload, bit, run, some)
+            bit = unpack_plain(payload, bit, run, some)
     return out
 
 
-def _unpack_sets(payload: bytes, at: int, run: Run, out: np.ndarray) -> int:
-    """Fills `out` with the tokens of a run of sets whose bits begin at `at`; gives where they end."""
-    size = subset_bits(run.vocab_size // 2, run.subset)
-    for first in range(0, run.count - run.count % run.subset, run.subset):
-        end = at + size
-        number = int.from_bytes(payload[at // 8 : -(-end // 8)], "big") >> -end % 8 & (1 << size) - 1
-        out[first : first + run.subset] = subset_tokens(number, run.vocab_size // 2, run.subset)
-        at = end
-    return at
-
-
-def _unpack_plain(payload: bytes, at: int, run: Run, out: np.ndarray) -> int:
-    """Fills `out` with the tokens of one plain run whose bits begin at `at`; gives where they end."""
+def unpack_plain(payload: bytes, at: int, run: Run, out: np.ndarray, wrong: np.ndarray | None = None) -> int:
+    """Fills `out` with the tokens of one plain run whose bits begin at `at`; gives where they end. Numbers that no tokens
+    pack to are refused, or, where `wrong` is given, bool as `out`, read as tokens 0 and marked there."""
     g, start = group_size(run.vocab_size), 0
     for groups, size in ((run.count // g, g), (int(run.count % g > 0), run.count % g)):
         if not (groups and size):
@@ -203,8 +195,10 @@ def _unpack_plain(payload: bytes, at: int, run: Run, out: np.ndarray) -> int:
             values = np.zeros(some, np.uint64)
             for column in block.T:
                 values = values << np.uint64(1) | column
-            if (values >= np.uint64(run.vocab_size**size)).any():
-                refuse("vocabulary")
+            if (outside := values >= np.uint64(run.vocab_size**size)).any():
+                if wrong is None:
+                    refuse("vocabulary")
+                values[outside], wrong[start : start + some * size] = 0, outside.repeat(size)
             digits = out[start : start + some * size].reshape(some, size)
             start += some * size
             for i in range(size - 1, -1, -1):
@@ -294,6 +288,7 @@ class Container:
     preset: int = 0
     spec_json: bytes | None = None
     derived: tuple[int, int] | None = None  # (steps, tokens) from which a curve makes the specification
+    robust: bool = False  # the header is sent twice, see format/robust.py
 
     def to_bytes(self) -> bytes:
         """The file. Raises FormatError where a field does not fit."""
@@ -312,12 +307,14 @@ class Container:
             if not (1 <= steps <= 0xFF and 1 <= tokens <= 0xFFFFFF):
                 raise FormatError(f"{tokens} tokens in {steps} steps do not fit the format (at most 2^24 - 1 in 255)")
             out += struct.pack("<I", tokens << 8 | steps)
-        out += self.payload
-        return out + struct.pack("<I", crc32c(out))
+        whole = out + self.payload
+        whole += struct.pack("<I", crc32c(whole))
+        return wrapped(whole, len(out)) if self.robust else whole
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Container":
         """Parses and checks a file. Raises FormatError for anything that `to_bytes` did not write."""
+        data, robust = unwrapped(data, MAGIC)
         frame, spec_json = frame_of(data), None
         if frame.flags & FLAG_SPEC:
             spec_json = _unpacked(data[frame.spec : frame.spec + frame.spec_size])
@@ -325,7 +322,7 @@ class Container:
                 raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
         derived = (frame.steps, frame.tokens) if frame.flags & FLAG_DERIVED else None
         payload = data[frame.payload : -4]
-        return cls(frame.codec_hash, frame.height, frame.width, payload, frame.preset, spec_json, derived)
+        return cls(frame.codec_hash, frame.height, frame.width, payload, frame.preset, spec_json, derived, robust)
 
     @classmethod
     def read(cls, path: str | Path) -> "Container":

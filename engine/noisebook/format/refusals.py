@@ -9,7 +9,7 @@ REFUSALS = {
     "few": "{size} bytes are too few for a .nbk file: it is truncated, or something else",
     "many": "more than {limit} bytes: not a .nbk file",
     "magic": "not a .nbk file (wrong magic bytes)",
-    "checksum": "the checksum does not match: the file is truncated or damaged",
+    "checksum": "the checksum does not match: the file is truncated or damaged (decode --salvage decodes what is left)",
     "version": "format version {version} with flags {flags} is newer than this noisebook",
     "size": "the image size is zero: the file is damaged",
     "spec": "the embedded specification is cut off: the file is damaged",

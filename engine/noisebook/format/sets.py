@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from noisebook.errors import FormatError, SpecError
+from noisebook.format.runs import Run
 
 NEAR = 16  # places between two atoms, on average, up to which walking them is faster than a jump
 
@@ -54,6 +55,21 @@ def subset_tokens(number: int, atoms: int, size: int) -> np.ndarray:
         left -= 1
     signs = [number >> i & 1 for i in range(size)]  # the last sign is the lowest bit and the largest atom's
     return np.array([2 * a + s for a, s in zip(out, signs, strict=True)][::-1], np.int64)
+
+
+def unpack_sets(payload: bytes, at: int, run: Run, out: np.ndarray, wrong: np.ndarray | None = None) -> int:
+    """Fills `out` with the tokens of a run of sets whose bits begin at `at`; gives where they end. A rank that does not
+    exist is refused, or, where `wrong` is given, bool as `out`, counted from 0 again and its tokens marked there."""
+    atoms, size = run.vocab_size // 2, run.subset
+    bits = subset_bits(atoms, size)
+    for first in range(0, run.count - run.count % size, size):
+        end = at + bits
+        number = int.from_bytes(payload[at // 8 : -(-end // 8)], "big") >> -end % 8 & (1 << bits) - 1
+        if wrong is not None and number >> size >= (sets := math.comb(atoms, size)):
+            number, wrong[first : first + size] = number - (sets << size), True  # there are less than twice as many numbers
+        out[first : first + size] = subset_tokens(number, atoms, size)
+        at = end
+    return at
 
 
 def subset_cost(atoms: int, size: int) -> float:

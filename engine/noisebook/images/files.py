@@ -190,6 +190,7 @@ def describe(path: Path, limits: Limits = DEFAULT) -> dict[str, Any]:
         "codec_hash": container.codec_hash.hex(),
         "embedded_spec": container.spec_json is not None,
         "derived": container.derived,
+        "robust": container.robust,
         "codec": None,
         "tokens": None,
         "error": None,

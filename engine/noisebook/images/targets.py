@@ -7,7 +7,7 @@ the curve, tried, and corrected by what came out.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,11 @@ class Target:
 
 class Aim:
     """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` is called with a
-    line about each try. `realism_network` is as of `Codec`; a target in dB is one of decodes with realism 0."""
+    line about each try. `realism_network` is as of `Codec`; a target in dB is one of decodes with realism 0.
+
+    robust   whether the sizes that are aimed at are those of files with the header twice (format/robust.py)"""
+
+    robust = False
 
     def __init__(
         self,
@@ -124,7 +128,8 @@ class Aim:
         spec = self.codec(height, width, tokens).spec_for(height, width)
         derived = None if spec.resolutions else self._derived(tokens)
         bits = sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
-        return len(contain(spec, height, width, bytes(-(-bits // 8)), derived=derived).to_bytes())
+        file = contain(spec, height, width, bytes(-(-bits // 8)), derived=derived)
+        return len(replace(file, robust=self.robust).to_bytes())
 
     def tokens_for_bytes(self, height: int, width: int, size: float) -> int:
         """The tokens whose file is nearest to `size` bytes, not above it where the target is in bytes.
