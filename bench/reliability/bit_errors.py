@@ -32,6 +32,7 @@ from bench.lib.record import DATA, RESULTS, ROOT, provenance, save
 from noisebook.cli import judging
 from noisebook.codec.codec import Codec
 from noisebook.format.container import HEADER, Container, pack, packed_bits
+from noisebook.format.runs import Run
 from noisebook.format.salvage import tokens_left
 from noisebook.images.files import decode_picture, encode_picture, pixels_of
 from noisebook.images.io import read_image
@@ -73,23 +74,31 @@ def ours(codec: Codec, pixels: np.ndarray) -> Sent:
 
 
 def turbo(codec: Codec, pixels: np.ndarray, bits: int) -> dict[str, Sent]:
-    """Turbo-DDCM's rule on our levels, of about that many bits, in both of its codes. Its files are not shorter where its
-    indices stand one by one: they are the same tokens."""
-    height, width = pixels.shape[:2]
-    place = rivals.Place(codec.backbone, curve_of(codec.backbone), height, width)
-    other = Codec(rivals.turbo_on_ours(place, bits, codec.nfe), codec.backbone)
-    tokens = other.encode(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].numpy()
-    stream = other.stream(height, width)
-    single = [run._replace(subset=0) for run in stream.runs]
-    file = Container(other.spec.hash, height, width, pack(tokens, stream.runs)).to_bytes()
-    packed = pack(tokens, single)
+    """Turbo-DDCM's rule on our levels in both of its codes, of about that many bits: one by one, indices take more of them,
+    so that there are fewer."""
+    size = (pixels.shape[0], pixels.shape[1])
+    place = rivals.Place(codec.backbone, curve_of(codec.backbone), *size)
+    images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+
+    def made(bits: float) -> tuple[Codec, list[Run], list[Run]]:
+        other = Codec(rivals.turbo_on_ours(place, bits, codec.nfe), codec.backbone)
+        runs = list(other.stream(*size).runs)
+        return other, runs, [run._replace(subset=0) for run in runs]
+
+    sets, runs, single = made(bits)
+    file = Container(sets.spec.hash, *size, pack(sets.encode(images)[0].numpy(), runs)).to_bytes()
+    asked, fewer = float(bits), sets
+    for _ in range(4):  # the fewer atoms, the less a set saves
+        asked *= bits / packed_bits(single)
+        fewer, _, single = made(asked)
+    packed = pack(fewer.encode(images)[0].numpy(), single)
 
     def one_by_one(data: bytes) -> np.ndarray:
         arrived = torch.from_numpy(tokens_left(data, single)[0])[None]
-        return pixels_of(other.decode(arrived, (height, width))[0])  # pyright: ignore[reportCallIssue]
+        return pixels_of(fewer.decode(arrived, size)[0])  # pyright: ignore[reportCallIssue]
 
     return {
-        SETS: Sent(file, HEADER.size, len(file) - 4, lambda data: salvaged(other, data)),
+        SETS: Sent(file, HEADER.size, len(file) - 4, lambda data: salvaged(sets, data)),
         SINGLE: Sent(packed, 0, len(packed), one_by_one),
     }
 

@@ -38,7 +38,9 @@ def test_every_codec_has_its_rows_and_the_tables_say_them(fresh, tmp_path, monke
         whole, few, many = (found[name, *key] for key in (("whole", 0), ("bits", 1e-3), ("bits", 0.3)))
         assert whole["psnr"] >= few["psnr"] - 0.5
         assert whole["psnr"] > many["psnr"]
-    assert found[names[1], "whole", 0]["psnr"] == found[names[2], "whole", 0]["psnr"]  # the same tokens, two codes
+    sizes = [found[name, "whole", 0]["bytes"] for name in names]
+    assert max(sizes) < 1.1 * min(sizes), sizes
+    assert found[names[1], "whole", 0]["psnr"] > found[names[2], "whole", 0]["psnr"]  # indices one by one are fewer
     assert found[names[0], "whole", 0]["psnr"] > found[names[0], "lost", 0.1]["psnr"]
     half, steps = (next(row for row in result["rows"] if row["what"] == what) for what in ("half", "steps"))
     assert abs(half["psnr"] - steps["psnr"]) < 3
