@@ -322,6 +322,16 @@ def test_other_rules_decode_on_a_cpu(rule, fresh):
     assert psnr(there.decode(tokens.cpu(), (24, 40)), seen) > 60
 
 
+def test_lost_tokens_are_skipped_as_on_a_cpu(fresh):
+    codec, there = build(network()), build(Shrink())
+    tokens = codec.encode(random_images(fresh, 2, 24, 40).cuda())
+    lost = torch.from_numpy(fresh.random(tuple(tokens.shape)) < 0.2)
+    seen = codec.decode(tokens, (24, 40), lost=lost)
+    assert psnr(there.decode(tokens.cpu(), (24, 40), lost=lost), seen) > 60
+    none = torch.zeros_like(lost)
+    assert psnr(codec.decode(tokens, (24, 40), lost=none), codec.decode(tokens, (24, 40))) > 60
+
+
 @pytest.mark.parametrize("kind", ["hadamard", "independent"])
 @pytest.mark.parametrize("steps", [6, 70])
 def test_rule_poisson_is_one_graph(steps, kind, fresh):
