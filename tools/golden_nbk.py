@@ -13,6 +13,7 @@ import numpy as np
 
 from noisebook import CodecSpec, Step
 from noisebook.format.container import Container, pack
+from noisebook.format.derived import Derived
 from noisebook.format.runs import Run
 from noisebook.images.files import contain
 from noisebook.spec import curve as calibration
@@ -24,14 +25,15 @@ INF, HASH = float("inf"), "f" * 64
 STEPS = (Step(2, 0.5, 1, 4), Step(1, 0.25, 0.5, 2))
 
 
-def variants() -> dict[str, tuple[CodecSpec, tuple[int, int], tuple[int, int] | None]]:
-    """Name -> (specification, height and width, steps and tokens if they are derived from a shipped curve)."""
+def variants() -> dict[str, tuple[CodecSpec, tuple[int, int], Derived | None]]:
+    """Name -> (specification, height and width, what it is derived from if it is of a shipped curve)."""
     curve = calibration.shipped_curves()["photo"]
     one, odd = {"backbone": "golden", "fingerprint": HASH}, (Step(2, 0.5, 1, 3), Step(1, 0.25, 0.5, 5))
     return {
         "preset": (presets.get("photo").spec, (32, 48), None),
         "preset_v1": (presets.get("photo-high-v1").spec, (40, 33), None),
         "derived": (calibration.spec_for(curve, curve.dims(64, 65), 20, 8), (64, 65), (8, 20)),
+        "picture_levels": (calibration.spec_for(curve.scaled(4), curve.dims(33, 64), 24, 6), (33, 64), (6, 24, 4)),
         "start": (CodecSpec(**one, schedule=STEPS, start_budget=2, start_vocab_size=1024, rows=2, columns=3), (6, 7), None),
         "from_noise": (CodecSpec(**one, schedule=(Step(INF, 1, 2, 4), *STEPS), seed=2**64 - 1), (65535, 1), None),
         "not_a_power_of_two": (
@@ -72,7 +74,7 @@ def drawn(runs: list[Run], rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(out).astype(np.int64)
 
 
-def made(spec: CodecSpec, size: tuple[int, int], derived: tuple[int, int] | None, tokens: np.ndarray) -> Container:
+def made(spec: CodecSpec, size: tuple[int, int], derived: Derived | None, tokens: np.ndarray) -> Container:
     """The file of these tokens; its specification is embedded where it is neither a preset's nor derived."""
     return contain(spec, *size, pack(tokens, [run for _, run in spec.runs_for(*size)]), derived=derived)
 

@@ -69,6 +69,8 @@ def corpus(rng: np.random.Generator) -> list[Sample]:
     """Valid files to begin with: all variants, and payloads of many vocabularies; one is large, one is empty."""
     out: list[Sample] = []
     for data in variants(rng) + [path.read_bytes() for path in golden_nbk.FOLDER.glob("*.nbk")]:
+        if of_python(data):
+            continue
         found = Container.from_bytes(data)
         spec = spec_of(found)
         runs = token_runs(spec, found.height, found.width) if spec else []
@@ -84,6 +86,11 @@ def corpus(rng: np.random.Generator) -> list[Sample]:
         found = Container(rng.bytes(8), 1 + i, 65535 - i, pack(tokens.astype(np.int64), runs), i, None, derived)
         out.append((found.to_bytes(), runs))
     return out
+
+
+def of_python(data: bytes) -> bool:
+    """Whether C++ leaves a file to Python, for a flag that it does not know: that of a scaled curve."""
+    return len(data) > 2 and bool(data[2] & container.FLAG_SCALED)
 
 
 def record_of(sample: Sample) -> bytes:
@@ -161,6 +168,9 @@ def compared(samples: Iterator[tuple[str, Sample]]) -> dict[str, int]:
         with definition():
             assert ours == judged(sample), f"C++ and Python differ on {record_of(sample).hex()}"
         said = ours[0] if isinstance(ours[0], str) else ours[2]
+        if verdict == "version" and of_python(sample[0]):
+            counts["accepted" if isinstance(ours[1], container.Container) else "refused"] += 1
+            continue
         if verdict == "accepted":
             assert isinstance(said, list), f"only the harness accepts {record_of(sample).hex()}"
             with definition():

@@ -128,6 +128,8 @@ def golden_files() -> list[str]:
     """The frame of every golden file, written and damaged; its bytes are also a payload of one run."""
     out = []
     for name, expected in json.loads((GOLDEN / "nbk.json").read_text()).items():
+        if len(expected["derived"] or ()) > 2:  # of a scaled curve: the extension refuses these, and Python reads them
+            continue
         data = (GOLDEN / f"{name}.nbk").read_bytes()
         at, spec, derived = HEADER, 0, [0, 0]
         if expected["spec"]:

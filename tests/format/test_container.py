@@ -11,7 +11,9 @@ import pytest
 
 from common import ROOT
 from noisebook import CodecSpec, FormatError, Step
+from noisebook.format import container
 from noisebook.format.container import OVERHEAD, Container, crc32c, group_size, pack, packed_bits, unpack
+from noisebook.format.derived import SCALINGS, UNSCALED
 from noisebook.spec import schedule
 
 pytestmark = pytest.mark.quick
@@ -176,3 +178,57 @@ def test_a_reader_written_from_the_page_alone():
     assert tokens == GOLDEN_TOKENS
     assert 0 <= at < 8
     assert bits & (1 << at) - 1 == 0
+
+
+# ---- a scaled curve -----------------------------------------------------------------------------------------------------
+@pytest.fixture(params=["C++", "Python"])
+def either(request, monkeypatch):
+    """Both readers: the extension is not asked for files with a flag that it does not know."""
+    if request.param == "Python":
+        monkeypatch.setattr(container, "native", lambda: None)
+    elif container.native() is None:
+        pytest.skip("the C++ extension was not built")
+
+
+def test_a_scaling_takes_a_flag_and_one_byte(either, fresh):
+    head, payload = (fresh.bytes(8), 33, 48), fresh.bytes(6)
+    plain = Container(*head, payload, 7, None, (12, 1000)).to_bytes()
+    assert (plain[2], len(plain)) == (0x12, OVERHEAD + 4 + 6), "no flag, no byte: as it always was"
+    for scaling in (k for k in range(SCALINGS) if k != UNSCALED):
+        made = Container(*head, payload, 7, None, (12, 1000, scaling))
+        data = made.to_bytes()
+        assert data[2] == 0x16
+        assert data[16:20] == plain[16:20]
+        assert (data[20], len(data)) == (scaling, len(plain) + 1)
+        assert Container.from_bytes(data) == made
+        if (c := container.native()) is not None:
+            assert c.nbk_parse(data) == "version", "a reader of before refuses it as newer"
+
+
+def test_every_damage_to_a_scaled_file_is_refused(either, fresh):
+    data = Container(fresh.bytes(8), 33, 48, fresh.bytes(6), 7, None, (12, 1000, 3)).to_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            Container.from_bytes(bytes(flipped))
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            Container.from_bytes(data[:length])
+    for scaling in (UNSCALED, SCALINGS, 255):  # the first is written without a byte
+        with pytest.raises(FormatError, match=f"no scaling {scaling}"):
+            Container.from_bytes(resealed(data[:20] + bytes([scaling]) + data[21:]))
+    for flags in (4, 5, 7):  # scaled, but not derived; embedded too
+        with pytest.raises(FormatError, match=f"flags {flags} is newer"):
+            Container.from_bytes(resealed(data[:2] + bytes([0x10 | flags]) + data[3:]))
+    with pytest.raises(FormatError, match="cut off"):
+        Container.from_bytes(resealed(data[:20] + bytes(4)))
+    for steps_tokens in (bytes(1) + data[17:20], data[16:17] + bytes(3)):
+        with pytest.raises(FormatError, match="no steps or no tokens"):
+            Container.from_bytes(resealed(data[:16] + steps_tokens + data[20:]))
+
+
+@pytest.mark.parametrize("derived", [(12, 1000, UNSCALED), (12, 1000, SCALINGS), (12, 1000, -1), (0, 9, 3), (9, 1 << 24, 3)])
+def test_what_does_not_fit_is_not_written(derived):
+    with pytest.raises(FormatError, match=r"no scaling|do not fit"):
+        Container(bytes(8), 33, 48, b"", 7, None, derived).to_bytes()

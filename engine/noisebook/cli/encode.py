@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     def work(name: str, item: "tuple[Callable[[int], np.ndarray], Path]") -> dict[str, Any]:
         read, path = item
         refuse_long([path])
-        data, codec = encode(read(channels))
+        data, codec, facts = encode(read(channels))
         write_bytes(path, data, replace=args.force)
-        return file_row(name, data, Container.from_bytes(data), nfe=codec.encode_nfe, output=str(path))
+        return file_row(name, data, Container.from_bytes(data), nfe=codec.encode_nfe, output=str(path), **facts)
 
     items = [(name, (read, path)) for (name, read), (path,) in zip(inputs, files, strict=True)]
     return each(args, items, work, info)

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.cli import precision
-from noisebook.cli.robust import made_robust, refuse_embedded
+from noisebook.cli import levels, precision
+from noisebook.cli.robust import each_robust, made_robust, refuse_embedded
 from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
 from noisebook.errors import DatasetError, SpecError
@@ -222,9 +222,11 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--bytes", type=int, help="size of each file, not exceeded")
     group.add_argument("--psnr", type=float, help="dB of the decoded picture: tries a few times")
     add_limits(group)
-    add_encoder_options(parser).add_argument(
+    group = add_encoder_options(parser)
+    group.add_argument(
         "--roi", type=Path, metavar="MASK", help="grey picture of the image's size: white counts most, black a tenth of it"
     )
+    levels.add_levels(parser.add_argument_group("levels", "at which noise levels tokens are spent; files say which"))
 
 
 def add_limits(group: "argparse._ArgumentGroup") -> None:
@@ -256,7 +258,7 @@ def load_codec(args: argparse.Namespace) -> "Codec":
     from noisebook.spec import presets
 
     name = args.preset or presets.DEFAULT
-    changes = {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
+    changes = changes_of(args)
     how = {name: getattr(args, name) for name in ("effort", "candidates") if hasattr(args, name)}
     how |= {"backbone": args.backbone, "device": usable_device(args.device), **network(args)}
     codec = load(name, realism_network=getattr(args, "realism_network", None), **how, **changes)
@@ -267,24 +269,24 @@ def load_codec(args: argparse.Namespace) -> "Codec":
     return codec
 
 
-def encoder(
-    args: argparse.Namespace, realism: float | None = None
-) -> "tuple[Callable[[np.ndarray], tuple[bytes, Codec]], Callable[[], Any], int]":
-    """(pixels -> (file, the codec that made it), what --json says of the codec, channels of the images). Of a verb that also
-    decodes, under `realism`: raises before anything is encoded where that codec or backbone cannot."""
-    from noisebook.images.files import encode_picture
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a preset's recipe that the options replace."""
+    return {k: getattr(args, k) for k in KNOBS if getattr(args, k) is not None}
 
-    targets = [name for name in TARGETS if getattr(args, name) is not None]
+
+def encoder(args: argparse.Namespace, realism: float | None = None) -> tuple[levels.Encode, Callable[[], Any], int]:
+    """(pixels -> (file, the codec that made it, what its row says of levels), what --json says of the codec, channels of the
+    images). Of a verb that also decodes, under `realism`: raises before anything is encoded where that codec or backbone
+    cannot."""
+    from noisebook.images.files import preset_number
+
+    targets, tries = [name for name in TARGETS if getattr(args, name) is not None], levels.tries_of(args)
     if not targets:
         codec = load_codec(args)
-        info = codec_info(codec, realism)
-        refuse_embedded(args, args.embed_spec or (args.embed_spec is None and not info["preset"]))
-        weights = weights_of(args, limits_of(args))
-        return (
-            lambda pixels: (made_robust(args, encode_picture(codec, pixels, args.embed_spec, weights(pixels))), codec),
-            lambda: info,
-            codec.backbone.channels,
-        )
+        refuse_embedded(args, args.embed_spec or (args.embed_spec is None and not tries and not preset_number(codec.spec)))
+        given = (changes_of(args), weights_of(args, limits_of(args)))
+        encoded, info = levels.of_preset(args, codec, *given, lambda c: codec_info(c, realism))
+        return each_robust(args, encoded), info, codec.backbone.channels
     if args.embed_spec is False:
         raise SpecError(
             "without its specification a file is decoded with the options it was made with, and "
@@ -298,10 +300,10 @@ def encoder(
     weights = weights_of(args, limits_of(args))
     made: dict[str, Any] = {}
 
-    def encode(pixels: "np.ndarray") -> "tuple[bytes, Codec]":
-        data, codec = aim.file(pixels, weights(pixels), args.embed_spec)
-        made[codec.spec.hash.hex()] = codec_info(codec, realism)
-        return made_robust(args, data), codec
+    def encode(pixels: "np.ndarray") -> "tuple[bytes, Codec, dict[str, Any]]":
+        chosen = aim.chosen(pixels, weights(pixels), args.embed_spec)
+        made[chosen.codec.spec.hash.hex()] = codec_info(chosen.codec, realism)
+        return made_robust(args, chosen.data), chosen.codec, levels.facts_of(chosen, tries)
 
     return encode, lambda: list(made.values()), aim.backbone.channels
 
@@ -323,7 +325,7 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     backbone = backbones.load(name, usable_device(args.device), accelerated=faster, **how["conditions"])
     precision.say_dtype(args, backbone)
     how, finish = (args.graphs, args.effort, args.candidates), getattr(args, "realism_network", None)
-    return Aim(target, backbone, curve_of(backbone, args.curve), *how, log, finish)
+    return Aim(target, backbone, curve_of(backbone, args.curve), *how, log, finish, levels.tries_of(args))
 
 
 def network(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
+from noisebook.cli.levels import Encode
 from noisebook.errors import SpecError
 
 
@@ -26,3 +28,13 @@ def made_robust(args: argparse.Namespace, data: bytes) -> bytes:
     from noisebook.format.container import Container
 
     return replace(Container.from_bytes(data), robust=True).to_bytes() if getattr(args, "robust", False) else data
+
+
+def each_robust(args: argparse.Namespace, encode: Encode) -> Encode:
+    """The same, under --robust with the header of each file twice."""
+
+    def twice(pixels: Any) -> tuple[bytes, Any, dict[str, Any]]:
+        data, codec, facts = encode(pixels)
+        return made_robust(args, data), codec, facts
+
+    return twice

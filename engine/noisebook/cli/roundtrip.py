@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace, write: bool) -> int:
         (read, paths), begin = item, time.perf_counter()
         refuse_long(paths)
         pixels = read(channels)
-        data, codec = encode(pixels)
+        data, codec, levels = encode(pixels)
         container = Container.from_bytes(data)
         decoded = decode_picture(codec, container, None, own, realism)
         for path, content in zip(paths, (data, png_bytes(np.concatenate([pixels, decoded], 1))), strict=False):
@@ -73,6 +73,7 @@ def measure(args: argparse.Namespace, write: bool) -> int:
             "nfe": codec.encode_nfe + codec.nfe_of(None, realism),
             "seconds": seconds,
             "output": str(paths[0]) if paths else None,
+            **levels,
         }
         return file_row(name, data, container, **verdict.values, remarks=verdict.remarks, **facts)
 

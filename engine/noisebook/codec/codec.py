@@ -31,6 +31,7 @@ from noisebook.runtime.devices import own_defaults, refuse_unreachable, working_
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.profiler import stage
 from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import StepIndex
 
 MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
 
@@ -167,8 +168,16 @@ class Codec:
     def reconstruct(self, images: Tensor, weights: Tensor | None = None, realism: float = 0.0) -> tuple[Tensor, Tensor]:
         """(tokens, images): what `encode` gives and what `decode` will make of it, in one walk. `realism` is as of `decode`
         and changes no token."""
-        tokens, decoded = self._encode(images, weights, with_images=True, realism=realism)
+        tokens, decoded, _ = self._encode(images, weights, with_images=True, realism=realism)
         return tokens, decoded
+
+    @own_defaults()
+    def trace(self, images: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor, dict[int, float]]:
+        """`reconstruct`, and the mean squared error of x0_hat, a dimension of the state, before the tokens of each step."""
+        tokens, decoded, errors = self._encode(images, weights, with_images=True)
+        steps = (int(s.step_index) for s in self.stream(*images.shape[2:]).segments)
+        steps = dict.fromkeys(step for step in steps if step >= StepIndex.START)
+        return tokens, decoded, dict(zip(steps, errors.mean(0).tolist(), strict=True))
 
     @own_defaults()
     def encode_packed(self, images: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -213,7 +222,7 @@ class Codec:
         if not finite:
             raise ImageError(NOT_FINITE)
         warn_of_stall(errors)
-        return out
+        return [*out, torch.tensor([errors])]
 
     # ---- decode ---------------------------------------------------------------------------------------------------------
     @own_defaults()

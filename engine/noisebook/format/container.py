@@ -3,12 +3,12 @@
     offset  bytes
     0       2   magic B7 4E
     2       1   format version (high 4 bits), flags (low 4 bits): 1 = the specification is embedded, 2 = it is derived,
-                8 = the header is sent twice (format/robust.py)
+                4 = from a curve that is scaled, 8 = the header is sent twice (format/robust.py)
     3       1   preset number, 0 = none; if derived the curve's number
     4       8   codec hash: first 8 bytes of the SHA-256 of the specification's canonical JSON
     12      4   height and width of the image, uint16 little-endian each, 1 ... 65535
     16      -   if embedded: uint32 little-endian length, then the specification as zlib-compressed canonical JSON
-    16      4   if derived: uint32 little-endian, steps in the lowest 8 bits, tokens in the others
+    16      4   if derived: steps and tokens; if scaled, a byte more (format/derived.py)
     -       -   packed tokens
     end-4   4   CRC-32C of everything before, little-endian
 
@@ -31,6 +31,7 @@ import numpy as np
 from noisebook.errors import FormatError, SpecError
 from noisebook.format.cost import MAX_CODED, check_cost
 from noisebook.format.crc import crc32c
+from noisebook.format.derived import UNSCALED, Derived, derived_bytes, read_derived
 from noisebook.format.entropy import decode_runs, encode_symbols, least_bytes
 from noisebook.format.refusals import refuse
 from noisebook.format.robust import unwrapped, wrapped
@@ -41,7 +42,8 @@ from noisebook.runtime.native import native
 
 MAGIC = b"\xb7N"
 FORMAT_VERSION = 1
-FLAG_SPEC, FLAG_DERIVED = 1, 2
+FLAG_SPEC, FLAG_DERIVED, FLAG_SCALED = 1, 2, 4
+TOGETHER = (0, FLAG_SPEC, FLAG_DERIVED, FLAG_DERIVED | FLAG_SCALED)  # flags that a file may have
 HEADER = struct.Struct("<2sBB8sHH")
 OVERHEAD = HEADER.size + 4  # bytes of header and checksum: 20
 MAX_FILE = 1 << 28  # bytes; nothing larger is read
@@ -220,11 +222,12 @@ class Frame(NamedTuple):
     steps: int  # 0 without FLAG_DERIVED, as are the tokens
     tokens: int
     payload: int
+    scaling: int = UNSCALED
 
 
 def frame_of(data: bytes) -> Frame:
     """Checks everything of a file but what its specification says. Raises FormatError."""
-    if (c := native()) is None:
+    if (c := native()) is None or (len(data) > 2 and data[2] & FLAG_SCALED):  # a flag that the extension does not know
         return _frame_of(data)
     found = c.nbk_parse(data)
     if isinstance(found, str):
@@ -244,11 +247,11 @@ def _frame_of(data: bytes) -> Frame:
     if struct.unpack_from("<I", data, len(data) - 4)[0] != crc32c(data[:-4]):
         refuse("checksum")
     version, flags = divmod(version, 16)
-    if version != FORMAT_VERSION or flags & ~(FLAG_SPEC | FLAG_DERIVED) or flags == FLAG_SPEC | FLAG_DERIVED:
+    if version != FORMAT_VERSION or flags not in TOGETHER:
         refuse("version", version=version, flags=flags)
     if not height or not width:
         refuse("size")
-    spec, spec_size, steps, tokens, left = HEADER.size, 0, 0, 0, len(data) - OVERHEAD
+    spec, spec_size, steps, tokens, scaling, left = HEADER.size, 0, 0, 0, UNSCALED, len(data) - OVERHEAD
     payload = spec
     if flags & FLAG_SPEC:
         spec += 4
@@ -256,13 +259,8 @@ def _frame_of(data: bytes) -> Frame:
             refuse("spec")
         payload = spec + spec_size
     if flags & FLAG_DERIVED:
-        if left < 4:
-            refuse("derived")
-        (value,) = struct.unpack_from("<I", data, HEADER.size)
-        steps, tokens, payload = value & 0xFF, value >> 8, HEADER.size + 4
-        if not steps or not tokens:
-            refuse("zero")
-    return Frame(flags, preset, codec_hash, height, width, spec, spec_size, steps, tokens, payload)
+        steps, tokens, scaling, payload = read_derived(data, HEADER.size, left, bool(flags & FLAG_SCALED))
+    return Frame(flags, preset, codec_hash, height, width, spec, spec_size, steps, tokens, payload, scaling)
 
 
 def _unpacked(packed: bytes) -> bytes:
@@ -287,7 +285,7 @@ class Container:
     payload: bytes
     preset: int = 0
     spec_json: bytes | None = None
-    derived: tuple[int, int] | None = None  # (steps, tokens) from which a curve makes the specification
+    derived: Derived | None = None  # from which a curve makes the specification
     robust: bool = False  # the header is sent twice, see format/robust.py
 
     def to_bytes(self) -> bytes:
@@ -297,16 +295,14 @@ class Container:
         flags = (self.spec_json is not None) * FLAG_SPEC + (self.derived is not None) * FLAG_DERIVED
         if flags == FLAG_SPEC + FLAG_DERIVED:
             raise FormatError("a specification is embedded or derived, not both")
+        flags += (self.derived is not None and len(self.derived) > 2) * FLAG_SCALED
         version = FORMAT_VERSION << 4 | flags
         out = HEADER.pack(MAGIC, version, self.preset, self.codec_hash, self.height, self.width)
         if self.spec_json is not None:
             packed = zlib.compress(self.spec_json, 9)
             out += struct.pack("<I", len(packed)) + packed
         if self.derived is not None:
-            steps, tokens = self.derived
-            if not (1 <= steps <= 0xFF and 1 <= tokens <= 0xFFFFFF):
-                raise FormatError(f"{tokens} tokens in {steps} steps do not fit the format (at most 2^24 - 1 in 255)")
-            out += struct.pack("<I", tokens << 8 | steps)
+            out += derived_bytes(self.derived)
         whole = out + self.payload
         whole += struct.pack("<I", crc32c(whole))
         return wrapped(whole, len(out)) if self.robust else whole
@@ -321,6 +317,7 @@ class Container:
             if hashlib.sha256(spec_json).digest()[:8] != frame.codec_hash:
                 raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
         derived = (frame.steps, frame.tokens) if frame.flags & FLAG_DERIVED else None
+        derived = (*derived, frame.scaling) if derived and frame.flags & FLAG_SCALED else derived
         payload = data[frame.payload : -4]
         return cls(frame.codec_hash, frame.height, frame.width, payload, frame.preset, spec_json, derived, robust)
 

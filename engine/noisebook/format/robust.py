@@ -1,6 +1,6 @@
 """A header that is sent twice, so that what is left of a damaged file can be decoded: flag 8 of a file.
 
-    head      16 bytes, 20 with a derived specification, as in any file, with flag 8
+    head      16 bytes, 20 with a derived specification, 21 with its scaling, as in any file, with flag 8
     4         CRC-32C of the head
     payload
     head, 4   the same again
@@ -18,7 +18,7 @@ from noisebook.format.refusals import refuse
 
 FLAG_ROBUST = 8
 CHECKSUM = struct.Struct("<I")
-SIZES = {0: 16, 2: 20}  # flags but this one -> bytes of the head
+SIZES = {0: 16, 2: 20, 6: 21}  # flags but this one -> bytes of the head
 
 
 def sealed(head: bytes) -> bytes:

@@ -3,7 +3,6 @@
 Nothing here is for whole files, and nothing is refused because a checksum fails; each fault is said in words.
 """
 
-import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 from noisebook.errors import FormatError
 from noisebook.format.container import (
     FLAG_DERIVED,
+    FLAG_SCALED,
     FLAG_SPEC,
     FORMAT_VERSION,
     HEADER,
@@ -24,6 +24,7 @@ from noisebook.format.container import (
     packed_bits,
     unpack_plain,
 )
+from noisebook.format.derived import read_derived
 from noisebook.format.refusals import refuse
 from noisebook.format.robust import FLAG_ROBUST, SIZES, sealed
 from noisebook.format.runs import Run
@@ -93,13 +94,9 @@ def _head(data: bytes, faults: list[str]) -> Container:
     if not height or not width:
         refuse("size")
     derived, spec_json = None, None
-    if kind == FLAG_DERIVED:
-        if len(data) < HEADER.size + 4:
-            refuse("derived")
-        (value,) = struct.unpack_from("<I", data, HEADER.size)
-        derived = (value & 0xFF, value >> 8)
-        if not all(derived):
-            refuse("zero")
+    if kind & FLAG_DERIVED:
+        steps, tokens, scaling, _ = read_derived(data, HEADER.size, len(data) - HEADER.size, bool(kind & FLAG_SCALED))
+        derived = (steps, tokens, scaling) if kind & FLAG_SCALED else (steps, tokens)
     if kind == FLAG_SPEC:
         spec_json, _ = _unpacked(data[HEADER.size + 4 :])
     return Container(codec_hash, height, width, b"", preset, spec_json, derived, bool(flags & FLAG_ROBUST))

@@ -1,10 +1,12 @@
 """One picture, one file: what stands between a codec's tensors and the `.nbk` files of a user."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import FormatError, SpecError
 from noisebook.format.container import Container, pack, read_file, unpack
+from noisebook.format.derived import UNSCALED, Derived
 from noisebook.format.runs import Run
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 from noisebook.spec import curve as curves
@@ -34,10 +36,10 @@ def encode_picture(
     pixels: "np.ndarray",
     embed: bool | None = None,
     weights: "np.ndarray | None" = None,
-    derived: tuple[int, int] | None = None,
+    derived: Derived | None = None,
 ) -> bytes:
     """uint8 [H, W, C] -> the bytes of a `.nbk` file. The specification is embedded on request, or, unless `embed` is False,
-    if it is no preset's and not `derived` from a shipped curve by (steps, tokens). `weights`: float [H, W], see
+    if it is no preset's and not `derived` from a shipped curve, perhaps a scaled one. `weights`: float [H, W], see
     `Codec.encode`."""
     payload = codec.encode_packed(*_tensors(pixels, weights))[0].cpu().numpy().tobytes()
     return _contained(codec, pixels, payload, embed, derived)
@@ -48,18 +50,35 @@ def encode_and_show(
     pixels: "np.ndarray",
     embed: bool | None = None,
     weights: "np.ndarray | None" = None,
-    derived: tuple[int, int] | None = None,
+    derived: Derived | None = None,
 ) -> tuple[bytes, "np.ndarray"]:
     """(what `encode_picture` gives, what `decode_picture` makes of it), in one walk."""
+    return encode_and_trace(codec, pixels, embed, weights, derived)[:2]
+
+
+def encode_and_trace(
+    codec: "Codec",
+    pixels: "np.ndarray",
+    embed: bool | None = None,
+    weights: "np.ndarray | None" = None,
+    derived: Derived | None = None,
+) -> tuple[bytes, "np.ndarray", dict[int, float]]:
+    """`encode_and_show`, and beside it the errors of `Codec.trace`."""
     height, width = pixels.shape[:2]
-    tokens, image = codec.reconstruct(*_tensors(pixels, weights))
+    tokens, image, errors = codec.trace(*_tensors(pixels, weights))
     payload = pack(tokens[0].cpu().numpy(), codec.stream(height, width).runs)
-    return _contained(codec, pixels, payload, embed, derived), pixels_of(image[0])
+    return _contained(codec, pixels, payload, embed, derived), pixels_of(image[0]), errors
 
 
-def _contained(
-    codec: "Codec", pixels: "np.ndarray", payload: bytes, embed: bool | None, derived: tuple[int, int] | None
-) -> bytes:
+def first_errors(codec: "Codec", pixels: "np.ndarray", steps: int) -> dict[int, float]:
+    """The errors of `Codec.trace` in a walk of the first `steps` steps only, for as many network calls and one."""
+    from noisebook.codec.codec import Codec
+
+    short = replace(codec.spec, schedule=codec.spec.schedule[:steps])
+    return Codec(short, codec.backbone, graphs=False).trace(*_tensors(pixels, None))[2]
+
+
+def _contained(codec: "Codec", pixels: "np.ndarray", payload: bytes, embed: bool | None, derived: Derived | None) -> bytes:
     """The file of a picture's payload. A large picture's has the specification that cuts it."""
     height, width = pixels.shape[:2]
     spec = codec.spec_for(height, width)
@@ -69,12 +88,7 @@ def _contained(
 
 
 def contain(
-    spec: CodecSpec,
-    height: int,
-    width: int,
-    payload: bytes,
-    embed: bool | None = None,
-    derived: tuple[int, int] | None = None,
+    spec: CodecSpec, height: int, width: int, payload: bytes, embed: bool | None = None, derived: Derived | None = None
 ) -> Container:
     """The file of a payload; see `encode_picture`."""
     curve = curves.shipped_curves().get(spec.backbone)
@@ -151,8 +165,7 @@ def spec_of(container: Container) -> CodecSpec | None:
         curve = curves.by_number(container.preset)
         if curve is None:
             return None
-        steps, tokens = container.derived
-        spec = curves.spec_for(curve, curve.dims(container.height, container.width), tokens, steps)
+        spec = derived_spec(curve, container.derived, container.height, container.width)
         if spec.hash != container.codec_hash:
             raise FormatError("the derived specification does not match the codec hash: the file is damaged")
         return spec
@@ -163,6 +176,19 @@ def spec_of(container: Container) -> CodecSpec | None:
     if spec.hash != container.codec_hash:
         raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
     return spec
+
+
+def derived_spec(curve: curves.Curve, derived: Derived, height: int, width: int) -> CodecSpec:
+    """The specification that a file of that size derives from a curve. Raises SpecError for too few tokens."""
+    steps, tokens, *scaling = derived
+    return curves.spec_for(curve.scaled(*scaling or (UNSCALED,)), curve.dims(height, width), tokens, steps)
+
+
+def scale_of(container: Container) -> float | None:
+    """What the errors of its curve are multiplied by in a file whose specification is derived; None in any other."""
+    if container.derived is None:
+        return None
+    return curves.SCALES[container.derived[2] if len(container.derived) > 2 else UNSCALED]
 
 
 def codec_name(spec: CodecSpec) -> str:
@@ -191,6 +217,7 @@ def describe(path: Path, limits: Limits = DEFAULT) -> dict[str, Any]:
         "embedded_spec": container.spec_json is not None,
         "derived": container.derived,
         "robust": container.robust,
+        "curve_scale": scale_of(container),
         "codec": None,
         "tokens": None,
         "error": None,

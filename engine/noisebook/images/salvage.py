@@ -11,7 +11,7 @@ from noisebook.errors import FormatError, SpecError
 from noisebook.format.container import Container, packed_bits
 from noisebook.format.cost import check_cost
 from noisebook.format.salvage import Wreck, tokens_left, wreck_of
-from noisebook.images.files import decode_picture, pixels_of, refuse_costly
+from noisebook.images.files import decode_picture, derived_spec, pixels_of, refuse_costly
 from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.spec import curve as curves
 from noisebook.spec import presets
@@ -49,8 +49,7 @@ def _spec_of(head: Container) -> CodecSpec | None:
         curve = curves.by_number(head.preset)
         if curve is None:
             raise FormatError(f"its header names the curve {head.preset}, which is unknown: it is damaged, or newer")
-        steps, tokens = head.derived
-        spec = curves.spec_for(curve, curve.dims(head.height, head.width), tokens, steps)
+        spec = derived_spec(curve, head.derived, head.height, head.width)
     except SpecError as error:
         raise FormatError(f"its header makes no sense: {error}") from error
     if _apart(spec.hash, head.codec_hash) > NEAR:

@@ -1,7 +1,8 @@
 """Asked for a rate or a quality: which codec, and one file that has it.
 
 A rate is met in one pass: a calibrated curve makes the schedule that spends just that many tokens. A quality is predicted by
-the curve, tried, and corrected by what came out.
+the curve, tried, and corrected by what came out. All of it at the levels of the curve, or at those that suit the picture
+(levels.py).
 """
 
 import math
@@ -18,7 +19,9 @@ from noisebook.codec.codec import Codec
 from noisebook.codec.stream import spec_for
 from noisebook.errors import BackboneError, FormatError, SpecError
 from noisebook.format.container import OVERHEAD, read_file
+from noisebook.format.derived import UNSCALED, Derived
 from noisebook.images.files import contain, encode_and_show, encode_picture
+from noisebook.images.levels import Chosen, best_levels, check_tries, nfe_to_see
 from noisebook.images.metrics import psnr
 from noisebook.spec import curve as curves
 from noisebook.spec.spec import CodecSpec
@@ -63,6 +66,8 @@ class Aim:
     """Makes files of a target with one backbone and its curve; keeps the codecs that it made. `tell` is called with a
     line about each try. `realism_network` is as of `Codec`; a target in dB is one of decodes with realism 0.
 
+    level_tries   0: all pictures of a size have the curve's levels; 1 ... 16: each picture has levels of its own, found with
+                  that many whole encodes (`levels.best_levels`). On CUDA each scaling that is tried records a graph
     robust   whether the sizes that are aimed at are those of files with the header twice (format/robust.py)"""
 
     robust = False
@@ -77,6 +82,7 @@ class Aim:
         candidates: int = 1,
         tell: Callable[[str], None] | None = None,
         realism_network: str | Path | None = None,
+        level_tries: int = 0,
     ):
         if not backbone.answers_to(curve.fingerprint):
             raise BackboneError(
@@ -85,10 +91,12 @@ class Aim:
             )
         if curve.condition and target.max_nfe < 3:
             raise SpecError("under a condition max_nfe is 3 at least: the first tokens take a network call too")
-        self.target, self.backbone, self.curve = target, backbone, curve
+        if level_tries:
+            check_tries(level_tries)
+        self.target, self.backbone, self.curve, self.level_tries = target, backbone, curve, level_tries
         self.realism = LazyRealism(realism_network)  # one for all codecs
         self.how, self.tell = (graphs, effort, candidates, self.realism), tell
-        self._codecs: dict[tuple[int, int, int], Codec] = {}
+        self._codecs: dict[tuple[int, ...], Codec] = {}
 
     def dims(self, height: int, width: int) -> int:
         """Dimensions of the state of an image of that size."""
@@ -99,46 +107,48 @@ class Aim:
         any_spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, (Step(1.0, 0.5, 0.5, 0),))
         return spec_for(any_spec, self.backbone, height, width).blocks
 
-    def codec(self, height: int, width: int, tokens: int) -> Codec:
-        """The codec that spends about `tokens` tokens on such images: of a large one an equal share in each block."""
+    def codec(self, height: int, width: int, tokens: int, scaling: int = UNSCALED) -> Codec:
+        """The codec that spends about `tokens` tokens on such images, of a large one an equal share in each block, at the
+        levels of the curve with that `scaling` (`Curve.scaled`)."""
         dims, steps, blocks = self.dims(height, width), self._steps, self._blocks(height, width)
         dims, tokens = dims // blocks, max(2, tokens // blocks)
-        if (dims, tokens, steps) not in self._codecs:
-            spec = curves.spec_for(self.curve, dims, tokens, steps, self.target.vocab_size, self.target.seed)
-            self._codecs[dims, tokens, steps] = Codec(
-                curves.with_known_levels(spec, self.backbone, dims), self.backbone, *self.how
-            )
+        key, curve = (dims, tokens, steps, scaling), self.curve.scaled(scaling)
+        if key not in self._codecs:
+            spec = curves.spec_for(curve, dims, tokens, steps, self.target.vocab_size, self.target.seed)
+            self._codecs[key] = Codec(curves.with_known_levels(spec, self.backbone, dims), self.backbone, *self.how)
             if len(self._codecs) > 64:
                 del self._codecs[next(iter(self._codecs))]
-        return self._codecs[dims, tokens, steps]
+        return self._codecs[key]
 
     @property
     def _steps(self) -> int:
         """Steps of the curve's path: the calls but the solver's, and under a condition but that of the first tokens."""
         return self.target.max_nfe - 1 - bool(self.curve.condition)
 
-    def _derived(self, tokens: int) -> tuple[int, int] | None:
+    def derived(self, tokens: int, scaling: int = UNSCALED) -> Derived | None:
         """What a file has in place of the specification, where a decoder can derive it."""
         ours = curves.shipped_curves().get(self.curve.backbone) == self.curve and self.curve.number
         plain = self.target.vocab_size == 65536 and self.target.seed == 0
-        return (self._steps, tokens) if ours and plain else None
+        if not (ours and plain):
+            return None
+        return (self._steps, tokens) if scaling == UNSCALED else (self._steps, tokens, scaling)
 
-    def _size(self, height: int, width: int, tokens: int) -> int:
+    def _size(self, height: int, width: int, tokens: int, scaling: int = UNSCALED) -> int:
         """Bytes of the file that spends `tokens` tokens."""
-        spec = self.codec(height, width, tokens).spec_for(height, width)
-        derived = None if spec.resolutions else self._derived(tokens)
+        spec = self.codec(height, width, tokens, scaling).spec_for(height, width)
+        derived = None if spec.resolutions else self.derived(tokens, scaling)
         bits = sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
         file = contain(spec, height, width, bytes(-(-bits // 8)), derived=derived)
         return len(replace(file, robust=self.robust).to_bytes())
 
-    def tokens_for_bytes(self, height: int, width: int, size: float) -> int:
+    def tokens_for_bytes(self, height: int, width: int, size: float, scaling: int = UNSCALED) -> int:
         """The tokens whose file is nearest to `size` bytes, not above it where the target is in bytes.
 
         Raises SpecError where even the smallest file is larger, or that many tokens cannot be spent in max_nfe calls."""
         each = (self.target.vocab_size.bit_length() - 1) / 8
         tokens, best = max(2, int((size - OVERHEAD - 4) / each)), None
         for _ in range(12):
-            have = self._size(height, width, tokens)
+            have = self._size(height, width, tokens, scaling)
             fits = have <= size or self.target.bytes is None
             if fits and (best is None or abs(have - size) < abs(best[1] - size)):
                 best = (tokens, have)
@@ -158,47 +168,76 @@ class Aim:
             )
         return best[0]
 
-    def tokens_for_psnr(self, height: int, width: int, decibels: float) -> int:
-        """The tokens that the curve predicts to need for that PSNR, on an image as those it was measured on."""
+    def tokens_for_psnr(self, height: int, width: int, decibels: float, scaling: int = UNSCALED) -> int:
+        """The tokens that the curve predicts to need for that PSNR, on an image as those it was measured on, or, scaled, on
+        one easier or harder."""
         dims, low, high = self.dims(height, width), 2, 2
-        while high < 1 << 23 and self._predicted(dims, high) < decibels:
+        while high < 1 << 23 and self._predicted(dims, high, scaling) < decibels:
             low, high = high, 2 * high
         while high - low > max(1, low // 100):
             middle = (low + high) // 2
-            low, high = (low, middle) if self._predicted(dims, middle) >= decibels else (middle, high)
+            low, high = (low, middle) if self._predicted(dims, middle, scaling) >= decibels else (middle, high)
         return high
 
-    def _predicted(self, dims: int, tokens: int) -> float:
-        spec = curves.spec_for(self.curve, dims, tokens, self._steps, self.target.vocab_size)
-        return 10 * math.log10(4 / self.curve.at(spec.sigma_last))
+    def _predicted(self, dims: int, tokens: int, scaling: int) -> float:
+        curve = self.curve.scaled(scaling)
+        spec = curves.spec_for(curve, dims, tokens, self._steps, self.target.vocab_size)
+        return 10 * math.log10(4 / curve.at(spec.sigma_last))
 
     def file(self, pixels: np.ndarray, weights: np.ndarray | None = None, embed: bool | None = None) -> tuple[bytes, Codec]:
         """uint8 [H, W, C] -> (the bytes of its `.nbk` file, the codec that made it). Raises SpecError as above, or where no
         number of tokens gives the quality."""
+        return self.chosen(pixels, weights, embed)[:2]
+
+    def chosen(self, pixels: np.ndarray, weights: np.ndarray | None = None, embed: bool | None = None) -> Chosen:
+        """`file`, and beside it which levels it has and what it took to make it."""
         height, width = pixels.shape[:2]
+        if self.target.psnr is not None:
+            return self._search(pixels, self.target.psnr, weights, embed)
+        size = self.target.bytes or (self.target.bpp or 0) * height * width / 8
 
-        if self.target.psnr is None:
-            size = self.target.bytes or (self.target.bpp or 0) * height * width / 8
-            tokens = self.tokens_for_bytes(height, width, size)
-            codec = self.codec(height, width, tokens)
-            return encode_picture(codec, pixels, embed, weights, self._derived(tokens)), codec
-        return self._search(pixels, self.target.psnr, weights, embed)
+        def make(scaling: int) -> tuple[Codec, Derived | None]:
+            tokens = self.tokens_for_bytes(height, width, size, scaling)
+            return self.codec(height, width, tokens, scaling), self.derived(tokens, scaling)
 
-    def _search(
+        if self.level_tries:
+            return best_levels(pixels, self.curve, make, self.level_tries, weights, embed, self.tell)
+        codec, derived = make(UNSCALED)
+        return Chosen(encode_picture(codec, pixels, embed, weights, derived), codec, nfe=codec.encode_nfe)
+
+    def _levels_for(
         self, pixels: np.ndarray, wanted: float, weights: np.ndarray | None, embed: bool | None
-    ) -> tuple[bytes, Codec]:
+    ) -> Chosen | None:
+        """Where each picture has its own levels, a file with them that is about as good as `wanted`."""
+        height, width = pixels.shape[:2]
+        tokens = self.tokens_for_psnr(height, width, wanted)
+
+        def make(scaling: int) -> tuple[Codec, Derived | None]:
+            return self.codec(height, width, tokens, scaling), self.derived(tokens, scaling)
+
+        while self.level_tries and tokens > 3:
+            try:
+                return best_levels(pixels, self.curve, make, self.level_tries, weights, embed, self.tell)
+            except SpecError:  # more than the calls can spend
+                tokens //= 2
+        return None
+
+    def _search(self, pixels: np.ndarray, wanted: float, weights: np.ndarray | None, embed: bool | None) -> Chosen:
         """Tries numbers of tokens until the decoded picture has the PSNR: first where the curve says, then along the line
         through the two tries on either side of what is wanted, in the logarithm of the tokens, then beside that place, for
         from one schedule to the next PSNR does not quite rise smoothly. Where it stays more than .1 dB off, as of flat
         pictures, the answer is the smallest file that was seen to reach it, with a warning."""
         height, width = pixels.shape[:2]
-        tokens, tried, made = self.tokens_for_psnr(height, width, wanted), {}, {}
+        levels = self._levels_for(pixels, wanted, weights, embed)
+        scaling, encodes, nfe = levels[2:] if levels else (UNSCALED, 0, 0)
+        tokens, tried, made = self.tokens_for_psnr(height, width, wanted, scaling), {}, {}
         while len(tried) < TRIES:
             try:
-                codec = self.codec(height, width, tokens)
+                codec = self.codec(height, width, tokens, scaling)
                 key = codec.spec.hash  # of a small picture, whatever is beyond what its calls can spend is the same codec
                 if key not in made:
-                    data, shown = encode_and_show(codec, pixels, embed, weights, self._derived(tokens))
+                    data, shown = encode_and_show(codec, pixels, embed, weights, self.derived(tokens, scaling))
+                    encodes, nfe = encodes + 1, nfe + nfe_to_see(codec)
                     got = psnr(pixels, shown)
                     made[key] = (99.0 if got is None else got, data, codec)
                     if self.tell:
@@ -221,7 +260,7 @@ class Aim:
         near = min(made.values(), key=lambda file: abs(file[0] - wanted))
         reach = min((file for file in made.values() if file[0] >= wanted), key=lambda file: len(file[1]), default=None)
         if abs(near[0] - wanted) <= 0.1:
-            return near[1:]
+            return Chosen(near[1], near[2], scaling, encodes, nfe)
         if reach is None and near[0] < wanted - FAR:
             raise SpecError(
                 f"no number of tokens gives {calls}; the nearest was {near[0]:.2f} dB: ask for no more than that, or allow "
@@ -229,8 +268,8 @@ class Aim:
             )
         got, data, codec = reach or near
         what = "what the smallest file has that reaches" if reach else "the nearest to"
-        warnings.warn(f"{got:.2f} dB is {what} {wanted:g} dB, of {len(made)} tries", RuntimeWarning, stacklevel=3)
-        return data, codec
+        warnings.warn(f"{got:.2f} dB is {what} {wanted:g} dB, of {len(made)} tries", RuntimeWarning, stacklevel=4)
+        return Chosen(data, codec, scaling, encodes, nfe)
 
 
 def _next(tried: dict[int, float], wanted: float) -> int:

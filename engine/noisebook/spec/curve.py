@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noisebook.errors import SpecError, printable
+from noisebook.format.derived import UNSCALED
 from noisebook.runtime import strict_json
 from noisebook.spec.spec import CodecSpec, identity_fault
 from noisebook.spec.step import Step
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT, MAX_LEVELS = 1, 1 << 16
 KEYS = {"sigma": "lam"}  # what a curve's file calls an attribute, where the words differ
 LEAST_SNR, RATIO, POINTS = 2.0**-12, 1.0905077326652577, 225  # the path's levels 1/sigma^2, eight an octave
+# what a file may scale a curve's errors by, about 10^((k - 8) / 15): numbers that every machine reads alike
+SCALES = (0.293, 0.341, 0.398, 0.464, 0.541, 0.631, 0.736, 0.858, 1.0, 1.17, 1.36, 1.58, 1.85, 2.15, 2.51, 2.93)
 # E[max |z|]^2 of 2^(b - 1) standard normal numbers, for tokens of b = 1 ... 33 bits
 # fmt: off
 GAIN = (0.6366, 1.2732, 2.1454, 3.1804, 4.3148, 5.5088, 6.7398, 7.9951, 9.2673, 10.552, 11.8465, 13.1487, 14.4574, 15.7717,
@@ -103,6 +106,13 @@ class Curve:
     @cached_property
     def _rising(self) -> tuple[float, ...]:
         return self.levels[::-1]
+
+    def scaled(self, scaling: int) -> "Curve":
+        """The curve with SCALES[scaling] times its errors, of pictures easier or harder than those it was measured on;
+        itself where that is 1. `power`, what the first tokens describe, stays. Raises SpecError for another scaling."""
+        if not 0 <= scaling < len(SCALES):
+            raise SpecError(f"a scaling of a curve is from 0 to {len(SCALES) - 1}, not {scaling}")
+        return self if scaling == UNSCALED else replace(self, mse=tuple(m * SCALES[scaling] for m in self.mse))
 
     def to_json(self) -> str:
         """The text of a curve's file."""
