@@ -7,15 +7,16 @@ import numpy as np
 
 from noisebook.codec.codec import Codec
 from noisebook.errors import SpecError
+from noisebook.format.container import OVERHEAD, packed_bits
 from noisebook.format.derived import UNSCALED, Derived
-from noisebook.images.files import contain
+from noisebook.images.files import contain, token_runs
 from noisebook.images.levels import TRIES, Chosen, best_levels
 from noisebook.images.targets import Aim, Target
 from noisebook.spec import curve as curves
 from noisebook.spec.presets import Recipe
 from noisebook.spec.spec import CodecSpec
 
-DERIVED = 5  # bytes that a file says its levels in, where the curve came with the package
+DERIVED = OVERHEAD + 5  # bytes beside the payload of a file that says its levels, where the curve came with the package
 
 
 class PresetLevels:
@@ -54,16 +55,16 @@ class PresetLevels:
         file has to embed its specification."""
         height, width = pixels.shape[:2]
         spec, aim = self.codec.spec_for(height, width), self.aim
-        bits = sum(run.count * (run.vocab_size.bit_length() - 1) for _, run in spec.runs_for(height, width))
-        size = len(contain(spec, height, width, bytes(-(-bits // 8))).to_bytes())
+        payload = bytes(-(-packed_bits(token_runs(spec, height, width)) // 8))
         derives = aim.derived(2) is not None and not spec.resolutions
+        size = len(payload) + DERIVED if derives else len(contain(spec, height, width, payload).to_bytes())
         if embed is False and not derives:
             raise SpecError("the levels of this file stand in its specification only: leave out --no-embed-spec")
 
         def make(scaling: int) -> tuple[Codec, Derived | None]:
             if scaling == UNSCALED:
                 return self.codec, None
-            tokens = aim.tokens_for_bytes(height, width, size + DERIVED * derives, scaling)
+            tokens = aim.tokens_for_bytes(height, width, size, scaling)
             return aim.codec(height, width, tokens, scaling), aim.derived(tokens, scaling)
 
         return best_levels(pixels, aim.curve, make, self.tries, weights, embed, aim.tell)
