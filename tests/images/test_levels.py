@@ -211,9 +211,9 @@ def test_another_seed_embeds_a_schedule_that_is_scaled(prior, smooth):
 
 
 # ---- presets ------------------------------------------------------------------------------------------------------------
-def test_a_calibrated_preset_becomes_a_derived_file_of_as_many_tokens(smooth):
+def test_a_calibrated_preset_becomes_a_derived_file_of_as_many_tokens(prior, smooth):
     changes = {"steps": 6, "tokens": 9000}
-    codec = noisebook.load("photo", dtype="float32", **changes)
+    codec = noisebook.load("photo", backbone=prior, **changes)
     recipe = presets.changed(presets.get("photo").recipe, **changes)
     found = PresetLevels(codec, recipe, 3).chosen(smooth)
     container, plain = Container.from_bytes(found.data), Container.from_bytes(files.encode_picture(codec, smooth))
@@ -228,8 +228,8 @@ def test_a_calibrated_preset_becomes_a_derived_file_of_as_many_tokens(smooth):
 
 
 @pytest.mark.parametrize("changes", [{"rule": "top"}, {"sigma_max": 5.0}, {"tokens": 0}, {"solver": "euler"}])
-def test_a_codec_that_no_curve_made_is_refused(changes):
-    codec = noisebook.load("photo", dtype="float32", **changes)
+def test_a_codec_that_no_curve_made_is_refused(changes, prior):
+    codec = noisebook.load("photo", backbone=prior, **changes)
     with pytest.raises(SpecError, match="take a calibrated preset"):
         PresetLevels(codec, presets.changed(presets.get("photo").recipe, **changes))
 
@@ -259,7 +259,8 @@ def test_what_cannot_be_asked_for(tmp_path, capsys, smooth):
     picture.write_bytes(png_bytes(smooth))
     assert main(["encode", str(picture), "-o", str(tmp_path / "o"), "--level-tries", "3"]) > 1
     assert "goes with --levels picture" in capsys.readouterr().err
-    assert main(["encode", str(picture), "-o", str(tmp_path / "o"), "--levels", "picture", "--budget", "4"]) > 1
+    other = ["--levels", "picture", "--budget", "4", "--backbone", "gaussian-prior"]
+    assert main(["encode", str(picture), "-o", str(tmp_path / "o"), *other]) > 1
     assert "take a calibrated preset" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["tokenize", str(tmp_path), "-o", str(tmp_path / "t"), "--levels", "picture"])

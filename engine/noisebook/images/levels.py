@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
 
 TRIES = 3  # whole encodes, if no other number is asked for
-# What predicts: the errors between a sixth and half of a walk (the first ones say more of a picture's mean and broad shapes).
+# What predicts: the errors between a sixth and half of a walk (the first ones are of a picture's mean and broad shapes).
 # TRUST: what part of a picture's distance from the curve, in logarithms, the best scaling has. Of the steps and values that
 # were tried, these gained most on seven photographs outside the training set.
 SKIP, LOOK, TRUST = 6, 2, 0.5
