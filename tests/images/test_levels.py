@@ -14,6 +14,7 @@ import noisebook
 from common import random_images
 from noisebook import SpecError, backbones
 from noisebook.cli.main import main
+from noisebook.codec import stream
 from noisebook.codec.codec import Codec
 from noisebook.format.container import Container
 from noisebook.format.derived import SCALINGS, UNSCALED
@@ -281,3 +282,15 @@ def test_a_trace_says_the_errors_of_each_step(prior, fresh):
     for steps in (1, 3):
         part = codec.decode(tokens, (24, 32), steps)
         assert errors[steps] == pytest.approx(float((part - x).square().mean()), rel=1e-3)
+
+
+def test_a_large_picture_embeds_the_levels_that_it_has(prior, smooth, monkeypatch):
+    monkeypatch.setattr(stream, "MOST", 6000)
+    found = Aim(Target(bpp=1.5, max_nfe=4), prior, curve_of(prior), level_tries=3).chosen(smooth)
+    container = Container.from_bytes(found.data)
+    spec = files.spec_of(container)
+    assert container.derived is None
+    assert spec.resolutions
+    assert spec == found.codec.spec_for(48, 64)
+    assert found.encodes == 3
+    assert psnr(smooth, files.decode_picture(Codec(spec, prior), container)) > 25
