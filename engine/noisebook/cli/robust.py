@@ -12,7 +12,7 @@ def add_robust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robust",
         action="store_true",
-        help="send the header twice, 24 or 28 bytes more, so that `decode --salvage` finds a whole one in a damaged file; "
+        help="send the header twice, 24 to 29 bytes more, so that `decode --salvage` finds a whole one in a damaged file; "
         "not for files with their specification in them",
     )
 

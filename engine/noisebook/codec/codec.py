@@ -19,7 +19,7 @@ from noisebook.codec.encoder import encode
 from noisebook.codec.lost import without
 from noisebook.codec.realism import Dial, dial_for
 from noisebook.codec.solvers import nfe_of
-from noisebook.codec.stream import Layout, Stream, spec_for, stream_for
+from noisebook.codec.stream import Layout, Stream, shortened, spec_for, stream_for
 from noisebook.codec.tiles import network_for
 from noisebook.codec.walk import Chooser, Parts, solve, walk
 from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
@@ -32,8 +32,6 @@ from noisebook.runtime.limits import DEFAULT, Limits
 from noisebook.runtime.profiler import stage
 from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import StepIndex
-
-MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
 
 
 class Codec:
@@ -251,7 +249,7 @@ class Codec:
         BackboneError where there is no realism network for the backbone.
         """
         check_tensor(tokens, "tokens", CodecMismatchError)
-        stream = self._shortened(self.stream(*(size or self.default_size)), steps)
+        stream = shortened(self.stream(*(size or self.default_size)), self.spec, steps)
         check_lost(lost, tokens)
         if steps is not None and tokens.ndim == 2:
             tokens, lost = tokens[:, : stream.length], None if lost is None else lost[:, : stream.length]
@@ -321,15 +319,6 @@ class Codec:
     def _packs_on_device(self) -> bool:
         """Whether each token is a whole number of bits."""
         return self.rule.whole_bits and all(v & (v - 1) == 0 for v in (self.spec.vocab_size, self.spec.start_vocab_size))
-
-    def _shortened(self, stream: Stream, steps: int | None) -> Stream:
-        if steps is None:
-            return stream
-        most = len(self.spec.schedule) or MAX_DRAWN_STEPS
-        if not 1 <= steps <= most:
-            raise SpecError(f"steps must be from 1 to {most}, not {steps}")
-        kept = tuple(segment for segment in stream.segments if segment.step_index < steps)
-        return replace(stream, segments=kept, steps=steps)
 
     @torch.no_grad()
     def _run(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from noisebook.format.runs import Run
 from noisebook.rules import Rule
 from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import StepIndex
+
+MAX_DRAWN_STEPS = 1000  # in which a decoder may draw an image from a condition only
 
 
 @dataclass(frozen=True)
@@ -219,3 +221,14 @@ def _cut(spec: CodecSpec, backbone: Backbone, height: int, width: int) -> tuple[
         else:
             raise SpecError(f"an image of {height} x {width} cannot be cut into {count} {name} of equal size")
     return padded, state
+
+
+def shortened(stream: Stream, spec: CodecSpec, steps: int | None) -> Stream:
+    """What a decode of the first `steps` steps reads; None: all of the stream. Raises SpecError for more than there are."""
+    if steps is None:
+        return stream
+    most = len(spec.schedule) or MAX_DRAWN_STEPS
+    if not 1 <= steps <= most:
+        raise SpecError(f"steps must be from 1 to {most}, not {steps}")
+    kept = tuple(segment for segment in stream.segments if segment.step_index < steps)
+    return replace(stream, segments=kept, steps=steps)
