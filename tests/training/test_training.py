@@ -196,7 +196,8 @@ def test_every_objective_trains_resumes_and_codes_an_image(network, archive, tmp
     assert run("edm", archive, "-o", base, "--minutes", 0.02, *wide) == 0
     log = json.loads((base / "log.json").read_text())
     first = backbones.load(base / "model.safetensors")
-    assert run("edm", archive, "-o", base, "--minutes", 0.03, *wide) == 0
+    longer = log[-1]["minutes"] + 0.01  # on a loaded machine the first part takes more than it was given
+    assert run("edm", archive, "-o", base, "--minutes", longer, *wide) == 0
     again = json.loads((base / "log.json").read_text())
     assert again[: len(log)] == log
     assert again[-1]["iteration"] > log[-1]["iteration"] > 0
