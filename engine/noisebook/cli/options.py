@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.cli import levels, precision
-from noisebook.cli.robust import each_robust, made_robust, refuse_embedded
+from noisebook.cli.robust import each_robust, is_robust, refuse_embedded
 from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
 from noisebook.errors import DatasetError, SpecError
@@ -294,7 +294,6 @@ def encoder(args: argparse.Namespace, realism: float | None = None) -> tuple[lev
         )
     refuse_embedded(args, args.embed_spec)
     aim = aim_of(args, targets[0])
-    aim.robust = getattr(args, "robust", False)
     if realism:
         aim.realism.of(aim.backbone)
     weights = weights_of(args, limits_of(args))
@@ -303,9 +302,9 @@ def encoder(args: argparse.Namespace, realism: float | None = None) -> tuple[lev
     def encode(pixels: "np.ndarray") -> "tuple[bytes, Codec, dict[str, Any]]":
         chosen = aim.chosen(pixels, weights(pixels), args.embed_spec)
         made[chosen.codec.spec.hash.hex()] = codec_info(chosen.codec, realism)
-        return made_robust(args, chosen.data), chosen.codec, levels.facts_of(chosen, tries)
+        return chosen.data, chosen.codec, levels.facts_of(chosen, tries)
 
-    return encode, lambda: list(made.values()), aim.backbone.channels
+    return each_robust(args, encode), lambda: list(made.values()), aim.backbone.channels
 
 
 def aim_of(args: argparse.Namespace, option: str) -> "Aim":
@@ -325,7 +324,7 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     backbone = backbones.load(name, usable_device(args.device), accelerated=faster, **how["conditions"])
     precision.say_dtype(args, backbone)
     how, finish = (args.graphs, args.effort, args.candidates), getattr(args, "realism_network", None)
-    return Aim(target, backbone, curve_of(backbone, args.curve), *how, log, finish, levels.tries_of(args))
+    return Aim(target, backbone, curve_of(backbone, args.curve), *how, log, finish, levels.tries_of(args), is_robust(args))
 
 
 def network(args: argparse.Namespace) -> dict[str, Any]:

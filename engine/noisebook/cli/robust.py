@@ -19,22 +19,21 @@ def add_robust(parser: argparse.ArgumentParser) -> None:
 
 def refuse_embedded(args: argparse.Namespace, embedded: bool | None) -> None:
     """Raises SpecError where --robust is asked of files with their specification in them."""
-    if embedded and getattr(args, "robust", False):
+    if embedded and is_robust(args):
         raise SpecError("--robust sends the header twice and no specification: use a preset, --bpp or --no-embed-spec")
 
 
-def made_robust(args: argparse.Namespace, data: bytes) -> bytes:
-    """A file, under --robust with its header twice."""
-    from noisebook.format.container import Container
-
-    return replace(Container.from_bytes(data), robust=True).to_bytes() if getattr(args, "robust", False) else data
+def is_robust(args: argparse.Namespace) -> bool:
+    """Whether --robust is given, of verbs that have it."""
+    return getattr(args, "robust", False)
 
 
 def each_robust(args: argparse.Namespace, encode: Encode) -> Encode:
     """The same, under --robust with the header of each file twice."""
+    from noisebook.format.container import Container
 
     def twice(pixels: Any) -> tuple[bytes, Any, dict[str, Any]]:
         data, codec, facts = encode(pixels)
-        return made_robust(args, data), codec, facts
+        return replace(Container.from_bytes(data), robust=True).to_bytes(), codec, facts
 
-    return twice
+    return twice if is_robust(args) else encode

@@ -244,9 +244,8 @@ class Codec:
         lost   bool [B, L]: tokens that are known to be wrong, whatever stands there. Their atoms are skipped and the levels
                follow (codec/lost.py); rule `bins` only, image by image
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
-        SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`, for
-        tokens that cannot be lost,
-        BackboneError where there is no realism network for the backbone.
+        SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`, and for
+        tokens that cannot be lost; BackboneError where there is no realism network for the backbone.
         """
         check_tensor(tokens, "tokens", CodecMismatchError)
         stream = shortened(self.stream(*(size or self.default_size)), self.spec, steps)

@@ -79,9 +79,8 @@ def without(parts: Parts, stream: Stream, tokens: "Tensor", lost: "Tensor") -> "
         if count and segment.step_index >= 0:
             masks[segment.step_index], shares[segment.step_index] = mask, 1 - count / segment.count
     sigmas = tuple(parts.backbone.round_sigma(sigma) for sigma in levels_of(parts.spec.schedule, shares))
-    return replace(parts, rule=Known(parts.rule.book, rule=parts.rule, lost=masks), sigmas=sigmas), tokens.masked_fill(
-        lost, 0
-    )
+    known = Known(parts.rule.book, rule=parts.rule, lost=masks)
+    return replace(parts, rule=known, sigmas=sigmas), tokens.masked_fill(lost, 0)
 
 
 def check_rule(rule: Rule, name: str) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
 from noisebook.backbones.realism import LazyRealism, Realism
-from noisebook.backbones.wrappers.tiled import tile_starts, tile_weights
+from noisebook.backbones.wrappers.tiled import tile_places
 from noisebook.codec import tiles
 from noisebook.codec.solvers import ending
 from noisebook.errors import SpecError, printable
@@ -98,15 +98,12 @@ def over_tiles(network: Realism, mean: Tensor, y: Tensor, sigma: float) -> Tenso
     if max(height, width) <= side + side // 2 or side <= overlap:
         return network(mean, y, sigma)
     tall, wide = min(side, height), min(side, width)
-    weights = [tile_weights(n, t, overlap, y.device) for n, t in ((height, tall), (width, wide))]
     out = torch.zeros_like(mean)
-    for i, top in enumerate(tile_starts(height, tall, overlap)):
-        for j, left in enumerate(tile_starts(width, wide, overlap)):
-            above, before = min(top, margin), min(left, margin)
-            a, b = slice(top - above, top + tall + margin), slice(left - before, left + wide + margin)
-            found = network(mean[:, :, a, b].contiguous(), y[:, :, a, b].contiguous(), sigma)
-            found = found[:, :, above : above + tall, before : before + wide]
-            out[:, :, top : top + tall, left : left + wide] += found * (weights[0][i, :, None] * weights[1][j])
+    for top, left, weight in tile_places(height, width, (tall, wide), overlap, y.device):
+        above, before = min(top, margin), min(left, margin)
+        a, b = slice(top - above, top + tall + margin), slice(left - before, left + wide + margin)
+        found = network(mean[:, :, a, b].contiguous(), y[:, :, a, b].contiguous(), sigma)
+        out[:, :, top : top + tall, left : left + wide] += found[:, :, above : above + tall, before : before + wide] * weight
     return out
 
 

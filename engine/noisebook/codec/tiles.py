@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
-from noisebook.backbones.wrappers.tiled import tile_starts, tile_weights
+from noisebook.backbones.wrappers.tiled import tile_places
 from noisebook.errors import BackboneError
 from noisebook.runtime.allocator import give_back
 from noisebook.runtime.profiler import stage
@@ -110,13 +110,10 @@ def over_tiles(network: Backbone, y: Tensor, sigma: float, out: Tensor) -> Tenso
     if max(height, width) <= TILE + TILE // 2 or not network.on_pixels or network.size is not None:
         return out.copy_(network(y, sigma))
     tall, wide = min(TILE, height), min(TILE, width)
-    weights = [tile_weights(n, t, OVERLAP, y.device) for n, t in ((height, tall), (width, wide))]
     out.zero_()
-    for i, top in enumerate(tile_starts(height, tall, OVERLAP)):
-        for j, left in enumerate(tile_starts(width, wide, OVERLAP)):
-            a, b = slice(top, top + tall), slice(left, left + wide)
-            found = network(y[:, :, a, b].contiguous(), sigma)
-            out[:, :, a, b] += found.mul_(weights[0][i, :, None] * weights[1][j])
+    for top, left, weight in tile_places(height, width, (tall, wide), OVERLAP, y.device):
+        a, b = slice(top, top + tall), slice(left, left + wide)
+        out[:, :, a, b] += network(y[:, :, a, b].contiguous(), sigma).mul_(weight)
     return out
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from noisebook.errors import FormatError, SpecError
 from noisebook.format.cost import MAX_CODED, check_cost
 from noisebook.format.crc import crc32c
-from noisebook.format.derived import UNSCALED, Derived, derived_bytes, read_derived
+from noisebook.format.derived import UNSCALED, Derived, derived_bytes, derived_of, read_derived, scaling_of
 from noisebook.format.entropy import decode_runs, encode_symbols, least_bytes
 from noisebook.format.refusals import refuse
 from noisebook.format.robust import unwrapped, wrapped
@@ -295,7 +295,7 @@ class Container:
         flags = (self.spec_json is not None) * FLAG_SPEC + (self.derived is not None) * FLAG_DERIVED
         if flags == FLAG_SPEC + FLAG_DERIVED:
             raise FormatError("a specification is embedded or derived, not both")
-        flags += (self.derived is not None and len(self.derived) > 2) * FLAG_SCALED
+        flags += (self.derived is not None and scaling_of(self.derived) != UNSCALED) * FLAG_SCALED
         version = FORMAT_VERSION << 4 | flags
         out = HEADER.pack(MAGIC, version, self.preset, self.codec_hash, self.height, self.width)
         if self.spec_json is not None:
@@ -316,8 +316,7 @@ class Container:
             spec_json = _unpacked(data[frame.spec : frame.spec + frame.spec_size])
             if hashlib.sha256(spec_json).digest()[:8] != frame.codec_hash:
                 raise FormatError("the embedded specification does not match the codec hash: the file is damaged")
-        derived = (frame.steps, frame.tokens) if frame.flags & FLAG_DERIVED else None
-        derived = (*derived, frame.scaling) if derived and frame.flags & FLAG_SCALED else derived
+        derived = derived_of(frame.steps, frame.tokens, frame.scaling) if frame.flags & FLAG_DERIVED else None
         payload = data[frame.payload : -4]
         return cls(frame.codec_hash, frame.height, frame.width, payload, frame.preset, spec_json, derived, robust)
 

@@ -24,7 +24,7 @@ from noisebook.format.container import (
     packed_bits,
     unpack_plain,
 )
-from noisebook.format.derived import read_derived
+from noisebook.format.derived import derived_of, read_derived
 from noisebook.format.refusals import refuse
 from noisebook.format.robust import FLAG_ROBUST, SIZES, sealed
 from noisebook.format.runs import Run
@@ -95,8 +95,7 @@ def _head(data: bytes, faults: list[str]) -> Container:
         refuse("size")
     derived, spec_json = None, None
     if kind & FLAG_DERIVED:
-        steps, tokens, scaling, _ = read_derived(data, HEADER.size, len(data) - HEADER.size, bool(kind & FLAG_SCALED))
-        derived = (steps, tokens, scaling) if kind & FLAG_SCALED else (steps, tokens)
+        derived = derived_of(*read_derived(data, HEADER.size, len(data) - HEADER.size, bool(kind & FLAG_SCALED))[:3])
     if kind == FLAG_SPEC:
         spec_json, _ = _unpacked(data[HEADER.size + 4 :])
     return Container(codec_hash, height, width, b"", preset, spec_json, derived, bool(flags & FLAG_ROBUST))

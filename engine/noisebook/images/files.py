@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import FormatError, SpecError
 from noisebook.format.container import Container, pack, read_file, unpack
-from noisebook.format.derived import UNSCALED, Derived
+from noisebook.format.derived import Derived, scaling_of
 from noisebook.format.runs import Run
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 from noisebook.spec import curve as curves
@@ -180,15 +180,13 @@ def spec_of(container: Container) -> CodecSpec | None:
 
 def derived_spec(curve: curves.Curve, derived: Derived, height: int, width: int) -> CodecSpec:
     """The specification that a file of that size derives from a curve. Raises SpecError for too few tokens."""
-    steps, tokens, *scaling = derived
-    return curves.spec_for(curve.scaled(*scaling or (UNSCALED,)), curve.dims(height, width), tokens, steps)
+    steps, tokens = derived[:2]
+    return curves.spec_for(curve.scaled(scaling_of(derived)), curve.dims(height, width), tokens, steps)
 
 
 def scale_of(container: Container) -> float | None:
     """What the errors of its curve are multiplied by in a file whose specification is derived; None in any other."""
-    if container.derived is None:
-        return None
-    return curves.SCALES[container.derived[2] if len(container.derived) > 2 else UNSCALED]
+    return None if container.derived is None else curves.SCALES[scaling_of(container.derived)]
 
 
 def codec_name(spec: CodecSpec) -> str:

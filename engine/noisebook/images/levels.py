@@ -71,15 +71,14 @@ def best_levels(
     `make` may raise SpecError for a scaling with which no file of the size can be had: it is passed over, unless it is the
     curve's own. `tell` is called with a line about what was found and what it took."""
     check_tries(tries)
-    codec, derived = make(UNSCALED)
+    codec, derived = plain = make(UNSCALED)
     if tries == 1:
         steps = -(-len(codec.spec.schedule) // LOOK)
         scaling, nfe = predicted(curve, codec, first_errors(codec, pixels, steps)), steps + 1
         try:
             codec, derived = make(scaling)
         except SpecError:
-            scaling = UNSCALED
-            codec, derived = make(UNSCALED)
+            scaling, (codec, derived) = UNSCALED, plain
         data = encode_picture(codec, pixels, embed, weights, derived)
         chosen = Chosen(data, codec, scaling, 1, nfe + codec.encode_nfe)
         if tell:

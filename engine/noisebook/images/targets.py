@@ -19,7 +19,7 @@ from noisebook.codec.codec import Codec
 from noisebook.codec.stream import spec_for
 from noisebook.errors import BackboneError, FormatError, SpecError
 from noisebook.format.container import OVERHEAD, read_file
-from noisebook.format.derived import UNSCALED, Derived
+from noisebook.format.derived import UNSCALED, Derived, derived_of
 from noisebook.images.files import contain, encode_and_show, encode_picture
 from noisebook.images.levels import Chosen, best_levels, check_tries, nfe_to_see
 from noisebook.images.metrics import psnr
@@ -70,8 +70,6 @@ class Aim:
                   that many whole encodes (`levels.best_levels`). On CUDA each scaling that is tried records a graph
     robust   whether the sizes that are aimed at are those of files with the header twice (format/robust.py)"""
 
-    robust = False
-
     def __init__(
         self,
         target: Target,
@@ -83,6 +81,7 @@ class Aim:
         tell: Callable[[str], None] | None = None,
         realism_network: str | Path | None = None,
         level_tries: int = 0,
+        robust: bool = False,
     ):
         if not backbone.answers_to(curve.fingerprint):
             raise BackboneError(
@@ -94,7 +93,7 @@ class Aim:
         if level_tries:
             check_tries(level_tries)
         self.target, self.backbone, self.curve, self.level_tries = target, backbone, curve, level_tries
-        self.realism = LazyRealism(realism_network)  # one for all codecs
+        self.robust, self.realism = robust, LazyRealism(realism_network)  # one for all codecs
         self.how, self.tell = (graphs, effort, candidates, self.realism), tell
         self._codecs: dict[tuple[int, ...], Codec] = {}
 
@@ -129,9 +128,10 @@ class Aim:
         """What a file has in place of the specification, where a decoder can derive it."""
         ours = curves.shipped_curves().get(self.curve.backbone) == self.curve and self.curve.number
         plain = self.target.vocab_size == 65536 and self.target.seed == 0
-        if not (ours and plain):
-            return None
-        return (self._steps, tokens) if scaling == UNSCALED else (self._steps, tokens, scaling)
+        return derived_of(self._steps, tokens, scaling) if ours and plain else None
+
+    def _made(self, height: int, width: int, tokens: int, scaling: int) -> tuple[Codec, Derived | None]:
+        return self.codec(height, width, tokens, scaling), self.derived(tokens, scaling)
 
     def _size(self, height: int, width: int, tokens: int, scaling: int = UNSCALED) -> int:
         """Bytes of the file that spends `tokens` tokens."""
@@ -197,8 +197,7 @@ class Aim:
         size = self.target.bytes or (self.target.bpp or 0) * height * width / 8
 
         def make(scaling: int) -> tuple[Codec, Derived | None]:
-            tokens = self.tokens_for_bytes(height, width, size, scaling)
-            return self.codec(height, width, tokens, scaling), self.derived(tokens, scaling)
+            return self._made(height, width, self.tokens_for_bytes(height, width, size, scaling), scaling)
 
         if self.level_tries:
             return best_levels(pixels, self.curve, make, self.level_tries, weights, embed, self.tell)
@@ -213,7 +212,7 @@ class Aim:
         tokens = self.tokens_for_psnr(height, width, wanted)
 
         def make(scaling: int) -> tuple[Codec, Derived | None]:
-            return self.codec(height, width, tokens, scaling), self.derived(tokens, scaling)
+            return self._made(height, width, tokens, scaling)
 
         while self.level_tries and tokens > 3:
             try:

@@ -52,9 +52,8 @@ def build_report(
     for source in sources:
         keys = common if all(key in source.rows for key in common) else choose([source], images)
         try:
-            check_decode(
-                source.data.spec, 1, 1, limits, None, realism
-            )  # what a decode of any size takes, before a network is loaded
+            # what a decode of any size takes, before a network is loaded
+            check_decode(source.data.spec, 1, 1, limits, None, realism)
         except FormatError as error:
             raise FormatError(f"{printable(source.name)}: {error}") from error
         codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device, realism_network)

@@ -1,6 +1,6 @@
 """A backbone of one fixed size made to take larger images: overlapping tiles, blended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,16 @@ def tile_weights(length: int, tile: int, overlap: int, device: torch.device) -> 
     for a in starts:
         total[a : a + tile] += ramp
     return torch.stack([ramp / total[a : a + tile] for a in starts]).float().to(device)
+
+
+def tile_places(
+    height: int, width: int, tile: tuple[int, int], overlap: int, device: torch.device
+) -> Iterator[tuple[int, int, Tensor]]:
+    """(top, left, the share of the tile in each of its pixels) of the tiles (height, width) of a picture: float32 [h, w]."""
+    rows, columns = (tile_weights(n, t, overlap, device) for n, t in ((height, tile[0]), (width, tile[1])))
+    for i, top in enumerate(tile_starts(height, tile[0], overlap)):
+        for j, left in enumerate(tile_starts(width, tile[1], overlap)):
+            yield top, left, rows[i, :, None] * columns[j]
 
 
 def tiled_fingerprint(overlap: int, inner: str) -> str:
@@ -85,12 +95,8 @@ class Tiled(Wrapper):
         (height, width), (h, w) = y.shape[-2:], self.min_size
         if height < h or width < w:
             raise ImageError(f"{height} x {width} pixels are less than one tile of {h} x {w}: pad the image first")
-        weights = [tile_weights(n, t, self.overlap, y.device) for n, t in ((height, h), (width, w))]
-        places = [
-            (slice(a, a + h), slice(b, b + w), weights[0][i, :, None] * weights[1][j])
-            for i, a in enumerate(tile_starts(height, h, self.overlap))
-            for j, b in enumerate(tile_starts(width, w, self.overlap))
-        ]
+        found = tile_places(height, width, (h, w), self.overlap, y.device)
+        places = [(slice(a, a + h), slice(b, b + w), weight) for a, b, weight in found]
         out, per_call = torch.zeros_like(y), max(1, BATCH // max(1, len(y)))
         for first in range(0, len(places), per_call):
             group = places[first : first + per_call]
