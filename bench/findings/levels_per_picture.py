@@ -1,4 +1,4 @@
-"""What levels of its own bring a picture, beside luck: python -m bench.findings.levels_per_picture
+"""What a picture gains from its own levels, beside luck: python -m bench.findings.levels_per_picture
 
 For each picture and rate: the curve's levels, those found with 1, 3 and 5 whole encodes (`--levels picture`), the best of
 all 16, and, as a control, the best of other seeds at the curve's levels with no fewer network calls of the encoder. A seed

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench.lib import classical
 from noisebook import backbones
 from noisebook.codec.codec import Codec
 from noisebook.codec.solvers import nfe_of
-from noisebook.format.container import Container, unpack
+from noisebook.format.container import Container
 from noisebook.images import targets
-from noisebook.images.files import decode_picture, pixels_of
+from noisebook.images.files import decode_picture
 from noisebook.images.metrics import psnr
 from noisebook.spec import presets
 
@@ -63,12 +62,7 @@ class Ours:
 
 def shown(data: bytes, codec: Codec, realism: float = 0) -> np.ndarray:
     """What a `.nbk` file decodes to at a place of the dial: uint8 [H, W, 3]. At 0 with the least error, by any backbone."""
-    container = Container.from_bytes(data)
-    if not realism:
-        return decode_picture(codec, container)
-    size = (container.height, container.width)
-    tokens = torch.from_numpy(np.asarray(unpack(container.payload, codec.stream(*size).runs)))[None]
-    return pixels_of(codec.decode(tokens, size, realism=realism)[0])  # pyright: ignore[reportCallIssue]
+    return decode_picture(codec, Container.from_bytes(data), realism=realism)
 
 
 # ---- rivals -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
     python -m bench.quality.blind score key.json answers.json     # a JSON list: "left", "right" or "same" for each pair
 
 Each picture at each rate makes a pair of ours at realism 1 and at realism 0, and one of ours at realism 1 and AVIF tuned to
-the eye, at equal bytes. The key says what is where: keep it away from the judge. `--save` writes bench/results/blind.json.
+the eye, at equal bytes. The key says which side is which codec: keep it away from the judge. `--save` writes
+bench/results/blind.json.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from bench.lib.record import DATA, write
 from noisebook.images.io import read_image
 
 RIVAL, GAP = "AVIF for the eye", 16
-MATCHES = ((name_of(1), name_of(0)), (name_of(1), RIVAL))  # the first of each is the one whose share is told
+MATCHES = ((name_of(1), name_of(0)), (name_of(1), RIVAL))  # the first of each is the one whose share is given
 ANSWERS = ("left", "right", "same")
 HEAD = "<!doctype html><meta charset=utf-8><title>Pairs</title><p>Which side looks better: left, right, or the same?"
 
@@ -107,7 +108,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     making = verbs.add_parser("make")
     making.add_argument("folder", type=Path)
-    making.add_argument("--key", type=Path, required=True, help="the file that says what is where")
+    making.add_argument("--key", type=Path, required=True, help="the file that says which side is which codec")
     making.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.25], help="bits per pixel")
     making.add_argument("--seed", type=int, default=0)
     making.add_argument("--speed", type=int, default=0, help="of libaom, 0 (slowest) to 10")

@@ -22,9 +22,9 @@ import noisebook
 from bench.lib import equal_bytes, page
 from bench.lib.equal_bytes import RATES, File, Ours, Rival, Tried, name_of
 from bench.lib.equal_tables import NAME, Comparison, equal_bytes_table, equal_wins, means
-from bench.lib.record import DATA, RESULTS, ROOT, provenance, save
+from bench.lib.images import add_crop, kodak, refuse_dry_result
+from bench.lib.record import ROOT, provenance, save
 from noisebook.cli import judging
-from noisebook.images.io import read_image
 from noisebook.images.judges.judge import Judge
 
 PAGE = ROOT / "docs/rates.md"
@@ -113,39 +113,24 @@ def measure(
             print(f"{image} at {asked:g} bpp: {len(data)} bytes, {time.perf_counter() - begin:.0f} s", flush=True)
 
 
-def pictures(names: list[str] | None, crop: int) -> dict[str, np.ndarray]:
-    """Name -> uint8 [H, W, 3]; squares of `crop` pixels from the middle, unless it is 0."""
-    paths = sorted((DATA / "kodak").iterdir())
-    images = {path.stem: read_image(path) for path in paths if names is None or path.stem in names}
-    if lost := set(names or ()) - images.keys():
-        raise SystemExit(f"no picture {', '.join(sorted(lost))} in {DATA / 'kodak'}")
-    if crop:
-        for name, pixels in images.items():
-            top, left = ((side - crop) // 2 for side in pixels.shape[:2])
-            images[name] = pixels[top : top + crop, left : left + crop]
-    return images
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--realism", type=float, nargs="+", default=[], help="places of the dial, beside 0")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="bits per pixel")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="only these pictures, such as kodim04")
     parser.add_argument("--codecs", nargs="*", metavar="NAME", help=f"of {', '.join(equal_bytes.rivals())} (default: all)")
-    parser.add_argument("--again", action="append", default=[], metavar="NAME", help="measure a codec's rows anew")
+    parser.add_argument("--again", action="append", default=[], metavar="NAME", help="measure a codec's rows again")
     parser.add_argument("--speed", type=int, default=0, help="of libaom, 0 (slowest) to 10")
     parser.add_argument("--backbone", help="in place of the preset's")
     parser.add_argument("--curve", type=Path, help="of that backbone")
     parser.add_argument("--nfe", type=int, help="network calls of a decode, in place of the preset's")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{NAME}.json", help="the result file")
-    parser.add_argument("--crop", type=int, default=0, help="squares of that side only: a dry run, with --out")
+    add_crop(parser, NAME)
     judging.add_metric_options(parser)
     page.add_options(parser)
     args = parser.parse_args()
     if page.only_page(args, PAGE, TABLES):
         return
-    if args.crop and args.out.parent == RESULTS:
-        raise SystemExit("--crop is a dry run: give it an --out elsewhere")
+    refuse_dry_result(args)
     args.device, args.metrics = "cpu", args.metrics or METRICS
     judge, ours = judging.judge_of(args), Ours(args.backbone, args.curve, args.nfe)
     every = equal_bytes.rivals(args.speed)
@@ -164,7 +149,7 @@ def main() -> None:
     metrics = {key: {k: entry[k] for k in kept} for key, entry in judge.summary([]).items()}
     settings = {"ours": ours.about(), "metrics": metrics, **({"dry": True, "crop": args.crop} if args.crop else {})}
     rows = Rows(args.out, settings, codecs, absent, args.again)
-    measure(rows, ours, realisms, rivals, judge, pictures(args.images, args.crop), args.rates)
+    measure(rows, ours, realisms, rivals, judge, kodak(args.images, crop=args.crop), args.rates)
     rows.write()
 
 

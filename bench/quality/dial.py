@@ -20,12 +20,12 @@ import torch
 
 import noisebook
 from bench.lib import page
-from bench.lib.record import DATA, ROOT, write
+from bench.lib.images import kodak
+from bench.lib.record import ROOT, write
 from noisebook.cli import judging
 from noisebook.codec.codec import Codec
-from noisebook.images.io import read_image
+from noisebook.images.files import pixels_of
 from noisebook.images.judges.judge import Judge
-from noisebook.runtime.pixels import to_uint8
 from noisebook.spec.schedule import solver_levels
 
 NAME, PAGE = "dial", ROOT / "docs/concepts.md"
@@ -40,14 +40,10 @@ def decodes(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A picture for each value of realism and for the ODE."""
     for value in values:
-        yield f"realism {value:g}", shown(codec.decode(tokens, size, realism=value))
+        yield f"realism {value:g}", pixels_of(codec.decode(tokens, size, realism=value)[0])
     levels = solver_levels(codec.spec.sigma_last, ODE_STEPS)
     ode = Codec(replace(codec.spec, solver="euler", solver_levels=levels), codec.backbone)
-    yield f"ODE, {ODE_STEPS} steps", shown(ode.decode(tokens, size))
-
-
-def shown(images: torch.Tensor) -> np.ndarray:
-    return to_uint8(images)[0].movedim(0, -1).numpy()
+    yield f"ODE, {ODE_STEPS} steps", pixels_of(ode.decode(tokens, size)[0])
 
 
 def measure(codec: Codec, judge: Judge, pictures: dict[str, np.ndarray], values: list[float]) -> list[dict[str, Any]]:
@@ -100,13 +96,11 @@ def main() -> None:
     judging.add_metric_options(parser)
     page.add_options(parser)
     args = parser.parse_args()
-    if args.report or args.check:
-        page.fill(PAGE, TABLES, args.check)
+    if page.only_page(args, PAGE, TABLES):
         return
     args.device, args.metrics = "cpu", args.metrics or METRICS
     judge = judging.judge_of(args)
-    paths = sorted((DATA / "kodak").iterdir())[: args.images]
-    pictures = {path.stem: read_image(path) for path in paths}
+    pictures = kodak(count=args.images)
     runs = []
     for preset in args.presets:
         codec = noisebook.load(preset, realism_network=args.network)

@@ -2,9 +2,9 @@
 
     python -m bench.reliability.bit_errors --lpips FILE
 
-Bits of the payload are flipped at random, each alone with the given probability; headers are left whole (of JPEG all up to
-the first scan, of AVIF all but `mdat`), so that every codec has the same kind of damage. Beside ours: Turbo-DDCM's rule with
-our levels and as many bits, its sets written as one number each (as published) and its indices one by one (Robust
+Each bit of the payload is flipped with the given probability, independently of the others. Headers are left whole (of JPEG
+all up to the first scan, of AVIF all but `mdat`), so that every codec has the same kind of damage. Beside ours stand
+Turbo-DDCM's rule with our levels and as many bits, its sets written as one number each (as published) and its indices one by one (Robust
 Turbo-DDCM, arXiv 2604.05743), and JPEG and AVIF of at most as many bytes, as far as Pillow opens them. `lost` are tokens
 that a decoder knows to be lost; `half` is a file whose second half is missing, beside `--steps` of the steps that are whole.
 
@@ -18,7 +18,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,14 @@ from PIL import Image, ImageFile
 import noisebook
 from bench.lib import equal_bytes, page, rivals
 from bench.lib.equal_bytes import Rival
-from bench.lib.record import DATA, RESULTS, ROOT, provenance, save
+from bench.lib.images import add_crop, kodak, refuse_dry_result
+from bench.lib.record import ROOT, provenance, save
 from noisebook.cli import judging
 from noisebook.codec.codec import Codec
 from noisebook.format.container import HEADER, Container, pack, packed_bits
 from noisebook.format.runs import Run
 from noisebook.format.salvage import tokens_left
 from noisebook.images.files import decode_picture, encode_picture, pixels_of
-from noisebook.images.io import read_image
 from noisebook.images.judges.judge import Judge
 from noisebook.images.salvage import opened, salvage_picture
 from noisebook.images.targets import curve_of
@@ -95,7 +94,7 @@ def turbo(codec: Codec, pixels: np.ndarray, bits: int) -> dict[str, Sent]:
 
     def one_by_one(data: bytes) -> np.ndarray:
         arrived = torch.from_numpy(tokens_left(data, single)[0])[None]
-        return pixels_of(fewer.decode(arrived, size)[0])  # pyright: ignore[reportCallIssue]
+        return pixels_of(fewer.decode(arrived, size)[0])
 
     return {
         SETS: Sent(file, HEADER.size, len(file) - 4, lambda data: salvaged(sets, data)),
@@ -154,7 +153,7 @@ def rows_of(codec: Codec, pixels: np.ndarray, judge: Judge, seed: int, args: arg
     for i, share in enumerate(args.lost):
         for trial in range(args.trials):
             lost = torch.from_numpy(np.random.default_rng([seed, 100 + i, trial]).random(tokens.shape) < share)
-            decoded = codec.decode(tokens, size, lost=lost)[0]  # pyright: ignore[reportCallIssue]
+            decoded = codec.decode(tokens, size, lost=lost)[0]
             yield row(OURS, "lost", share, trial, pixels_of(decoded))
     half = our.data[: HEADER.size + len(container.payload) // 2]
     yield row(OURS, "half", 0.5, 0, salvaged(codec, half))
@@ -238,21 +237,17 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="of wrong bits")
     parser.add_argument("--lost", type=float, nargs="+", default=list(LOST), help="shares of tokens known to be lost")
     parser.add_argument("--trials", type=int, default=3, help="of each rate and share")
-    parser.add_argument("--images", type=int, default=12, help="so many of the Kodak pictures")
+    parser.add_argument("--images", type=int, default=12, help="the first so many of the Kodak pictures")
     parser.add_argument("--speed", type=int, default=6, help="of libaom, 0 (slowest) to 10")
-    parser.add_argument("--crop", type=int, default=0, help="squares of that side only: a dry run, with --out")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{NAME}.json", help="the result file")
+    add_crop(parser, NAME)
     judging.add_metric_options(parser)
     page.add_options(parser)
     args = parser.parse_args()
     if page.only_page(args, PAGE, TABLES):
         return
-    if args.crop and args.out.parent == RESULTS:
-        raise SystemExit("--crop is a dry run: give it an --out elsewhere")
+    refuse_dry_result(args)
     args.device, args.metrics = "cpu", args.metrics or METRICS
-    pictures = {path.stem: read_image(path) for path in sorted((DATA / "kodak").iterdir())[: args.images]}
-    if args.crop:
-        pictures = {name: pixels[: args.crop, : args.crop] for name, pixels in pictures.items()}
+    pictures = kodak(count=args.images, crop=args.crop)
     measure(noisebook.load(PRESET, dtype="float32"), judging.judge_of(args), pictures, args)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("scipy", reason="needs what bench needs", exc_type=ImportError)
-from bench.lib import equal_bytes, equal_tables
+from bench.lib import equal_bytes, equal_tables, record
 from bench.quality import blind, codecs, pictures
 
 
@@ -66,7 +66,7 @@ def kodak(monkeypatch, tmp_path, fresh):
         pixels = np.kron(fresh.integers(40, 200, (4, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"kodak/kodim{i:02d}.png")
     torch.jit.script(Distance()).save(str(tmp_path / "lpips.pt"))
-    for module in (codecs, blind, pictures):
+    for module in (record, blind, pictures):
         monkeypatch.setattr(module, "DATA", tmp_path)
     return ["--metrics", "psnr", "--lpips", str(tmp_path / "lpips.pt"), "--backbone", "gaussian-prior", "--nfe", "4"]
 
@@ -122,14 +122,16 @@ def test_a_codec_that_is_not_installed_is_named_and_has_no_rows(monkeypatch, tmp
 
 
 def test_realism_is_asked_of_the_decoder_only_where_it_is_given(monkeypatch, tmp_path, kodak):
-    asked = []
+    calls = []
 
-    def decode(self, tokens, size, realism):
-        asked.append(realism)
-        return torch.full((1, 3, *size), realism)
+    def decode(codec, container, realism):
+        calls.append(realism)
+        return np.full((container.height, container.width, 3), round(255 * realism), np.uint8)
 
-    monkeypatch.setattr(equal_bytes.Codec, "decode", decode)
+    monkeypatch.setattr(equal_bytes, "decode_picture", decode)
     run(monkeypatch, *kodak, "--out", tmp_path / "x.json", "--rates", "1", "--codecs", "--realism", "1", "0.5")
+    assert calls == [0.0, 1.0, 0.5] * 2
+    asked = [realism for realism in calls if realism]
     assert asked == [1.0, 0.5] * 2
     assert list(json.loads((tmp_path / "x.json").read_text())["codecs"]) == [
         f"noisebook, realism {r}" for r in ("0", "0.5", "1")

@@ -1,4 +1,4 @@
-"""What stands in a file in place of a specification that a reader derives from a curve: docs/format.md.
+"""What a file has in place of a specification that a reader derives from a curve: docs/format.md.
 
 uint32 little-endian, steps in the lowest 8 bits and tokens in the others; then, where the curve is scaled, a byte that
 names the scaling.
@@ -47,6 +47,6 @@ def read_derived(data: bytes, at: int, left: int, scaled: bool) -> tuple[int, in
 
 
 def _check(scaling: Sequence[int]) -> None:
-    """Raises FormatError for what names no scaling; the curve as it is is named by no byte at all."""
+    """Raises FormatError for what names no scaling; the curve without a scaling is named by no byte at all."""
     if scaling and (scaling[0] == UNSCALED or not 0 <= scaling[0] < SCALINGS):
         raise FormatError(f"there is no scaling {scaling[0]} of a curve: the file is damaged, or newer than this noisebook")

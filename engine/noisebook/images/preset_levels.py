@@ -20,7 +20,7 @@ DERIVED = OVERHEAD + 5  # bytes beside the payload of a file that says its level
 
 
 class PresetLevels:
-    """Files of a codec that a curve made, each with levels of its own. A picture that is best off with the codec's levels
+    """Files of a codec that a curve made, each with its own levels. A picture that is best off with the codec's levels
     gets the codec's file.
 
     recipe        what the codec was made from       level_tries, tell   as of `Aim`

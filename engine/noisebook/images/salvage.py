@@ -1,6 +1,6 @@
 """Pictures of damaged `.nbk` files: what is left of the tokens is decoded, and every fault is said.
 
-A token of rule `bins` stands alone, so that a wrong bit costs one atom. A file whose end is missing is decoded as far as its
+No token of rule `bins` depends on another, so that a wrong bit costs one atom. A file whose end is missing is decoded as far as its
 steps go; of the last of them, the tokens that are missing are skipped (codec/lost.py).
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from noisebook.codec.stream import Segment, Stream
 
 NEAR = 8  # of the 64 bits of a codec hash that may be wrong: no two codecs are so alike by chance
-SHARE = 16  # a step of whose bits less than one part in so many is there is left out
+SHARE = 16  # a step is left out where less than 1 / SHARE of its bits is there
 
 
 def opened(data: bytes) -> Wreck:

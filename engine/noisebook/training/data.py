@@ -7,7 +7,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from noisebook.errors import TrainingError
 from noisebook.runtime.pixels import from_uint8
+
+
+def least_side(images: list[np.ndarray]) -> int:
+    """Of the largest square crop that all images have."""
+    return min(min(image.shape[:2]) for image in images)
+
+
+def check_sides(images: list[np.ndarray], sizes: tuple[int, ...]) -> None:
+    """Raises TrainingError where an image is smaller than a crop."""
+    if least_side(images) < max(sizes):
+        raise TrainingError(f"an image is smaller than the crops of {max(sizes)} pixels: give --sizes")
 
 
 class Crops:
@@ -17,8 +29,7 @@ class Crops:
     """
 
     def __init__(self, images: list[np.ndarray]):
-        self.images = images
-        self.side = min(min(image.shape[:2]) for image in images)  # of the largest crop that all images have
+        self.images, self.side = images, least_side(images)
         same = len({image.shape for image in images}) == 1
         self.stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) if same else None  # [N, C, H, W] uint8
 
@@ -42,7 +53,7 @@ class CropsOnDevice:
     """The same with the images on a device, as bytes: a batch costs the host one random number."""
 
     def __init__(self, images: list[np.ndarray], device: str):
-        self.device, self.side = device, min(min(image.shape[:2]) for image in images)
+        self.device, self.side = device, least_side(images)
         self.bytes = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])).to(device)
         sizes = np.array([image.shape for image in images])
         self.begin = torch.from_numpy(np.cumsum([0, *sizes.prod(1)[:-1]])).to(device)

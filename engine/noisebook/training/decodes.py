@@ -24,8 +24,8 @@ from noisebook.spec.curve import Curve, spec_for, with_known_levels
 from noisebook.training.data import Crops
 from noisebook.training.objectives import column
 
-RATES = (0.05, 1.0)  # bits a pixel: the lowest and the highest
-GROUPS = 16  # rates, evenly spaced by their logarithm; each with a number of steps of its own
+RATES = (0.05, 1.0)  # bits per pixel: the lowest and the highest
+GROUPS = 16  # rates, evenly spaced by their logarithm; each with its own number of steps
 STEPS = (8, 16)
 VOCAB_SIZE = 65536
 PARTS = 16.0  # of sigma: the unit in which (y - mean) / sigma is kept, int8

@@ -25,7 +25,7 @@ from noisebook.backbones.nets.convnet import CHANNELS_LAST, PriorDenoiser
 from noisebook.errors import TrainingError, first_line
 from noisebook.runtime.atomic import replacing
 from noisebook.training.cod import CodModel
-from noisebook.training.data import Crops, CropsOnDevice, batch
+from noisebook.training.data import Crops, CropsOnDevice, batch, check_sides
 from noisebook.training.objectives import Objective
 from noisebook.training.optimizer import Optimizer
 from noisebook.training.speed import flop_per_pixel, share
@@ -103,8 +103,7 @@ def train(
     Raises TrainingError where `out` holds a run of other settings or images, or files that are no run's, or an image is too
     small.
     """
-    if min(min(image.shape[:2]) for image in images) < max(settings.sizes):
-        raise TrainingError(f"an image is smaller than the crops of {max(settings.sizes)} pixels: give --sizes")
+    check_sides(images, settings.sizes)
     _refuse_other(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)

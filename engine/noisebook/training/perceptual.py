@@ -1,19 +1,14 @@
 """How far two pictures are apart for the first blocks of a trained network such as VGG16: a loss, and never a judge."""
 
-import hashlib
-import io
-import pickle
 import re
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from noisebook.errors import TrainingError, first_line, printable
+from noisebook.errors import BackboneError, TrainingError, first_line, printable
+from noisebook.images.judges.networks import named, read_tensors
 
 BLOCKS = 3  # of convolutions up to a pooling layer; VGG16's first three end with relu1_2, relu2_2 and relu3_3
 KEY = re.compile(r"(?:features\.)?(\d+)\.(weight|bias)")
@@ -58,33 +53,24 @@ def _unit(features: Tensor) -> Tensor:
 def read_trunk(path: str | Path) -> tuple[Trunk, str]:
     """(the first blocks of the network in a file, the file's SHA-256 in hex). The file is a state dict of torchvision's
     layout, `features.N.weight` and `.bias` where N counts convolutions, ReLUs and pooling layers; as .safetensors, or as
-    torch writes it, of which nothing but tensors is read. Raises TrainingError for any other file."""
-    shown = printable(path)
+    torch writes it, of which nothing but tensors is read. Raises TrainingError for any other file, BackboneError where it
+    cannot be read."""
+    digest = named(Path(path)).sha256
     try:
-        data = Path(path).read_bytes()
-        if Path(path).suffix == ".safetensors":
-            tensors = safetensors.load(data)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of torch's about other kinds of pickle
-                tensors = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        trunk = build_trunk(tensors)
-    except OSError as error:
-        raise TrainingError(f"{shown}: cannot be read: {first_line(error)}") from error
-    except (SafetensorError, pickle.UnpicklingError, BadZipFile, *(RuntimeError, EOFError, ValueError)) as error:
-        other = "it is no file of tensors only" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        trunk = build_trunk(read_tensors([Path(path)]))
+    except (BackboneError, RuntimeError, ValueError) as error:
+        reason = "it is no file of tensors only" if isinstance(error, BackboneError) else first_line(error)
         raise TrainingError(
-            f"{shown}: no state dict of VGG16 ({other}): give torchvision's file, or its `features.N.weight`"
+            f"{printable(path)}: no state dict of VGG16 ({reason}): give torchvision's file, or its `features.N.weight`"
         ) from error
-    return trunk.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()
+    return trunk.eval().requires_grad_(False), digest
 
 
-def build_trunk(tensors: object) -> Trunk:
+def build_trunk(tensors: Mapping[str, Tensor]) -> Trunk:
     """The first blocks from a state dict, see `read_trunk`. Raises ValueError where it is none of such a network."""
-    if not isinstance(tensors, dict):
-        raise ValueError(f"it holds {type(tensors).__name__}")
     layers: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        if isinstance(value, Tensor) and (match := KEY.fullmatch(str(key))):
+        if match := KEY.fullmatch(key):
             layers.setdefault(int(match[1]), {})[match[2]] = value.float()
     blocks: list[list[nn.Module]] = []
     channels, before = 3, -3

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from noisebook.backbones.nets.convnet import PriorDenoiser
 
@@ -23,6 +22,8 @@ PEAKS = {
 @torch.no_grad()
 def flop_per_pixel(model: nn.Module, channels: int, side: int, device: str) -> float:
     """Multiplications and additions of one call of the network for a pixel of an image of side x side."""
+    from torch.utils.flop_counter import FlopCounterMode  # its import takes a tenth of a second
+
     y, sigma = torch.zeros(1, channels, side, side, device=device), torch.ones(1, device=device)
     with FlopCounterMode(display=False) as counter:
         if isinstance(model, PriorDenoiser):

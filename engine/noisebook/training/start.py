@@ -22,9 +22,10 @@ from noisebook.backbones.nets.realism import RealismNetwork
 from noisebook.backbones.wrappers.reparameterised import unviewed
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import TrainingError, first_line
-from noisebook.spec.curve import Curve, no_curve, shipped_curve
+from noisebook.images.targets import curve_of
+from noisebook.spec.curve import Curve
 from noisebook.training import cod, objectives
-from noisebook.training.data import Crops
+from noisebook.training.data import Crops, check_sides
 from noisebook.training.decodes import DecodeSet, decodes
 from noisebook.training.growing import grown
 from noisebook.training.job import TrainingJob
@@ -56,8 +57,7 @@ def denoiser(job: TrainingJob, images: list[np.ndarray]) -> Start:
         first = grown(first, job.widths, job.blocks)
     kind = "convnet" if isinstance(first, ConvDenoiser) else "unet"
     _check_crops(job, first.multiple)
-    if any(image.shape[2] != first.channels for image in images):
-        raise TrainingError(f"this network takes images of {first.channels} channels; some in {job.data} have others")
+    _check_channels(job, images, first.channels)
     if first.prior.size is not None and list(job.crops) != [first.prior.size[0]]:
         raise TrainingError(f"this network takes images of {first.prior.size}: --sizes {first.prior.size[0]}")
 
@@ -71,6 +71,16 @@ def denoiser(job: TrainingJob, images: list[np.ndarray]) -> Start:
         write_checkpoint(path, kind, model.config, checkpoint_tensors(model))
 
     return Start(new_model, _objective(job, first), write)
+
+
+def _check_channels(job: TrainingJob, images: list[np.ndarray], channels: int) -> None:
+    if any(image.shape[2] != channels for image in images):
+        raise TrainingError(f"this network takes images of {channels} channels; some in {job.data} have others")
+
+
+def _shape_of(job: TrainingJob) -> dict[str, Any]:
+    """What the job says of a network's shape."""
+    return {name: getattr(job, name) for name in ("widths", "blocks", "patch") if getattr(job, name) is not None}
 
 
 def _check_crops(job: TrainingJob, multiple: int) -> None:
@@ -96,7 +106,7 @@ def _fresh(job: TrainingJob, images: list[np.ndarray]) -> PriorDenoiser:
     else:
         prior = backbones.load("gaussian-prior")
         assert isinstance(prior, SpectrumPrior)
-    options = {name: getattr(job, name) for name in ("widths", "blocks", "patch") if getattr(job, name) is not None}
+    options = _shape_of(job)
     if job.network == "conv":
         return ConvDenoiser(prior, **options)
     from noisebook.backbones.nets.unet import UNetDenoiser
@@ -125,15 +135,12 @@ def realism_network(job: TrainingJob, images: list[np.ndarray]) -> Start:
     backbone = backbones.load(str(job.init), job.device)
     curve = _curve(job, backbone)
     channels = backbone.channels
-    if any(image.shape[2] != channels for image in images):
-        raise TrainingError(f"this network takes images of {channels} channels; some in {job.data} have others")
+    _check_channels(job, images, channels)
     inner = _network_of(backbone)
-    options = {name: getattr(job, name) for name in ("widths", "blocks", "patch") if getattr(job, name) is not None}
-    config = {"channels": channels, **(inner.config if isinstance(inner, ConvDenoiser) else {}), **options}
+    config = {"channels": channels, **(inner.config if isinstance(inner, ConvDenoiser) else {}), **_shape_of(job)}
     multiple = math.lcm(RealismNetwork(**config).multiple, backbone.padded(1, 1)[0])
     _check_crops(job, multiple)
-    if min(min(image.shape[:2]) for image in images) < max(job.crops):
-        raise TrainingError(f"an image is smaller than the crops of {max(job.crops)} pixels: give --sizes")
+    check_sides(images, job.crops)
     trunk, digest = read_trunk(str(job.features))
     mixed = job.number_type == "bfloat16"
     # the codec computes in the same type; the network's own weights are kept as they are
@@ -181,17 +188,11 @@ def realism_network(job: TrainingJob, images: list[np.ndarray]) -> Start:
 
 
 def _curve(job: TrainingJob, backbone: Backbone) -> Curve:
-    if job.curve is None:
-        curve = shipped_curve(backbone)
-        if curve is None:
-            raise TrainingError(f"{no_curve(backbone)}, and give it as --curve FILE")
-    else:
-        try:
-            curve = Curve.from_json(Path(job.curve).read_bytes())
-        except OSError as error:
-            raise TrainingError(f"{job.curve}: cannot be read: {first_line(error)}") from error
-        if curve.fingerprint != backbone.fingerprint:
-            raise TrainingError(f"{job.curve}: the curve of another backbone than {job.init!r}")
+    """That of --curve, or the one that came with the backbone. Raises SpecError where there is none, TrainingError for one
+    that does not go with it."""
+    curve = curve_of(backbone, None if job.curve is None else str(job.curve))
+    if curve.fingerprint != backbone.fingerprint:
+        raise TrainingError(f"{job.curve}: the curve of another backbone than {job.init!r}")
     if not curve.channels or curve.condition:
         raise TrainingError(f"{job.init!r}: realism takes the codec of a pixel model without a condition")
     return curve

@@ -1,6 +1,6 @@
 """What a run resumes from: `state.pt`, and where that would be large, parts of it beside it, none above 16 MiB.
 
-A part is written under a name of its own, `state-ITERATION-NUMBER.pt`; then `state.pt` is replaced, which says how many
+A part is written under a new name, `state-ITERATION-NUMBER.pt`; then `state.pt` is replaced, which says how many
 parts of which iteration there are; then the parts of the save before are removed. So a run that is killed while it saves has
 the state before. In parts, what the optimizer remembers and the distance from the weights to their moving average are
 bfloat16, which makes the state of a network 10 bytes a weight in place of 16.

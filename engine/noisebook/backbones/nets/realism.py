@@ -18,7 +18,7 @@ MOST_WIDTHS, MOST_MULTIPLE = 8, 256  # of a file's network: a small picture is p
 
 
 class NoPrior(nn.Module):
-    """Stands where a `ConvDenoiser` has its prior: the linear guess comes from outside."""
+    """In place of a `ConvDenoiser`'s prior: the linear guess comes from outside."""
 
     size = None
 

@@ -4,6 +4,7 @@ A TorchScript file is a program, and it is run: every path here is one that the 
 """
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of torch's about other kinds of pickle
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what the unpickler and the readers of zip files raise is not listed anywhere
         raise BackboneError(f"{printable(path)}: neither a TorchScript program nor a state dict of tensors alone") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
