@@ -2,11 +2,12 @@
 
     python -m bench.reliability.bit_errors --lpips FILE
 
-Each bit of the payload is flipped with the given probability, independently of the others. Headers are left whole (of JPEG
-all up to the first scan, of AVIF all but `mdat`), so that every codec has the same kind of damage. Beside ours stand
-Turbo-DDCM's rule with our levels and as many bits, its sets written as one number each (as published) and its indices one by one (Robust
-Turbo-DDCM, arXiv 2604.05743), and JPEG and AVIF of at most as many bytes, as far as Pillow opens them. `lost` are tokens
-that a decoder knows to be lost; `half` is a file whose second half is missing, beside `--steps` of the steps that are whole.
+Each bit of the payload is flipped with the given probability, independently of the others. Headers are left whole (of
+JPEG all up to the first scan, of AVIF all but `mdat`), so that every codec has the same kind of damage. Beside ours stand
+Turbo-DDCM's rule with our levels and as many bits, its sets written as one number each (as published) and its indices one
+by one (Robust Turbo-DDCM, arXiv 2604.05743), and JPEG and AVIF of at most as many bytes, as far as Pillow opens them.
+`lost` are tokens that a decoder knows to be lost; `half` is a file whose second half is missing, beside `--steps` of the
+steps that are whole.
 
 Writes bench/results/bit_errors.json after every picture; a call that was stopped goes on where it was. `--report` writes the
 tables of docs/reliability.md, once they are measured.

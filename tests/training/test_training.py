@@ -520,6 +520,9 @@ def test_only_larger_networks_are_grown(archive, tmp_path, fresh):
     for widths, blocks in (((4, 8), None), ((8, 8, 8), None), ((8,), 1)):
         with pytest.raises(TrainingError, match="only grows: give --widths from 8 8 and --blocks from 1"):
             grown(network(fresh), widths, blocks)
+    job = TrainingJob("edm", archive, tmp_path / "a", minutes=0.01, init="photo", patch=2, sizes=(16,), held_out=8)
+    with pytest.raises(TrainingError, match="only --widths and --blocks"):  # it would be ignored
+        run_training(job)
     job = TrainingJob("edm", archive, tmp_path / "a", minutes=0.01, init="cifar10-edm", blocks=1, sizes=(32,), held_out=8)
     with pytest.raises(TrainingError):
         run_training(job)

@@ -38,8 +38,10 @@ def wrapped(plain: bytes, size: int) -> bytes:
 
 
 def unwrapped(data: bytes, magic: bytes) -> tuple[bytes, bool]:
-    """(the plain file, whether the header was sent twice). Data without the flag are given back unchanged. Raises FormatError
-    for a wrong checksum, and where the copies are not the same."""
+    """(the plain file, whether the header was sent twice). Data without the flag are given back unchanged.
+
+    Raises FormatError for a wrong checksum, and where the copies are not the same.
+    """
     if len(data) < 16 or data[:2] != magic or data[2] >> 4 != 1 or not data[2] & FLAG_ROBUST:
         return data, False
     if data[-4:] != CHECKSUM.pack(crc32c(data[:-4])):

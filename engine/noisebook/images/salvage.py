@@ -1,7 +1,7 @@
 """Pictures of damaged `.nbk` files: what is left of the tokens is decoded, and every fault is said.
 
-No token of rule `bins` depends on another, so that a wrong bit costs one atom. A file whose end is missing is decoded as far as its
-steps go; of the last of them, the tokens that are missing are skipped (codec/lost.py).
+No token of rule `bins` depends on another, so that a wrong bit costs one atom. A file whose end is missing is decoded as
+far as its steps go; of the last of them, the tokens that are missing are skipped (codec/lost.py).
 """
 
 from dataclasses import replace

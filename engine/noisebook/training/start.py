@@ -52,7 +52,9 @@ class Start:
 def denoiser(job: TrainingJob, images: list[np.ndarray]) -> Start:
     """A run of any objective but cod. Raises TrainingError where the network and the images do not go together."""
     first = _loaded(job.init) if job.init else _fresh(job, images)
-    if job.init and (job.widths or job.blocks) and isinstance(first, ConvDenoiser):
+    if job.init and (shape := _shape_of(job)):
+        if "patch" in shape or not isinstance(first, ConvDenoiser):
+            raise TrainingError("with --init only --widths and --blocks of a convnet change: leave out the others")
         torch.manual_seed(job.seed)
         first = grown(first, job.widths, job.blocks)
     kind = "convnet" if isinstance(first, ConvDenoiser) else "unet"
