@@ -86,33 +86,35 @@ def shipped_realism(backbone: Backbone) -> Path | None:
 class LazyRealism:
     """The realism network of a codec, or of several codecs of one backbone: read when it is first asked for, and kept.
 
-    path   a file that the user names; None: the one that came with the backbone
+    path   a file that the user names; None: the one that came with the backbone, if any
     """
 
     def __init__(self, path: str | Path | None = None):
         self.path = path
-        self._made: dict[tuple, Realism] = {}
+        self._made: dict[tuple, Realism | None] = {}
 
-    def of(self, backbone: Backbone) -> Realism:
-        """The network for a backbone, on its device, computing as it does. Raises BackboneError where the backbone does not
-        work on pixels, there is no network for it, or the file is another backbone's, of other channels, or none."""
-        if not backbone.on_pixels:
-            raise BackboneError(f"backbone {backbone.name!r} works on latents: realism is for backbones of pixels, give 0")
+    def of(self, backbone: Backbone) -> Realism | None:
+        """The network for a backbone, on its device, computing as it does; None where none came with the backbone and the
+        user names none. Raises BackboneError where the file is another backbone's, of other channels, or none, and where
+        the user names one for a backbone that does not work on pixels."""
+        if not backbone.on_pixels and self.path is not None:
+            raise BackboneError(
+                f"backbone {backbone.name!r} works on latents, and realism networks on pixels: leave out --realism-network "
+                "(in Python: realism_network=)"
+            )
         how = backbone.acceleration
         key = (backbone.fingerprint, str(backbone.device), *sorted((name, str(value)) for name, value in how.items()))
         if key not in self._made:
             self._made[key] = self._load(backbone, how)
         return self._made[key]
 
-    def _load(self, backbone: Backbone, how: Mapping[str, Any]) -> Realism:
+    def _load(self, backbone: Backbone, how: Mapping[str, Any]) -> Realism | None:
         path = self.path if self.path is not None else shipped_realism(backbone)
-        found = None if path is None else read_realism(path)
-        if self.path is None and (found is None or not found.backbone or not backbone.answers_to(found.backbone)):
-            raise BackboneError(
-                f"no realism network came with backbone {backbone.name!r} ({backbone.fingerprint[:16]}): decode with "
-                "realism 0, or give a file trained for it as --realism-network FILE (in Python: realism_network=)"
-            )
-        assert found is not None
+        if path is None:
+            return None
+        found = read_realism(path)
+        if self.path is None and not (found.backbone and backbone.answers_to(found.backbone)):
+            return None  # a backbone of the same name
         if found.backbone and not backbone.answers_to(found.backbone):
             raise BackboneError(
                 f"{printable(path, 300)}: a realism network of another backbone ({found.backbone[:16]}) than "

@@ -341,5 +341,5 @@ def codec_info(codec: "Codec", realism: float | None = None, steps: int | None =
     info = {"hash": codec.spec.hash.hex(), "preset": preset_number(codec.spec), "decode_nfe": nfe}
     if realism is not None:
         dial = codec.dial(realism, steps)
-        info |= {"realism": realism, "realism_network": dial.network.fingerprint if dial else None}
+        info |= {"realism": realism, "realism_network": dial.name if dial else None}
     return {**info, "dtype": codec.dtype, "spec": json.loads(codec.spec.to_json())}

@@ -13,14 +13,15 @@ def add_realism(parser: argparse.ArgumentParser) -> None:
         "--realism",
         type=float,
         metavar="R",
-        help="from 0, the least error, to 1, the most convincing picture, for one network call more (default: 0); see "
-        "docs/concepts.md",
+        help="from 0, the least error, to 1, the most convincing picture, for one to three network calls more (default: 0); "
+        "see docs/concepts.md",
     )
     group.add_argument(
         "--realism-network",
         type=path_of,
         metavar="FILE",
-        help="the .safetensors file of the network that makes it (default: the one that came with the backbone)",
+        help="the .safetensors file of the network that makes it (default: the one that came with the backbone, or the "
+        "backbone's own ODE)",
     )
 
 

@@ -111,7 +111,7 @@ class Codec:
 
     def dial(self, realism: float, steps: int | None = None, tiled: bool = False) -> Dial | None:
         """What a decode of the first `steps` steps (None: all), perhaps of a large picture, does with the mean; None where
-        `realism` is 0. Loads the realism network, and raises what `decode` raises of it."""
+        `realism` is 0. Loads the realism network where there is one, and raises what `decode` raises of it."""
         backbone = self._network() if tiled and realism else self.backbone
         return dial_for(realism, self._realism, backbone, self.spec, steps)
 
@@ -126,8 +126,9 @@ class Codec:
         return self.nfe_of(None)
 
     def nfe_of(self, steps: int | None, realism: float = 0.0) -> int:
-        """Network calls of a decode of the first `steps` steps, see `decode`; where `realism` is above 0, one more."""
-        return nfe_of(self.spec, steps, realism)
+        """Network calls of a decode of the first `steps` steps, with what `realism` above 0 adds, see `decode`."""
+        dial = self.dial(realism, steps)
+        return nfe_of(self.spec, steps) + (dial.calls if dial else 0)
 
     @property
     def encode_nfe(self) -> int:
@@ -238,14 +239,14 @@ class Codec:
         steps  only the first steps of the schedule, then the solver from there: what the beginning of the stream says. The
                tokens of later steps are not needed. Of a codec without steps: steps of the solver, even in the time of a
                rectified flow; with a CoD 25 for realism, 1 for the least error
-        realism  from 0, the mean, which has the least error, to 1, the convincing picture that one more call of a realism
-               network makes of it; between, (1 - realism) mean + realism convincing (codec/realism.py). Needs the solver
-               `mean` and a backbone of pixels that has such a network
+        realism  from 0, the mean, which has the least error, to 1, a convincing picture: by one more call of a realism
+               network, or where there is none for the backbone by three more of the backbone, Euler steps of its ODE.
+               Between, (1 - realism) mean + realism convincing (codec/realism.py). Needs the solver `mean`
         lost   bool [B, L]: tokens that are known to be wrong, whatever stands there. Their atoms are skipped and the levels
                follow (codec/lost.py); rule `bins` only, image by image
         Any tokens inside their vocabulary decode. Raises CodecMismatchError if L or a token does not fit the layout,
         SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`, and for
-        tokens that cannot be lost; BackboneError where there is no realism network for the backbone.
+        tokens that cannot be lost; BackboneError where the realism network that the user named is not for the backbone.
         """
         check_tensor(tokens, "tokens", CodecMismatchError)
         stream = shortened(self.stream(*(size or self.default_size)), self.spec, steps)

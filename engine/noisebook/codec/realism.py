@@ -1,10 +1,11 @@
 """The realism dial: at the very end a decoder may mix the mean with a convincing picture of the same tokens.
 
-The solver `mean` gives the mean of all pictures that fit the tokens: the least squared error, and smoother than any of them.
-A realism network makes a convincing picture of that mean, the state y and the level sigma at which the tokens end. In
-squared error the best pictures between the two are those on the straight line, (1 - r) mean + r convincing (Freirich et al.
-2021, "A theory of the distortion-perception tradeoff in Wasserstein space"). It is the decoder's choice: no token, and no
-bit of a file, depends on r.
+The solver `mean` gives the mean of all pictures that fit the tokens: the least squared error, and smoother than any of
+them. A convincing picture is made of the state y and the level sigma at which the tokens end: by a realism network that
+was trained for the backbone, which is also given the mean, or without one by the backbone itself, in ODE_STEPS Euler
+steps of the probability-flow ODE (Song et al. 2021, arXiv 2011.13456). In squared error the best pictures between the two
+are those on the straight line, (1 - r) mean + r convincing (Freirich et al. 2021, "A theory of the distortion-perception
+tradeoff in Wasserstein space"). It is the decoder's choice: no token, and no bit of a file, depends on r.
 """
 
 import math
@@ -20,12 +21,14 @@ from noisebook.backbones import Backbone
 from noisebook.backbones.realism import LazyRealism, Realism
 from noisebook.backbones.wrappers.tiled import tile_places
 from noisebook.codec import tiles
-from noisebook.codec.solvers import ending
+from noisebook.codec.solvers import Denoiser, ending, solve_ode
 from noisebook.errors import SpecError, printable
 from noisebook.runtime.allocator import give_back
 from noisebook.runtime.profiler import stage
+from noisebook.spec.schedule import known_levels, solver_levels
 from noisebook.spec.spec import CodecSpec
 
+ODE_STEPS = 4  # more lose squared error and gain little (bench/quality/dial.py); the first is made of the mean
 MARGIN = 64  # pixels that a tile sees beyond what is taken of it: there the network's own padding shows
 
 
@@ -34,13 +37,23 @@ class Dial:
     """How far a decode goes from the mean to the convincing picture, 0 < realism <= 1, and what makes that picture."""
 
     realism: float
-    network: Realism
+    network: Realism | None
+    calls: int  # of networks, beside the one that makes the mean
 
-    def __call__(self, mean: Tensor, y: Tensor, sigma: float, tiled: bool) -> Tensor:
-        """The mean and the state y [B, C, h, w], padded as the backbone takes them, and the level sigma of y -> the mixed
-        picture [B, C, h, w]. `tiled`: tile by tile, for a large picture [1, C, h, w]."""
+    @property
+    def name(self) -> str:
+        """What makes the convincing picture: the network's fingerprint, or `ode-` and the number of its steps."""
+        return f"ode-{ODE_STEPS}" if self.network is None else self.network.fingerprint
+
+    def __call__(self, mean: Tensor, y: Tensor, sigma: float, tiled: bool, model: Backbone, denoise: Denoiser) -> Tensor:
+        """The mean and the state y [B, C, h, w], padded as the backbone takes them, the level sigma of y, the backbone, and
+        what predicts from there -> the mixed picture [B, C, h, w]. `tiled`: tile by tile, for a large picture [1, C, h, w].
+        """
         with stage("realism"):
-            convincing = _padded(self.network, mean, y, sigma, tiled)
+            if self.network is None:
+                convincing = _by_ode(mean, y, sigma, model, denoise)
+            else:
+                convincing = _padded(self.network, mean, y, sigma, tiled)
             mixed = torch.lerp(mean, convincing, self.realism, out=convincing)
         if tiled and mean.device.type == "cpu":
             give_back()
@@ -65,7 +78,8 @@ def dial_for(realism: Any, lazy: LazyRealism, backbone: Backbone, spec: CodecSpe
             f"realism needs a finite level above 0 where the tokens end, and they end at {sigma:g}: decode with realism 0, "
             "or make them with --sigma-min above 0"
         )
-    return Dial(value, lazy.of(backbone))
+    network = lazy.of(backbone)
+    return Dial(value, network, 1 if network else len(ode_levels(backbone, sigma)) - 1)
 
 
 def checked(realism: Any) -> float:
@@ -75,6 +89,16 @@ def checked(realism: Any) -> float:
             f"realism is a number from 0 (the least error) to 1 (the most convincing picture), not {printable(realism, 60)}"
         )
     return float(realism)
+
+
+def ode_levels(backbone: Backbone, sigma: float) -> tuple[float, ...]:
+    """The levels below sigma of the Euler steps that make a convincing picture."""
+    return known_levels(sigma, solver_levels(sigma, ODE_STEPS), backbone.round_sigma)
+
+
+def _by_ode(mean: Tensor, y: Tensor, sigma: float, backbone: Backbone, denoise: Denoiser) -> Tensor:
+    first, *rest = ode_levels(backbone, sigma)
+    return solve_ode("euler", denoise, torch.lerp(mean, y, first / sigma), first, rest)
 
 
 def _padded(network: Realism, mean: Tensor, y: Tensor, sigma: float, tiled: bool) -> Tensor:
@@ -107,4 +131,4 @@ def over_tiles(network: Realism, mean: Tensor, y: Tensor, sigma: float) -> Tenso
     return out
 
 
-__all__ = ["Dial", "checked", "dial_for"]
+__all__ = ["ODE_STEPS", "Dial", "checked", "dial_for"]

@@ -75,11 +75,10 @@ def ending(spec: CodecSpec, steps: int | None = None) -> Ending:
     return Ending(solver, schedule[last - 1].sigma_next, levels, last)
 
 
-def nfe_of(spec: CodecSpec, steps: int | None = None, realism: float = 0.0) -> int:
-    """Network calls of a decode of the first `steps` steps (None: all), those of the solver included, and where realism is
-    above 0 the one of the realism network."""
-    walked, levels, more = len(spec.schedule), len(spec.solver_levels), int(realism > 0)
+def nfe_of(spec: CodecSpec, steps: int | None = None) -> int:
+    """Network calls of a decode of the first `steps` steps (None: all), those of the solver included."""
+    walked, levels = len(spec.schedule), len(spec.solver_levels)
     if steps is not None and not walked:
-        return (2 * steps - 1 if spec.solver == "heun" else steps) + more
+        return 2 * steps - 1 if spec.solver == "heun" else steps
     end = {"mean": 1, "heun": 2 * levels - 1}.get(spec.solver, levels) if spec.sigma_last > 0 else 0
-    return (walked if steps is None else steps) + end + more
+    return (walked if steps is None else steps) + end

@@ -172,17 +172,17 @@ def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
     if parts.sigmas is not None:
         sigma = parts.sigmas[step]
         levels = [level for level in levels if level < sigma]
+
+    def predict(y: Tensor, sigma: float) -> Tensor:  # for the ODE
+        if isinstance(cond, Look):
+            return cond(y, sigma, step).clone()
+        return denoise(backbone, y, sigma, None if cond is None else backbone.guided(cond))
+
     with stage("solve"):
-        if sigma > 0 and isinstance(cond, Look):
-            if solver == "mean":
-                y = cond(y, sigma, step)
-            else:
-                y = solve_ode(solver, lambda y, sigma: cond(y, sigma, step).clone(), y, sigma, levels)
-        elif sigma > 0 and solver == "mean":
-            y = denoise(backbone, y, sigma, cond)
+        if sigma > 0 and solver == "mean":
+            y = cond(y, sigma, step) if isinstance(cond, Look) else denoise(backbone, y, sigma, cond)
         elif sigma > 0:
-            guided = None if cond is None else backbone.guided(cond)
-            y = solve_ode(solver, lambda y, sigma: denoise(backbone, y, sigma, guided), y, sigma, levels)
+            y = solve_ode(solver, predict, y, sigma, levels)
         if parts.dial is not None:
-            y = parts.dial(y, state, sigma, stream.tiled)
+            y = parts.dial(y.clone() if stream.tiled else y, state, sigma, stream.tiled, backbone, predict)
         return backbone.decode(y)[:, :, : stream.height, : stream.width]

@@ -68,7 +68,7 @@ def detokenize(
     check_decode(data.spec, 1, 1, limits, steps, realism)  # what a decode of any size takes
     about = {"plan": data.plan.hash, "codec": codec.spec.hash.hex(), "steps": steps}
     if dial := codec.dial(realism, steps):
-        about |= dict(zip(DIALLED, (dial.realism, dial.network.fingerprint), strict=True))
+        about |= dict(zip(DIALLED, (dial.realism, dial.name), strict=True))
     _refuse_foreign(output, about)
     store = Store(os.path.abspath(output))
     with store.lock():

@@ -106,11 +106,12 @@ def check_decode(
     spec: CodecSpec, height: int, width: int, limits: Limits = DEFAULT, steps: int | None = None, realism: float = 0.0
 ) -> None:
     """Raises FormatError where a decode of that size, of the first `steps` steps if given, has more pixels or network calls
-    (one more where `realism` is above 0) than `limits` allow; a thousand codewords that are made one by one count as one
-    call. Nothing is made for it."""
+    (those of the ODE too where `realism` is above 0) than `limits` allow; a thousand codewords that are made one by one
+    count as one call. Nothing is made for it."""
+    from noisebook.codec.realism import ODE_STEPS
     from noisebook.codec.solvers import nfe_of
 
-    calls = nfe_of(spec, steps, realism)
+    calls = nfe_of(spec, steps) + (ODE_STEPS - 1 if realism else 0)
     if spec.codebook == "independent" or spec.rule == "pursuit":  # made one by one, not by one transform for all
         calls += sum(run.count for _, run in spec.runs_for(height, width)) // (CODEWORDS * spec.blocks)
     for what, value, name in (

@@ -101,8 +101,7 @@ class Recipe:
         solver_levels = ()
         if self.solver != "mean" and end > 0:
             even = schedule.even_levels if self.solver == "ab2" else schedule.solver_levels
-            found = [backbone.round_sigma(v) if v > 0 else 0.0 for v in even(end, self.solver_steps)]
-            solver_levels = tuple(b for a, b in zip([end, *found], found, strict=False) if b < a)
+            solver_levels = schedule.known_levels(end, even(end, self.solver_steps), backbone.round_sigma)
         return replace(spec, solver=self.solver, solver_levels=solver_levels)
 
     def _schedule(self, backbone: "Backbone") -> tuple[Step, ...]:

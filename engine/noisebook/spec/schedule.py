@@ -172,6 +172,12 @@ def solver_levels(sigma: float, steps: int) -> tuple[float, ...]:
     return (*karras(sigma, sigma / 50, steps - 1)[1:], 0.0) if steps > 1 else (0.0,)
 
 
+def known_levels(sigma: float, levels: Sequence[float], round_sigma: Callable[[float], float]) -> tuple[float, ...]:
+    """The levels that a model knows instead of these, without those that do not fall, from `sigma` to 0."""
+    found = [round_sigma(level) if level > 0 else 0.0 for level in levels]
+    return tuple(b for a, b in zip([sigma, *found], found, strict=False) if b < a)
+
+
 def even_levels(sigma: float, steps: int) -> tuple[float, ...]:
     """`steps` levels below `sigma` (may be inf), the last 0, evenly spaced in the time of a rectified flow."""
     if steps < 1:
