@@ -1,11 +1,11 @@
-"""What the realism dial trades: the same tokens of the 12 Kodak pictures, decoded at several values of realism, and by the
-ODE solver that a decoder of a diffusion model would take for realism.
+"""What the realism dial trades: the same tokens of the 12 Kodak pictures, decoded at several values of realism, and by
+the ODE in other numbers of steps.
 
     python -m bench.quality.dial --lpips FILE --features FILE --patch 64 [--network FILE]
 
-For each preset: a row for each value of realism, and one for the ODE by ten steps of Euler from the level where the tokens
-end, with all the metrics that are asked for. The Frechet distance is of all pictures together, so it is one number a row.
-Writes bench/results/dial.json; `--report` writes the table of docs/concepts.md.
+For each preset: a row for each value of realism, and one for each number of Euler steps of the ODE from the level where the
+tokens end, with all the metrics that are asked for. The Frechet distance is of all pictures together, so it is one number
+a row. Writes bench/results/dial.json; `--report` writes the table of docs/concepts.md.
 """
 
 import argparse
@@ -32,18 +32,19 @@ NAME, PAGE = "dial", ROOT / "docs/concepts.md"
 PRESETS = ("photo-low", "photo")
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 METRICS = "psnr,ssimulacra2"  # and those whose network is given
-ODE_STEPS = 10
+ODE_STEPS = (2, 3, 6, 10)
 
 
 def decodes(
     codec: Codec, tokens: torch.Tensor, size: tuple[int, int], values: list[float]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """A picture for each value of realism and for the ODE."""
+    """A picture for each value of realism and for each number of steps of the ODE."""
     for value in values:
         yield f"realism {value:g}", pixels_of(codec.decode(tokens, size, realism=value)[0])
-    levels = solver_levels(codec.spec.sigma_last, ODE_STEPS)
-    ode = Codec(replace(codec.spec, solver="euler", solver_levels=levels), codec.backbone)
-    yield f"ODE, {ODE_STEPS} steps", pixels_of(ode.decode(tokens, size)[0])
+    for steps in ODE_STEPS:
+        levels = solver_levels(codec.spec.sigma_last, steps)
+        ode = Codec(replace(codec.spec, solver="euler", solver_levels=levels), codec.backbone)
+        yield f"ODE, {steps} steps", pixels_of(ode.decode(tokens, size)[0])
 
 
 def measure(codec: Codec, judge: Judge, pictures: dict[str, np.ndarray], values: list[float]) -> list[dict[str, Any]]:
@@ -88,7 +89,9 @@ TABLES: page.Tables = {"dial": dial_table} if page.measured(NAME) else {}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--network", type=Path, help="realism network (default: the one that came with the backbone)")
+    parser.add_argument(
+        "--network", type=Path, help="realism network (default: the one that came with the backbone, or its ODE)"
+    )
     parser.add_argument("--presets", nargs="+", default=list(PRESETS))
     parser.add_argument("--values", nargs="+", type=float, default=list(VALUES))
     parser.add_argument("--images", type=int, default=12, help="so many of the Kodak pictures")
@@ -107,7 +110,7 @@ def main() -> None:
         dial = codec.dial(1.0)
         assert dial is not None
         about = {"preset": preset, "codec_hash": codec.spec.hash.hex(), "dtype": codec.dtype}
-        about |= {"realism_network": dial.network.fingerprint}
+        about |= {"realism_network": dial.name}
         runs.append({**about, "rows": measure(codec, judge, pictures, args.values)})
         for row in runs[-1]["rows"]:
             print(preset, row["decode"], {k: round(e["value"], 4) for k, e in row["metrics"].items()}, flush=True)
