@@ -26,6 +26,7 @@ def kodak() -> str:
             [
                 f"`{run['preset']}`",
                 f"`{run['backbone']}`",
+                run.get("dtype", "float32"),
                 f"{m['bpp']:.3f}",
                 f"{m['psnr']:.2f} dB",
                 f"{run['least_psnr']:.2f} dB",
@@ -39,10 +40,13 @@ def kodak() -> str:
                 there = [r["psnr"] for r, f in zip(run["images"], other["rows"], strict=True) if f]
                 some = f" ({other['images']} images; `{run['preset']}` on these {sum(there) / len(there):.2f} dB)"
                 label = f"{kind}, not larger{some if len(there) < len(run['images']) else ''}"
-                rows.append([label, "", f"{other['mean']['bpp']:.3f}", f"{other['mean']['psnr']:.2f} dB", "", "", "", ""])
+                rows.append(
+                    [label, "", "", f"{other['mean']['bpp']:.3f}", f"{other['mean']['psnr']:.2f} dB", "", "", "", ""]
+                )
     head = [
         "preset",
         "backbone",
+        "computed in",
         "bits per pixel",
         "PSNR",
         "worst image",

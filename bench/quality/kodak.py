@@ -28,12 +28,12 @@ from noisebook.spec import presets
 
 
 def roundtrip(argv: list[str]) -> tuple[list[dict], dict]:
-    """The rows that `noisebook roundtrip` reports, after a check of each PSNR against the picture it wrote; what it says of
-    the metrics."""
+    """The rows that `noisebook roundtrip` reports, after a check of each PSNR against the picture it wrote; all that it
+    reports."""
     with tempfile.TemporaryDirectory() as out:
         captured = io.StringIO()
         with contextlib.redirect_stdout(captured):
-            if noisebook(["roundtrip", "--json", "--dtype", "float32", "-o", out, *argv]):
+            if noisebook(["roundtrip", "--json", "-o", out, *argv]):
                 raise SystemExit("noisebook roundtrip failed")
         result = json.loads(captured.getvalue())
         rows = result["images"]
@@ -43,7 +43,7 @@ def roundtrip(argv: list[str]) -> tuple[list[dict], dict]:
             row["psnr_of_png"] = psnr(both[:, : row["width"]], both[:, row["width"] :])
             if abs(row["psnr_of_png"] - row["psnr"]) > 0.02:
                 raise SystemExit(f"{row['name']}: the PNG has {row['psnr_of_png']} dB, reported were {row['psnr']}")
-    return rows, result["metrics"]
+    return rows, result
 
 
 def classical(kind: str, pixels: np.ndarray, limit: int, judge: Judge) -> tuple[dict, Verdict] | None:
@@ -82,7 +82,12 @@ def beside(rows: list[dict], judge: Judge) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", action="append", help="also with this backbone in place of the presets' (repeatable)")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        metavar="NAME[:DTYPE]",
+        help="also with this backbone in place of the presets', perhaps in another dtype (repeatable)",
+    )
     judging.add_metric_options(parser)
     args = parser.parse_args()
     args.device, runs = "cpu", []
@@ -91,27 +96,29 @@ def main() -> None:
     asked = ["--metrics", ",".join([*own, *(metric.name for metric in judge.metrics)])]
     asked += [f"--{name}={path}" for name in ("lpips", "dists", "features") for path in getattr(args, name) or []]
     asked += ["--patch", str(args.patch)] if args.patch else []
-    for backbone in [None, *(args.backbone or [])]:
+    for which in [None, *(args.backbone or [])]:
+        backbone, _, dtype = (which or "").partition(":")
         for name in PRESETS:
             preset = presets.get(name)
-            extra = ["--backbone", backbone] if backbone else []
+            extra = [*(["--backbone", backbone] if backbone else []), *(["--dtype", dtype] if dtype else [])]
             rows, said = roundtrip(["--preset", name, *extra, *asked, str(DATA / "kodak")])
             mean = {k: sum(r[k] for r in rows) / len(rows) for k in ("bpp", "payload_bpp", "psnr", "ssim", "seconds")}
             runs.append(
                 {
                     "preset": name,
                     "backbone": backbone or preset.spec.backbone,
-                    "codec_hash": preset.spec.hash.hex(),
+                    "dtype": said["codec"]["dtype"],
+                    "codec_hash": said["codec"]["hash"],
                     "mean": mean,
-                    "metrics": said,
+                    "metrics": said["metrics"],
                     "least_psnr": min(r["psnr"] for r in rows),
                     "images": rows,
                 }
             )
-            if backbone is None:
+            if which is None:
                 runs[-1]["beside"] = beside(rows, judge)
             print(f"{name} on {runs[-1]['backbone']}: " + ", ".join(f"{k} {v:.4g}" for k, v in mean.items()), flush=True)
-    by_preset = {r["preset"]: {i["name"]: i for i in r["images"]} for r in runs if r["backbone"] == runs[0]["backbone"]}
+    by_preset = {r["preset"]: {i["name"]: i for i in r["images"]} for r in runs if "beside" in r}
     ladder = sorted(by_preset.values(), key=lambda images: sum(i["bpp"] for i in images.values()))
     rises = all(a[n]["psnr"] < b[n]["psnr"] for a, b in zip(ladder, ladder[1:], strict=False) for n in a)
     about = "12 Kodak pictures at native size, portrait and landscape in one run"
