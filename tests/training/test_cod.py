@@ -41,13 +41,16 @@ def test_the_loss_is_flow_one_step_reconstruction_and_quantisation(share, fresh)
     """Term by term, with the draws replayed; at t = 0 the error of the velocity is that of the image of one step."""
     net, x0 = model(), batch(fresh)
     torch.manual_seed(3)
-    loss = cod.cod(share, reconstruct=0.5)(net, x0, 0.0)
+    loss = cod.cod(share, 0.3, reconstruct=0.5)(net, x0, 0.0)
     torch.manual_seed(3)
-    dropped = torch.rand(6) < cod.DROPPED
+    dropped = torch.rand(6) < 0.3
+    assert 0 < int(dropped.sum()) < 6
     random, times, eps = torch.rand(6) < share, torch.sigmoid(torch.randn(6)), torch.randn(x0.shape)
     codec = net.net.y_embedder
-    z = codec.encoder(x0 / 2 + 0.5)
-    e = codec.bottleneck.vectors(codec.tokens(x0 / 2 + 0.5))
+    shown = x0 / 2 + 0.5
+    shown[dropped] = -1
+    z = codec.encoder(shown)
+    e = codec.bottleneck.vectors(codec.tokens(shown))
     condition, none = codec.decoder(e), codec.unconditional(16, 16, x0)
     total = 0.0
     for i in range(6):
@@ -61,8 +64,25 @@ def test_the_loss_is_flow_one_step_reconstruction_and_quantisation(share, fresh)
         total += error.item() / 6
     seen = torch.nn.functional.pixel_shuffle(net.recon(condition), 4)
     quantisation = 1.25 * (z - e).square().mean()
-    expected = total + 0.5 * float((seen - x0).square().mean()) + 0.25 * float(quantisation)
+    read_off = (seen - x0).square()[~dropped].sum() / x0.numel()  # nothing is, off the condition for none
+    expected = total + 0.5 * float(read_off) + 0.25 * float(quantisation)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_condition_for_none_is_learned_as_the_others_are(fresh):
+    """Of images that are all dropped, the flow's gradients pass the codec; those of the commitment are those of the code
+    vectors four times over."""
+    net, x0 = model(), batch(fresh)
+    cod.cod(1.0, dropped=1 - 1e-9, reconstruct=0)(net, x0, 0.0).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.net.y_embedder.decoder.parameters())
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in net.recon.parameters())
+    codec, seen = net.net.y_embedder, []
+    net.zero_grad()
+    codec.encoder.register_forward_hook(lambda _, given, out: seen.append(out) or out.retain_grad())
+    net.quantised(x0 / 2 + 0.5)[1].backward()
+    at_codes = torch.zeros_like(codec.bottleneck.embedding.weight)
+    at_codes.index_add_(0, codec.tokens(x0 / 2 + 0.5).flatten(), -seen[0].grad.permute(0, 2, 3, 1).flatten(0, 2))
+    assert torch.allclose(codec.bottleneck.embedding.weight.grad, 0.25 * at_codes, rtol=1e-3, atol=1e-8)
 
 
 def test_a_model_that_is_told_nothing_is_a_plain_flow(fresh):
@@ -102,16 +122,20 @@ def test_features_that_are_given_lead_the_condition_and_an_early_block(tmp_path,
     states: list[torch.Tensor] = []
     net.net.blocks[0].register_forward_hook(lambda _, given, out: states.append(out))
     torch.manual_seed(7)
-    plain = cod.cod()(net, x0, 0.0)
+    plain = cod.cod(dropped=0.4)(net, x0, 0.0)
     torch.manual_seed(7)
-    aligned = cod.cod(extractor=extractor)(net, x0, 0.0)
+    aligned = cod.cod(dropped=0.4, extractor=extractor)(net, x0, 0.0)
+    torch.manual_seed(7)
+    kept = (torch.rand(6) >= 0.4).float()
+    assert 0 < kept.sum() < 6
     codes = net.net.y_embedder.bottleneck.vectors(net.net.y_embedder.tokens(x0 / 2 + 0.5))
     condition = net.net.y_embedder.decoder(codes).flatten(2).transpose(1, 2)
     features = torch.nn.functional.interpolate(extractor(x0), (4, 4), mode="bilinear", antialias=True)  # from 8 x 8
     features = features.flatten(2).transpose(1, 2)
     expected = 0.0
-    for head, state in zip(net.proj, (condition, states[-1]), strict=True):
-        expected += 0.5 * (1 - torch.nn.functional.cosine_similarity(head(state), features, -1).mean())
+    for head, state, counts in zip(net.proj, (condition, states[-1]), (kept, torch.ones(6)), strict=True):
+        apart = 1 - torch.nn.functional.cosine_similarity(head(state), features, -1)
+        expected += 0.5 * (apart * counts[:, None]).mean()
     assert float(aligned - plain) == pytest.approx(float(expected), rel=1e-4)
     aligned.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.proj.parameters())

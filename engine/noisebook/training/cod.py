@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from noisebook.backbones.cod.condition import EMPTY
 from noisebook.backbones.cod.nets import CodConfig, CodNet, DiTBlock
 from noisebook.backbones.nets.autoencoders import Autoencoder
 from noisebook.errors import TrainingError
 from noisebook.training.objectives import Objective
 
-COMMITMENT = 0.25  # weight of the encoder's part in the loss of quantisation, and of that loss in the whole
+# In the loss of quantisation, the weight of the part that moves the code vectors; the part that moves the encoder, the
+# commitment, has 1. So it is in CoD's published code; VQ-VAE (arXiv 1711.00937) weighs the commitment by it.
+CODEBOOK = 0.25
+QUANTISATION = 0.25  # weight of that loss in the whole
 DROPPED = 0.1  # share of images that get the condition for "none"; 1: a plain flow, and the condition codec is not trained
 ALIGNED = 0.5  # weight of each of the two alignments with the features of another network
 SHARE = 0.75  # share of images at a random time; the others are at t = 0, where one step must do
@@ -68,11 +72,11 @@ class CodModel(nn.Module):
         return x + (1 - t)[:, None, None, None] * self.net(x, t, none)
 
     def quantised(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] -> (code vectors through which gradients reach the encoder, the loss of quantisation)."""
+        """Images in [0, 1] or EMPTY -> (codes through which gradients reach the encoder, the loss of quantisation)."""
         codec = self.net.y_embedder
         z = codec.encoder(images).float()
         e = codec.bottleneck.vectors(codec.bottleneck.tokens(z))
-        loss = COMMITMENT * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())
+        loss = CODEBOOK * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())
         return z + (e - z).detach(), loss
 
 
@@ -108,9 +112,12 @@ def cod(
     share: float = SHARE, dropped: float = DROPPED, reconstruct: float = 1.0, extractor: Extractor | None = None
 ) -> Objective:
     """|v - (x0 - eps)|^2 at x_t = t x0 + (1 - t) eps, which at t = 0 is the error of one step. t is the sigmoid of a normal
-    number for a `share` of the images and 0 for the others (unified training); a share `dropped` of the images gets no
-    condition. To this are added the loss of quantisation, and `reconstruct` times the error of the pixels, or latents,
-    that are read off the condition only.
+    number for a `share` of the images and 0 for the others (unified training). To this are added the loss of quantisation,
+    and `reconstruct` times the error of the pixels, or latents, that are read off the condition only.
+
+    A share `dropped` of the images gets no condition, as in the published code: the condition codec is handed the empty
+    image in place of each, so that it learns the condition for "none" with the others, and what is read off that condition
+    is compared with nothing: its errors count 0 in the means.
 
     An `extractor`, for a model that has its `features`, adds 1 - cos between these and what the model's heads make of the
     condition and of an early block's state, place by place (as in REPA, arXiv 2410.06940)."""
@@ -126,36 +133,35 @@ def cod(
 def _loss(
     model: CodModel, x0: Tensor, share: float, dropped: float, reconstruct: float, extractor: Extractor | None
 ) -> Tensor:
-    device, count = x0.device, len(x0)
-    with torch.no_grad():
-        none = model.net.y_embedder.unconditional(x0.shape[2], x0.shape[3], x0)
     states = model.states(x0)
     if dropped == 1:
+        with torch.no_grad():
+            none = model.net.y_embedder.unconditional(x0.shape[2], x0.shape[3], x0)
         return _flow(model, states, share, none)
-    codes, quantisation = model.quantised(x0 / 2 + 0.5)
+    kept = (torch.rand(len(x0), device=x0.device) >= dropped)[:, None, None, None]
+    codes, quantisation = model.quantised(torch.where(kept, x0 / 2 + 0.5, EMPTY))
     condition = model.net.y_embedder.decoder(codes)
     seen = F.pixel_shuffle(model.recon(condition), model.net.config.patch)
-    without = (torch.rand(count, device=device) < dropped)[:, None, None, None]
-    given = torch.where(without, none.to(condition.dtype), condition)
     if extractor is None:
-        flow = _flow(model, states, share, given)
+        flow = _flow(model, states, share, condition)
     else:
         early: list[Tensor] = []
         with model.net.blocks[model.early - 1].register_forward_hook(lambda *call: early.append(call[-1])):
-            flow = _flow(model, states, share, given)
+            flow = _flow(model, states, share, condition)
         both = (condition.flatten(2).transpose(1, 2), early[0])
-        flow = flow + ALIGNED * _apart(model, extractor, x0, both, (condition.shape[2], condition.shape[3]))
-    return flow + reconstruct * F.mse_loss(seen.float(), states) + COMMITMENT * quantisation
+        apart = _apart(model, extractor, x0, both, (condition.shape[2], condition.shape[3]))
+        flow = flow + ALIGNED * ((apart[0] * kept[:, 0, 0]).mean() + apart[1].mean())
+    return flow + reconstruct * ((seen.float() - states).square() * kept).mean() + QUANTISATION * quantisation
 
 
 def _apart(
     model: CodModel, extractor: Extractor, x0: Tensor, states: tuple[Tensor, Tensor], grid: tuple[int, int]
-) -> Tensor:
-    """Sum over both states [B, N, hidden] of 1 - cos between what their heads make of them and the features there."""
+) -> list[Tensor]:
+    """Of both states [B, N, hidden]: 1 - cos [B, N] between what their heads make of them and the features there."""
     with torch.no_grad():
         features = F.interpolate(extractor(x0).float(), grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
     pairs = zip(model.proj, states, strict=True)
-    return torch.stack([1 - F.cosine_similarity(head(s).float(), features, -1).mean() for head, s in pairs]).sum()
+    return [1 - F.cosine_similarity(head(s).float(), features, -1) for head, s in pairs]
 
 
 def _flow(model: CodModel, x0: Tensor, share: float, condition: Tensor) -> Tensor:

@@ -155,6 +155,9 @@ class Decoder(nn.Module):
         return self.ada(x) if hasattr(self, "ada") else x
 
 
+EMPTY = -1.0  # the image, constant and outside of [0, 1], whose condition means "none"
+
+
 class ConditionCodec(nn.Module):
     """Encoder, code vectors and decoder, one after the other."""
 
@@ -176,6 +179,6 @@ class ConditionCodec(nn.Module):
         return self.decoder(self.bottleneck.vectors(tokens))
 
     def unconditional(self, height: int, width: int, like: Tensor) -> Tensor:
-        """The condition that means none, [1, hidden, H / cell, W / cell]: that of an image of constant -1."""
-        empty = torch.full((1, 3, height, width), -1.0, dtype=like.dtype, device=like.device)
+        """The condition that means none, [1, hidden, H / cell, W / cell]: that of an image of constant EMPTY."""
+        empty = torch.full((1, 3, height, width), EMPTY, dtype=like.dtype, device=like.device)
         return self.condition(self.tokens(empty))
