@@ -148,7 +148,7 @@ class Bench:
         """(codec, tokens, 8-bit pictures, warnings) of the settings on uint8 images. Raises SpecError."""
         model = self.model(wanted["backbone"])
         assert model is not None
-        codec = Codec(Recipe(**wanted["recipe"]).build(model), model, graphs=False)
+        codec = Codec(Recipe(**wanted["recipe"]).build(model), model, graphs=False, effort=0)
         said = set(codec.spec.warnings())
         tokens, decoded = [], []
         for part in images.split(self.batch if images.shape[-1] <= 32 else max(1, self.batch // 32)):

@@ -203,7 +203,7 @@ def chosen(backbone: Backbone, choices: list[dict[str, Any]], images: Tensor, ba
         return choices[0]
 
     def quality(recipe: dict[str, Any]) -> float:
-        codec = Codec(Recipe(**recipe).build(backbone), backbone)
+        codec = Codec(Recipe(**recipe).build(backbone), backbone, effort=0)
         return float(metrics.psnr(images, coded(codec, images, batch).decoded).mean())
 
     return max(choices, key=quality)
@@ -211,7 +211,7 @@ def chosen(backbone: Backbone, choices: list[dict[str, Any]], images: Tensor, ba
 
 def edm_row(backbone: Backbone, way: str, images: Tensor, tuning: Tensor, batch: int, given: Any) -> Row:
     recipe = {**chosen(backbone, CHOICES[way], tuning, batch), **FINISH.get(way, {})}
-    codec = Codec(Recipe(**recipe).build(backbone), backbone)
+    codec = Codec(Recipe(**recipe).build(backbone), backbone, effort=0)
     found = coded(codec, images, batch)
     frechet = given(images.to(codec.device), found.decoded.to(codec.device))["frechet"] if given else None
     return {

@@ -56,7 +56,7 @@ def main() -> None:
             codebook=codebook,
             seed=args.seed,
         )
-        codec = Codec(recipe.build(prior), prior)
+        codec = Codec(recipe.build(prior), prior, effort=0)
         begin = time.perf_counter()
         tokens = codec.encode(images)
         seconds = time.perf_counter() - begin

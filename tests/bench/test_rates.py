@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import Shrink, random_images
+from common import ROOT, Shrink, random_images
 
 classical = pytest.importorskip("bench.lib.classical", reason="needs what bench needs", exc_type=ImportError)
 from bench.lib import comparison, metrics, rates, rivals  # noqa: E402
@@ -85,6 +85,29 @@ def test_rivals_spend_what_they_were_given_and_no_less(bits, calls):
     spec = rivals.turbo_on_ours(place, bits, calls)
     assert sum(coding.subset_bits(rivals.ATOMS, s.budget) for s in spec.schedule) <= bits + 15 * len(spec.schedule)
     assert Codec(rivals.diffc(place, bits, calls), backbone).nfe <= calls
+
+
+REFINED = {  # steps that are refined and steps, with 25 calls: backbone -> rates; and one with 8 and with 61 calls
+    ("cifar10-flow", 32, 32, 25): {0.25: (0, 15), 0.5: (0, 24), 1: (0, 24), 2: (10, 24), 4: (18, 24)},
+    ("photo", 512, 768, 25): {0.5: (0, 24), 1: (4, 24)},
+    ("cifar10-flow", 32, 32, 8): {0.25: (0, 7), 0.5: (1, 7)},
+    ("cifar10-flow", 32, 32, 61): {2: (0, 60), 4: (11, 60)},
+}
+
+
+def test_the_page_says_which_steps_of_the_default_are_refined():
+    for (name, height, width, calls), rows in REFINED.items():
+        backbone, curve = comparison.backbone_of(name, "cpu"), comparison.curve_of(name)
+        place = rivals.Place(backbone, curve, height, width)
+        for bpp, expected in rows.items():
+            codec = Codec(rivals.ours(place, bpp * height * width, calls), backbone)
+            budgets = [step.budget for step in codec.spec.schedule]
+            refined = sum(codec.rule.passes(budget, place.dims) > 0 for budget in budgets)
+            assert (refined, len(budgets)) == expected, (name, calls, bpp)
+    page = (ROOT / "docs/rates.md").read_text()
+    assert "refine no step up to 1 bpp, 10 of 24 at 2 bpp and 18 of 24 at 4 bpp" in page
+    assert "`photo` refines none up to 0.5 bpp and 4 of 24 at 1 bpp" in page
+    assert "with 61 calls only 11 of 60 at 4 bpp" in page
 
 
 @pytest.mark.parametrize("name", ["JPEG", "WebP"])

@@ -511,7 +511,7 @@ from noisebook import CodecSpec
 from noisebook.codec.codec import Codec
 images, codecs = torch.from_numpy(numpy.load(sys.argv[2])), sys.argv[3:]
 for text in codecs:
-    codec = Codec(CodecSpec.from_json(text), Shrink())
+    codec = Codec(CodecSpec.from_json(text), Shrink(), effort=0)
     tokens, predicted = codec.reconstruct(images)
     print(bytes(codec.encode_packed(images)[0].tolist()).hex(), predicted.numpy().tobytes().hex())
 """

@@ -14,7 +14,7 @@ from noisebook.cli.robust import each_robust, is_robust, refuse_embedded
 from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
 from noisebook.errors import DatasetError, SpecError
-from noisebook.rules import RULES
+from noisebook.rules import EFFORT, RULES
 from noisebook.runtime.devices import usable_device
 from noisebook.runtime.limits import OPTIONS, Limits
 
@@ -240,7 +240,10 @@ def add_limits(group: "argparse._ArgumentGroup") -> None:
 def add_encoder_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("encoder", "how tokens are chosen; how a file decodes does not depend on it")
     group.add_argument(
-        "--effort", type=int, default=1, help="how often the tokens of a step are chosen again; rule bins only (default: 1)"
+        "--effort",
+        type=int,
+        default=EFFORT,
+        help="how often the tokens of a step are chosen again; rule bins only (default: %(default)s)",
     )
     group.add_argument(
         "--candidates",

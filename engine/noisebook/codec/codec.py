@@ -25,7 +25,7 @@ from noisebook.codec.walk import Chooser, Parts, solve, walk
 from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
 from noisebook.format import container
 from noisebook.format.cost import check_cost
-from noisebook.rules import Bins, Rule
+from noisebook.rules import EFFORT, Bins, Rule
 from noisebook.runtime.cuda_graphs import Graphs
 from noisebook.runtime.devices import own_defaults, refuse_unreachable, working_device
 from noisebook.runtime.limits import DEFAULT, Limits
@@ -42,8 +42,9 @@ class Codec:
     batch, unless `graphs` is False or the backbone cannot be captured. Raises CodecMismatchError if `backbone` is not the
     one of `spec`, BackboneError if it has no fingerprint, SpecError if it cannot walk the schedule.
 
-    Of encoders only: `effort` is how often the tokens of a step are chosen anew (rule `bins`), `candidates` how many sets
-    of tokens are tried at each step, each for one network call (encoder.py).
+    Of encoders only: `effort` is how often the tokens of a step are chosen anew, by default once as in `noisebook.load`
+    (rule `bins`, steps with more than one bit for 40 dimensions); `candidates` is how many sets of tokens are tried at each
+    step, each for one network call (encoder.py).
 
     Of decoders only: `realism_network` is the file of what makes a picture convincing (None: the one that came with the
     backbone), which is read when `realism` above 0 is first asked for (codec/realism.py).
@@ -55,7 +56,7 @@ class Codec:
         spec: CodecSpec,
         backbone: Backbone,
         graphs: bool = True,
-        effort: int = 0,
+        effort: int = EFFORT,
         candidates: int = 1,
         realism_network: str | Path | LazyRealism | None = None,
     ):
@@ -66,7 +67,7 @@ class Codec:
         self._realism = realism_network if isinstance(realism_network, LazyRealism) else LazyRealism(realism_network)
         self._how = (graphs, effort, candidates, self._realism)
         self.rule = rule_of(spec, effort)
-        self.start_rule = Bins(Codebook(spec.codebook, spec.start_vocab_size, spec.seed))
+        self.start_rule = Bins(Codebook(spec.codebook, spec.start_vocab_size, spec.seed), effort=0)
         self.graphs = Graphs(graphs and backbone.capturable, lambda: backbone.version)
         self._made: tuple[int, Backbone] | None = None
         #: (height, width) that `layout` and `decode` assume when none is given: the backbone's own, or 512 x 768
@@ -338,7 +339,7 @@ class Codec:
             return [status.tolist(), *out]  # the one time that the host waits for the device
 
 
-def rule_of(spec: CodecSpec, effort: int = 0) -> Rule:
+def rule_of(spec: CodecSpec, effort: int = EFFORT) -> Rule:
     """The rule of a specification, encoding with `effort`."""
     return spec.rule_type(Codebook(spec.codebook, spec.vocab_size, spec.seed), effort, spec.coefficient_bits)
 

@@ -11,6 +11,7 @@ from noisebook.backbones.precision import AUTO
 from noisebook.codec.checks import check_backbone
 from noisebook.codec.codec import Codec
 from noisebook.errors import SpecError
+from noisebook.rules import EFFORT
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
 
@@ -24,7 +25,7 @@ def load(
     channels_last: bool = False,
     compile: bool = False,
     graphs: bool = True,
-    effort: int = 1,
+    effort: int = EFFORT,
     candidates: int = 1,
     conditions: Mapping[str, Any] | None = None,
     realism_network: str | Path | None = None,
@@ -39,7 +40,8 @@ def load(
               auto: bfloat16 where the device has instructions for it and that loses next to nothing, else float32
               (docs/performance.md); a backbone that is given as an object stays as it is. `Codec.dtype` says which
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
-    effort    how often an encoder chooses the tokens of a step again, given the others; decoding does not depend on it
+    effort    how often an encoder chooses the tokens of a step again, given the others (rule `bins`, steps with more than
+              one bit for 40 dimensions); by default once, as in `Codec`; decoding does not depend on it
     candidates   sets of tokens that an encoder tries at each step, each for one network call; decoding does not depend on it
     conditions   what a model is conditioned on: prompt, negative_prompt, guidance, label, variant (docs/backbones.md)
     realism_network   file of what `decode(realism=...)` uses in place of the network that came with the backbone

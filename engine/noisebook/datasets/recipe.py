@@ -11,6 +11,7 @@ from noisebook.codec.codec import Codec
 from noisebook.codec.load import load
 from noisebook.errors import SpecError
 from noisebook.images.targets import Aim, Target, curve_of
+from noisebook.rules import EFFORT
 from noisebook.runtime.devices import device_named, usable_device
 from noisebook.spec import presets
 from noisebook.spec.spec import CodecSpec
@@ -60,7 +61,7 @@ class CodecRecipe:
     bpp: float | None = None
     max_nfe: int | None = None
     curve: str | None = None
-    effort: int = 1
+    effort: int = EFFORT
     candidates: int = 1
     dtype: str = AUTO
     channels_last: bool = False

@@ -71,11 +71,12 @@ def encode_and_trace(
 
 
 def first_errors(codec: "Codec", pixels: "np.ndarray", steps: int) -> dict[int, float]:
-    """The errors of `Codec.trace` in a walk of the first `steps` steps only, for as many network calls and one."""
+    """The errors of `Codec.trace` in a walk of the first `steps` steps only, for as many network calls and one. Tokens
+    are chosen once, whatever the codec's effort is: this is a look, and the cheapest one."""
     from noisebook.codec.codec import Codec
 
     short = replace(codec.spec, schedule=codec.spec.schedule[:steps])
-    return Codec(short, codec.backbone, graphs=False).trace(*_tensors(pixels, None))[2]
+    return Codec(short, codec.backbone, graphs=False, effort=0).trace(*_tensors(pixels, None))[2]
 
 
 def _contained(codec: "Codec", pixels: "np.ndarray", payload: bytes, embed: bool | None, derived: Derived | None) -> bytes:

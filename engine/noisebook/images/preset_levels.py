@@ -12,6 +12,7 @@ from noisebook.format.derived import UNSCALED, Derived
 from noisebook.images.files import contain, token_runs
 from noisebook.images.levels import TRIES, Chosen, best_levels
 from noisebook.images.targets import Aim, Target
+from noisebook.rules import EFFORT
 from noisebook.spec import curve as curves
 from noisebook.spec.presets import Recipe
 from noisebook.spec.spec import CodecSpec
@@ -34,7 +35,7 @@ class PresetLevels:
         recipe: Recipe,
         level_tries: int = TRIES,
         graphs: bool = True,
-        effort: int = 1,
+        effort: int = EFFORT,
         candidates: int = 1,
         tell: Callable[[str], None] | None = None,
     ):

@@ -23,6 +23,7 @@ from noisebook.format.derived import UNSCALED, Derived, derived_of
 from noisebook.images.files import contain, encode_and_show, encode_picture
 from noisebook.images.levels import Chosen, best_levels, check_tries, nfe_to_see
 from noisebook.images.metrics import psnr
+from noisebook.rules import EFFORT
 from noisebook.spec import curve as curves
 from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import Step
@@ -76,7 +77,7 @@ class Aim:
         backbone: "Backbone",
         curve: "Curve",
         graphs: bool = True,
-        effort: int = 1,
+        effort: int = EFFORT,
         candidates: int = 1,
         tell: Callable[[str], None] | None = None,
         realism_network: str | Path | None = None,

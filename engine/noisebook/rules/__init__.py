@@ -3,7 +3,7 @@
 Adding a rule: write its file, with a subclass of `Rule`, and name it here. No other code names the rules one by one.
 """
 
-from noisebook.rules.base import Rule
+from noisebook.rules.base import EFFORT, Rule
 from noisebook.rules.bins import Bins
 from noisebook.rules.poisson import Poisson
 from noisebook.rules.pursuit import Pursuit
@@ -12,4 +12,4 @@ from noisebook.rules.top import Top
 #: the rules by the name that a specification gives them
 RULES: dict[str, type[Rule]] = {"bins": Bins, "top": Top, "pursuit": Pursuit, "poisson": Poisson}
 
-__all__ = ["RULES", "Bins", "Poisson", "Pursuit", "Rule", "Top"]
+__all__ = ["EFFORT", "RULES", "Bins", "Poisson", "Pursuit", "Rule", "Top"]

@@ -16,6 +16,7 @@ from noisebook.errors import SpecError
 if TYPE_CHECKING:
     from torch import Tensor
 
+EFFORT = 1  # how often an encoder chooses the tokens of a step again where nobody says; the one place that says so
 RunTuple = tuple[int, int, int, int]  # (count, vocab_size, subset, zipf), see noisebook.format.runs.Run
 
 
@@ -24,7 +25,7 @@ class Rule:
     """Base of all rules; the class attributes and the methods up to `check_view` describe it, the others do its work.
 
     book              the codebook, a `noisebook.codebook.Codebook`
-    effort            of encoders only: how often the tokens of a step are chosen again, given the others
+    effort            of encoders only: how often the tokens of a step are chosen again, given the others (rule `bins`)
     coefficient_bits  of a rule that codes coefficients
     """
 
@@ -36,7 +37,7 @@ class Rule:
     stands_alone: ClassVar[bool] = False  # a token is one atom whatever the others are, and its lowest bit is the sign
 
     book: Any
-    effort: int = 0
+    effort: int = EFFORT
     coefficient_bits: int = 0
 
     @classmethod

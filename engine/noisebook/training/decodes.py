@@ -78,7 +78,7 @@ def specs(curve: Curve, backbone: Backbone, size: int, seed: int) -> Iterator[Co
         tokens = max(steps + 1, round(rate * size * size / math.log2(VOCAB_SIZE)))
         dims = curve.dims(size, size)
         spec = with_known_levels(spec_for(curve, dims, tokens, steps, VOCAB_SIZE), backbone, dims)
-        yield Codec(spec, backbone, graphs=False, effort=1)
+        yield Codec(spec, backbone, graphs=False)
 
 
 @torch.no_grad()
