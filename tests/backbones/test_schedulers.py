@@ -7,8 +7,10 @@ import torch
 from tiny_pipelines import autoencoder, diffusers, edit, noise, pixel_unet
 
 from noisebook.backbones.diffusers.folder import from_folder
+from noisebook.backbones.diffusers.levels import adapter
 from noisebook.backbones.wrappers.latent import Latent
-from noisebook.errors import BackboneError
+from noisebook.errors import BackboneError, SpecError
+from noisebook.spec.presets import Recipe
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -92,6 +94,40 @@ def test_schedulers_of_betas(name, prediction, unet, written):
         assert backbone.round_sigma(sigma) == pytest.approx(sigma, rel=1e-3)  # theirs is float32
         got = backbone.denoise(x / abar**0.5, sigma)
         assert (got - want).abs().max() < 1e-4 * max(1, want.abs().max()), t
+
+
+TIMESTEPS = {  # how a sampler takes its timesteps, as its config or else its class says
+    "leading": ("DDIMScheduler", {}, "leading", 0),
+    "leading with an offset": ("DDIMScheduler", {"steps_offset": 1}, "leading", 1),
+    "trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}, "trailing", 0),
+    "linspace": ("DDIMScheduler", {"timestep_spacing": "linspace"}, "linspace", 0),
+    "as the class": ("DEISMultistepScheduler", {}, "linspace", 0),
+    "Stable Diffusion": ("PNDMScheduler", {"steps_offset": 1, "skip_prk_steps": True}, "leading", 1),
+    "not said": ("UnCLIPScheduler", {"beta_schedule": "squaredcos_cap_v2"}, "linspace", 0),
+    "unheard of": ("DDPMScheduler", {"timestep_spacing": "uphill"}, "uphill", 0),
+}
+
+
+@pytest.mark.parametrize("name", list(TIMESTEPS))
+def test_spacing_own_takes_the_timesteps_of_the_models_sampler(name):
+    """Those of `set_timesteps`, of the sampler whose timesteps are those words' (DDIM): exactly, for any number of calls."""
+    kind, fields, spacing, offset = TIMESTEPS[name]
+    backbone = adapter(torch.nn.Identity(), {"_class_name": kind, "beta_schedule": "linear", **fields}, "here")
+    backbone.name, backbone.fingerprint = "discrete", "d" * 64
+    found = backbone.own_grid()
+    assert (found.spacing, found.offset) == (spacing, offset)
+    assert list(found.levels) == backbone.levels
+    if spacing == "uphill":  # such a model is read, as it was before
+        with pytest.raises(SpecError, match="timestep_spacing uphill is not known: take spacing log, "):
+            Recipe(spacing="own").build(backbone)
+        return
+    sampler = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
+    for calls in (2, 7, 25, 64):
+        sampler.set_timesteps(calls)
+        recipe = Recipe(spacing="own", sigma_max=float("inf"), sigma_min=1e-9, steps=calls - 1)
+        spec = recipe.build(backbone)
+        levels = [step.sigma for step in spec.schedule] + [spec.sigma_last]
+        assert levels == [backbone.levels[t] for t in sampler.timesteps.tolist()]
 
 
 @torch.no_grad()

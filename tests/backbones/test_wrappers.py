@@ -10,6 +10,7 @@ from torch import nn
 
 from noisebook.backbones import base
 from noisebook.backbones.base import Backbone, Description
+from noisebook.backbones.grid import Grid
 from noisebook.backbones.wrappers.base import Wrapper
 from noisebook.backbones.wrappers.hosted import Hosted
 from noisebook.backbones.wrappers.latent import Latent
@@ -48,6 +49,9 @@ class Unusual(Backbone):
 
     def round_sigma(self, sigma):
         return round(sigma, 1)
+
+    def own_grid(self):
+        return Grid((0.1, 0.2), "trailing", 3)
 
     def padded(self, height, width):
         if height > 6 or width > 9:
@@ -191,6 +195,7 @@ def test_every_method_and_property_of_a_backbone_is_passed_on():
     assert Wrapper(Backbone()).on_pixels
     assert not latent(Backbone()).on_pixels
     assert wrapper.round_sigma(0.33) == 0.3
+    assert wrapper.own_grid() == Grid((0.1, 0.2), "trailing", 3)
     assert wrapper.padded(1, 2) == (6, 9)
     assert wrapper.state_shape(5, 4) == (1, 5, 4)
     assert wrapper.encode_condition(x).tolist() == [[[7] * 3] * 2]
@@ -221,6 +226,7 @@ def test_what_a_wrapper_does_not_change_is_the_inner_backbones(case):
     assert wrapper.has_denoise_each
     if case.kind is not View:
         assert wrapper.round_sigma(0.33) == 0.3
+        assert wrapper.own_grid() == Grid((0.1, 0.2), "trailing", 3)
     if case.kind is not Latent:
         assert wrapper.native_size == (12, 18)
         assert wrapper.state_shape(6, 9) == (1, 6, 9)

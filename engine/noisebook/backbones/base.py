@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisebook.backbones.grid import Grid, probed
 from noisebook.errors import BackboneError, ImageError, printable
 
 NETWORK_ONLY = "bfloat16-network"  # bfloat16, but the autoencoder of a latent model, see wrappers/latent.py, in float32
@@ -163,6 +164,12 @@ class Backbone(nn.Module):
     def round_sigma(self, sigma: float) -> float:
         """The level nearest to sigma that the model knows (discrete-time models); sigma itself otherwise."""
         return sigma
+
+    def own_grid(self) -> Grid | None:
+        """The levels of a discrete-time model and how its own sampler takes them: what the spacing `own` is made of; None of
+        a model of continuous time. As far as `round_sigma` tells, unless a subclass knows more."""
+        levels = probed(self.round_sigma)
+        return Grid(levels) if levels else None
 
     @property
     def device(self) -> torch.device:

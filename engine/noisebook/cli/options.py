@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KNOBS = {
     "steps": "steps of the schedule",
-    "spacing": "spacing of the levels: log, karras, ddpm, flow, turbo or diffc",
+    "spacing": "spacing of the levels: log, karras, ddpm, flow, turbo, diffc or own (the grid of a discrete-time model)",
     "sigma_max": "first noise-to-signal level",
     "sigma_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",

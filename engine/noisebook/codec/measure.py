@@ -9,17 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
+from noisebook.backbones.grid import probed
 from noisebook.errors import SpecError
 from noisebook.runtime.devices import own_defaults
 from noisebook.runtime.pixels import from_uint8
 from noisebook.spec.curve import Curve
 
 HIGHEST, LOWEST, NODES = 64.0, 0.01, 49  # levels that `measure` measures at, evenly spaced in ln sigma
-HIGHEST_LEVEL, LOWEST_LEVEL, PROBES = (
-    1e4,
-    1e-4,
-    1 << 13,
-)  # where `own_levels` looks: of levels less than .2 % apart it may miss some
 
 
 @own_defaults()
@@ -77,9 +73,4 @@ def measure(
 
 def own_levels(backbone: Backbone) -> tuple[float, ...]:
     """The levels of a discrete-time model, falling, as far as `round_sigma` tells them; () of a model of continuous time."""
-    ratio = math.log(HIGHEST_LEVEL / LOWEST_LEVEL) / (PROBES - 1)
-    probes = [LOWEST_LEVEL * math.exp(ratio * i) for i in range(PROBES)]
-    found = [backbone.round_sigma(sigma) for sigma in probes]
-    if sum(a == b for a, b in zip(found, probes, strict=True)) > PROBES // 8:  # some of these have a lowest or a highest
-        return ()
-    return tuple(sorted({level for level in found if 0 < level < math.inf}, reverse=True))
+    return probed(backbone.round_sigma)[::-1]

@@ -31,7 +31,7 @@ class Recipe:
 
     backbone: str = "photo"
     steps: int = 24
-    spacing: str = "log"  # of the levels: log, karras, ddpm, flow, turbo or diffc
+    spacing: str = "log"  # of the levels: log, karras, ddpm, flow, turbo or diffc; own: those of a discrete-time model
     sigma_max: float = 3.0  # first level
     sigma_min: float = 0.1  # last level
     p: float = 0.5  # 1/2: DDPM posterior; 0: gDDCM's fixed point at sigma_max; 1: no tokens
@@ -106,8 +106,8 @@ class Recipe:
 
     def _schedule(self, backbone: "Backbone") -> tuple[Step, ...]:
         """The steps that levels, p and budgets ask for."""
-        if self.spacing not in schedule.SPACINGS:
-            raise SpecError(f"spacing must be one of {', '.join(schedule.SPACINGS)}, not {self.spacing!r}")
+        if self.spacing not in (*schedule.SPACINGS, schedule.OWN):
+            raise SpecError(f"spacing must be one of {', '.join(schedule.SPACINGS)}, own, not {self.spacing!r}")
         last = self.budget if self.budget_last is None else self.budget_last
         if not (self.budget > 0 and last > 0):
             raise SpecError("a budget must be above 0")
@@ -118,8 +118,7 @@ class Recipe:
             return schedule.fixed_level(backbone.round_sigma(self.sigma_max), self.steps, counts, self.rho)
         if self.rho is not None:
             raise SpecError("rho is for p = 0 only: on a falling schedule p says how far each step goes down")
-        grid = schedule.SPACINGS[self.spacing](self.sigma_max, self.sigma_min, self.steps)
-        levels = [backbone.round_sigma(sigma) for sigma in grid]
+        levels = [backbone.round_sigma(sigma) for sigma in self._levels(backbone)]
         if self.condition == "first" and self.spacing != "diffc":  # whose first level is all but pure noise
             # a first step from pure noise, so that what the condition tells is known before any token is chosen
             levels, counts = [math.inf, *levels], schedule.geometric(self.budget, last, self.steps + 1)
@@ -133,6 +132,16 @@ class Recipe:
         coded = len(levels) - 1 - self.free_steps
         steps = schedule.falling(levels[: coded + 1], self.p, counts[:coded])
         return steps + (schedule.falling(levels[coded:], 1, 0) if self.free_steps else ())
+
+    def _levels(self, backbone: "Backbone") -> list[float]:
+        """steps + 1 levels as `spacing` says."""
+        if self.spacing != schedule.OWN:
+            return schedule.SPACINGS[self.spacing](self.sigma_max, self.sigma_min, self.steps)
+        own = backbone.own_grid()
+        if own is None:
+            why = f"backbone {backbone.name!r} is of continuous time and has no levels of its own"
+            raise SpecError(f"{why}: take spacing {schedule.NAMES}")
+        return schedule.own(own, self.sigma_max, self.sigma_min, self.steps)
 
 
 CALIBRATED = {

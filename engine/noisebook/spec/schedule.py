@@ -8,9 +8,13 @@ sigma_down / sigma instead."""
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from noisebook.errors import SpecError
+from noisebook.errors import SpecError, printable
 from noisebook.spec.step import Step
+
+if TYPE_CHECKING:
+    from noisebook.backbones.grid import Grid
 
 
 def log_uniform(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
@@ -92,6 +96,35 @@ def diffc(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
     return _picked("DiffC", levels, sigma_max, sigma_min, steps)
 
 
+def own(grid: "Grid", sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    """steps + 1 levels of a discrete-time model's own grid: of those between sigma_min and sigma_max, which may be inf, as
+    many as its own sampler takes in so many calls, at the timesteps at which it takes them (`Grid`). Of the whole grid
+    these are the sampler's own timesteps. Raises SpecError for too few levels, and for timesteps that are taken in a way
+    that is not known."""
+    inside = [level for level in grid.levels if sigma_min * (1 - 1e-9) <= level <= sigma_max * (1 + 1e-9)]
+    here, count = len(inside), steps + 1
+    if steps < 1 or here < count:
+        raise SpecError(
+            f"the model's own grid has {here} levels between {sigma_min} and {sigma_max}, not {count}: take fewer steps, or "
+            "a sigma_max and a sigma_min that are farther apart"
+        )
+    if type(grid.offset) is not int or grid.offset < 0:
+        raise SpecError(
+            f"the model's steps_offset is {printable(grid.offset, 40)}, no number of timesteps: take spacing {NAMES}"
+        )
+    if grid.spacing == "linspace":
+        times = [round(i * (here - 1) / steps) for i in range(count)]
+    elif grid.spacing == "leading":
+        stride = here // count
+        shift = min(grid.offset, here - 1 - steps * stride)
+        times = [i * stride + shift for i in range(count)]
+    elif grid.spacing == "trailing":
+        times = [round(here - i * here / count) - 1 for i in range(steps, -1, -1)]
+    else:
+        raise SpecError(f"the model's timestep_spacing {printable(grid.spacing, 40)} is not known: take spacing {NAMES}")
+    return [inside[t] for t in reversed(times)]
+
+
 def _picked(whose: str, levels: list[float], sigma_max: float, sigma_min: float, steps: int) -> list[float]:
     inside = [sigma for sigma in levels if sigma_min * (1 - 1e-9) <= sigma <= sigma_max * (1 + 1e-9)]
     if len(inside) < steps + 1:
@@ -116,6 +149,8 @@ SPACINGS: dict[str, Callable[[float, float, int], list[float]]] = {
     "turbo": turbo,
     "diffc": diffc,
 }
+NAMES = f"{', '.join(list(SPACINGS)[:-1])} or {list(SPACINGS)[-1]}"  # those that any model can take
+OWN = "own"  # the one that only a discrete-time model can
 
 
 def _check_range(sigma_max: float, sigma_min: float, steps: int) -> None:

@@ -1,7 +1,8 @@
 """From a network and the config of diffusers' scheduler to the adapter of the family that the model was trained in.
 
 A config says two things: what the network was trained to predict at which levels and times, which is read, and how diffusers
-samples from it, which plays no part. A field that is neither is refused by its name.
+samples from it, which plays no part, but for the timesteps that a sampler takes: the spacing `own` takes the same. A field
+that is neither is refused by its name.
 """
 
 import math
@@ -174,7 +175,18 @@ def adapter(net: nn.Module, schedule: dict[str, Any], place: Any, **shape: Any) 
         raise BackboneError(f"{place}: the config of its {kind} has no beta_schedule and no trained_betas")
     if prediction == "original_sample" and kind == "EulerDiscreteScheduler":
         prediction = "sample"  # the two words of that scheduler for the same
-    return DDPM(net, _abars(schedule, place), prediction, **shape)
+    spacing, offset = _timesteps(schedule, place)
+    return DDPM(net, _abars(schedule, place), prediction, spacing=spacing, offset=offset, **shape)
+
+
+def _timesteps(schedule: dict[str, Any], place: Any) -> tuple[str, int]:
+    """(timestep_spacing, steps_offset) of a config, or else of its class; even in the timesteps where the class has neither.
+    They are looked at where they are used: a model can be read without them."""
+    taken = signature(_class_of(kind_of(schedule), place).__init__).parameters
+    if "timestep_spacing" not in taken:
+        return "linspace", 0
+    spacing = schedule.get("timestep_spacing") or taken["timestep_spacing"].default
+    return spacing, schedule.get("steps_offset") or 0
 
 
 def _abars(schedule: dict[str, Any], place: Any) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from noisebook.backbones.families.network import NetworkBackbone, full, nearest
+from noisebook.backbones.grid import Grid
 
 
 class Consistency(NetworkBackbone):
@@ -33,6 +34,10 @@ class Consistency(NetworkBackbone):
     def round_sigma(self, sigma: float) -> float:
         """The nearest trained level in log distance; without a list of them sigma itself, from sigma_min on."""
         return self.levels[nearest(self.levels, sigma)] if self.levels else max(sigma, self.sigma_min)
+
+    def own_grid(self) -> Grid | None:
+        """The trained levels, if there is a list of them, evenly picked."""
+        return Grid(tuple(self.levels)) if self.levels else None
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, C, H, W] at sigma, moved to `round_sigma(sigma)` -> the end point, same shape and dtype."""

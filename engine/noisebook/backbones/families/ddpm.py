@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from noisebook.backbones.families.network import NetworkBackbone, nearest
+from noisebook.backbones.grid import Grid
 from noisebook.errors import BackboneError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -19,11 +20,22 @@ class DDPM(NetworkBackbone):
     `net(x [B, C, H, W], t int64 [B])` -> eps, v = s eps - sigma_t x0 (Salimans and Ho 2022), or x0: [B, C or more, H, W], of
     which the first C channels count. `alphas_cumprod` are abar over t = 0, 1, ..., falling, in (0, 1). The last may be 0
     (zero-terminal SNR; Lin et al. 2024): that is the level sigma = inf, pure noise; an eps-prediction says nothing there,
-    so that it is left out. Raises BackboneError on other levels or another prediction.
+    so that it is left out. `spacing` and `offset` say how the model's own sampler takes its timesteps, see `Grid`. Raises
+    BackboneError on other levels or another prediction.
     """
 
-    def __init__(self, net: nn.Module, alphas_cumprod: Sequence[float], prediction: str = "epsilon", **shape: Any):
+    def __init__(
+        self,
+        net: nn.Module,
+        alphas_cumprod: Sequence[float],
+        prediction: str = "epsilon",
+        *,
+        spacing: str = "linspace",
+        offset: int = 0,
+        **shape: Any,
+    ):
         super().__init__(net, **shape)
+        self.spacing, self.offset = spacing, offset
         if prediction not in PREDICTIONS:
             raise BackboneError(f"prediction type {prediction!r} is none of {', '.join(PREDICTIONS)}")
         abars = list(alphas_cumprod)
@@ -40,6 +52,10 @@ class DDPM(NetworkBackbone):
     def round_sigma(self, sigma: float) -> float:
         """The model's level nearest to sigma in log distance."""
         return self.levels[nearest(self.levels, sigma)]
+
+    def own_grid(self) -> Grid:
+        """The levels of all timesteps."""
+        return Grid(tuple(self.levels), self.spacing, self.offset)
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, C, H, W] at the model's level nearest to sigma -> x0_hat, same shape and dtype (method.md, 1), not clipped.

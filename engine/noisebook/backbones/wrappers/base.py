@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from noisebook.backbones.base import Backbone
+from noisebook.backbones.grid import Grid
 
 
 def same(fingerprint: str) -> str:
@@ -85,6 +86,9 @@ class Wrapper(Backbone):
 
     def round_sigma(self, sigma: float) -> float:
         return self.inner.round_sigma(sigma)
+
+    def own_grid(self) -> Grid | None:
+        return self.inner.own_grid()
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         return self.inner.padded(height, width)

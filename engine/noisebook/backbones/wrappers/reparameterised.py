@@ -17,6 +17,7 @@ from noisebook.backbones.base import Backbone, fingerprint_of
 from noisebook.backbones.families.ddpm import DDPM
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.families.network import NetworkBackbone
+from noisebook.backbones.grid import Grid
 from noisebook.backbones.wrappers.base import Wrapper
 from noisebook.errors import BackboneError
 
@@ -84,6 +85,10 @@ class View(Wrapper):
     def round_sigma(self, sigma: float) -> float:
         """The family's level nearest to sigma."""
         return self.family.round_sigma(sigma)
+
+    def own_grid(self) -> Grid | None:
+        """The family's."""
+        return self.family.own_grid()
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """The family's: y [B, C, H, W] at sigma > 0 -> x0_hat, as y. Raises BackboneError where a condition is given."""
