@@ -10,7 +10,7 @@
 #   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod, realism); needs what `python -m tools.carry photos`
 #               or `... cifar10` packs, realism both photos and `... vgg16 FILE` -> $MODEL.safetensors, $MODEL.json, state*.pt
 #               a run whose files are in carry/runs/$MODEL goes on from there
-#               realism begins with the network and the codec of $INIT (default photo; a file of your own needs $CURVE, too)
+#               realism begins with the network and the codec of $INIT (default photo-2; a file of your own needs $CURVE, too)
 #   paper       the experiments of bench/paper; needs `python -m bench.paper.run --carry carry/paper`. Resumes -> paper.json
 #   rates       bench/quality/rate_distortion.py; needs `python -m bench.quality.rate_distortion --carry carry/rates`. Resumes -> rate_distortion.json
 # machine.json says what it ran on and how each step ended. A step that fails does not stop the others; the exit code is 1 then.
@@ -52,7 +52,7 @@ train() {  # model
     cifar10-consistency) what=(consistency carry/cifar10.npz --sizes 32 --init cifar10-edm --learning-rate 1e-4) ;;
     cifar10-cod) what=(cod carry/cifar10.npz --sizes 32 --widths 64 32 --blocks 12 --bits 4 --learning-rate 1e-3) ;;
     realism)
-      what=(realism carry/photos256.npz --init "${INIT:-photo}" ${CURVE:+--curve "$CURVE"} --features carry/vgg16.safetensors --pixels 262144)
+      what=(realism carry/photos256.npz --init "${INIT:-photo-2}" ${CURVE:+--curve "$CURVE"} --features carry/vgg16.safetensors --pixels 262144)
       ;;
     *) echo "unknown model: $1" >&2; return 2 ;;
   esac

@@ -30,7 +30,8 @@ def variants() -> dict[str, tuple[CodecSpec, tuple[int, int], Derived | None]]:
     curve = calibration.shipped_curves()["photo"]
     one, odd = {"backbone": "golden", "fingerprint": HASH}, (Step(2, 0.5, 1, 3), Step(1, 0.25, 0.5, 5))
     return {
-        "preset": (presets.get("photo").spec, (32, 48), None),
+        "preset": (presets.get("photo-v2").spec, (32, 48), None),
+        "preset_photo_2": (presets.get("photo").spec, (32, 48), None),
         "preset_v1": (presets.get("photo-high-v1").spec, (40, 33), None),
         "derived": (calibration.spec_for(curve, curve.dims(64, 65), 20, 8), (64, 65), (8, 20)),
         "picture_levels": (calibration.spec_for(curve.scaled(4), curve.dims(33, 64), 24, 6), (33, 64), (6, 24, 4)),

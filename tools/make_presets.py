@@ -18,14 +18,19 @@ PHOTO = {"steps": 12, "sigma_max": 10.0, "vocab_size": 65536, "start_budget": 1,
 LOW = {**PHOTO, "sigma_min": 0.55, "budget": 43, "budget_last": 516}
 MIDDLE = {**PHOTO, "sigma_min": 0.4, "budget": 54.7, "budget_last": 1641}
 HIGH = {**PHOTO, "sigma_min": 0.25, "budget": 109.4, "budget_last": 3282}
+NEW, OLD = "photo-2", "photo"  # backbones
+SMALLER = "of before the backbone photo-2, for its files; a smaller network"
 BEFORE = "of version 0.1.0, for its files; not calibrated"
 RECIPES = [
-    (4, "photo", "about 0.25 bits per pixel (the default)", Recipe(**MIDDLE, tokens=6150)),
-    (5, "photo-low", "about 0.1 bits per pixel", Recipe(**LOW, tokens=2450)),
-    (6, "photo-high", "about 0.5 bits per pixel", Recipe(**HIGH, tokens=12305)),
-    (1, "photo-v1", f"the photo {BEFORE}", Recipe(**MIDDLE)),
-    (2, "photo-low-v1", f"the photo-low {BEFORE}", Recipe(**LOW)),
-    (3, "photo-high-v1", f"the photo-high {BEFORE}", Recipe(**HIGH)),
+    (7, "photo", "about 0.25 bits per pixel (the default)", Recipe(NEW, **MIDDLE, tokens=6150)),
+    (8, "photo-low", "about 0.1 bits per pixel", Recipe(NEW, **LOW, tokens=2450)),
+    (9, "photo-high", "about 0.5 bits per pixel", Recipe(NEW, **HIGH, tokens=12305)),
+    (4, "photo-v2", f"the photo {SMALLER}", Recipe(OLD, **MIDDLE, tokens=6150)),
+    (5, "photo-low-v2", f"the photo-low {SMALLER}", Recipe(OLD, **LOW, tokens=2450)),
+    (6, "photo-high-v2", f"the photo-high {SMALLER}", Recipe(OLD, **HIGH, tokens=12305)),
+    (1, "photo-v1", f"the photo {BEFORE}", Recipe(OLD, **MIDDLE)),
+    (2, "photo-low-v1", f"the photo-low {BEFORE}", Recipe(OLD, **LOW)),
+    (3, "photo-high-v1", f"the photo-high {BEFORE}", Recipe(OLD, **HIGH)),
 ]
 
 

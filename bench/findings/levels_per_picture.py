@@ -25,7 +25,7 @@ from noisebook.images.targets import Aim, Target, curve_of
 from noisebook.spec.curve import SCALES
 
 NAME, PAGE = "levels_per_picture", ROOT / "docs/findings/levels-per-picture.md"
-BACKBONE, STEPS, RATES, TRIES = "photo", 12, (0.1, 0.25, 0.5), (1, 3, 5, 16)
+BACKBONE, STEPS, RATES, TRIES = "photo-2", 12, (0.1, 0.25, 0.5), (1, 3, 5, 16)
 
 
 class Rate:

@@ -26,7 +26,7 @@ def white(y: torch.Tensor, x: torch.Tensor, sigma: float) -> torch.Tensor:
 @torch.no_grad()
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    models = {name: backbones.load(name) for name in ("gaussian-prior", "photo")}
+    models = {name: backbones.load(name) for name in ("gaussian-prior", "photo", "photo-2")}
     errors = {name: [0.0] * len(LEVELS) for name in ("white", *models)}
     seconds = dict.fromkeys(models, 0.0)
     files = images.find_files([DATA / "kodak"])

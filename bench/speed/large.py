@@ -68,7 +68,7 @@ def measure(megapixels: float, backbone: str, kind: str, tokenize: bool) -> dict
         folder = Path(name)
         image = picture(megapixels, kind)
         image.save(folder / "a.png", compress_level=1)
-        how = ["--dtype", "float32", *([] if backbone == "photo" else ["--backbone", backbone])]
+        how = ["--dtype", "float32", "--backbone", backbone]
         row: dict[str, Any] = {"megapixels": megapixels, "width": image.width, "height": image.height}
         row |= {"backbone": backbone, "picture": kind}
         del image

@@ -26,7 +26,7 @@ def test_importing_noisebook_is_light():
 
 def test_weights_fit_and_have_model_cards():
     weights = [p for p in ROOT.rglob("*.safetensors") if ".venv" not in p.parts and "build" not in p.parts]
-    assert sum(p.stat().st_size for p in weights) < 30 * 2**20
+    assert sum(p.stat().st_size for p in weights) < 48 * 2**20
     for path in (ROOT / "engine/noisebook/backbones/weights").glob("*.safetensors"):
         card = path.with_suffix(".md").read_text()
         for word in ("data", "terms", "date"):

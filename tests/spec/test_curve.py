@@ -21,7 +21,7 @@ RELEASED = {
     ("cifar10-edm", 512, 768, 6000, 24): "f90d4885695be200",
     ("cifar10-flow", 512, 768, 6000, 24): "08df520af11eff27",
 }
-NUMBERS = {1: "photo", 2: "gaussian-prior", 3: "cifar10-edm", 4: "cifar10-flow"}
+NUMBERS = {1: "photo", 2: "gaussian-prior", 3: "cifar10-edm", 4: "cifar10-flow", 5: "photo-2"}
 
 
 def white(fresh, count=8, side=24, deviation=0.25):

@@ -29,7 +29,7 @@ DRAWN = 25  # steps in which an image is drawn from its condition only
 class Recipe:
     """What `build` makes a specification of; every field is an option of the command line."""
 
-    backbone: str = "photo"
+    backbone: str = "photo-2"
     steps: int = 24
     spacing: str = "log"  # of the levels: log, karras, ddpm, flow, turbo or diffc; own: those of a discrete-time model
     sigma_max: float = 3.0  # first level
