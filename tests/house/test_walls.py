@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from walls import House, picture, violations
+from walls import TYPED, House, picture, violations
 
 from common import ROOT
 
@@ -27,6 +27,11 @@ def test_the_picture_has_every_room_and_no_other(house):
 
 def test_the_walls_hold(house):
     assert not violations(house, ROWS)
+
+
+def test_one_line_imports_what_a_user_typed(house):
+    lines = [(module, item.line) for module, imports in house.imports.items() for item in imports if "*" in item.name]
+    assert [module for module, _ in lines] == sorted(TYPED)
 
 
 def test_the_house_is_small(house, capsys):
@@ -70,6 +75,11 @@ PLANTED = {
     "a name made at run time": (
         "backbones/base.py",
         'from importlib import import_module\ndef f(name):\n    return import_module(f"noisebook.{name}")',
+        "made at run time",
+    ),
+    "a name made at run time, where one that a user typed is imported": (
+        "backbones/factory.py",
+        'def f(name):\n    return import_module(f"noisebook.{name}")',
         "made at run time",
     ),
     "the front door": ("datasets/store.py", "from noisebook import load", "front door"),

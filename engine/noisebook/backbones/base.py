@@ -64,6 +64,7 @@ class Backbone(nn.Module):
     condition_grid: tuple[int, int, int] | None = None
     # options of `load` that are not in the fingerprint: they change no token, or are paths
     unfingerprinted_options: tuple[str, ...] = ()
+    factory: str = ""  # MODULE:FACTORY that made it, where a user typed that: see factory.py
     auto_bfloat16: tuple[str, ...] = ()  # kinds of device on which the dtype `auto` may be bfloat16: see precision.py
     acceleration: Mapping[str, Any] = AS_IT_IS  # arguments of the last `accelerate`: what works beside it computes alike
 
@@ -241,6 +242,14 @@ def identify(
     if backbone.fingerprint:
         header["behind"] = backbone.fingerprint
     backbone.name, backbone.fingerprint = path.stem, fingerprint_of(header, tensors)
+
+
+def no_fingerprint() -> str:
+    """What a fingerprint is for, and how a backbone gets one: the end of a message about one that has none."""
+    return (
+        "it says in every file which weights made it, so that other weights are refused: set backbone.fingerprint = "
+        'noisebook.backbones.fingerprint_of({"kind": "mine"}, net.state_dict())'
+    )
 
 
 def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

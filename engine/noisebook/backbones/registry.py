@@ -19,6 +19,7 @@ from noisebook.backbones.checkpoint import MISFIT, check_config, one_line, read_
 from noisebook.backbones.cod import cod
 from noisebook.backbones.cod.files import load_published, read_published
 from noisebook.backbones.diffusers.folder import from_folder, from_hub
+from noisebook.backbones.factory import is_factory, made_by
 from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
 from noisebook.backbones.precision import AUTO, auto_dtype, multiplies_bfloat16
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
@@ -55,8 +56,8 @@ def shipped() -> list[str]:
 
 @own_defaults()
 def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] | None = None, **options: Any) -> Backbone:
-    """The backbone of that name, file, folder or hub id, on `device`, in evaluation mode; a pixel model that takes only one
-    size is tiled, so that it takes any.
+    """The backbone of that name, file, folder, hub id or factory (MODULE:FACTORY, whose code is run), on `device`, in
+    evaluation mode; a pixel model that takes only one size is tiled, so that it takes any, unless a factory made it.
 
     accelerated   arguments of `Backbone.accelerate`, which is called with them unless they change nothing: weights of a
              folder are then read straight into that dtype. Its dtype may be `auto`: see docs/performance.md
@@ -76,7 +77,8 @@ def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] |
         raise BackboneError(f"{printable(name, 200)}: its size is {printable(backbone.size, 100)}, not two whole numbers")
     if backbone.size is not None and math.prod(backbone.size) > DEFAULT.pixels:
         raise BackboneError(f"{printable(name, 200)}: it takes only {backbone.size} pixels, more than {DEFAULT.pixels:,}")
-    if backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
+    fixed = backbone.size is not None and not backbone.factory  # what a factory gives is what a caller's own object would be
+    if fixed and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
     if auto:
         how["dtype"] = auto_dtype(backbone, device)
@@ -85,11 +87,13 @@ def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] |
 
 def load_recorded(name: str, device: str = "cpu", **options: Any) -> Backbone:
     """The backbone that a file asks for: as `load`, but only by a shipped name. A file's own words open no path and reach no
-    hub. Raises BackboneError for any other name, and as `load`."""
+    hub, and no module is imported. Raises BackboneError for any other name, and as `load`."""
     if name not in shipped():
+        trusted = name if is_factory(name) else "NAME"
         raise BackboneError(
             f"the file asks for the backbone {printable(repr(name), 200)}, which does not come with noisebook, and a file "
-            "cannot choose what is opened or downloaded: give --backbone NAME if you trust it (in Python: backbone=)"
+            f"cannot choose what is opened, downloaded or imported: give --backbone {trusted} if you trust it (in "
+            "Python: backbone=)"
         )
     return load(name, device, **options)
 
@@ -104,6 +108,10 @@ def _find(name: str, options: dict[str, Any], there: dict[str, Any]) -> Backbone
     path = WEIGHTS / f"{name}.safetensors" if name in shipped() else Path(name)
     if "\0" in name or len(os.fsencode(path.name)) > 255:
         raise BackboneError(f"no backbone {printable(name, 100)!r}: no file can have that name")
+    if is_factory(name) and not path.exists():
+        if options:
+            raise BackboneError(f"the factory {name} takes no {', '.join(options)}: it is called without arguments")
+        return made_by(name)
     if path.is_file() and path.suffix in (".pt", ".ckpt"):
         if other := sorted(set(options) - {"guidance", "autoencoder"}):
             read_published(path)  # says what else the file is
@@ -126,7 +134,7 @@ def _find(name: str, options: dict[str, Any], there: dict[str, Any]) -> Backbone
         return from_hub(name, **options, **there)
     raise BackboneError(
         f"no backbone {printable(name, 200)!r}: give one of {', '.join(shipped())}, a .safetensors file, a diffusers "
-        "folder, or a hub's OWNER/NAME"
+        "folder, a hub's OWNER/NAME, or MODULE:FACTORY of your own"
     )
 
 

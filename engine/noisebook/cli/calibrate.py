@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from noisebook.cli.inputs import files_of, refuse_unreadable
 from noisebook.cli.options import (
+    BACKBONE,
     add_conditions,
     add_device,
     add_force,
@@ -38,7 +39,7 @@ MOST_BYTES = 1 << 22  # of a file that may be a curve: one that `calibrate` writ
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("backbone", metavar="NAME|FILE|DIR")
+    parser.add_argument("backbone", metavar="BACKBONE", help=f"{BACKBONE}, as --backbone of the other commands")
     parser.add_argument(
         "images",
         nargs="+",

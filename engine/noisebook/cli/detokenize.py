@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise SpecError("--batch-size must be at least 1, --first at least 0")
     limits, realism = options.limits_of(args), realism_of(args)
     data = TokenDataset(args.tokens, args.partial, limits=limits)
-    codec = decoder(data.spec, data.plan.settings.network, args.backbone, args.device, args.realism_network)
+    where = (args.backbone, args.device, args.realism_network, data.plan.factory)
+    codec = decoder(data.spec, data.plan.settings.network, *where)
     from tqdm import tqdm
 
     with tqdm(total=len(data) if args.first is None else min(args.first, len(data)), unit="img") as bar:

@@ -64,6 +64,7 @@ CONDITIONS = {
     "variant": (str, "of the weight files of a diffusers model: fp16 for example, of the parts that have it"),
     "autoencoder": (str, "for a latent CoD: a folder in diffusers layout, or ENCODER:DECODER of TAESD"),
 }
+BACKBONE = "NAME|FILE|DIR|MODULE:FACTORY"
 TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
 
@@ -115,7 +116,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_data_set(parser: argparse.ArgumentParser) -> None:
     """Where a data set's backbone is, and on which device it decodes."""
-    parser.add_argument("--backbone", metavar="NAME|FILE|DIR", help="where it is, if it did not come with the package")
+    parser.add_argument("--backbone", metavar=BACKBONE, help="where it is, if it did not come with the package")
     add_device(parser)
 
 
@@ -173,9 +174,9 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", help=f"codec by name (default: {DEFAULT}); see `noisebook backbones`")
     group.add_argument(
         "--backbone",
-        metavar="NAME|FILE|DIR",
-        help="another denoiser: a shipped name, a .safetensors "
-        "file of noisebook's, a diffusers folder, or a hub's OWNER/NAME",
+        metavar=BACKBONE,
+        help="another denoiser: a shipped name, a .safetensors file of noisebook's, a diffusers folder, a hub's OWNER/NAME, "
+        "or MODULE:FACTORY, a function of your own that gives it",
     )
     for field in fields(Recipe):
         if field.name in KNOBS:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from noisebook.backbones import Backbone, shipped
+from noisebook.backbones.base import no_fingerprint
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, NoisebookError, SpecError, printable
 from noisebook.spec.spec import CodecSpec, identity_fault
 
@@ -77,10 +78,7 @@ def check(spec: CodecSpec, backbone: Backbone) -> None:
     """Raises what `Codec` raises where the backbone is not the one of the specification, or cannot walk its schedule."""
     check_backbone(backbone)
     if not backbone.fingerprint:
-        raise BackboneError(
-            f"backbone {printable(backbone.name, 100)!r} has no fingerprint, so a file could not tell it from another: "
-            "set fingerprint_of({}, net.state_dict())"
-        )
+        raise BackboneError(f"backbone {printable(backbone.name, 100)!r} has no fingerprint: {no_fingerprint()}")
     if reason := identity_fault(backbone.name, backbone.fingerprint):
         raise BackboneError(f"{reason}: noisebook.backbones.fingerprint_of({{}}, net.state_dict()) makes a fingerprint")
     if not backbone.answers_to(spec.fingerprint):

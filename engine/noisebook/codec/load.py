@@ -33,8 +33,9 @@ def load(
 ) -> Codec:
     """A codec by the name of a preset, or by its specification.
 
-    backbone  a name, path or `Backbone` to use instead of the preset's; needed for a specification whose backbone does not
-              come with the package: what a specification names is never opened or downloaded
+    backbone  a name, path, `Backbone`, or MODULE:FACTORY (your own function, which gives a `Backbone` without arguments: its
+              module is imported) to use instead of the preset's; needed for a specification whose backbone does not come
+              with the package: what a specification names is never opened, downloaded or imported
     device    where the backbone is put and the work is done; of other kinds than cpu and cuda, where the network runs
     dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32, bfloat16, ...;
               auto: bfloat16 where the device has instructions for it and that loses next to nothing, else float32

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from noisebook.backbones.factory import is_factory
 from noisebook.datasets.ledger import sha256
 from noisebook.datasets.plan_tables import read_table, table_bytes
 from noisebook.datasets.sources import SOURCES, Source
@@ -25,6 +26,7 @@ LATER = {
     "image_suffix": "",
     "drop_columns": [],
 }  # settings that older plans do not know: not written where they say this
+FACTORY = "factory"  # what a plan calls the factory of its backbone; not there where there is none
 COUNTS = ("passed_over", "other_files")  # of what is no item: beside the plan, no part of its hash
 
 
@@ -73,10 +75,11 @@ class PlanSettings:
 
 
 class Plan:
-    """A source cut in shards of `shard_size` items under some settings. `version`: of the rules that made the source."""
+    """A source cut in shards of `shard_size` items under some settings. `version`: of the rules that made the source;
+    `factory`: MODULE:FACTORY of the backbone, where a user's own made it, which is shown and never imported."""
 
-    def __init__(self, source: Source, settings: PlanSettings, version: int = VERSION):
-        self.source, self.settings, self.version = source, settings, version
+    def __init__(self, source: Source, settings: PlanSettings, version: int = VERSION, factory: str = ""):
+        self.source, self.settings, self.version, self.factory = source, settings, version, factory
         self.shards = -(-len(source.items) // settings.shard_size)
 
     @cached_property
@@ -123,6 +126,10 @@ class Plan:
     def _summary(self) -> dict:
         return {"hash": self.hash, "stamp": self.stamp, "items": len(self.source.items), "shards": self.shards}
 
+    def _made_by(self) -> dict:
+        """For people, and no part of the hash: a module may move, and its backbone has the fingerprint."""
+        return {FACTORY: self.factory} if self.factory else {}
+
     def _counts(self) -> dict:
         """What was passed over, and `n_found`: the images of the plan, and the pictures that were passed over."""
         counts: dict = {name: getattr(self.source, name) for name in COUNTS}
@@ -140,7 +147,7 @@ class Plan:
             raise DatasetError(f"the plan would not be read again ({error}): cut the input in several data sets") from error
         for name, data in tables.items():
             store.write(name, data)
-        about = {**self._about(), **self._summary(), **self._counts()}
+        about = {**self._about(), **self._made_by(), **self._summary(), **self._counts()}
         about["sha256"] = {name: sha256(data) for name, data in tables.items()}
         store.write(PLAN, (json.dumps(about, indent=1) + "\n").encode())
 
@@ -165,7 +172,10 @@ class Plan:
             if about["version"] not in VERSIONS:
                 version = printable(about["version"], 20)
                 raise _Newer(f"{printable(store.url)}: its plan is of version {version}, newer than this noisebook")
-            plan = cls(_source(store, about, limits), PlanSettings.of_dict(about["settings"]), about["version"])
+            settings, factory = PlanSettings.of_dict(about["settings"]), about.get(FACTORY, "")
+            if not isinstance(factory, str) or not (is_factory(factory) or factory == ""):
+                raise ValueError("a factory that is no MODULE:FACTORY")
+            plan = cls(_source(store, about, limits), settings, about["version"], factory)
             recorded = {name: about[name] for name in plan._summary()}
             if plan.version > 1 and any(about[name] != value for name, value in plan._counts().items()):
                 raise ValueError("its counts do not add up")
@@ -193,6 +203,8 @@ class Plan:
                 if changed
                 else f"the input has changed ({len(self.source.items)} items then, {len(other.source.items)} now)"
             )
+            if self.factory and self.factory != other.factory:
+                what += f"; it was begun with --backbone {printable(self.factory)}"
             raise DatasetError(f"{printable(where)}: {what}: give what it was begun with, or tokenise into a new folder")
         if self.stamp != other.stamp:
             old = {f.name: f.stamp for f in self.source.files}

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from noisebook import backbones
+from noisebook.backbones.factory import refusal
 from noisebook.backbones.precision import AUTO
 from noisebook.codec.codec import Codec
 from noisebook.codec.load import load
-from noisebook.errors import SpecError
+from noisebook.errors import BackboneError, SpecError
 from noisebook.images.targets import Aim, Target, curve_of
 from noisebook.rules import EFFORT
 from noisebook.runtime.devices import device_named, usable_device
@@ -38,7 +39,7 @@ class CodecRecipe:
     """All that a process needs to make a codec. It can be pickled, and its plan is the one of the command's options.
 
     preset      codec by name; None: `photo`
-    backbone    a name, file, folder or hub id in place of the preset's
+    backbone    a name, file, folder, hub id or MODULE:FACTORY in place of the preset's
     device      where the codec works: cpu, cuda, cuda:1, ...
     changes     fields of `noisebook.spec.presets.Recipe` that replace the preset's: steps, budget, vocab_size, seed, ...
     conditions  of the backbone: prompt, negative_prompt, guidance, label, variant, autoencoder
@@ -193,13 +194,17 @@ def decoder(
     backbone: str | None = None,
     device: str = "cpu",
     realism_network: str | Path | None = None,
+    factory: str = "",
 ) -> Codec:
     """The codec that decodes a data set, computing and conditioned as when the tokens were made: `network` is what
     `CodecRecipe.network` has left in the plan.
 
     backbone  where it is, if it did not come with the package
     realism_network   as of `noisebook.load`: a plan names none
-    Raises as `noisebook.load`."""
+    factory   what the plan says of the backbone's factory: it is named, not imported
+    Raises as `noisebook.load`, and BackboneError where a factory has made the backbone and none is given."""
+    if factory and backbone is None:
+        raise BackboneError(refusal(factory))
     conditions = {k: CONDITION_TYPES.get(k, str)(v) for k, v in network.items() if k in DECODER_CONDITIONS}
     dtype = network.get("dtype", "float32")
     where = {"backbone": backbone, "device": usable_device(device), "realism_network": realism_network}

@@ -261,7 +261,7 @@ def make_plan(
     settings = PlanSettings(
         codec.spec, job.shard_size, batch_size, job.resize, size, dict(network), bound, job.image_suffix, job.drop_columns
     )
-    plan = Plan(source, settings) if old is None else Plan(source, settings, old.version)
+    plan = Plan(source, settings, VERSION if old is None else old.version, codec.backbone.factory)
     if old is None:
         plan.save(store, job.limits)
     else:

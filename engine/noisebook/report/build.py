@@ -56,6 +56,7 @@ def build_report(
             check_decode(source.data.spec, 1, 1, limits, None, realism)
         except FormatError as error:
             raise FormatError(f"{printable(source.name)}: {error}") from error
-        codec = decoder(source.data.spec, source.data.plan.settings.network, backbone, device, realism_network)
+        plan = source.data.plan
+        codec = decoder(source.data.spec, plan.settings.network, backbone, device, realism_network, plan.factory)
         runs.append(source.run(codec, keys, judge, realism))
     return page(runs)

@@ -76,6 +76,7 @@ class ReportRun:
     with_originals: bool  # inputs were given, in which the originals were looked for
     judged: dict[str, dict[str, Any]]  # other metrics over the shown images, as `Judge.summary` has them
     realism: float = 0.0  # of the decodes
+    factory: str = ""  # MODULE:FACTORY of the backbone, where the plan records one
 
     def mean(self, what: str) -> float | None:
         """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
@@ -137,6 +138,7 @@ class ReportSource:
             self.with_originals,
             judge.summary(verdicts) if judge else {},
             realism,
+            data.plan.factory,
         )
 
     def _tokens(self, codec: "Codec") -> TokenStatistics | None:

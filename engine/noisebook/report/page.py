@@ -239,11 +239,13 @@ def _specification(run: ReportRun) -> str:
     ]
     left = len(run.versions) - len(made)
     versions = "; ".join([*made, *([f"{left:,} other versions"] if left else [])])
+    given = f"--backbone {run.factory}"
+    factory = f"<p>The factory of its backbone: <code>{escape(given)}</code>.</p>" if run.factory else ""
     spec: dict[str, Any] = run.spec
     about = _table([[escape(str(k)), escape(_short(v))] for k, v in spec.items()])
     whole = escape(json.dumps(spec, indent=1))
     return (
-        f"<h3>{escape(run.name)}</h3><p>Made with {versions or 'unknown versions'}.</p>{about}"
+        f"<h3>{escape(run.name)}</h3><p>Made with {versions or 'unknown versions'}.</p>{factory}{about}"
         f"<details><summary>As JSON</summary><pre>{whole}</pre></details>"
     )
 
