@@ -1,5 +1,6 @@
 """What tests of the families share: a Gaussian model whose every prediction is known in closed form."""
 
+import copy
 import math
 
 import pytest
@@ -59,6 +60,14 @@ class Gaussian(Backbone):
 
     def denoise(self, y: Tensor, sigma: float, cond=None) -> Tensor:
         return self.denoise_each(y, torch.full((len(y),), sigma, dtype=y.dtype))
+
+
+def in_range(g: Gaussian, low: float, high: float) -> Gaussian:
+    """The same images with values in [low, high] in place of [-1, 1]: u = a x + b."""
+    a, b = (high - low) / 2, (high + low) / 2
+    other = copy.deepcopy(g)
+    other.mean, other.variances = a * g.mean + b, a * a * g.variances
+    return other
 
 
 def wide(t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ LOAD: dict[str, Any] = {"steps": 4, "budget": 8, "vocab_size": 256, "start_budge
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch, request) -> str:
+def mine(tmp_path, monkeypatch, request) -> Iterator[str]:
     """The name of a new module in the current folder, which is not on Python's path."""
     name = f"mine_{abs(hash(request.node.name))}"
     (tmp_path / f"{name}.py").write_text(MODULE)

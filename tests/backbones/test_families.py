@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fake_cuda import Recorder
-from families_kit import ABARS, LEVELS, SHAPE, TIMES, Gaussian, Net, ddpm, edm, flow, walk, wide
+from families_kit import ABARS, LEVELS, SHAPE, TIMES, Gaussian, Net, ddpm, edm, flow, in_range, walk, wide
 from noisebook.backbones import Backbone, fingerprint_of
 from noisebook.backbones.families.consistency import Consistency
 from noisebook.backbones.families.ddpm import DDPM
@@ -16,6 +16,7 @@ from noisebook.backbones.families.edm import EDM
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.families.network import nearest
 from noisebook.backbones.families.score import ScoreVE, ScoreVP
+from noisebook.backbones.wrappers.ranged import Ranged
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view, unviewed
 from noisebook.codec.codec import Codec
 from noisebook.errors import BackboneError
@@ -54,6 +55,9 @@ FAMILIES = {
     "flow, noise at 0": lambda g: flow(g, True, 1.0),
     "DDPM view": lambda g: ddpm_view(edm(g)),
     "flow view": lambda g: flow_view(edm(g)),
+    "EDM of images in [0, 1]": lambda g: Ranged(edm(in_range(g, 0, 1)), 0, 1),
+    "flow of images in [0, 255]": lambda g: Ranged(flow(in_range(g, 0, 255), False, 1000.0), 0, 255),
+    "score VP of images in [-.5, .5]": lambda g: Ranged(score_vp(in_range(g, -0.5, 0.5)), -0.5, 0.5),
 }
 
 
@@ -101,6 +105,68 @@ def test_one_level_an_image(fresh):
         torch.testing.assert_close(each[i : i + 1], edm(g).denoise(y[i : i + 1], sigma), rtol=0, atol=1e-12)
 
 
+# ---- other ranges -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-0.5, 0.5), (-3, 1)])
+def test_a_model_of_another_range_of_few_levels_is_the_closed_form_at_its_own_levels(prediction, low, high, fresh):
+    g = Gaussian(fresh)
+    model, a = Ranged(ddpm(in_range(g, low, high), prediction), low, high), (high - low) / 2
+    for t in TIMES:
+        sigma = model.round_sigma(LEVELS[t] / a)
+        assert sigma == pytest.approx(LEVELS[t] / a, rel=1e-12)
+        assert model.round_sigma(sigma) == sigma  # a schedule of its levels is one that it knows
+        y = torch.from_numpy(fresh.normal(size=(2, *SHAPE))) * (0.5 + sigma)
+        wanted = g.denoise(y, sigma)
+        assert (model.denoise(y, sigma) - wanted).abs().max() < 1e-9 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-0.3, 0.9)])
+def test_every_level_of_continuous_time_is_known_in_another_range(low, high, fresh):
+    model = Ranged(edm(in_range(Gaussian(fresh), low, high)), low, high)
+    for sigma in fresh.lognormal(0, 2, 200).tolist():
+        assert model.round_sigma(sigma) == sigma
+    y, levels = torch.from_numpy(fresh.normal(size=(3, *SHAPE))), [0.1, 1.0, 10.0]
+    each = model.denoise_each(y, torch.tensor(levels, dtype=torch.float64))
+    for i, sigma in enumerate(levels):
+        torch.testing.assert_close(each[i : i + 1], model.denoise(y[i : i + 1], sigma), rtol=0, atol=1e-10)
+
+
+def test_the_score_of_images_in_0_1_is_the_same_by_either_way(fresh):
+    g, y = Gaussian(fresh), torch.from_numpy(fresh.normal(size=(2, *SHAPE)))
+    inside, around = score_ve(g, True), Ranged(score_ve(in_range(g, 0, 1)), 0, 1)
+    for sigma in (0.05, 1.0, 30.0):
+        torch.testing.assert_close(inside.denoise(y, sigma), around.denoise(y, sigma), rtol=0, atol=1e-9)
+
+
+def test_an_autoencoder_of_images_in_0_255_is_given_them(fresh):
+    class Codes(Backbone):
+        def encode(self, images):
+            return images * 3
+
+        def decode(self, x0):
+            return x0 / 3
+
+        def denoise(self, y, sigma, cond=None):
+            return y / (1 + sigma)
+
+    model, images = Ranged(Codes(), 0, 255), torch.tensor([-1.0, 0, 1]).view(1, 3, 1, 1)
+    assert model.encode(images).flatten().tolist() == [0, 382.5, 765]
+    torch.testing.assert_close(model.decode(model.encode(images)), images)
+    assert not model.on_pixels
+    assert torch.equal(model.denoise(images, 1.0), images / 2)  # the state has no range
+    assert model.round_sigma(1.5) == 1.5
+
+
+def test_a_range_has_a_fingerprint_of_the_weights_and_two_ends(fresh):
+    g = Gaussian(fresh)
+    assert len({g.fingerprint, *(Ranged(g, *ends).fingerprint for ends in ((0, 1), (0, 255), (-0.5, 0.5)))}) == 4
+    assert Ranged(g, 0, 1).fingerprint == Ranged(g, 0.0, 1.0).fingerprint
+    assert Ranged(edm(g), 0, 1).fingerprint == "", "of no weights there is none"
+    for low, high in ((1, 0), (0, 0), (0, math.inf), (math.nan, 1)):
+        with pytest.raises(BackboneError, match="from a low to a high one"):
+            Ranged(g, low, high)
+
+
 # ---- pure noise -------------------------------------------------------------------------------------------------------
 def zero_snr(prediction: str):
     """DDPM's grid, its s shifted and scaled so that the last is 0 (Lin et al. 2024, algorithm 1)."""
@@ -109,7 +175,8 @@ def zero_snr(prediction: str):
     return lambda g: ddpm(g, prediction, [root**2 for root in scaled])
 
 
-PURE = {"v": zero_snr("v_prediction"), "x0": zero_snr("sample"), **{k: FAMILIES[k] for k in ("flow", "flow, noise at 0")}}
+FLOWS = ("flow", "flow, noise at 0", "flow of images in [0, 255]")
+PURE = {"v": zero_snr("v_prediction"), "x0": zero_snr("sample"), **{k: FAMILIES[k] for k in FLOWS}}
 
 
 @pytest.mark.parametrize("family", PURE)
@@ -119,7 +186,7 @@ def test_in_pure_noise_the_prediction_is_the_mean(family, fresh):
     assert backbone.pure_noise
     assert backbone.round_sigma(math.inf) == math.inf
     eps, seen = torch.from_numpy(fresh.normal(size=(2, *SHAPE))), []
-    backbone.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    getattr(backbone, "inner", backbone).net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     found = backbone.denoise(eps, math.inf)
     assert torch.equal(seen[0], eps)  # the network is given the noise itself
     torch.testing.assert_close(found, g.mean.view(1, *SHAPE).expand_as(eps), rtol=0, atol=1e-12)

@@ -14,6 +14,7 @@ from noisebook.backbones.grid import Grid
 from noisebook.backbones.wrappers.base import Wrapper
 from noisebook.backbones.wrappers.hosted import Hosted
 from noisebook.backbones.wrappers.latent import Latent
+from noisebook.backbones.wrappers.ranged import Ranged
 from noisebook.backbones.wrappers.reparameterised import View, ddpm_view, flow_view
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError, ImageError
@@ -106,6 +107,7 @@ CASES = {
     "tiled": Case(Tiled, Tiled, {"size": None, "multiple": 1}, False),
     "DDPM view": Case(ddpm_view, View, {"pure_noise": False}, False),
     "flow view": Case(flow_view, View, {"pure_noise": False}, False),
+    "ranged": Case(lambda inner: Ranged(inner, -1, 1), Ranged, {}, True),
     "hosted": Case(Hosted, Hosted, {}, True),
 }
 
@@ -176,6 +178,7 @@ def test_a_field_that_is_added_tomorrow_is_carried(case, monkeypatch):
 def test_every_method_and_property_of_a_backbone_is_passed_on():
     own = {"description", "device", "forward", "answers_to"}  # made of what is passed on, or read off all weights
     own |= {"identify_as"}  # of a wrapper that has a fingerprint of its own
+    own |= {"factory"}  # which gave inner, not what is around it
     public = {name for name in vars(Backbone) if not name.startswith("_")}
     public -= own | {field.name for field in fields(Description)}
     assert public == {name for name in vars(Wrapper) if not name.startswith("_")}

@@ -1,6 +1,7 @@
 """A newcomer plugs in a model of his own with docs/backbones.md alone: the page's code is what runs here."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 import noisebook
 from common import ROOT
 from noisebook import BackboneError, CodecMismatchError, ImageError
+from noisebook.cli.main import main
 from noisebook.images import io as images
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL)
-EXAMPLE, SHORT = (block for block in BLOCKS if "my_network" in block)
+EXAMPLE, SHORT, RANGED = (block for block in BLOCKS if "my_network" in block)
+(FACTORY,) = (block for block in BLOCKS if "def make()" in block)
 (AROUND,) = (block for block in BLOCKS if "(Wrapper)" in block)
 
 
@@ -93,6 +96,48 @@ def test_a_wrapper_of_ones_own_is_another_codec_of_the_same_model(network):
     assert torch.equal(decoded, around.decode(tokens, (60, 100)))
     assert torch.equal(tokens, inner.encode(x.flip(1)))
     assert torch.equal(decoded, inner.decode(tokens, (60, 100)).flip(1))
+
+
+class OfUnitRange(nn.Module):
+    """The velocity of images in [0, 1] that a network of images in [-1, 1] implies: x0 = 2 u0 - 1, sigma is twice theirs."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        s = 1 - t[:, None, None, None]
+        y, sigma = 2 * u / s - 1, 2 * (1 - s) / s
+        inner_t = sigma / (1 + sigma)
+        x = (1 - inner_t) * y
+        x0 = x - inner_t * self.inner(x, inner_t.flatten())
+        u0 = (x0 + 1) / 2
+        return (u / s - u0) / (sigma / 2) - u0
+
+
+def test_a_network_of_images_in_0_1_gives_the_same(network):
+    scope = {"my_network": OfUnitRange(network)}
+    exec(EXAMPLE + SHORT + RANGED, scope)
+    y, mine = torch.randn(2, 3, 16, 16), plugged(EXAMPLE, network).backbone
+    for sigma in (0.1, 1.0, 9.0):
+        torch.testing.assert_close(scope["backbone"].denoise(y, sigma), mine.denoise(y, sigma), rtol=0, atol=1e-3)
+
+
+def test_the_factory_of_the_page_works_on_the_command_line(tmp_path, monkeypatch):
+    package = (
+        "from torch import nn\n\n\nclass MyNetwork(nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, 3, 1)\n"
+    )
+    (tmp_path / "my_package.py").write_text(f"{package}\n    def forward(self, x, t):\n        return super().forward(x)\n")
+    (tmp_path / "mine.py").write_text(FACTORY)
+    torch.save(nn.Conv2d(3, 3, 1).state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "cat.png").write_bytes(images.png_bytes(photographs(40, 32, 32)[0].permute(1, 2, 0).numpy()))
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "my_package"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert main(["roundtrip", "cat.png", "--backbone", "mine:make", "--steps", "4", "-o", "out"]) == 0
+    assert (tmp_path / "out").is_dir()
+    for name in ("mine", "my_package"):
+        sys.modules.pop(name)
 
 
 def test_other_weights_do_not_decode_its_files(network):

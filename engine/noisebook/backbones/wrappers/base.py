@@ -20,9 +20,9 @@ class Wrapper(Backbone):
     """A backbone around another one, `inner`, which it is like in all that a subclass does not change.
 
     Its description is a copy of inner's, with the fields in `changes` replaced. A function in place of a fingerprint makes
-    it of inner's: then it answers to earlier fingerprints as inner does. Every method and property of `Backbone` is passed
-    on to `inner`: a subclass overrides only what it does otherwise. One that overrides `denoise` thinks of `denoise_each`,
-    too. Only `device` is not passed on: it is read off all weights.
+    it of inner's, and none of none: then it answers to earlier fingerprints as inner does. Every method and property of
+    `Backbone` is passed on to `inner`: a subclass overrides only what it does otherwise. One that overrides `denoise` thinks
+    of `denoise_each`, too. Only `device` is not passed on: it is read off all weights.
     """
 
     def __init__(self, inner: Backbone, **changes: Any):
@@ -31,7 +31,7 @@ class Wrapper(Backbone):
         made: Any = changes.get("fingerprint", same)
         self._derive: Callable[[str], str] | None = None if isinstance(made, str) else made
         if self._derive is not None:
-            changes["fingerprint"] = self._derive(inner.fingerprint)
+            changes["fingerprint"] = self._derive(inner.fingerprint) if inner.fingerprint else ""  # none says no weights
         self.description = replace(inner.description, **changes)
 
     @property
