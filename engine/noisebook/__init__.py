@@ -4,6 +4,7 @@ import noisebook
 codec = noisebook.load("photo")           # a preset; every number of its recipe is a keyword
 tokens = codec.encode(images)             # uint8 [B, 3, H, W] -> int64 [B, L]
 images = codec.decode(tokens, (H, W))     # -> float32 [B, 3, H, W] in about [-1, 1]
+print(noisebook.check(backbone, images))  # whether a model of your own is plugged in as it should be
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,20 @@ from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
+    from noisebook.codec.checkup import check
     from noisebook.codec.load import load
 
 
-def __getattr__(name: str) -> Any:  # `load` brings torch: `import noisebook` alone stays light
-    if name != "load":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from noisebook.codec.load import load
+def __getattr__(name: str) -> Any:  # these bring torch: `import noisebook` alone stays light
+    if name == "load":
+        from noisebook.codec.load import load
 
-    return load
+        return load
+    if name == "check":
+        from noisebook.codec.checkup import check
+
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
@@ -35,5 +41,6 @@ __all__ = [
     "SpecError",
     "Step",
     "__version__",
+    "check",
     "load",
 ]

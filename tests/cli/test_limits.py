@@ -49,6 +49,14 @@ def test_a_limit_holds_at_its_edge(call, option, least, code, net, capsys):
     assert main([*argv, option, str(least)]) == 0
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.npz"])
+def test_a_check_reads_no_larger_pictures(name, net, capsys):
+    assert main(["check", net, name, "--max-pixels", str(PIXELS - 1)]) == 3
+    assert "--max-pixels raises it" in capsys.readouterr().err
+    main(["check", net, name, "--max-pixels", str(PIXELS)])  # random weights: some checks fail
+    assert "error at 0.05" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["inspect", "verify", "decode --backbone NET -o out"])
 def test_work_of_reading_tokens(verb, net, capsys):
     argv = [*verb.replace("NET", net).split(), "tokens"]

@@ -84,6 +84,7 @@ def test_pictures_with_such_names_are_rows(tmp_path, capsys):
         "decode p.nbk -o out",
         "calibrate gaussian-prior p.nbk -o out",
         "calibrate gaussian-prior p.npz -o out",
+        "check gaussian-prior p.nbk",
         "fit-prior dct p.npz -o out",
         "convert p.pkl -o out",
         "train edm p.npz -o out",

@@ -590,3 +590,20 @@ def test_a_network_is_trained_there_and_goes_on(objective, tmp_path, fresh, caps
         assert lines[-1]["pixels_per_second"] > 0
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert log[-1]["iteration"] > log[0]["iteration"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_backbone_is_checked_there(dtype, fresh):
+    """The shipped network passes, timed after the device has finished, with the memory that its allocator counts."""
+    x = torch.stack(
+        [torch.from_numpy(images.sample(name)[:256, :256].copy()).permute(2, 0, 1) for name in ("coffee", "chelsea")]
+    )
+    result = noisebook.check("photo", x, device="cuda", dtype=dtype)
+    assert result.ok, str(result)
+    assert result.device.startswith("cuda")
+    assert result.peak_bytes is not None
+    assert result.peak_bytes > 1 << 20
+    on_cpu = noisebook.check("photo", x, dtype="float32")
+    for there, here in zip(result.levels, on_cpu.levels, strict=True):
+        assert there.mse == pytest.approx(here.mse, rel=0.05)
+        assert there.gaussian == pytest.approx(here.gaussian, rel=1e-3)

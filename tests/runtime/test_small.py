@@ -37,3 +37,28 @@ def test_pixels_go_there_and_back():
     assert (values.min(), values.max()) == (-1, 1)
     assert torch.equal(to_uint8(values), pixels)
     assert from_uint8(values) is values
+
+
+def test_the_memory_of_a_piece_of_work_is_what_it_takes_at_once():
+    from noisebook.runtime.peak import peak_bytes
+
+    def work():
+        for _ in range(2):
+            torch.ones(1 << 23)  # 32 MiB, freed before the next
+
+    found = [peak_bytes(work, torch.device("cpu")) for _ in range(2)]
+    if found[0] is None:
+        pytest.skip("nobody counts it here")
+    assert all(24 << 20 < size < 60 << 20 for size in found), found
+    assert peak_bytes(lambda: None, torch.device("meta")) is None
+
+
+def test_on_cuda_it_is_what_the_allocator_says(monkeypatch):
+    from noisebook.runtime.peak import peak_bytes
+
+    calls = []
+    for name, value in (("synchronize", None), ("memory_allocated", 5), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, n=name, v=value: (calls.append(n), v)[1])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 12)
+    assert peak_bytes(lambda: calls.append("work"), torch.device("cuda")) == 7
+    assert calls == ["synchronize", "memory_allocated", "reset_peak_memory_stats", "work", "synchronize"]

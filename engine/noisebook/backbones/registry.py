@@ -77,8 +77,8 @@ def load(name: str | Path, device: str = "cpu", accelerated: Mapping[str, Any] |
         raise BackboneError(f"{printable(name, 200)}: its size is {printable(backbone.size, 100)}, not two whole numbers")
     if backbone.size is not None and math.prod(backbone.size) > DEFAULT.pixels:
         raise BackboneError(f"{printable(name, 200)}: it takes only {backbone.size} pixels, more than {DEFAULT.pixels:,}")
-    fixed = backbone.size is not None and not backbone.factory  # what a factory gives is what a caller's own object would be
-    if fixed and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
+    own = backbone.factory  # what a factory gives is what a caller's own object would be
+    if not own and backbone.size is not None and backbone.state_shape(*backbone.size) == (backbone.channels, *backbone.size):
         backbone = Tiled(backbone)
     if auto:
         how["dtype"] = auto_dtype(backbone, device)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from noisebook.cli import (
     backbones,
     calibrate,
+    check,
     convert,
     decode,
     detokenize,
@@ -53,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "decode": decode,
     "inspect": inspect,
     "verify": verify,
+    "check": check,
     "calibrate": calibrate,
     "backbones": backbones,
     "convert": convert,
@@ -69,6 +71,7 @@ EMPTY: dict[str, dict[str, Any]] = {  # what --json has of a command that fails 
     **dict.fromkeys(("encode", "decode"), PICTURES),
     **{name: {**PICTURES, "metrics": {}} for name in ("roundtrip", "eval")},
     "inspect": {"files": []},
+    "check": {"ok": False, "checks": [], "errors": []},
     "verify": {"files": [], "datasets": []},
 }
 
