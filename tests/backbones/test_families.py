@@ -115,6 +115,9 @@ def test_a_model_of_another_range_of_few_levels_is_the_closed_form_at_its_own_le
         sigma = model.round_sigma(LEVELS[t] / a)
         assert sigma == pytest.approx(LEVELS[t] / a, rel=1e-12)
         assert model.round_sigma(sigma) == sigma  # a schedule of its levels is one that it knows
+        grid = model.own_grid()
+        assert grid is not None
+        assert grid.levels[t] == sigma
         y = torch.from_numpy(fresh.normal(size=(2, *SHAPE))) * (0.5 + sigma)
         wanted = g.denoise(y, sigma)
         assert (model.denoise(y, sigma) - wanted).abs().max() < 1e-9 * max(1.0, float(wanted.abs().max()))

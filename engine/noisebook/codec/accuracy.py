@@ -10,7 +10,6 @@ from torch import Tensor
 from noisebook.backbones import Backbone
 from noisebook.backbones.wrappers.ranged import Ranged
 from noisebook.codec.baseline import gaussian_errors, multiple_error, power
-from noisebook.codec.measure import own_levels
 from noisebook.codec.trial import Row, noisy
 
 HIGHEST, LOWEST, LEVELS = 20.0, 0.05, 8  # levels at which errors are measured, evenly spaced in ln sigma
@@ -46,8 +45,9 @@ def levels(model: Backbone) -> tuple[list[float], Row]:
             found = f"round_sigma({sigma:.3g}) is {level}, and of that {again}"
             return [], Row("levels", False, found, "round_sigma gives a float above 0, and a level that it knows as it is")
     known = sorted({model.round_sigma(LOWEST * math.exp(ratio * i)) for i in range(LEVELS)})
-    own = own_levels(model)
-    found = f"{len(own):,} from {own[-1]:.3g} to {own[0]:.3g}" if own else "continuous"
+    grid = model.own_grid()
+    own = [level for level in grid.levels if level < math.inf] if grid else []
+    found = f"{len(own):,} from {own[0]:.3g} to {own[-1]:.3g}" if own else "continuous"
     return known, Row("levels", True, f"{found}{', and pure noise' if model.pure_noise else ''}")
 
 

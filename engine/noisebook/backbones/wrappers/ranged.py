@@ -1,12 +1,14 @@
 """A model whose images are in another range than [-1, 1], such as [0, 1] or [0, 255]."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from noisebook.backbones.base import Backbone, fingerprint_of
+from noisebook.backbones.grid import Grid
 from noisebook.backbones.wrappers.base import Wrapper
 from noisebook.errors import BackboneError, printable
 
@@ -52,6 +54,13 @@ class Ranged(Wrapper):
             return self.inner.round_sigma(sigma)
         level = self.inner.round_sigma(self.scale * sigma)
         return sigma if level == self.scale * sigma else level / self.scale  # a level that is known stays as it is
+
+    def own_grid(self) -> Grid | None:
+        """Inner's levels, in units of [-1, 1]."""
+        grid = self.inner.own_grid()
+        if grid is None or not self.on_pixels:
+            return grid
+        return replace(grid, levels=tuple(level / self.scale for level in grid.levels))
 
     def denoise(self, y: Tensor, sigma: float, cond: Any = None) -> Tensor:
         """y [B, *state_shape] at sigma > 0, or eps itself at sigma = inf -> x0_hat, same shape and dtype."""
