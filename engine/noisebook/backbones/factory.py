@@ -32,9 +32,10 @@ def is_factory(name: str) -> bool:
 
 def refusal(name: str) -> str:
     """What is said in place of importing a factory that only a file names."""
+    shown = printable(name, MOST)
     return (
-        f"it was made with the factory {printable(name, MOST)}, and a file cannot choose what is imported: give --backbone "
-        f"{printable(name, MOST)} if you trust it (in Python: backbone=)"
+        f"the data set was made with the factory {shown}, and a file cannot choose what is imported: give --backbone "
+        f"{shown} if you trust it (in Python: backbone=)"
     )
 
 

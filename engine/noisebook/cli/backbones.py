@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         size = f"{entry['bytes'] / 1024:8.0f} KiB"
         say(f"  {entry['name']:20s} {size if entry['view_of'] is None else 'a view of ' + entry['view_of']}")
     say("  and any .safetensors file of noisebook's, diffusers folder or hub id: --backbone PATH|OWNER/NAME")
+    say("  and a function of your own that gives one: --backbone MODULE:FACTORY")
     say("presets")
     for entry in codecs:
         say(f"  {entry['name']:20s} {entry['about']} (backbone {entry['backbone']})")
