@@ -229,3 +229,14 @@ def test_a_device_that_can_do_neither_is_refused_in_words(fresh, tmp_path, capsy
 def test_where_a_codec_works():
     found = [str(working_device(torch.device(name))) for name in ("cpu", "cuda:1", "mps", "xpu:0")]
     assert found == ["cpu", "cuda:1", "cpu", "cpu"]
+
+
+def test_a_checkup_finds_there_what_it_finds_on_the_cpu(fresh):
+    """States come from the host, as a codec's do: the device need not know float64, in which errors are summed."""
+    x = random_images(fresh, 2, 16, 16)
+    with other_device():
+        here, there = (noisebook.check("gaussian-prior", x, device=device) for device in ("cpu", "mps"))
+        assert there.levels == here.levels
+        assert [(row.name, row.ok) for row in there.rows] == [(row.name, row.ok) for row in here.rows]
+        assert (there.device, there.seconds is None) == ("mps:0", False)
+        assert "on mps:0" in next(row.found for row in there.rows if row.name == "time")

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from noisebook import backbones
 from noisebook.backbones import Backbone
 from noisebook.backbones.precision import AUTO
+from noisebook.backbones.wrappers.hosted import hosted
 from noisebook.codec import accuracy, trial
 from noisebook.codec.accuracy import Level
 from noisebook.codec.checks import check_backbone, check_images
 from noisebook.codec.trial import Row
 from noisebook.errors import ImageError, SpecError
-from noisebook.runtime.devices import own_defaults, usable_device
+from noisebook.runtime.devices import own_defaults, usable_device, working_device
 from noisebook.runtime.pixels import from_uint8
 
 PIXELS = 1 << 18  # of the images of a call, unless one has more
@@ -109,15 +110,15 @@ def check(
         sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]),
     )
     with torch.no_grad():
-        _examine(model, given, result, torch.Generator().manual_seed(seed))
+        _examine(hosted(model), given, result, torch.Generator().manual_seed(seed))
     return result
 
 
 def _images(images: Tensor | Sequence[Tensor], model: Backbone) -> list[Tensor]:
-    """float32 [B, C, H, W] in [-1, 1] on the backbone's device, as many as a call takes."""
+    """float32 [B, C, H, W] in [-1, 1], where a codec works with the backbone, as many as a call takes."""
     batches = []
     for given in [images] if isinstance(images, Tensor) else images:
-        x = check_images(given, model.channels if model.channels in (1, 3) else given.shape[1], model.device)
+        x = check_images(given, model.channels if model.channels in (1, 3) else given.shape[1], working_device(model.device))
         x = from_uint8(x) if x.dtype == torch.uint8 else x
         if not (x.abs() <= 1).all():
             raise ImageError("images of floats are in [-1, 1]: of those in [0, 1] make 2 * images - 1")

@@ -12,6 +12,7 @@ from noisebook.backbones import Backbone
 from noisebook.backbones.base import no_fingerprint
 from noisebook.codec.baseline import power
 from noisebook.errors import first_line, printable
+from noisebook.runtime.devices import working_device
 from noisebook.runtime.peak import peak_bytes
 from noisebook.spec.spec import identity_fault
 
@@ -98,7 +99,7 @@ def same_answers(model: Backbone, y: Tensor) -> list[Row]:
         do = "work on a copy, y = y.clone(), and call nothing on y that ends in _"
         return [Row("input", False, "denoise changes y", do)]
     rows = [Row("input", True, "left as it is")]
-    again, alone = model(y, sigma), model(y[1:2].clone(), sigma)
+    again, alone = model(y, sigma).clone(), model(y[1:2].clone(), sigma)
     largest = max(1.0, float(first.abs().max()))
     twice, apart = (float((a - b).abs().max()) / largest for a, b in ((first, again), (first[1:2], alone)))
     most = TOLERANCE if model.computes_in in ("float32", "float64") else TOLERANCE_OF_HALVES
@@ -126,7 +127,7 @@ def sizes(model: Backbone) -> list[Row]:
 
 def _fault(model: Backbone, shape: Sequence[int], size: Sequence[int]) -> str:
     """What goes wrong with one state of that shape, of images of that size; "" where nothing does."""
-    y = torch.linspace(-1, 1, math.prod(shape), device=model.device).view(1, *shape)
+    y = torch.linspace(-1, 1, math.prod(shape), device=working_device(model.device)).view(1, *shape)
     what = f"{size[0]} x {size[1]}"
     try:
         x0_hat = model(y, model.round_sigma(1.0))
@@ -195,7 +196,7 @@ def cost(model: Backbone, y: Tensor, weights: int) -> tuple[float, int | None, l
         work()
         times.append(time.perf_counter() - begin)
     seconds = sorted(times)[REPEATS // 2]
-    found = f"{1000 * seconds:.3g} ms of {len(y)} on {y.device}, {1000 * seconds / len(y):.3g} ms an image"
+    found = f"{1000 * seconds:.3g} ms of {len(y)} on {model.device}, {1000 * seconds / len(y):.3g} ms an image"
     rest = "a call takes an unknown amount" if peak is None else f"a call takes {peak / 1e6:,.1f} MB"
     return seconds, peak, [Row("time", True, found), Row("memory", True, f"weights have {weights / 1e6:,.1f} MB, {rest}")]
 
