@@ -3,9 +3,11 @@
 rivals.py says what each codec is. bench/quality/rate_distortion.py measures all rows.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,9 @@ from bench.lib import priors, rivals
 from bench.lib.record import DATA, RESULTS
 from bench.lib.rows import PCA
 from noisebook import backbones
+from noisebook.codec.codec import Codec
 from noisebook.codec.measure import measure
+from noisebook.format import container
 from noisebook.images.io import read_image
 from noisebook.spec import curve as calibration
 
@@ -34,6 +38,7 @@ CODECS = [  # (codec, network calls), the most wanted first
     ("default, 4 candidates", 8),
 ]
 FILE = RESULTS / "rate_distortion.json"
+DIMS = {KODAK: 3 * 512 * 768, CIFAR: 3 * 32 * 32}
 CALIBRATION = 256  # training images that the closed form's curve is measured on
 
 
@@ -57,6 +62,25 @@ def plan() -> Iterator[Row]:
                 dear = ("DDCM", *rivals.CANDIDATES) if data == KODAK else ()
                 some = [(codec, calls) for codec, calls in CODECS if (codec in dear) == slow]
                 yield from (Row(data, name, codec, bpp, calls) for codec, calls in some for bpp in RATES[data])
+
+
+def measured(found: dict[str, Any] | None) -> bool:
+    """Whether a row of results holds figures, and not the reason why it has none."""
+    return found is not None and "error" not in found
+
+
+def scaled(found: dict[str, Any]) -> bool:
+    """Whether a measured row's codec is the one of today: Turbo-DDCM on photographs had K = 2^14 once."""
+    small = found["data"] == KODAK and found["codec"].startswith("Turbo-DDCM")
+    return not small or found["spec"]["vocab_size"] >= 2 * rivals.atoms_of(DIMS[KODAK])
+
+
+def payload_bits(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> list[int]:
+    """Bits of the payload of each image, whole bytes, as a file has them."""
+    runs = codec.stream(*size).runs
+    if codec.spec.rule == "poisson":
+        return [8 * len(container.pack(row, runs)) for row in tokens.cpu().numpy()]
+    return [8 * math.ceil(container.packed_bits(runs) / 8)] * len(tokens)
 
 
 # ---- images and backbones -----------------------------------------------------------------------------------------------

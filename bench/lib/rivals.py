@@ -1,10 +1,11 @@
 """The codecs of the comparison as specifications of one engine: a number of bits and of network calls, one backbone.
 
 `turbo_on_ours` has our levels, start and bits of each step: only the rule differs, and only this comparison is like with
-like. `ddcm` and `turbo` have the published grids on Stable Diffusion's noise, made for its latents; K is 2^14 on photographs
-too, where Turbo-DDCM's authors advise a larger one. `diffc` follows the calibrated curve (a divergence-matched schedule is
-DiffC's own idea): its budgets were measured on other pictures, where DiffC as published takes each picture's own. All have
-the codebook `hadamard`, which matches independent codewords and takes no hours.
+like. `ddcm` and `turbo` have the published grids on Stable Diffusion's noise, made for its latents; that of `turbo` is the
+grid of its repository at commit 77353e4 (April 2026), and the paper's tables are of an older one. Turbo-DDCM's K grows with
+the picture, as its authors advise (`atoms_of`). `diffc` follows the calibrated curve (a divergence-matched schedule is
+DiffC's own idea): its budgets were measured on other pictures, where DiffC as published takes each picture's own
+(bench/quality/diffc.py). All have the codebook `hadamard`, which matches independent codewords and takes no hours.
 """
 
 import math
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from noisebook.backbones import Backbone
+from noisebook.errors import SpecError
 from noisebook.format.sets import subset_bits
 from noisebook.spec import curve as calibration
 from noisebook.spec import schedule
@@ -20,7 +22,7 @@ from noisebook.spec.curve import Curve
 from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import Step
 
-ATOMS = 16384  # K of DDCM and of Turbo-DDCM
+ATOMS = 16384  # K of DDCM, and of Turbo-DDCM for 16,384 dimensions or fewer
 CHUNK = 16  # index bits of DiffC's chunks
 COEFFICIENT = 3  # C of DDCM: 7 coefficients
 HIGHEST = 64.0  # where DiffC's schedule begins: a fixed draw, of which the network learns next to nothing
@@ -42,6 +44,27 @@ class Place:
     def spec(self, steps: tuple[Step, ...], **more) -> CodecSpec:
         spec = CodecSpec(self.backbone.name, self.backbone.fingerprint, steps, condition=self.curve.condition, **more)
         return calibration.with_known_levels(spec, self.backbone)
+
+
+def atoms_of(dims: int) -> int:
+    """Turbo-DDCM's K for a picture of that many dimensions: its authors use 2^14 for 2^14, and more for larger pictures."""
+    return max(ATOMS, 1 << (dims.bit_length() - 1))
+
+
+def most_atoms(codebook: int, bits: float) -> int:
+    """The largest M whose sets of M signed atoms out of `codebook` take at most `bits` bits; 1 where none does. Raises
+    SpecError where there are more bits than any set takes."""
+    most = 2 * codebook // 3  # the sets of which there are most
+    if bits >= 1.5 * codebook and bits > subset_bits(codebook, most):
+        raise SpecError(f"a step of {bits:.0f} bits is more than any set of {codebook} atoms takes: K is too small")
+    high = 1
+    while high < most and subset_bits(codebook, high) <= bits:
+        high = min(2 * high, most)
+    low = max(1, high // 2)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if subset_bits(codebook, middle) <= bits else (low, middle - 1)
+    return low
 
 
 Maker = Callable[[Place, float, int], CodecSpec]  # (place, bits of the payload, network calls of a decode)
@@ -98,7 +121,7 @@ def turbo(place: Place, bits: float, calls: int) -> CodecSpec:
     """Turbo-DDCM with its grid and its rule for steps without bits."""
     steps = calls - 1
     levels = schedule.turbo(20.0, 0.01, steps)
-    atoms = min(ATOMS, 1 << max(1, math.ceil(bits / steps) - 1))
+    atoms = min(atoms_of(place.dims), 1 << max(1, math.ceil(bits / steps) - 1))
     free = 0
 
     def cost(m: int) -> int:
@@ -117,42 +140,54 @@ def turbo(place: Place, bits: float, calls: int) -> CodecSpec:
 def turbo_on_ours(place: Place, bits: float, calls: int) -> CodecSpec:
     """Turbo-DDCM's rule with the levels, the start and the bits of each step of ours."""
     spec = ours(place, bits, calls)
-    each = spec.vocab_size.bit_length() - 1
+    each, atoms = spec.vocab_size.bit_length() - 1, atoms_of(place.dims)
     owed, steps = 0.0, []
     for step in spec.schedule:
         owed += each * step.budget
-        m = 1
-        while subset_bits(ATOMS, m + 1) <= owed:
-            m += max(1, min(ATOMS, int((owed - subset_bits(ATOMS, m + 1)) / 12)))
-        while m > 1 and subset_bits(ATOMS, m) > owed:
-            m -= 1
-        owed -= subset_bits(ATOMS, m)
+        m = most_atoms(atoms, owed)
+        owed -= subset_bits(atoms, m)
         steps.append(Step(step.sigma, step.sigma_down, step.sigma_next, m))
     return place.spec(
         tuple(steps),
         rule="top",
-        vocab_size=2 * ATOMS,
+        vocab_size=2 * atoms,
         start_budget=spec.start_budget,
         start_vocab_size=spec.start_vocab_size,
     )
 
 
-def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
-    """DiffC with a divergence-matched schedule, its bits of divergence all but those of padding (2 of 16 a chunk).
+def turbo_from_noise(place: Place, bits: float, calls: int) -> CodecSpec:
+    """The same from a fixed draw, one call earlier: the bits of our start are those of a first step."""
+    spec = turbo_on_ours(place, bits, calls - 1)
+    first = most_atoms(spec.vocab_size // 2, spec.start_budget * (spec.start_vocab_size.bit_length() - 1))
+    level = spec.schedule[0].sigma
+    steps = (Step(HIGHEST, level / HIGHEST * level, level, first), *spec.schedule)
+    return place.spec(steps, rule="top", vocab_size=spec.vocab_size)
 
-    Payloads follow the picture: what they cost is measured, and `bits` then corrected once (rate_distortion.py)."""
-    useful = bits * (CHUNK - 2) / CHUNK
+
+def diffc_steps(place: Place, useful: float, calls: int) -> tuple[list[float], list[float]]:
+    """(levels, bits of divergence of each step) of a divergence-matched schedule that tells about `useful` bits in all."""
     gain = calibration.GAIN[15]
     tokens = useful * 2 * math.log(2) / gain  # tokens of 2^16 values that would tell as much
     spent = calibration.path(place.curve, place.dims, max(3, round(tokens)), calls - 2, 65536)
     total = sum(spent)
     levels = calibration.levels_of(place.curve, place.dims, [v * tokens / total for v in spent], 65536)
     levels = [HIGHEST, *levels]
-    steps = []
-    for a, b in zip(levels, levels[1:], strict=False):
-        divergence = place.dims * (1 / b**2 - 1 / a**2) * place.curve.at(a) / (2 * math.log(2))
-        steps.append(Step(a, b / a * b, b, max(1, round(divergence))))
-    return place.spec(tuple(steps), rule="poisson", vocab_size=1 << (CHUNK + 1))
+    divergences = [
+        place.dims * (1 / b**2 - 1 / a**2) * place.curve.at(a) / (2 * math.log(2))
+        for a, b in zip(levels, levels[1:], strict=False)
+    ]
+    return levels, divergences
+
+
+def diffc(place: Place, bits: float, calls: int) -> CodecSpec:
+    """DiffC with a divergence-matched schedule, its bits of divergence all but those of padding (2 of 16 a chunk).
+
+    Payloads follow the picture: what they cost is measured, and `bits` then corrected once (rate_distortion.py)."""
+    levels, divergences = diffc_steps(place, bits * (CHUNK - 2) / CHUNK, calls)
+    pairs = zip(levels, levels[1:], divergences, strict=False)
+    steps = tuple(Step(a, b / a * b, b, max(1, round(divergence))) for a, b, divergence in pairs)
+    return place.spec(steps, rule="poisson", vocab_size=1 << (CHUNK + 1))
 
 
 CANDIDATES = {"default, 4 candidates": 4}  # of the encoder's look-ahead; the others have 1

@@ -25,13 +25,25 @@ import torch
 from torch import Tensor
 
 from bench.lib import classical, metrics, page, priors, rates, rivals
-from bench.lib.comparison import CIFAR, FILE, KODAK, Row, backbone_of, cifar, curve_of, kodak, plan
+from bench.lib.comparison import (
+    CIFAR,
+    FILE,
+    KODAK,
+    Row,
+    backbone_of,
+    cifar,
+    curve_of,
+    kodak,
+    measured,
+    payload_bits,
+    plan,
+    scaled,
+)
 from bench.lib.per_image import packed
 from bench.lib.record import DATA, RESULTS, provenance, save
 from bench.lib.rows import PCA
 from bench.quality import rate_report
 from noisebook.codec.codec import Codec
-from noisebook.format import container
 from noisebook.runtime.pixels import to_uint8
 
 
@@ -56,14 +68,6 @@ class Measured:
     bits: list[int]
     codec: Codec
     seconds: float  # of the walk of all images
-
-
-def payload_bits(codec: Codec, tokens: Tensor, size: tuple[int, int]) -> list[int]:
-    """Bits of the payload of each image, whole bytes, as a file has them."""
-    runs = codec.stream(*size).runs
-    if codec.spec.rule == "poisson":
-        return [8 * len(container.pack(row, runs)) for row in tokens.cpu().numpy()]
-    return [8 * math.ceil(container.packed_bits(runs) / 8)] * len(tokens)
 
 
 Given = dict[str, metrics.GivenNetworks]
@@ -138,7 +142,8 @@ def measure(row: Row, names: list[str], batches: list[Tensor], device: str, batc
     }
 
 
-def measure_all(args: argparse.Namespace) -> None:
+def measure_all(args: argparse.Namespace) -> dict[str, str]:
+    """Measures the rows that are missing; why some have no figures, by their keys."""
     device = args.device
     cuda = device.startswith("cuda")
     count = args.images or (500 if cuda else 64)
@@ -148,17 +153,18 @@ def measure_all(args: argparse.Namespace) -> None:
     name = f"{mine['device']}, {mine['date']}, torch {mine['versions']['torch']}"
     for path in args.merge:
         other = json.loads(path.read_text())
-        result = {kind: other[kind] | result[kind] for kind in ("rows", "runs")}
+        mine_are_current = {key: found for key, found in result["rows"].items() if current(found)}
+        result = {"rows": result["rows"] | other["rows"] | mine_are_current, "runs": other["runs"] | result["runs"]}
     before = result["runs"].get(name, {})
     mine["commands"] = sorted({mine["command"], *before.get("commands", [before["command"]] if before else [])})
     result["runs"][name] = mine
     given = {path.stem: metrics.GivenNetworks(path, None, device) for path in args.distance}
-    begin = time.monotonic()
+    begin, failed = time.monotonic(), dict[str, str]()
     for row in plan():
         left = (args.only, row.backbone), (args.codec, row.codec), (args.nfe, row.nfe)
         if any(wanted and has not in wanted for wanted, has in left):
             continue
-        if row.key in result["rows"] or time.monotonic() - begin > 60 * args.minutes:
+        if current(result["rows"].get(row.key)) or time.monotonic() - begin > 60 * args.minutes:
             continue
         started = time.monotonic()
         # arrival times are drawn once for all pictures of a batch, and take longer than all else
@@ -168,8 +174,13 @@ def measure_all(args: argparse.Namespace) -> None:
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
                 found = measure(row, names, batches, device, size, given)
-            except Exception as error:  # the other rows are worth having
-                print(f"{row.key}: {type(error).__name__}: {error}"[:300], flush=True)
+            except Exception as error:  # the other rows are worth having; this one says why it has no figures
+                found = {**asdict(row), "error": f"{type(error).__name__}: {error}"[:300], "run": name}
+                failed[row.key] = found["error"]
+                if not measured(result["rows"].get(row.key)):  # an older row keeps its figures
+                    result["rows"][row.key] = found
+                    save(args.out, result)
+                print(f"{row.key}: {failed[row.key]}", flush=True)
                 continue
         result["rows"][row.key] = {**found, "run": name}
         save(args.out, result)
@@ -178,6 +189,12 @@ def measure_all(args: argparse.Namespace) -> None:
             f"{found['seconds']:.3f} s an image, {time.monotonic() - started:.1f} s",
             flush=True,
         )
+    return failed
+
+
+def current(found: dict[str, Any] | None) -> bool:
+    """Whether a row need not be measured: it has figures, of the codec as it is now."""
+    return found is not None and measured(found) and scaled(found)
 
 
 # ---- classical codecs ---------------------------------------------------------------------------------------------------
@@ -226,12 +243,15 @@ def main() -> None:
     if args.carry:
         carry(args.carry)
         return
+    failed: dict[str, str] = {}
     if args.classical:
         measure_classical(args)
     elif not (args.report or args.check):
-        measure_all(args)
+        failed = measure_all(args)
     if not args.no_report:
         rate_report.main(args.check)
+    if failed:
+        raise SystemExit(f"no figures, see {args.out.name}: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.lib import metrics, page, rates, rivals
-from bench.lib.comparison import CIFAR, CODECS, FILE, KODAK, NETWORKS, RATES, Row
+from bench.lib import metrics, page, rates
+from bench.lib.comparison import CIFAR, CODECS, FILE, KODAK, NETWORKS, RATES, Row, measured, scaled
 from bench.lib.page import table
 from bench.lib.per_image import unpacked
 from bench.lib.record import RESULTS, ROOT
@@ -48,7 +48,25 @@ class Results:
         self.classical = json.loads(path.read_text()) if path.exists() else {"curves": {}, "codecs": {}}
 
     def row(self, data: str, backbone: str, codec: tuple[str, int], bpp: float) -> Found | None:
-        return self.raw["rows"].get(Row(data, backbone, codec[0], bpp, codec[1]).key)
+        """A row that has figures."""
+        found = self.raw["rows"].get(Row(data, backbone, codec[0], bpp, codec[1]).key)
+        return found if measured(found) else None
+
+    def refused(self, data: str, backbone: str, codec: tuple[str, int], bpp: float) -> str | None:
+        """Why a row has none."""
+        return self.raw["rows"].get(Row(data, backbone, codec[0], bpp, codec[1]).key, {}).get("error")
+
+    def fair(self, data: str, backbone: str, codec: tuple[str, int]) -> bool:
+        """Whether a comparison may be drawn: Turbo-DDCM's K grows with the picture, and in early rows it did not. Of no
+        rows on photographs none may."""
+        rows = self.rows(data, backbone, codec)
+        return all(map(scaled, rows)) and (bool(rows) or data != KODAK)
+
+    def label(self, data: str, backbone: str, codec: tuple[str, int]) -> str:
+        """A codec's name, with the K of photographs where it is too small for them."""
+        small = [r["spec"]["vocab_size"] // 2 for r in self.rows(data, backbone, codec) if not scaled(r)]
+        atoms = f", K = 2^{min(small).bit_length() - 1}" if small else ""
+        return f"{NAMES.get(codec[0], codec[0])}{atoms}, {codec[1]} calls"
 
     def rows(self, data: str, backbone: str, codec: tuple[str, int]) -> list[Found]:
         found = (self.row(data, backbone, codec, bpp) for bpp in sorted(RATES[data]))
@@ -92,30 +110,23 @@ def everywhere() -> list[tuple[str, str]]:
     return [(data, name) for data, names in NETWORKS.items() for name in names]
 
 
-def fair(data: str, codec: str) -> bool:
-    """Whether a comparison may be drawn: Turbo-DDCM's K must grow with the picture, and on photographs it did not."""
-    return not (data == KODAK and codec.startswith("Turbo-DDCM"))
-
-
-def label(data: str, codec: tuple[str, int]) -> str:
-    small = "" if fair(data, codec[0]) else f", K = 2^{rivals.ATOMS.bit_length() - 1}"
-    return f"{NAMES.get(codec[0], codec[0])}{small}, {codec[1]} calls"
-
-
 # ---- tables -------------------------------------------------------------------------------------------------------------
 def psnr_table(results: Results, data: str, backbone: str) -> str:
-    lines = []
+    lines, reasons = [], []
     for codec in SHOWN:
         cells = []
         for bpp in sorted(RATES[data]):
             r = results.row(data, backbone, codec, bpp)
             off = f" at {r['mean_bpp']:.3f}" if r and abs(r["mean_bpp"] / bpp - 1) > 0.005 else ""
             few = f" ({len(r['images'].split())} images)" if r and data == KODAK and len(r["images"].split()) < 12 else ""
-            cells.append(f"{r['psnr'][0]:.2f}{off}{few}" if r else "")
+            why = results.refused(data, backbone, codec, bpp)
+            if why:
+                reasons.append(f"{results.label(data, backbone, codec)}, {bpp:g} bpp: {why}")
+            cells.append(f"{r['psnr'][0]:.2f}{off}{few}" if r else "no figure, see below" if why else "")
         if any(cells):
-            lines.append([label(data, codec), *cells])
+            lines.append([results.label(data, backbone, codec), *cells])
     head = [f"`{backbone}` on {data}, dB", *(f"{bpp:g} bpp" for bpp in sorted(RATES[data]))]
-    return table(head, lines)
+    return table(head, lines) + "".join(f"\n\nNo figure: {reason}" for reason in reasons)
 
 
 def psnr(results: Results) -> str:
@@ -130,7 +141,7 @@ def bd(results: Results) -> str:
             found = results.bd(data, name, codec, OURS)
             short = f", {found.rates} rates" if found and found.rates < len(RATES[data]) else ""
             cell = f"{found}, {found.images} images{short}" if found else "not measured"
-            cells.append(cell if fair(data, codec[0]) else "no fair figure yet")
+            cells.append(cell if results.fair(data, name, codec) else "no fair figure yet")
         lines.append([f"`{name}`, {data}", *cells])
     head = [
         "bits of the default beyond those of",
@@ -146,7 +157,7 @@ def wins(results: Results, codec: tuple[str, int]) -> str:
     """In how many comparisons at one rate the default has more PSNR, and where not."""
     won, lost, smaller = 0, [], 0
     for data, name in everywhere():
-        for bpp in sorted(RATES[data]) if fair(data, codec[0]) else ():
+        for bpp in sorted(RATES[data]) if results.fair(data, name, codec) else ():
             pair = results.difference(data, name, OURS, codec, bpp)
             if pair is None:
                 continue
@@ -191,7 +202,7 @@ def calls(results: Results) -> str:
         for codec, what in (("default", "8 calls"), ("default, 4 candidates", "8 calls, an encoder with 4 candidates,")):
             lines = []
             for data, name in everywhere():
-                if not fair(data, other[0]):
+                if not results.fair(data, name, other):
                     continue
                 cells = []
                 for bpp in sorted(RATES[data]):
@@ -200,7 +211,11 @@ def calls(results: Results) -> str:
                 if any(cells):
                     lines.append([f"`{name}`, {data}", *cells])
             if lines:
-                tables.append(table([f"{what} against {label(CIFAR, other)}, dB", "", "", "", "", ""], lines))
+                tables.append(
+                    table(
+                        [f"{what} against {results.label(CIFAR, NETWORKS[CIFAR][0], other)}, dB", "", "", "", "", ""], lines
+                    )
+                )
     return "\n\n".join(tables)
 
 
@@ -251,7 +266,7 @@ def similarity(results: Results) -> str:
                 continue
             found = [results.row(data, name, codec, bpp) for bpp in sorted(RATES[data])]
             if any(found):
-                lines.append([label(data, codec), *(f"{r[key]:.4f}" if r else "" for r in found)])
+                lines.append([results.label(data, name, codec), *(f"{r[key]:.4f}" if r else "" for r in found)])
         kind = key.upper().replace("_", "-")
         tables.append(table([f"`{name}` on {data}, {kind}", *(f"{bpp:g} bpp" for bpp in sorted(RATES[data]))], lines))
     return "\n\n".join(tables)
@@ -262,14 +277,14 @@ def seconds(results: Results) -> str:
     for codec in SHOWN:
         r = results.row(KODAK, "photo", codec, 0.25)
         if r:
-            lines.append([label(KODAK, codec), f"{r['seconds']:.2f} s", r["run"].split(",")[0]])
+            lines.append([results.label(KODAK, "photo", codec), f"{r['seconds']:.2f} s", r["run"].split(",")[0]])
     return table(["encode of a Kodak picture at .25 bpp, `photo`", "", "device"], lines)
 
 
-def measured(results: Results) -> str:
+def runs(results: Results) -> str:
     lines = []
     for name, run in results.raw["runs"].items():
-        count = sum(r["run"] == name for r in results.raw["rows"].values())
+        count = sum(r["run"] == name and measured(r) for r in results.raw["rows"].values())
         commands = "; ".join(f"`{c}`" for c in run.get("commands", [run["command"]]))
         lines.append(f"- {count} rows: {run['device']}, torch {run['versions']['torch']}, {run['date']}: {commands}")
     return "\n".join(lines)
@@ -284,7 +299,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "steps": steps,
     "classical": classical,
     "seconds": seconds,
-    "measured": measured,
+    "measured": runs,
 }
 
 
@@ -304,7 +319,9 @@ def draw(results: Results) -> None:
                 if len(points) > 1:
                     style = {"default": "o-", "DiffC": "s--", "DDCM": "^:"}.get(codec[0], "x-.")
                     color = f"C{i}"  # of the codec: a panel may lack one of them
-                    axis.plot(*zip(*points, strict=True), style, color=color, label=label(data, codec), markersize=4)
+                    axis.plot(
+                        *zip(*points, strict=True), style, color=color, label=results.label(data, name, codec), markersize=4
+                    )
             rate = "bpp" if data == KODAK else "payload_bpp"
             grid = np.geomspace(min(RATES[data]), max(RATES[data]), 12)
             for kind, of_images in results.classical["curves"].get(data, {}).items():

@@ -1,5 +1,6 @@
 """What the comparison computes with: delta rates of curves that are known, MS-SSIM, the rivals' bits, classical codecs."""
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ classical = pytest.importorskip("bench.lib.classical", reason="needs what bench 
 from bench.lib import comparison, metrics, rates, rivals  # noqa: E402
 from bench.quality import rate_distortion, rate_report  # noqa: E402
 from noisebook.codec.codec import Codec  # noqa: E402
+from noisebook.errors import SpecError  # noqa: E402
 from noisebook.format import sets as coding  # noqa: E402
 from noisebook.spec import curve as calibration  # noqa: E402
 
@@ -158,4 +160,53 @@ def test_the_page_leads_with_the_comparison_that_is_like_with_like():
         rule, _, grid, _ = line.split(" | ")[1:]
         assert (rule == grid == "no fair figure yet") == ("Kodak" in line), line
     assert "Kodak" not in rate_report.calls(results)
-    assert rate_report.label("Kodak", ("Turbo-DDCM", 25)) == "Turbo-DDCM, published grid, K = 2^14, 25 calls"
+    photo = ("Kodak", "photo", ("Turbo-DDCM", 25))
+    assert results.label(*photo) == "Turbo-DDCM, published grid, K = 2^14, 25 calls"
+    for found in results.rows(*photo):  # as they will be once they are measured again
+        found["spec"]["vocab_size"] = 2 * rivals.atoms_of(3 * 512 * 768)
+    assert results.label(*photo) == "Turbo-DDCM, published grid, 25 calls"
+    assert results.fair(*photo)
+
+
+def test_turbos_codebook_grows_with_the_picture():
+    """As its authors advise: 2^14 at 16,384 dimensions, 2^20 for a Kodak picture; never below theirs."""
+    dims = {3 * 32 * 32: 14, 16384: 14, 3 * 256 * 256: 17, 3 * 512 * 768: 20}
+    assert {d: rivals.atoms_of(d) for d in dims} == {d: 1 << bits for d, bits in dims.items()}
+
+
+def test_the_most_atoms_of_a_step_are_found_and_too_many_bits_refused(fresh):
+    for codebook in (64, 1000, 16384):
+        for bits in fresh.integers(1, int(1.4 * codebook), 8).tolist():
+            m = rivals.most_atoms(codebook, bits)
+            assert m == 1 or coding.subset_bits(codebook, m) <= bits
+            assert coding.subset_bits(codebook, m + 1) > bits
+    with pytest.raises(SpecError, match="30000 bits is more than any set of 16384 atoms"):
+        rivals.most_atoms(16384, 30000)
+
+
+def test_a_row_that_fails_says_why_in_the_file_the_table_and_the_exit(tmp_path, monkeypatch, capsys):
+    """It is tried again by the next run, an older row keeps its figures, and the other rows are measured."""
+    rows = [comparison.Row("CIFAR-10", "gaussian-prior", codec, 1.0, 5) for codec in ("default", "Turbo-DDCM")]
+
+    def refuse(*_):
+        raise SpecError("32769 of 16384 atoms cannot be chosen")
+
+    out = tmp_path / "rates.json"
+    monkeypatch.setattr(rate_distortion, "plan", lambda: rows)
+    monkeypatch.setattr(rate_distortion, "cifar", lambda _: (["0"], [random_images(np.random.default_rng(0), 1, 32, 32)]))
+    monkeypatch.setattr("sys.argv", ["rate_distortion", "--out", str(out), "--no-report"])
+    with monkeypatch.context() as patch:
+        patch.setitem(rivals.MAKERS, "Turbo-DDCM", refuse)
+        with pytest.raises(SystemExit, match="no figures, see rates.json: CIFAR-10, gaussian-prior, Turbo-DDCM"):
+            rate_distortion.main()
+    assert "32769 of 16384" in capsys.readouterr().out
+    found = json.loads(out.read_text())["rows"]
+    assert found[rows[1].key]["error"] == "SpecError: 32769 of 16384 atoms cannot be chosen"
+    assert found[rows[0].key]["psnr"]
+    monkeypatch.setattr(rate_report, "FILE", out)
+    monkeypatch.setattr(rate_report, "SHOWN", [("default", 5), ("Turbo-DDCM", 5)])
+    table = rate_report.psnr_table(rate_report.Results(), "CIFAR-10", "gaussian-prior")
+    assert "no figure, see below" in table
+    assert "5 calls, 1 bpp: SpecError: 32769 of 16384 atoms cannot be chosen" in table
+    rate_distortion.main()
+    assert all(map(comparison.measured, json.loads(out.read_text())["rows"].values()))
