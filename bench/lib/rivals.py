@@ -90,12 +90,16 @@ def shares(cost: Callable[[int], int], bits: float, steps: int) -> list[int]:
     return [few + ((i + 1) * more // steps > i * more // steps) for i in range(steps)]
 
 
+def even_times(steps: int, budget: int | list[int]) -> tuple[Step, ...]:
+    """DDCM's steps through evenly spaced times of Stable Diffusion's noise."""
+    lams = schedule.scaled_linear()
+    return schedule.falling([lams[round(999 - 999 * i / steps)] for i in range(steps + 1)], 0.5, budget)
+
+
 def ddcm(place: Place, bits: float, calls: int) -> CodecSpec:
     """Matching pursuit, evenly spaced times. K counts signs (docs/rules.md). Where a picture would get a dozen atoms or
     more a step it is cut in blocks, for coefficients of 3 bits let a mixture hold no more."""
     steps = calls - 1
-    lams = schedule.scaled_linear()
-    levels = [lams[round(999 - 999 * i / steps)] for i in range(steps + 1)]
     long, rows, columns = place.width >= place.height, 1, 1
     if bits / steps > 12 * 17:
         n = 2
@@ -108,7 +112,7 @@ def ddcm(place: Place, bits: float, calls: int) -> CodecSpec:
     each = vocab_size.bit_length() - 1
     counts = shares(lambda m: units * (each * m + COEFFICIENT * (m - 1)), bits, steps)
     return place.spec(
-        schedule.falling(levels, 0.5, counts),
+        even_times(steps, counts),
         rule="pursuit",
         coefficient_bits=COEFFICIENT,
         vocab_size=vocab_size,
