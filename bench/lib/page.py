@@ -39,6 +39,11 @@ def source(result: Result, name: str) -> str:
     )
 
 
+def with_commands(result: Result) -> Result:
+    """The same with all commands that measured its rows in place of the last one."""
+    return {**result, "command": "`, `".join(result.get("commands", [result["command"]]))}
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 

@@ -172,9 +172,14 @@ def measure_all(args: argparse.Namespace) -> list[str]:
 
 
 # ---- tables of docs/rates.md --------------------------------------------------------------------------------------------
+def tried(rows: dict[str, Any], data: str, budgets: str, bpp: float) -> list[dict[str, Any]]:
+    """Measured rows, whatever their chunks and padding."""
+    return [r for r in rows.values() if (r["data"], r["budgets"], r["bpp"]) == (data, budgets, bpp) and "psnr" in r]
+
+
 def best_of(rows: dict[str, Any], data: str, budgets: str, bpp: float, published: bool) -> dict[str, Any] | None:
     """The row of highest mean PSNR, or that of the published chunks and padding."""
-    some = [r for r in rows.values() if (r["data"], r["budgets"], r["bpp"]) == (data, budgets, bpp) and "psnr" in r]
+    some = tried(rows, data, budgets, bpp)
     some = [r for r in some if not published or (r["chunk"], r["padding"]) == PUBLISHED]
     return max(some, key=lambda r: r["psnr"][0], default=None)
 
@@ -187,12 +192,21 @@ def psnr_table(result: page.Result) -> str:
     for data, name in BACKBONES.items():
         for bpp in sorted(RATES[data]):
             ours = best_of(result["rows"], data, OURS, bpp, False)
-            cells = [cell(best_of(result["rows"], data, *column[:1], bpp, column[1])) for column in COLUMNS]
+            cells = []
+            for budgets, published in COLUMNS:
+                count = len(tried(result["rows"], data, budgets, bpp))
+                text = cell(best_of(result["rows"], data, budgets, bpp, published))
+                cells.append(text if published or not text else f"{text}, best of {count}")
             if ours or any(cells):
-                lines.append([f"`{name}`, {bpp:g} bpp", f"{ours['psnr'][0]:.2f}" if ours else "", *cells])
+                count = f", {ours['images']} images" if ours else ""
+                lines.append([f"`{name}`, {bpp:g} bpp{count}", f"{ours['psnr'][0]:.2f}" if ours else "", *cells])
     head = ["dB", "ours", *(title(*column) for column in COLUMNS)]
     reasons = [f"No figure: {key}: {row['error']}" for key, row in result["rows"].items() if "error" in row]
-    return "\n\n".join([page.table(head, lines), *reasons])
+    legend = (
+        "In brackets: chunk and padding; walk error: the network's error on the walk over that on ideal states; divergence: "
+        "the bits of the walk beyond those that the curve foresees."
+    )
+    return "\n\n".join([page.table(head, lines), legend, *reasons])
 
 
 def title(budgets: str, published: bool) -> str:
@@ -247,7 +261,7 @@ def delta(ours: list[list[tuple[float, float]]], theirs: list[list[tuple[float, 
 
 def diffc_table() -> str:
     result = page.load(NAME)
-    return "\n\n".join([psnr_table(result), bd_table(result), page.source(result, NAME)])
+    return "\n\n".join([psnr_table(result), bd_table(result), page.source(page.with_commands(result), NAME)])
 
 
 TABLES: page.Tables = {"diffc": diffc_table} if page.measured(NAME) else {}

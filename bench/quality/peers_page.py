@@ -71,27 +71,24 @@ def parity_table() -> str:
             sides = [f"{side['psnr'][0]:.2f} dB" for side in (theirs, engine)]
             where = [found["peer"], f"`{found['backbone']}`, {found['data']}", rate_of(found), str(found["nfe"])]
             lines.append([*where, count, found["atoms"], *sides, f"{mean:+.3f} ± {half:.3f} dB{mark}"])
-    return "\n\n".join([page.table(head, lines), *reasons, page.source(result, NAME)])
+    return "\n\n".join([page.table(head, lines), *reasons, page.source(page.with_commands(result), NAME)])
 
 
 def walk_table() -> str:
     result = page.load(NAME)
-    head = [
-        "error on the own walk over that on ideal states",
-        "on",
-        "rate",
-        "engine",
-        "its last call",
-        "steps from the paper",
-    ]
+    head = ["error on the own walk over that on ideal states", "on", "rate", "engine", "steps from the paper"]
     lines = []
     for found in result["rows"].values():
         if "error" in found:
             continue
-        theirs = f"{found['peer_side']['walk_error']:.2f}" if "peer_side" in found else ""
-        own = [f"{found['engine']['walk_error']:.2f}", f"{found['engine']['walk_errors'][-1][1]:.2f}", theirs]
-        lines.append([found["peer"], f"`{found['backbone']}`, {found['data']}", rate_of(found), *own])
+        sides = [spread(found[side]) if side in found else "" for side in ("engine", "peer_side")]
+        lines.append([found["peer"], f"`{found['backbone']}`, {found['data']}", rate_of(found), *sides])
     return page.table(head, lines)
+
+
+def spread(side: dict[str, Any]) -> str:
+    ratios = [ratio for _, ratio in side["walk_errors"][1:]]
+    return f"{side['walk_error']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 TABLES: page.Tables = {"peers": parity_table, "walk_errors": walk_table} if page.measured(NAME) else {}

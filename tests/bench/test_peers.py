@@ -201,6 +201,13 @@ def test_verdicts(difference, same, verdict):
     assert bool(peers_page.broken(rows)) == (verdict in ("differs", "other bits"))
 
 
+def test_the_page_is_what_the_results_say():
+    for tables in (peers_page.TABLES, diffc.TABLES):
+        page.fill(peers_page.PAGE, tables, check=True)
+    if peers_page.TABLES:
+        assert not peers_page.broken(page.load("peers")["rows"]), "a row that is no parity is an issue, not a result"
+
+
 def test_no_parity_ends_the_script_and_an_error_is_a_row(tmp_path, monkeypatch, capsys):
     out = tmp_path / "peers.json"
     rows = [bench.Row("CIFAR-10", "shrink", name, 1.0, 4) for name in ("Turbo-DDCM, its grid", "DDCM, matching pursuit")]
@@ -261,7 +268,8 @@ def test_tables_of_diffc_choose_the_best_setting_and_say_it(tmp_path, monkeypatc
     monkeypatch.setattr(page, "RESULTS", tmp_path)
     (tmp_path / "diffc.json").write_text(json.dumps({**provenance, "rows": rows}))
     table = diffc.diffc_table()
-    assert "| 31.00 | 30.00 (16, 2; walk error 1.40, divergence +50 %) | 30.50 (20, 3;" in table
+    assert "1 bpp, 3 images | 31.00 | 30.00 (16, 2; walk error 1.40, divergence +50 %) | 30.50 (20, 3;" in table
+    assert "divergence +50 %), best of 2 |" in table
     assert "No figure: bad: ValueError: chunks" in table
     bits = [float(part.split(" %")[0]) for part in table.split("CIFAR-10 | ")[1].split(" | ")[:3]]
     assert bits[0] < bits[1] < 0, "against a better DiffC the lead is smaller"
