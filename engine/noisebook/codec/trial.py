@@ -87,7 +87,7 @@ def call(model: Backbone, y: Tensor) -> list[Row]:
     if row.ok or row.do:
         return [row]
     hint = _other_channels(model, y) or _other_multiple(model)
-    return [Row(name, False, row.found, hint or "denoise(y, sigma) takes y [B, C, H, W] float32 and sigma, a float")]
+    return [Row(name, False, row.found, hint or "denoise(y, sigma, cond=None) takes y float32 [B, C, H, W] and a float")]
 
 
 def same_answers(model: Backbone, y: Tensor) -> list[Row]:
