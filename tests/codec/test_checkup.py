@@ -124,7 +124,7 @@ FAULTS = {
         r"\[1, 3, 32, 16\] .*for \[1, 3, 32, 32\].*shape and type",
     ),
     "float64": (Sick(lambda x, y, s: x.double()), "call", r"float64 for .*shape and type of y"),
-    "an error": (Sick(lambda x, y, s: x + [][0]), "call", "raises IndexError: list index .*denoise.y, sigma. takes"),
+    "an error": (Sick(lambda x, y, s: x + [][0]), "call", "raises IndexError: list .*denoise.y, sigma, cond=None. takes"),
     "channels": (Flow(nn.Identity(), channels=3), "call", "raises BackboneError"),
     "levels that move": (Sick(round_sigma=lambda s: 1.01 * s), "levels", "round_sigma.*a level that it knows as it is"),
     "levels of infinity": (Sick(round_sigma=lambda s: math.inf), "levels", "is inf"),
