@@ -212,6 +212,11 @@ def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
     code = cli.main([*call, "--minutes", "1", "--share", "0.5"])
     assert code
     assert "other settings" in capsys.readouterr().err
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state["settings"] = state["settings"].replace(" loss=2", "")  # of before the loss of dropped images changed
+    torch.save(state, tmp_path / "run" / "state.pt")
+    assert cli.main([*call, "--minutes", "9"])
+    assert "other settings" in capsys.readouterr().err
 
 
 def test_a_latent_model_is_trained_behind_its_autoencoder(tmp_path, fresh, capsys):

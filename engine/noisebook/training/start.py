@@ -237,7 +237,8 @@ def cod_model(job: TrainingJob, images: list[np.ndarray]) -> Start:
     def write(average: nn.Module, path: Path) -> None:
         write_checkpoint(path, "cod", *cod.tensors_of(average))
 
-    return Start(new_model, cod.cod(job.share, job.dropped, extractor=extractor), write)
+    # the loss of dropped images was another before: a run of that time is not resumed with this one
+    return Start(new_model, cod.cod(job.share, job.dropped, extractor=extractor), write, "loss=2")
 
 
 def _latents(job: TrainingJob, images: list[np.ndarray]) -> tuple[Autoencoder, dict[str, Any]]:
