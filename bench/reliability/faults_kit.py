@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from bench.lib.images import smooth
 from bench.lib.record import ROOT
@@ -142,6 +144,7 @@ class Child:
             sys.modules["__main__"] = types.ModuleType("__main__")  # workers must not import the bench
             starter = forkserver._forkserver  # type: ignore[attr-defined]
             starter._forkserver_pid = starter._forkserver_address = starter._forkserver_alive_fd = None  # the parent's
+            tqdm.set_lock(threading.RLock())  # the parent's may have been held by its monitor when it forked
             self._mark(run, "make_plan", 1)
             self._mark(tokenizer.Tokenizer, "_encode", 2)
             self._mark(tokenizer.Tokenizer, "_commit", 3)
@@ -186,8 +189,9 @@ class Child:
 
     def kill(self, group: bool = True) -> None:
         """SIGKILL to it, or to it and its workers."""
-        with contextlib.suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.pid, signal.SIGKILL)
+        for send in (os.killpg, os.kill) if group else (os.kill,):  # it may be no leader of a group yet
+            with contextlib.suppress(ProcessLookupError):
+                send(self.pid, signal.SIGKILL)
         if self.code is None:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
