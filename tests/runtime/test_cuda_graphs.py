@@ -70,7 +70,9 @@ def tiny_convnet() -> PriorBackbone:
 
 def tiny_pca() -> PCAPrior:
     vectors = torch.linalg.qr(torch.randn(192, 192, generator=torch.Generator().manual_seed(0)))[0]
-    return PCAPrior((8, 8), 3, torch.zeros(192), torch.linspace(1, 0, 192), vectors)
+    prior = PCAPrior((8, 8), 3, torch.zeros(192), torch.linspace(1, 0, 192), vectors)
+    prior.fingerprint = "c" * 64  # a wrapper of a backbone without one has none
+    return prior
 
 
 def tiny_unet():
