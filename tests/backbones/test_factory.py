@@ -14,9 +14,9 @@ from PIL import Image
 import noisebook
 from common import TINY, random_images
 from noisebook import backbones
-from noisebook.backbones.factory import FORM, is_factory
 from noisebook.cli.main import main
 from noisebook.errors import BackboneError, SpecError
+from noisebook.spec.factories import FORM, is_factory
 
 pytestmark = pytest.mark.quick
 

@@ -5,7 +5,6 @@ file: what a file records is a name for people, see `registry.load_recorded`.
 """
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,16 +17,9 @@ from torch import nn
 
 from noisebook.backbones.base import Backbone, no_fingerprint
 from noisebook.errors import BackboneError, NoisebookError, first_line, printable
+from noisebook.spec.factories import FORM, MOST
 
-WORD = r"[^\W\d]\w*"
-FORM = re.compile(rf"({WORD}(?:\.{WORD})*):({WORD}(?:\.{WORD})*)")
-MOST = 250  # characters of a text: it is recorded
 SHOWN = 8  # names of a module that a message lists
-
-
-def is_factory(name: str) -> bool:
-    """Whether a text has the form MODULE:FACTORY."""
-    return len(name) <= MOST and FORM.fullmatch(name) is not None
 
 
 def refusal(name: str) -> str:

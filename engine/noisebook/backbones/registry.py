@@ -19,7 +19,7 @@ from noisebook.backbones.checkpoint import MISFIT, check_config, one_line, read_
 from noisebook.backbones.cod import cod
 from noisebook.backbones.cod.files import load_published, read_published
 from noisebook.backbones.diffusers.folder import from_folder, from_hub
-from noisebook.backbones.factory import is_factory, made_by
+from noisebook.backbones.factory import made_by
 from noisebook.backbones.nets import convnet, gaussian, nvidia_edm, unet
 from noisebook.backbones.precision import AUTO, auto_dtype, multiplies_bfloat16
 from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
@@ -27,6 +27,7 @@ from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError, NoisebookError, printable
 from noisebook.runtime.devices import own_defaults, usable_device
 from noisebook.runtime.limits import DEFAULT
+from noisebook.spec.factories import is_factory
 
 WEIGHTS = Path(__file__).parent / "weights"
 REALISM = ".realism.safetensors"  # how the names of realism networks end, which are beside their backbones: see realism.py

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from noisebook.backbones.factory import is_factory
 from noisebook.datasets.ledger import sha256
 from noisebook.datasets.plan_tables import read_table, table_bytes
 from noisebook.datasets.sources import SOURCES, Source
@@ -16,6 +15,7 @@ from noisebook.datasets.sources.rows import bounds
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, FormatError, NoisebookError, first_line, printable
 from noisebook.runtime.limits import DEFAULT, Limits
+from noisebook.spec.factories import is_factory
 from noisebook.spec.spec import CodecSpec
 
 PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
