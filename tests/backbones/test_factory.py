@@ -16,7 +16,7 @@ from common import TINY, random_images
 from noisebook import backbones
 from noisebook.cli.main import main
 from noisebook.errors import BackboneError, SpecError
-from noisebook.spec.factories import FORM, is_factory
+from noisebook.runtime.factories import FORM, is_factory
 
 pytestmark = pytest.mark.quick
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from noisebook.backbones.base import Backbone, no_fingerprint
 from noisebook.errors import BackboneError, NoisebookError, first_line, printable
-from noisebook.spec.factories import FORM, MOST
+from noisebook.runtime.factories import FORM, MOST
 
 SHOWN = 8  # names of a module that a message lists
 

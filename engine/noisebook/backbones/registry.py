@@ -26,8 +26,8 @@ from noisebook.backbones.wrappers.reparameterised import ddpm_view, flow_view
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.errors import BackboneError, NoisebookError, printable
 from noisebook.runtime.devices import own_defaults, usable_device
+from noisebook.runtime.factories import is_factory
 from noisebook.runtime.limits import DEFAULT
-from noisebook.spec.factories import is_factory
 
 WEIGHTS = Path(__file__).parent / "weights"
 REALISM = ".realism.safetensors"  # how the names of realism networks end, which are beside their backbones: see realism.py

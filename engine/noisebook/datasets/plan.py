@@ -14,8 +14,8 @@ from noisebook.datasets.sources.base import Files, Item, Items
 from noisebook.datasets.sources.rows import bounds
 from noisebook.datasets.store import Store
 from noisebook.errors import DatasetError, FormatError, NoisebookError, first_line, printable
+from noisebook.runtime.factories import is_factory
 from noisebook.runtime.limits import DEFAULT, Limits
-from noisebook.spec.factories import is_factory
 from noisebook.spec.spec import CodecSpec
 
 PLAN, ITEMS, FILES = "plan.json", "plan-items.parquet", "plan-files.parquet"
