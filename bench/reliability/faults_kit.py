@@ -14,17 +14,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
+from multiprocessing import RLock, forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from bench.lib.images import smooth
 from bench.lib.record import ROOT
@@ -128,6 +128,8 @@ class Child:
         self._phase = mmap.mmap(-1, 1)  # shared: what it was doing when it was killed
         self.log = Path(tempfile.mkstemp(prefix="noisebook-faults-", suffix=".log")[1])
         sys.stdout.flush()
+        TqdmDefaultWriteLock.mp_lock = RLock()  # a semaphore: a child before this one may have been killed with it in hand
+        tqdm.set_lock(TqdmDefaultWriteLock())
         self.begun, self.code = time.monotonic(), None
         self.pid = os.fork()
         if self.pid == 0:
@@ -144,7 +146,6 @@ class Child:
             sys.modules["__main__"] = types.ModuleType("__main__")  # workers must not import the bench
             starter = forkserver._forkserver  # type: ignore[attr-defined]
             starter._forkserver_pid = starter._forkserver_address = starter._forkserver_alive_fd = None  # the parent's
-            tqdm.set_lock(threading.RLock())  # the parent's may have been held by its monitor when it forked
             self._mark(run, "make_plan", 1)
             self._mark(tokenizer.Tokenizer, "_encode", 2)
             self._mark(tokenizer.Tokenizer, "_commit", 3)
