@@ -58,3 +58,9 @@ def typical(ratios: list[tuple[float, float]]) -> float:
 def mean_of(parts: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Ratios of several batches or seeds over the same levels, averaged."""
     return [(some[0][0], sum(ratio for _, ratio in some) / len(some)) for some in zip(*parts, strict=True)]
+
+
+def figures(ratios: list[tuple[float, float]]) -> dict[str, Any]:
+    """Ratios as a result file has them, and the typical one."""
+    shown = [(float(f"{sigma:.4g}"), round(ratio, 3)) for sigma, ratio in ratios]
+    return {"walk_error": round(typical(ratios), 4), "walk_errors": shown}

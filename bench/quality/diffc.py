@@ -14,31 +14,26 @@ The coder is that of bench/lib/peers.py with atoms in law. Writes bench/results/
 """
 
 import argparse
-import json
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from bench.lib import metrics, page, peers, rates, rivals, walk_errors
-from bench.lib.comparison import CIFAR, backbone_of, cifar, curve_of, payload_bits
-from bench.lib.images import centre_crops
+from bench.lib import ground, metrics, page, peers, rates, rivals, walk_errors
+from bench.lib.comparison import CIFAR, payload_bits
+from bench.lib.ground import BACKBONES, PHOTOS
 from bench.lib.per_image import packed, unpacked
-from bench.lib.record import DATA, RESULTS, ROOT, provenance, save
+from bench.lib.record import ROOT
 from noisebook.codebook import start_noise
 from noisebook.codec.codec import Codec
-from noisebook.runtime.pixels import to_uint8
+from noisebook.runtime.pixels import from_uint8, to_uint8
 
 NAME, PAGE = "diffc", ROOT / "docs/rates.md"
-PHOTOS = "photographs, 256 x 256"
-BACKBONES = {CIFAR: "cifar10-edm", PHOTOS: "photo"}
 RATES = {CIFAR: (1.0, 0.25, 4.0, 0.5, 2.0), PHOTOS: (0.25, 0.05, 1.0, 0.1, 0.5)}
 PIXELS = {CIFAR: 32 * 32, PHOTOS: 256 * 256}
 CHUNKS, PADDINGS, PUBLISHED = (16, 20, 18, 14, 12), (2, 3, 4, 5, 6), (16, 2)
@@ -85,7 +80,7 @@ def coded(row: Row, place: rivals.Place, images: Tensor, useful: float) -> Coded
     levels, foreseen = rivals.diffc_steps(place, useful, CALLS)
     start = start_noise(1, place.dims, 0, images.device).view(1, *place.backbone.state_shape(place.height, place.width))
     coder = peers.DiffC(foreseen if row.budgets == OTHER else None, row.chunk, row.padding, drawn=False)
-    x0, own = images.float() / 127.5 - 1, 0.0
+    x0, own = from_uint8(images), 0.0
 
     def choose(residual: Tensor, i: int, gain: float) -> tuple[Tensor, list[float]]:
         nonlocal own
@@ -100,7 +95,7 @@ def coded(row: Row, place: rivals.Place, images: Tensor, useful: float) -> Coded
 
 def default(place: rivals.Place, images: Tensor, bits: float) -> Coded:
     codec = Codec(rivals.ours(place, bits, CALLS), place.backbone, graphs=False, effort=1)
-    with walk_errors.Watched(place.backbone, images.float() / 127.5 - 1) as watched:
+    with walk_errors.Watched(place.backbone, from_uint8(images)) as watched:
         tokens, shown = codec.reconstruct(images)
     spent = payload_bits(codec, tokens, (place.height, place.width))
     return Coded(metrics.psnr(images, to_uint8(shown)).cpu(), np.array(spent, np.float64), watched.ratios())
@@ -132,41 +127,27 @@ def measure(row: Row, place: rivals.Place, images: Tensor) -> dict[str, Any]:
         "psnr_of_images": packed(best.psnr),
         "bits_of_images": np.round(best.bits).astype(int).tolist(),
         "divergence_over_curve": round(best.told, 4),
-        "walk_error": round(walk_errors.typical(best.ratios), 4),
-        "walk_errors": [(float(f"{sigma:.4g}"), round(ratio, 3)) for sigma, ratio in best.ratios],
+        **walk_errors.figures(best.ratios),
         "seconds": round(time.perf_counter() - begin, 1),
     }
 
 
 def measure_all(args: argparse.Namespace) -> list[str]:
     """Measures the rows that are missing; those without figures."""
-    result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
-    mine, failed = provenance(0, args.device), []
-    result = {**mine, "commands": sorted({mine["command"], *result.get("commands", [])}), "rows": result["rows"]}
-    begin = time.monotonic()
+    file, failed, begin = ground.RowFile(args), [], time.monotonic()
     for row in plan():
-        asked = (args.only, BACKBONES[row.data]), (args.bpp, row.bpp)
-        chunked = (args.chunk, row.chunk), (args.padding, row.padding)
-        if any(w and v not in w for w, v in (*asked, *(chunked if row.budgets != OURS else ()))):
+        chunked = () if row.budgets == OURS else ((args.chunk, row.chunk), (args.padding, row.padding))
+        if ground.excluded((args.only, BACKBONES[row.data]), (args.bpp, row.bpp), *chunked):
             continue
-        if "psnr" in result["rows"].get(row.key, {}) or time.monotonic() - begin > 60 * args.minutes:
+        if file.has(row.key) or time.monotonic() - begin > 60 * args.minutes:
             continue
-        if row.data == CIFAR:
-            images = cifar(args.images)[1][0].to(args.device)
-        else:
-            images = centre_crops(DATA / "photos256.npz", args.pictures).to(args.device)
-        name = BACKBONES[row.data]
-        place = rivals.Place(backbone_of(name, args.device), curve_of(name), *images.shape[2:])
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            try:
-                found = measure(row, place, images)
-            except Exception as error:  # the other rows are worth having; this one says why it has no figures
-                found = {**asdict(row), "error": f"{type(error).__name__}: {error}"[:300]}
-                failed.append(row.key)
-        result["rows"][row.key] = {**found, "device": mine["device"], "date": mine["date"]}
-        save(args.out, result)
-        figures = f"{found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB" if "psnr" in found else found["error"]
+        images = ground.pictures(row.data, args)
+        place = ground.place_of(BACKBONES[row.data], images)
+        found = ground.attempted(row, partial(measure, row, place, images))
+        file.keep(row.key, found)
+        if "error" in found:
+            failed.append(row.key)
+        figures = found["error"] if "error" in found else f"{found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB"
         print(f"{row.key}: {figures}", flush=True)
     return failed
 
@@ -269,17 +250,10 @@ TABLES: page.Tables = {"diffc": diffc_table} if page.measured(NAME) else {}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--device", default="cpu")
-    add("--images", type=int, default=64, help="of CIFAR-10")
-    add("--pictures", type=int, default=8, help="centre crops of photographs")
-    add("--only", action="append", help="only this backbone (repeatable)")
-    add("--bpp", action="append", type=float, help="only this rate (repeatable)")
-    add("--chunk", action="append", type=int, help="only this chunk size (repeatable)")
-    add("--padding", action="append", type=int, help="only this padding (repeatable)")
-    add("--minutes", type=float, default=math.inf, help="start no row after this many minutes")
-    add("--out", type=Path, default=RESULTS / f"{NAME}.json", help="result file")
-    page.add_options(parser)
+    ground.add_options(parser, NAME)
+    parser.add_argument("--bpp", action="append", type=float, help="only this rate (repeatable)")
+    parser.add_argument("--chunk", action="append", type=int, help="only this chunk size (repeatable)")
+    parser.add_argument("--padding", action="append", type=int, help="only this padding (repeatable)")
     args = parser.parse_args()
     if page.only_page(args, PAGE, TABLES):
         return

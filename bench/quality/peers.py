@@ -17,32 +17,27 @@ import argparse
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.lib import metrics, page, peers, rivals, walk_errors
-from bench.lib.comparison import CIFAR, backbone_of, cifar, curve_of, payload_bits
-from bench.lib.images import centre_crops
+from bench.lib import ground, metrics, page, peers, rivals, walk_errors
+from bench.lib.comparison import CIFAR, payload_bits
+from bench.lib.ground import BACKBONES, PHOTOS
 from bench.lib.per_image import packed
-from bench.lib.record import DATA, RESULTS, provenance, save
 from bench.quality.peers_page import NAME, PAGE, TABLES, TOLERANCE, broken, said, verdict
 from noisebook.backbones import Backbone
 from noisebook.codebook import start_noise
 from noisebook.codec.codec import Codec
-from noisebook.runtime.pixels import to_uint8
+from noisebook.runtime.pixels import from_uint8, to_uint8
 from noisebook.spec.schedule import fixed_level
 from noisebook.spec.spec import CodecSpec
 
-PHOTOS = "photographs, 256 x 256"
-BACKBONES = {CIFAR: "cifar10-edm", PHOTOS: "photo"}
 RATES = {CIFAR: (1.0, 0.25, 4.0), PHOTOS: (0.25, 0.05, 1.0)}
 CALLS, MANY = 25, 50  # network calls; of codecs with one token a step
 LEVELS = {32: 0.8, 256: 4.0}  # of gDDCM's fixed point, by the side of the pictures: near the best of a few for its bits
@@ -128,7 +123,7 @@ def fixed_point(place: rivals.Place, bits: float, calls: int) -> CodecSpec:
 class Peer:
     spec: rivals.Maker
     walk: Callable[[Side], Walked] | None  # None: a rule without a paper, for its walk only
-    single: bool = False  # one token a step: the calls say the rate
+    single: bool = False  # one token per step: the calls say the rate
 
 
 PEERS = {
@@ -180,14 +175,12 @@ class Found:
         return torch.stack(self.psnr).mean(0)
 
     def summary(self) -> dict[str, Any]:
-        ratios = walk_errors.mean_of(self.ratios)
         return {
             "psnr": metrics.interval(self.each),
             "psnr_of_images": packed(self.each),
             "psnr_of_seeds": [round(float(p.mean()), 3) for p in self.psnr],
             "bits": sum(self.bits) / len(self.bits),
-            "walk_error": round(walk_errors.typical(ratios), 4),
-            "walk_errors": [(float(f"{sigma:.4g}"), round(ratio, 3)) for sigma, ratio in ratios],
+            **walk_errors.figures(walk_errors.mean_of(self.ratios)),
             "seconds": round(self.seconds, 1),
         }
 
@@ -198,7 +191,7 @@ def batched(
     """One seed of one side: `run` makes (pictures in [-1, 1], bits) of batches of uint8 images."""
     psnr, bits, ratios, begin = [], [], [], time.perf_counter()
     for part, known in zip(images, ideal, strict=True):
-        with walk_errors.Watched(backbone, part.float() / 127.5 - 1) as watched:
+        with walk_errors.Watched(backbone, from_uint8(part)) as watched:
             shown, spent = run(part)
         psnr.append(metrics.psnr(part, to_uint8(shown)).cpu())
         bits.extend(np.broadcast_to(spent, len(part)).tolist())
@@ -210,7 +203,7 @@ def batched(
 
 
 def of_part(side: Side, walk: Callable[[Side], Walked], part: Tensor) -> Walked:
-    return walk(replace(side, x0=part.float() / 127.5 - 1))
+    return walk(replace(side, x0=from_uint8(part)))
 
 
 def measure(row: Row, images: Tensor, place: rivals.Place, seeds: int, drawn: bool, batch: int) -> dict[str, Any]:
@@ -251,52 +244,32 @@ def measure(row: Row, images: Tensor, place: rivals.Place, seeds: int, drawn: bo
 
 
 # ---- all rows -----------------------------------------------------------------------------------------------------------
-def pictures(data: str, count: int) -> Tensor:
-    return cifar(count)[1][0] if data == CIFAR else centre_crops(DATA / "photos256.npz", count)
-
-
 def measure_all(args: argparse.Namespace) -> None:
-    result = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
-    mine = provenance(0, args.device)
-    commands = sorted({mine["command"], *result.get("commands", [])})
-    result = {**mine, "commands": commands, "tolerance": TOLERANCE, "rows": result["rows"]}
-    begin = time.monotonic()
+    file, begin = ground.RowFile(args, tolerance=TOLERANCE), time.monotonic()
     for row in plan():
-        if any(w and v not in w for w, v in ((args.only, row.backbone), (args.peer, row.peer), (args.bpp, row.bpp))):
+        if ground.excluded((args.only, row.backbone), (args.peer, row.peer), (args.bpp, row.bpp)):
             continue
-        old = result["rows"].get(row.key)
-        if (old and "error" not in old) or time.monotonic() - begin > 60 * args.minutes:
+        if file.has(row.key) or time.monotonic() - begin > 60 * args.minutes:
             continue
-        images = pictures(row.data, args.images if row.data == CIFAR else args.pictures).to(args.device)
-        place = rivals.Place(backbone_of(row.backbone, args.device), curve_of(row.backbone), *images.shape[2:])
+        images = ground.pictures(row.data, args)
+        place = ground.place_of(row.backbone, images)
         drawn = args.drawn or (row.data == CIFAR and not args.in_law)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of atoms too few for a good picture
-            try:
-                found = measure(row, images, place, args.seeds, drawn, args.batch if row.data == CIFAR else 4)
-            except Exception as error:  # the other rows are worth having; this one says why it has no figures
-                found = {**asdict(row), "error": f"{type(error).__name__}: {error}"[:300]}
-        result["rows"][row.key] = {**found, "device": mine["device"], "date": mine["date"]}
-        save(args.out, result)
+        batch = args.batch if row.data == CIFAR else 4
+        found = ground.attempted(row, partial(measure, row, images, place, args.seeds, drawn, batch))
+        file.keep(row.key, found)
         print(f"{row.key}: {said(found)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ground.add_options(parser, NAME)
     add = parser.add_argument
-    add("--device", default="cpu")
-    add("--images", type=int, default=64, help="of CIFAR-10")
-    add("--pictures", type=int, default=8, help="centre crops of photographs")
+    add("--bpp", action="append", type=float, help="only this rate, 0 for codecs of one token per step (repeatable)")
     add("--seeds", type=int, default=3)
     add("--batch", type=int, default=64, help="of CIFAR-10")
-    add("--only", action="append", help="only this backbone (repeatable)")
     add("--peer", action="append", choices=PEERS, help="only this one (repeatable)")
-    add("--bpp", action="append", type=float, help="only this rate, 0 for codecs of one token a step (repeatable)")
     add("--drawn", action="store_true", help="draw all numbers of the atoms on photographs too: for a GPU")
     add("--in-law", action="store_true", help="draw them on CIFAR-10 neither")
-    add("--minutes", type=float, default=math.inf, help="start no row after this many minutes")
-    add("--out", type=Path, default=RESULTS / f"{NAME}.json", help="result file")
-    page.add_options(parser)
     args = parser.parse_args()
     if page.only_page(args, PAGE, TABLES):
         return

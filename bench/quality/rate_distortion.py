@@ -15,8 +15,8 @@ import argparse
 import json
 import math
 import time
-import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from bench.lib.comparison import (
     plan,
     scaled,
 )
+from bench.lib.ground import attempted, excluded
 from bench.lib.per_image import packed
 from bench.lib.record import DATA, RESULTS, provenance, save
 from bench.lib.rows import PCA
@@ -161,8 +162,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, str]:
     given = {path.stem: metrics.GivenNetworks(path, None, device) for path in args.distance}
     begin, failed = time.monotonic(), dict[str, str]()
     for row in plan():
-        left = (args.only, row.backbone), (args.codec, row.codec), (args.nfe, row.nfe)
-        if any(wanted and has not in wanted for wanted, has in left):
+        if excluded((args.only, row.backbone), (args.codec, row.codec), (args.nfe, row.nfe)):
             continue
         if current(result["rows"].get(row.key)) or time.monotonic() - begin > 60 * args.minutes:
             continue
@@ -170,20 +170,14 @@ def measure_all(args: argparse.Namespace) -> dict[str, str]:
         # arrival times are drawn once for all pictures of a batch, and take longer than all else
         size = {KODAK: 12 if cuda or row.codec == "DiffC" else 1, CIFAR: 500 if cuda else 64}[row.data]
         names, batches = kodak(pictures) if row.data == KODAK else cifar(count)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            try:
-                found = measure(row, names, batches, device, size, given)
-            except Exception as error:  # the other rows are worth having; this one says why it has no figures
-                found = {**asdict(row), "error": f"{type(error).__name__}: {error}"[:300], "run": name}
-                failed[row.key] = found["error"]
-                if not measured(result["rows"].get(row.key)):  # an older row keeps its figures
-                    result["rows"][row.key] = found
-                    save(args.out, result)
-                print(f"{row.key}: {failed[row.key]}", flush=True)
-                continue
-        result["rows"][row.key] = {**found, "run": name}
-        save(args.out, result)
+        found = {**attempted(row, partial(measure, row, names, batches, device, size, given)), "run": name}
+        if measured(found) or not measured(result["rows"].get(row.key)):  # an older row keeps its figures
+            result["rows"][row.key] = found
+            save(args.out, result)
+        if not measured(found):
+            failed[row.key] = found["error"]
+            print(f"{row.key}: {failed[row.key]}", flush=True)
+            continue
         print(
             f"{row.key}: {found['mean_bpp']:.4f} bpp, {found['psnr'][0]:.2f} dB, {found['decode_nfe']} calls, "
             f"{found['seconds']:.3f} s an image, {time.monotonic() - started:.1f} s",

@@ -11,7 +11,7 @@ import torch
 from common import ROOT, Shrink, random_images
 
 pytest.importorskip("scipy", reason="needs what bench needs", exc_type=ImportError)
-from bench.lib import page, peers, rivals, walk_errors
+from bench.lib import ground, page, peers, rivals, walk_errors
 from bench.quality import diffc, peers_page
 from bench.quality import peers as bench
 from noisebook.codebook import start_noise
@@ -212,9 +212,9 @@ def test_no_parity_ends_the_script_and_an_error_is_a_row(tmp_path, monkeypatch, 
     out = tmp_path / "peers.json"
     rows = [bench.Row("CIFAR-10", "shrink", name, 1.0, 4) for name in ("Turbo-DDCM, its grid", "DDCM, matching pursuit")]
     monkeypatch.setattr(bench, "plan", lambda: rows)
-    monkeypatch.setattr(bench, "pictures", lambda *_: random_images(np.random.default_rng(0), 1, 8, 8))
-    monkeypatch.setattr(bench, "backbone_of", lambda *_: place(8).backbone)
-    monkeypatch.setattr(bench, "curve_of", lambda _: place(8).curve)
+    monkeypatch.setattr(ground, "pictures", lambda *_: random_images(np.random.default_rng(0), 1, 8, 8))
+    monkeypatch.setattr(ground, "backbone_of", lambda *_: place(8).backbone)
+    monkeypatch.setattr(ground, "curve_of", lambda _: place(8).curve)
     monkeypatch.setattr(bench, "TOLERANCE", -1.0)
     monkeypatch.setattr(peers_page, "TOLERANCE", -1.0)
     monkeypatch.setattr(bench.rivals, "ddcm", None)
