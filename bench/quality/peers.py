@@ -1,9 +1,9 @@
 """The engine's rules beside steps that were written from the papers: python -m bench.quality.peers
 
-bench/lib/peers.py has Turbo-DDCM, DDCM, DiffC and gDDCM as their papers define them and imports nothing of noisebook. Here
-both sides code the same pictures with the same backbone, levels, start and bits, and mean PSNR has to agree within .1 dB.
-The script exits with the rows where it does not. Both sides also say how far the network is off on their own walk, over how
-far on ideal states (bench/lib/walk_errors.py).
+bench/lib/peers.py has Turbo-DDCM, DDCM, DiffC and gDDCM as their papers define them and imports nothing of noisebook.
+Here both sides code the same pictures with the same backbone, levels, start and bits, and mean PSNR has to agree within
+.1 dB. The script exits with the rows where it does not, and with those that could not be measured. Both sides also say
+how far the network is off on their own walk, over how far on ideal states (bench/lib/walk_errors.py).
 
     python -m bench.quality.peers --minutes 3                          # every row that is missing, CIFAR-10 first
     python -m bench.quality.peers --only photo --drawn --device cuda   # photographs with all atoms drawn, not in law
@@ -276,7 +276,7 @@ def main() -> None:
     measure_all(args)
     result = json.loads(args.out.read_text())
     if faults := broken(result["rows"]):
-        raise SystemExit("no parity within .1 dB and equal bits:\n" + "\n".join(faults))
+        raise SystemExit("no parity within .1 dB and equal bits, or no figures:\n" + "\n".join(faults))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def said(found: dict[str, Any]) -> str:
 
 
 def broken(rows: dict[str, Any]) -> list[str]:
-    """The rows that are no parity."""
-    return [f"{key}: {said(found)}" for key, found in rows.items() if found.get("verdict", FINE[0]) not in FINE]
+    """The rows that are no parity, or have no figures."""
+    bad = {key: found for key, found in rows.items() if "error" in found or found.get("verdict", FINE[0]) not in FINE}
+    return [f"{key}: {said(found)}" for key, found in bad.items()]
 
 
 # ---- tables of docs/rates.md --------------------------------------------------------------------------------------------

@@ -220,8 +220,9 @@ def test_no_parity_ends_the_script_and_an_error_is_a_row(tmp_path, monkeypatch, 
     monkeypatch.setattr(bench.rivals, "ddcm", None)
     monkeypatch.setitem(bench.PEERS, rows[1].peer, bench.Peer(lambda *_: 1 // 0, bench.ddcm))
     monkeypatch.setattr("sys.argv", ["peers", "--out", str(out), "--seeds", "1", "--in-law"])
-    with pytest.raises(SystemExit, match=r"no parity[^$]*its grid.*differs"):
+    with pytest.raises(SystemExit, match=r"no parity[^$]*its grid.*differs") as ended:
         bench.main()
+    assert f"{rows[1].key}: ZeroDivisionError" in str(ended.value)
     found = json.loads(out.read_text())["rows"]
     assert found[rows[1].key]["error"].startswith("ZeroDivisionError")
     assert "ZeroDivisionError" in capsys.readouterr().out
