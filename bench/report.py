@@ -26,7 +26,7 @@ def kodak() -> str:
             [
                 f"`{run['preset']}`",
                 f"`{run['backbone']}`",
-                run.get("dtype", "float32"),
+                run["dtype"],
                 f"{m['bpp']:.3f}",
                 f"{m['psnr']:.2f} dB",
                 f"{run['least_psnr']:.2f} dB",

@@ -38,11 +38,11 @@ def realism() -> str:
     """What trials of realism networks changed on held-out decodes."""
     rows = []
     for run in runs():
-        for entry in run["log"][-1:]:
-            if "held_out_features" in entry:
-                values = [entry[f"held_out_{name}{of}"] for name in ("features", "psnr") for of in ("_mean", "")]
-                features = [f"{value:.3f}" for value in values[:2]]
-                rows.append([run["recipe"], f"{entry['minutes']:.0f}", *features, *(f"{v:.2f} dB" for v in values[2:])])
+        entry = run["log"][-1]
+        if "held_out_features" in entry:
+            features, psnr = ([entry[f"held_out_{name}{of}"] for of in ("_mean", "")] for name in ("features", "psnr"))
+            figures = [*(f"{v:.3f}" for v in features), *(f"{v:.2f} dB" for v in psnr)]
+            rows.append([run["recipe"], f"{entry['minutes']:.0f}", *figures])
     head = ["recipe", "minutes", "distance of features, mean", "of the network", "PSNR, mean", "of the network"]
     return f"{page.table(head, rows)}\n\n{page.source(page.load(TRIALS), TRIALS)}"
 
@@ -53,9 +53,7 @@ TABLES: page.Tables = {"training": training, "realism": realism}
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     page.add_options(parser)
-    args = parser.parse_args()
-    args.report = not args.check
-    page.only_page(args, PAGE, TABLES)
+    page.fill(PAGE, TABLES, parser.parse_args().check)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,12 @@ def first_line(error: BaseException) -> str:
     return printable(lines[0], 500) if lines else type(error).__name__
 
 
+def said(error: BaseException) -> str:
+    """An error's type and what it says, in one line; of one that says nothing its type."""
+    what, kind = first_line(error), type(error).__name__
+    return kind if what == kind else f"{kind}: {what}"
+
+
 def printable(text: object, most: int = 0) -> str:
     """Text from a file as it can be shown in a message, a table or a log: what a terminal would obey (control characters,
     escapes, marks that turn the direction of text, separators of lines, halves of surrogate pairs) is written as \\xNN or

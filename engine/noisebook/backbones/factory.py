@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from noisebook.backbones.base import Backbone, no_fingerprint
-from noisebook.errors import BackboneError, NoisebookError, first_line, printable
+from noisebook.errors import BackboneError, NoisebookError, first_line, printable, said
 from noisebook.runtime.factories import FORM, MOST
 
 SHOWN = 8  # names of a module that a message lists
@@ -32,7 +32,7 @@ def refusal(name: str) -> str:
 
 
 def made_by(name: str) -> Backbone:
-    """What the factory `name`, MODULE:FACTORY, gives when it is called without arguments: its `factory` says so, and a
+    """What the factory `name`, MODULE:FACTORY, gives when it is called without arguments: its `factory` is that name, and a
     backbone without a name is called so. The module is one that Python finds, or in the current folder, where it and what
     it imports are looked for last.
 
@@ -88,7 +88,7 @@ def _module(name: str) -> Any:
                 f"PYTHONPATH and in the current folder{hint}"
             ) from error
         raise BackboneError(
-            f"the module {name!r} of the backbone's factory cannot be imported: {_said(error)}: `python -c 'import {name}'` "
+            f"the module {name!r} of the backbone's factory cannot be imported: {said(error)}: `python -c 'import {name}'` "
             "shows where"
         ) from error
 
@@ -131,14 +131,8 @@ def _called(factory: Any, name: str) -> Any:
     except (Exception, SystemExit) as error:
         module, _, function = name.partition(":")
         raise BackboneError(
-            f"the factory {name} raised {_said(error)}: `python -c 'import {module}; {module}.{function}()'` shows where"
+            f"the factory {name} raised {said(error)}: `python -c 'import {module}; {module}.{function}()'` shows where"
         ) from error
-
-
-def _said(error: BaseException) -> str:
-    """An error's type and what it says, in one line."""
-    what, kind = first_line(error), type(error).__name__
-    return kind if what == kind else f"{kind}: {what}"
 
 
 def _how(value: Any) -> str:

@@ -38,15 +38,19 @@ ABOUT = (
 MOST_BYTES = 1 << 22  # of a file that may be a curve: one that `calibrate` writes has a few KiB
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_backbone_and_images(parser: argparse.ArgumentParser, like: str) -> None:
+    """The positional arguments BACKBONE and IMAGE; `read` takes the second. `like`: which images are asked for."""
     parser.add_argument("backbone", metavar="BACKBONE", help=f"{BACKBONE}, as --backbone of the other commands")
     parser.add_argument(
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="pictures, folders of them, or one .npz with `images` "
-        "uint8 [N, H, W, C] or WebP files; about 30, like those to be coded, but not the same",
+        help=f"pictures, folders of them, or one .npz with `images` uint8 [N, H, W, C] or WebP files; {like}",
     )
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_backbone_and_images(parser, "about 30, like those to be coded, but not the same")
     parser.add_argument("-o", "--output", type=path_of, required=True, metavar="FILE", help="the curve to write (JSON)")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="use at most N images (default: 64)")
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N images")
@@ -146,6 +150,13 @@ def read(args: argparse.Namespace, channels: int) -> "list[np.ndarray]":
     return images
 
 
+def centre(pixels: "np.ndarray", most: tuple[int, int]) -> "np.ndarray":
+    """The middle of pixels [H, W, C], at most (height, width)."""
+    height, width = (min(n, side) for n, side in zip(pixels.shape[:2], most, strict=True))
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
 def batches_of(images: "list[np.ndarray]", crop: int | None) -> "list[Tensor]":
     """uint8 [B, C, H, W] of one size each, in order of the first image of that size; images smaller than `crop` are left
     out."""
@@ -157,7 +168,6 @@ def batches_of(images: "list[np.ndarray]", crop: int | None) -> "list[Tensor]":
         if crop:
             if min(pixels.shape[:2]) < crop:
                 continue
-            top, left = ((n - crop) // 2 for n in pixels.shape[:2])
-            pixels = pixels[top : top + crop, left : left + crop]
+            pixels = centre(pixels, (crop, crop))
         sizes.setdefault(pixels.shape, []).append(pixels)
     return [torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2) for same in sizes.values()]

@@ -1,15 +1,11 @@
 """`noisebook check`: whether a backbone does what noisebook takes for granted."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from noisebook.cli import options, precision
-from noisebook.cli.calibrate import batches_of, read
+from noisebook.cli.calibrate import add_backbone_and_images, batches_of, centre, read
 from noisebook.cli.show import log, say, say_json, shown
 from noisebook.errors import BackboneError, ImageError, SpecError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ABOUT = (
     "Tries a backbone on pictures: is x0_hat finite, in range and right at every level, are rows independent, which sizes "
@@ -19,13 +15,7 @@ CROP = 256  # pixels of a side
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("backbone", metavar="BACKBONE", help=f"{options.BACKBONE}, as --backbone of the other commands")
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="pictures, folders of them, or one .npz with `images`, as of `calibrate`: like those that the backbone is for",
-    )
+    add_backbone_and_images(parser, "like those that the backbone is for")
     parser.add_argument("--count", type=int, default=8, metavar="N", help="use at most N images (default: 8)")
     parser.add_argument(
         "--crop",
@@ -53,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     how = {"accelerated": {"dtype": args.dtype}, **options.conditions_of(args)}
     model = backbones.load(args.backbone, usable_device(args.device), **how)
     most = (args.crop, args.crop) if args.crop else model.size or (CROP, CROP)
-    images = [_centre(pixels, most) for pixels in read(args, model.channels)]
+    images = [centre(pixels, most) for pixels in read(args, model.channels)]
     if not images:
         raise ImageError("no images to check on: give pictures")
     precision.say_dtype(args, model)
@@ -67,10 +57,3 @@ def run(args: argparse.Namespace) -> int:
         failed = sum(not row.ok for row in result.rows)
         log(f"{failed} of {len(result.rows)} checks failed" if failed else f"all {len(result.rows)} checks passed")
     return 0 if result.ok else BackboneError.code
-
-
-def _centre(pixels: "np.ndarray", most: tuple[int, int]) -> "np.ndarray":
-    """The middle of pixels [H, W, C], at most (height, width)."""
-    height, width = (min(n, side) for n, side in zip(pixels.shape[:2], most, strict=True))
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]

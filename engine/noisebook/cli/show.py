@@ -5,7 +5,7 @@ import sys
 import traceback
 from typing import Any
 
-from noisebook.errors import NoisebookError, first_line, printable
+from noisebook.errors import NoisebookError, first_line, printable, said
 
 FAULT = 70  # the exit code of an error that nobody foresaw: EX_SOFTWARE of sysexits.h
 ALLOCATOR = "can't allocate memory"  # what torch says, in a RuntimeError
@@ -47,8 +47,7 @@ def failure(error: BaseException, with_traceback: bool = False) -> tuple[str, in
     if with_traceback:
         for line in "".join(traceback.format_exception(error)).splitlines():
             _write(printable(line))
-    what = f"{type(error).__name__}: {first_line(error)}" if first_line(error) != type(error).__name__ else first_line(error)
-    return f"{what}: this is a fault of noisebook: run again with --traceback, and report it", FAULT
+    return f"{said(error)}: this is a fault of noisebook: run again with --traceback, and report it", FAULT
 
 
 def _write(line: str) -> None:

@@ -51,6 +51,7 @@ class Dial:
         """
         with stage("realism"):
             if self.network is None:
+                mean = mean.clone() if tiled else mean  # of a large picture it lies where the next prediction is written
                 convincing = _by_ode(mean, y, sigma, model, denoise)
             else:
                 convincing = _padded(self.network, mean, y, sigma, tiled)

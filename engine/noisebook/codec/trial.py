@@ -11,7 +11,7 @@ from torch import Tensor
 from noisebook.backbones import Backbone
 from noisebook.backbones.base import no_fingerprint
 from noisebook.codec.baseline import power
-from noisebook.errors import first_line, printable
+from noisebook.errors import printable, said
 from noisebook.runtime.devices import working_device
 from noisebook.runtime.peak import peak_bytes
 from noisebook.spec.spec import identity_fault
@@ -40,9 +40,8 @@ def attempt(name: str, do: str, work: Callable[[], list[Row]]) -> list[Row]:
     try:
         return work()
     except Exception as error:
-        kind, what = type(error).__name__, first_line(error)
         short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-        return [Row(name, False, f"it raises {what if what == kind else f'{kind}: {what}'}", MEMORY if short else do)]
+        return [Row(name, False, f"it raises {said(error)}", MEMORY if short else do)]
 
 
 def identity(model: Backbone) -> list[Row]:
@@ -132,7 +131,7 @@ def _fault(model: Backbone, shape: Sequence[int], size: Sequence[int]) -> str:
     try:
         x0_hat = model(y, model.round_sigma(1.0))
     except Exception as error:
-        return f"{what} fails: {type(error).__name__}: {first_line(error)}"
+        return f"{what} fails: {said(error)}"
     if x0_hat.shape != y.shape:
         return f"{what} gives {list(x0_hat.shape)} for {list(y.shape)}"
     return "" if torch.isfinite(x0_hat).all() else f"{what} gives NaN or infinite values"

@@ -184,5 +184,5 @@ def solve(parts: Parts, stream: Stream, y: Tensor, cond: Any) -> Tensor:
         elif sigma > 0:
             y = solve_ode(solver, predict, y, sigma, levels)
         if parts.dial is not None:
-            y = parts.dial(y.clone() if stream.tiled else y, state, sigma, stream.tiled, backbone, predict)
+            y = parts.dial(y, state, sigma, stream.tiled, backbone, predict)
         return backbone.decode(y)[:, :, : stream.height, : stream.width]

@@ -98,10 +98,10 @@ def diffc(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
 
 def own(grid: "Grid", sigma_max: float, sigma_min: float, steps: int) -> list[float]:
     """steps + 1 levels of a discrete-time model's own grid: of those between sigma_min and sigma_max, which may be inf, as
-    many as its own sampler takes in so many calls, at the timesteps at which it takes them (`Grid`). Of the whole grid
+    many as its own sampler takes in that many calls, at the timesteps at which it takes them (`Grid`). Of the whole grid
     these are the sampler's own timesteps. Raises SpecError for too few levels, and for timesteps that are taken in a way
     that is not known."""
-    inside = [level for level in grid.levels if sigma_min * (1 - 1e-9) <= level <= sigma_max * (1 + 1e-9)]
+    inside = _inside(grid.levels, sigma_max, sigma_min)
     here, count = len(inside), steps + 1
     if steps < 1 or here < count:
         raise SpecError(
@@ -125,8 +125,12 @@ def own(grid: "Grid", sigma_max: float, sigma_min: float, steps: int) -> list[fl
     return [inside[t] for t in reversed(times)]
 
 
+def _inside(levels: Sequence[float], sigma_max: float, sigma_min: float) -> list[float]:
+    return [sigma for sigma in levels if sigma_min * (1 - 1e-9) <= sigma <= sigma_max * (1 + 1e-9)]
+
+
 def _picked(whose: str, levels: list[float], sigma_max: float, sigma_min: float, steps: int) -> list[float]:
-    inside = [sigma for sigma in levels if sigma_min * (1 - 1e-9) <= sigma <= sigma_max * (1 + 1e-9)]
+    inside = _inside(levels, sigma_max, sigma_min)
     if len(inside) < steps + 1:
         raise SpecError(f"{whose}'s grid has {len(inside)} levels between {sigma_min} and {sigma_max}, not {steps + 1}")
     return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
