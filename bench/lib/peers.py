@@ -2,7 +2,7 @@
 
 Nothing of noisebook is imported here: what both sides share is the function x0_hat = D(y, sigma), which is handed in. The
 walks use the papers' own coordinates, x = sqrt(abar) x0 + sqrt(1 - abar) eps with abar = 1 / (1 + sigma^2), and DDPM's
-posterior. K atoms are drawn anew at each step, independent normal numbers of torch's generator.
+posterior. New K atoms are drawn at each step, independent normal numbers of torch's generator.
 
 An atom is either *drawn*, all D numbers of it, or *in law*: its inner product with the direction u of the residual is a
 standard normal number, and what is orthogonal to u is normal too and independent of it. So K scalars and one vector have
@@ -145,7 +145,7 @@ def turbo(residual: Tensor, codebook: int, chosen: int, key: tuple[int, ...], dr
 
 
 def ddcm(residual: Tensor, codebook: int, key: tuple[int, ...], drawn: bool) -> Tensor:
-    """DDCM (arXiv 2502.01189): the one atom of K of largest inner product, as it is."""
+    """DDCM (arXiv 2502.01189): the one atom of K of largest inner product, unchanged."""
     if drawn:
         return atoms(codebook, residual.shape[1], key, residual.device).best(residual)[1]
     source, unit = generator(residual.device, *key), direction(residual)

@@ -39,7 +39,7 @@ from noisebook.spec.schedule import fixed_level
 from noisebook.spec.spec import CodecSpec
 
 RATES = {CIFAR: (1.0, 0.25, 4.0), PHOTOS: (0.25, 0.05, 1.0)}
-CALLS, MANY = 25, 50  # network calls; of codecs with one token a step
+CALLS, MANY = 25, 50  # network calls; of codecs with one token per step
 LEVELS = {32: 0.8, 256: 4.0}  # of gDDCM's fixed point, by the side of the pictures: near the best of a few for its bits
 
 

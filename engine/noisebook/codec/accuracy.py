@@ -14,7 +14,7 @@ from noisebook.codec.trial import Row, noisy
 
 HIGHEST, LOWEST, LEVELS = 20.0, 0.05, 8  # levels at which errors are measured, evenly spaced in ln sigma
 LIMIT, LIMIT_ABOVE = 1.1, 1.5  # of an error, in errors of doing nothing; where the noise is stronger than the images
-WORSE = 1.5  # errors of a Gaussian above which a row says so
+WORSE = 1.5  # times the error of a Gaussian: above it a row says that it is worse
 BEYOND, SHARE = 1.5, 0.01  # x0_hat is out of range where more than this share of its values is beyond +- BEYOND
 OURS = (-1.0, 1.0)
 RANGES = ((0.0, 1.0), (-0.5, 0.5), (0.0, 255.0))  # of the images of other people's models
@@ -114,8 +114,8 @@ def _row(level: Level, square: float, slack: float, unknown: bool) -> Row:
 
 
 def other_range(model: Backbone, x: Tensor, noise: torch.Generator) -> Row | None:
-    """A row that says so where the model seems to be one of images in another range: its errors on x [B, C, H, W] are lower
-    when it is taken as one. None where they are not."""
+    """A row about the range of images, where the model seems to be one of another range: its errors on x
+    [B, C, H, W] are lower when it is taken as one. None where they are not."""
     eps = [torch.randn(x.shape, generator=noise).to(x) for _ in RANGE_LEVELS]  # the same for all
     ours = _score(model, OURS, x, eps)
     scores = {ends: _score(model, ends, x, eps) for ends in RANGES}

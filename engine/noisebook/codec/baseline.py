@@ -1,4 +1,4 @@
-"""How well images can be told from noise without a network: what the errors of a backbone are held against."""
+"""How well images can be predicted from noisy ones without a network: what the errors of a backbone are compared with."""
 
 import math
 from collections.abc import Sequence

@@ -86,7 +86,7 @@ def check(
 
     backbone  a name, path, MODULE:FACTORY or `Backbone`
     images    uint8, or float in [-1, 1], [B, C, H, W]; or several such tensors of one size each. 4 to 16 images are enough
-    device, dtype, conditions   as of `noisebook.load`, of a backbone that is given by name; an object stays as it is
+    device, dtype, conditions   as of `noisebook.load`, of a backbone that is given by name; an object is unchanged
     seed      of the noise
 
     A fault of the backbone is a row of the result. Raises BackboneError for what is no backbone, and as `noisebook.load`;

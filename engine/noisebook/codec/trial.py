@@ -195,7 +195,7 @@ def cost(model: Backbone, y: Tensor, weights: int) -> tuple[float, int | None, l
         work()
         times.append(time.perf_counter() - begin)
     seconds = sorted(times)[REPEATS // 2]
-    found = f"{1000 * seconds:.3g} ms of {len(y)} on {model.device}, {1000 * seconds / len(y):.3g} ms an image"
+    found = f"{1000 * seconds:.3g} ms of {len(y)} on {model.device}, {1000 * seconds / len(y):.3g} ms per image"
     rest = "a call takes an unknown amount" if peak is None else f"a call takes {peak / 1e6:,.1f} MB"
     return seconds, peak, [Row("time", True, found), Row("memory", True, f"weights have {weights / 1e6:,.1f} MB, {rest}")]
 

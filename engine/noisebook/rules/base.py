@@ -16,7 +16,7 @@ from noisebook.errors import SpecError
 if TYPE_CHECKING:
     from torch import Tensor
 
-EFFORT = 1  # how often an encoder chooses the tokens of a step again where nobody says; the one place that says so
+EFFORT = 1  # how often an encoder chooses the tokens of a step again, unless asked otherwise; the only place of it
 RunTuple = tuple[int, int, int, int]  # (count, vocab_size, subset, zipf), see noisebook.format.runs.Run
 
 

@@ -53,7 +53,7 @@ class Ranged(Wrapper):
         if not self.on_pixels:
             return self.inner.round_sigma(sigma)
         level = self.inner.round_sigma(self.scale * sigma)
-        return sigma if level == self.scale * sigma else level / self.scale  # a level that is known stays as it is
+        return sigma if level == self.scale * sigma else level / self.scale  # a level that is known is unchanged
 
     def own_grid(self) -> Grid | None:
         """Inner's levels, in units of [-1, 1]."""
