@@ -230,7 +230,7 @@ def test_ctrl_c_ends_all_of_them(ground, monkeypatch):
     child = Child(ground.arguments(output, "--device", "cpu,cpu"), slow)
     until(lambda: events(output, "actor"))
     os.killpg(child.pid, signal.SIGINT)
-    assert child.wait() == 130
+    assert child.wait() == 130, child.errors()
     assert child.message() == ["noisebook: stopped"]
     assert not orphans(child.pid)
 
