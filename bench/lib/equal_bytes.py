@@ -27,6 +27,7 @@ from noisebook.spec import presets
 OURS = "noisebook"  # what the names of our codecs begin with
 PRESET = "photo"  # whose backbone and network calls are ours, unless others are asked for
 RATES = (0.05, 0.1, 0.25, 0.5, 1.0)  # bits per pixel of the whole file
+PER_STEP = 0.05  # about what a step of a rival's quality adds to the logarithm of its bytes
 
 
 def name_of(realism: float) -> str:
@@ -124,9 +125,11 @@ MISSING = {  # kind -> what to say where it is not installed
 
 @dataclass
 class Tried:
-    """Files of one picture that were made in searches, so that the next rate begins with them."""
+    """Files of one picture that were made in searches, so that the next rate begins with them. `guess`: the step where the
+    first search begins, another picture's for instance."""
 
     files: dict[tuple[str, int], tuple[bytes, np.ndarray]] = field(default_factory=dict)
+    guess: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,9 @@ def largest(rival: Rival, pixels: np.ndarray, limit: int, tried: Tried | None = 
 
 
 def _search(rival: Rival, pixels: np.ndarray, limit: int, variant: str, tried: Tried) -> int | None:
-    """The last step that fits, between one that fits and the next that does not: by the line through the logarithms of
-    their sizes, and every third time in the middle, so that it ends."""
+    """The last step that fits, between one that fits and the next that does not. Until there is one of either kind, it goes
+    from the guess as far as a step changes bytes, then twice as far. Between them it goes by the line through the logarithms
+    of their sizes, and every third time to the middle, so that it ends."""
 
     def size(step: int) -> int:
         if (variant, step) not in tried.files:
@@ -165,11 +169,19 @@ def _search(rival: Rival, pixels: np.ndarray, limit: int, variant: str, tried: T
     high = min((step for step, n in known.items() if n > limit and step > low), default=rival.steps)
     turn = 0
     while high - low > 1:
-        middle = (low + high) // 2
-        if low >= 0 and high < rival.steps and turn % 3 < 2:
+        fits, exceeds = low >= 0, high < rival.steps
+        if fits and exceeds and turn % 3 < 2:
             a, b = math.log(size(low)), math.log(size(high))
             middle = round(low + (high - low) * (math.log(limit) - a) / max(b - a, 1e-9))
-            middle = min(max(middle, low + 1), high - 1)
+        elif tried.guess is not None and not fits and not exceeds:
+            middle = tried.guess
+        elif tried.guess is not None and fits != exceeds:
+            known_step = low if fits else high
+            far = math.ceil(abs(math.log(limit / size(known_step))) / PER_STEP + 0.5) << turn // 2
+            middle = known_step + far if fits else known_step - far
+        else:
+            middle = (low + high) // 2
+        middle = min(max(middle, low + 1), high - 1)
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
         turn += 1
     return low if low >= 0 else None

@@ -56,6 +56,11 @@ class Rows:
         rows = [row for row in old.get("rows", []) if row["codec"] not in again]
         self.rows = {(row["image"], row["asked"], row["codec"]): row for row in rows}
 
+    def latest_quality(self, asked: float, codec: str) -> int | None:
+        """The quality step that the last row of this rate and codec has: another picture's is a good guess."""
+        steps = [row["quality"] for (_, a, c), row in self.rows.items() if (a, c) == (asked, codec) and row["bytes"]]
+        return steps[-1] if steps else None
+
     def write(self) -> None:
         """Whole or not at all, with the means over the rows that are there."""
         order = list(self.head["codecs"])
@@ -103,6 +108,7 @@ def measure(
                 if old and old["limit"] == len(data):
                     continue
                 if name in rivals:
+                    tried[name].guess = rows.latest_quality(asked, name)
                     found = equal_bytes.largest(rivals[name], pixels, len(data), tried[name])
                     row = row_of(*found, pixels, judge)
                 else:

@@ -53,6 +53,18 @@ def test_the_largest_file_that_fits_is_found_in_few_tries_and_the_better_variant
     assert least == min(sizes["a"][0], sizes["b"][0])
 
 
+def test_a_guess_finds_the_same_file_and_a_good_one_in_fewer_tries(fresh):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    sizes = (20 * 1.05 ** np.arange(192) + fresh.integers(0, 2, 192)).astype(int).tolist()
+    for limit in (sizes[0] - 1, *fresh.integers(sizes[0], sizes[-1], 20).tolist(), sizes[-1]):
+        best = max((s for s, n in enumerate(sizes) if n <= limit), default=None)
+        for guess in (None, 0, 191, int(fresh.integers(192)), best or 0, max((best or 0) - 3, 0)):
+            rival = Steps("WebP", "", 192, lambda step: (step, {}), ("a",), {"a": sizes, "calls": []})
+            file, _ = equal_bytes.largest(rival, pixels, limit, equal_bytes.Tried(guess=guess))
+            assert (file and file.step) == best
+            assert len(rival.settings["calls"]) <= (7 if guess is not None and abs(guess - (best or 0)) <= 3 else 14)
+
+
 def test_vvc_goes_from_one_qp_to_the_next_in_thirds():
     quality = equal_bytes.rivals()["VVC for PSNR"].quality
     assert [quality(step) for step in range(4)] == [(63, {"weight": w}) for w in (1.0, 0.9, 0.8)] + [(62, {"weight": 1.0})]
