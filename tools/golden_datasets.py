@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from noisebook.cli.main import main as run
@@ -64,17 +63,6 @@ def copied(folder: Path) -> Path:
     for path in (folder / "inputs").rglob("*"):
         os.utime(path, (MTIME, MTIME))
     return folder
-
-
-def made_with() -> dict[str, str]:
-    """What the last bit of a decoded picture depends on."""
-    return {"torch": torch.__version__.split("+")[0], "machine": platform.machine()}
-
-
-def pixels_sha256(path: Path) -> str:
-    """Of the decoded pixels of a picture, uint8 [H, W, C], and their shape."""
-    pixels = np.asarray(Image.open(path))
-    return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
 
 
 # ---- making them -----------------------------------------------------------------------------------------------------
@@ -154,11 +142,10 @@ def expected_of(name: str) -> dict:
     data = TokenDataset(str(FOLDER / name), partial=name == HALF)
     decoded = sorted((FOLDER / "decoded" / name).rglob("*.png"))
     return {
-        "made_with": made_with(),
         "rows": [{**row, "tokens": row["tokens"].tolist()} for row in data],
         "failed": {failure["key"]: failure["code"] for entry in data.done for failure in entry["failed"]},
         "shards": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((FOLDER / name / "shards").iterdir())},
-        "pictures": {p.relative_to(FOLDER / "decoded" / name).as_posix(): pixels_sha256(p) for p in decoded},
+        "pictures": [p.relative_to(FOLDER / "decoded" / name).as_posix() for p in decoded],
     }
 
 

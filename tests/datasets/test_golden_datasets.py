@@ -15,7 +15,7 @@ from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenStream
 from noisebook.errors import DatasetError
 from tools import golden_datasets as golden
-from tools.golden_datasets import FOLDER, HALF, OPTIONS, made_with, pixels_sha256, resume
+from tools.golden_datasets import FOLDER, HALF, OPTIONS, resume
 
 pytestmark = pytest.mark.quick
 
@@ -124,8 +124,9 @@ def test_inputs_of_another_time_are_refused(name, capsys):
 
 @pytest.mark.parametrize("name", FINISHED)
 def test_it_decodes_to_the_same_pictures(name, tmp_path):
-    """Bit for bit under the same torch on the same kind of machine; elsewhere a value may be rounded the other way. When the
-    pictures were written, a key that ends in .png got another .png."""
+    """But for values that are rounded the other way: which sums a library takes first depends on the processor, so that
+    the same torch gave another last bit on another one. When the pictures were written, a key that ends in .png got
+    another .png."""
     out, expected = tmp_path / "out", EXPECTED[name]
     assert main(["detokenize", name, "-o", str(out)]) == 0
     found = {path.relative_to(out).as_posix(): path for path in out.rglob("*.png")}
@@ -136,8 +137,6 @@ def test_it_decodes_to_the_same_pictures(name, tmp_path):
         assert before.shape == now.shape
         assert np.abs(before - now).max() <= 1, key
         assert (before != now).mean() <= 0.01, key
-        if expected["made_with"] == made_with():
-            assert pixels_sha256(path) == expected["pictures"][key], key
 
 
 def test_the_golden_data_sets_are_of_every_kind_and_hold_no_path_of_a_machine():
