@@ -139,6 +139,7 @@ class Child:
         code = 70
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
             handle = os.open(self.log, os.O_WRONLY | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
