@@ -54,6 +54,10 @@ class Comparison:
             if row["codec"] == codec and row["asked"] == asked and row.get(key) is not None
         }
 
+    def tried(self, codec: str, asked: float) -> int:
+        """Pictures that it was measured on, also those that it has no file for."""
+        return len({row["image"] for row in self.result["rows"] if (row["codec"], row["asked"]) == (codec, asked)})
+
     def mean(self, codec: str, asked: float, key: str, images: Sequence[str] | None = None) -> float | None:
         """Over all pictures that it has a file for, or over those of `images`; None where there is none."""
         values = self.values(codec, asked, key)
@@ -95,7 +99,8 @@ def cell(comparison: Comparison, codec: str, asked: float, key: str) -> str:
     it and ours over the pictures that it has."""
     values = comparison.values(codec, asked, key)
     if not values:
-        return f"no file so small ({comparison.count} of {comparison.count})" if codec in comparison.rivals else ""
+        tried = comparison.tried(codec, asked)
+        return f"no file so small ({tried} of {tried})" if tried else "not measured"
     mean = comparison.mean(codec, asked, key)
     assert mean is not None
     if len(values) == comparison.count:

@@ -56,10 +56,19 @@ class Rows:
         rows = [row for row in old.get("rows", []) if row["codec"] not in again]
         self.rows = {(row["image"], row["asked"], row["codec"]): row for row in rows}
 
-    def latest_quality(self, asked: float, codec: str) -> int | None:
-        """The quality step that the last row of this rate and codec has: another picture's is a good guess."""
-        steps = [row["quality"] for (_, a, c), row in self.rows.items() if (a, c) == (asked, codec) and row["bytes"]]
-        return steps[-1] if steps else None
+    def guess(self, image: str, asked: float, codec: str, kin: list[str]) -> int | None:
+        """Where the search for a quality step begins: where that of one of its `kin` ended, which are the same encoder tuned
+        otherwise; else where the last picture's ended, moved as far as the two were apart at the rate before."""
+        steps = {key: row["quality"] for key, row in self.rows.items() if row["bytes"] and "quality" in row}
+        if own := [steps[image, asked, k] for k in kin if (image, asked, k) in steps]:
+            return own[0]
+        others = [name for name, a, c in steps if (a, c) == (asked, codec) and name != image]
+        if not others:
+            return None
+        before = max((a for name, a, c in steps if (name, c) == (image, codec) and a < asked), default=asked)
+        here, there = (steps.get((name, before, codec)) for name in (image, others[-1]))
+        moved = here - there if here is not None and there is not None else 0
+        return steps[others[-1], asked, codec] + moved
 
     def write(self) -> None:
         """Whole or not at all, with the means over the rows that are there."""
@@ -108,7 +117,8 @@ def measure(
                 if old and old["limit"] == len(data):
                     continue
                 if name in rivals:
-                    tried[name].guess = rows.latest_quality(asked, name)
+                    kin = [other for other in rivals if rivals[other].kind == rivals[name].kind and other != name]
+                    tried[name].guess = rows.guess(image, asked, name, kin)
                     found = equal_bytes.largest(rivals[name], pixels, len(data), tried[name])
                     row = row_of(*found, pixels, judge)
                 else:

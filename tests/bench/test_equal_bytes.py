@@ -202,6 +202,11 @@ def test_the_best_is_bold_whoever_has_it_and_missing_files_are_counted(made_up):
     assert "alex.pt sha256:abab" in text
 
 
+def test_what_was_not_measured_is_not_called_too_large(made_up):
+    made_up["rows"] = [row for row in made_up["rows"] if (row["codec"], row["asked"]) != (WEBP, 1)]
+    assert cells(equal_tables.equal_bytes_table(), WEBP)[0][2] == "not measured"
+
+
 def test_wins_and_losses_are_counted_alike(made_up):
     text = equal_tables.equal_wins()
     half = "2 of 4 pictures"
