@@ -32,7 +32,7 @@ RUN pip install --no-cache-dir "torch==${TORCH}"
 # hadolint ignore=DL3006
 FROM torch-${VARIANT} AS installed
 ARG VARIANT
-# extras of pyproject.toml, with their brackets: [diffusers] for pipelines, [text] for prompts too, [datasets]
+# extras of pyproject.toml, with their brackets: [diffusers] for pipelines, [text] for prompts too, [ray]
 ARG EXTRAS=
 COPY --from=build /wheels /wheels
 # The last line: without a compiler setup.py would leave out the extension, and all would be slow.

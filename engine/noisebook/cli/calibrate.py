@@ -61,7 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="for a CoD: measure what it predicts under the condition of its own tokens "
         "of the image; files made with the curve begin with these tokens",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     add_conditions(parser)
     add_device(parser)
     add_force(parser)

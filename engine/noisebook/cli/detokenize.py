@@ -39,7 +39,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the pictures and prints the counts: 0, or 3 where images have failed. Raises what `TokenDataset` and
     `detokenize` raise."""
-    options.need_datasets()
     from noisebook.datasets.detokenize import detokenize
     from noisebook.datasets.reader import TokenDataset
     from noisebook.datasets.recipe import decoder

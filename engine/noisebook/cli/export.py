@@ -2,7 +2,7 @@
 
 import argparse
 
-from noisebook.cli.options import add_limits_of_files, limits_of, need_datasets, path_of
+from noisebook.cli.options import add_limits_of_files, limits_of, path_of
 from noisebook.cli.show import say, say_json
 
 ABOUT = "A tokenised data set in another format: WebDataset, npy, Megatron."
@@ -23,7 +23,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports, whole or not at all. Raises what `export` raises."""
-    need_datasets()
     from noisebook.datasets.export import export
 
     made = export(args.tokens, args.output, args.format, args.partial, limits_of(args))

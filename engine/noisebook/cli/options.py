@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from noisebook.cli import levels, precision
 from noisebook.cli.robust import each_robust, is_robust, refuse_embedded
 from noisebook.cli.roi import weights_of
 from noisebook.cli.show import log
-from noisebook.errors import DatasetError, SpecError
+from noisebook.errors import SpecError
 from noisebook.rules import EFFORT, RULES
 from noisebook.runtime.devices import usable_device
 from noisebook.runtime.limits import OPTIONS, Limits
@@ -67,13 +66,6 @@ CONDITIONS = {
 BACKBONE = "NAME|FILE|DIR|MODULE:FACTORY"
 TARGETS = ("bpp", "bytes", "psnr", "max_nfe", "curve")
 SPEED = ("dtype", "channels_last", "compile", "graphs")  # options of `noisebook.load` that change no file's meaning
-
-
-def need_datasets() -> None:
-    """Raises DatasetError where the libraries of the extra `datasets` are missing."""
-    missing = [name for name in ("pyarrow", "fsspec", "tqdm") if find_spec(name) is None]
-    if missing:
-        raise DatasetError(f"{', '.join(missing)} missing: pip install 'noisebook[datasets]'")
 
 
 # ---- options ------------------------------------------------------------------------------------------------------------

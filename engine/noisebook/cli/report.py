@@ -39,7 +39,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page. Raises what `build_report` raises, NoisebookError where the page is there."""
-    options.need_datasets()
     from noisebook.report.build import build_report
     from noisebook.runtime.atomic import write_bytes
 

@@ -123,7 +123,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tokenises and prints the counts: 0, or 3 where images have failed (0 for a rank of torchrun or mpirun). Raises what
     `datasets.run.tokenize` raises."""
-    options.need_datasets()
     from noisebook.datasets.job import ends_together
     from noisebook.datasets.run import tokenize
 

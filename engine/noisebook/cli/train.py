@@ -63,7 +63,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="last images that are never trained on (default: %(default)s)",
     )
     parser.add_argument(
-        "--save-every", type=float, default=TrainingJob.save_every, metavar="MINUTES", help="(default: %(default)g)"
+        "--save-every",
+        type=float,
+        default=TrainingJob.save_every,
+        metavar="MINUTES",
+        help="how often what resumes the run is written (default: %(default)g)",
     )
     parser.add_argument("--device", default=TrainingJob.device, help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument(
@@ -72,7 +76,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the type in which the network computes while it is trained; weights stay float32 "
         "(default: bfloat16 on CUDA, else float32)",
     )
-    parser.add_argument("--seed", type=int, default=TrainingJob.seed)
+    parser.add_argument(
+        "--seed", type=int, default=TrainingJob.seed, help="of weights, batches and noise (default: %(default)s)"
+    )
     _add_network(parser)
     _add_realism(parser)
     _add_cod(parser)
@@ -101,7 +107,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pairs",
         type=int,
-        help="reflow: pairs of noise and image (default: 4096); realism: decodes, made before the training (default: 3000)",
+        help="reflow: pairs of noise and image; realism: decodes, made before the training (default: 4096; realism: 3000)",
     )
 
 

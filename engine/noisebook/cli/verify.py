@@ -26,8 +26,6 @@ def run(args: argparse.Namespace) -> int:
     files = [path for path in args.files if path not in sets]
     rows, code = describe_all(args, files, show)
     codes, states = [code], []
-    if sets:
-        options.need_datasets()
     for path in sets:
         state, code = check_set(args, path)
         codes.append(code)
