@@ -1,20 +1,56 @@
-"""Writes the tables of README.md from the JSON under bench/results, and a roofline plot: no figure there is typed by hand.
+"""Writes the tables of README.md, and the long ones behind them in docs/, from the JSON under bench/results, and a roofline
+plot: no figure there is typed by hand.
 
-python -m bench.report            # --check: only say whether README is up to date
+python -m bench.report            # --check: only say whether the pages are up to date
 
-Fills every `<!-- NAME -->...<!-- /NAME -->` of README whose NAME is one of TABLES. GPU figures come from gpu_kernels.json
-and gpu_throughput.json there, if they were measured; where not, README says so. Dry runs are refused.
+Fills every `<!-- NAME -->...<!-- /NAME -->` of a page whose NAME is one of its tables in PAGES. GPU figures come from
+gpu_kernels.json and gpu_throughput.json there, if they were measured; where not, the pages say so. Dry runs are refused.
 """
 
 import argparse
 
 from bench.lib.equal_tables import NAME as CODECS
 from bench.lib.equal_tables import short
-from bench.lib.page import Tables, fill, load, measured, source, table
+from bench.lib.page import Result, Tables, fill, load, measured, source, table
 from bench.lib.record import ROOT
-from bench.report_gpu import gpu, roofline
+from bench.report_gpu import gpu, gpu_speed, roofline
 
-README = ROOT / "README.md"
+DEFAULT = "photo"  # the preset whose backbone the README is about
+TITLES = {"JPEG": "JPEG", "WEBP": "WebP"}
+
+
+def presets() -> str:
+    """The README's: what the presets of the embedded network reach and cost on Kodak, beside JPEG and WebP."""
+    result = load("kodak")
+    backbone = next(run["backbone"] for run in result["runs"] if run["preset"] == DEFAULT and "beside" in run)
+    runs = [run for run in result["runs"] if run["backbone"] == backbone]
+    runs.sort(key=lambda run: run["mean"]["bpp"])
+    kinds = list(runs[0]["beside"])
+    lines = []
+    for run in runs:
+        m = run["mean"]
+        cells = [f"`{run['preset']}`", f"{m['bpp']:.3f}", f"{m['psnr']:.2f} dB", f"{m['ssim']:.3f}"]
+        lines.append([*cells, *(_beside(run, kind) for kind in kinds), f"{m['seconds']:.1f} s"])
+    head = ["preset", "bits per pixel", "PSNR", "SSIM", *(f"{TITLES[kind]}, not larger" for kind in kinds), "seconds"]
+    images = [image for run in runs for image in run["images"]]
+    ((calls, short, long),) = {(i["nfe"], *sorted((i["height"], i["width"]))) for i in images}
+    about = (
+        f"A picture has {long} x {short} pixels. Seconds are those of its encode and decode together, which call the "
+        f"network {calls} times."
+    )
+    return f"{table(head, lines)}\n\n{result['about']}. {about} {source(result, 'kodak')}"
+
+
+def _beside(run: Result, kind: str) -> str:
+    """The PSNR of another codec's files that are not larger; where it has none for some pictures, ours on the others too."""
+    other = run["beside"][kind]
+    there = [row["psnr"] for row, file in zip(run["images"], other["rows"], strict=True) if file]
+    if not there:
+        return "no file so small"
+    mean = f"{other['mean']['psnr']:.2f} dB"
+    return (
+        mean if len(there) == len(run["images"]) else f"{mean} on {len(there)}; ours there {sum(there) / len(there):.2f} dB"
+    )
 
 
 def kodak() -> str:
@@ -111,17 +147,23 @@ def threads() -> str:
     return f"{table(['search', 'code', '1 thread', '2 threads'], lines)}\n\nMedians. {source(result, 'select_cpu')}"
 
 
-TABLES: Tables = {"kodak": kodak, "quality": quality, "search": search, "threads": threads, "gpu": gpu}
+PAGES: dict[str, Tables] = {
+    "README.md": {"presets": presets, "gpu_speed": gpu_speed},
+    "docs/rates.md": {"kodak": kodak},
+    "docs/codebook.md": {"quality": quality},
+    "docs/performance.md": {"search": search, "threads": threads, "gpu": gpu},
+}
 if measured(CODECS):
-    TABLES |= {"codecs": short}
+    PAGES["README.md"] |= {"codecs": short}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="what is done without options, too")
-    parser.add_argument("--check", action="store_true", help="only say whether README is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     args = parser.parse_args()
-    fill(README, TABLES, args.check)
+    for name, tables in PAGES.items():
+        fill(ROOT / name, tables, args.check)
     if not args.check and not roofline():
         print("no roofline plot: bench/results/gpu_kernels.json was not measured yet")
 

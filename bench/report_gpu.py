@@ -1,4 +1,5 @@
-"""The figures of a GPU in README.md, and the roofline plot, from gpu_kernels.json and gpu_throughput.json."""
+"""The figures of a GPU in README.md and docs/performance.md, and the roofline plot, from gpu_kernels.json and
+gpu_throughput.json."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,6 +175,24 @@ def encodes(throughput: Result) -> str:
         )
         lines.append([f"`{codebook}`", way, *cells])
     return table(["codebook", "network", "encode, in brackets time outside the network", "decode"], lines)
+
+
+def gpu_speed() -> str:
+    """The README's line: the way of computing the network that encodes fastest."""
+    throughput = measured("gpu_throughput")
+    if throughput is None:
+        return "Nothing was measured on a GPU yet."
+    rows = [r for r in throughput["rows"] if r.get("graphs")]
+    best = max((r for r in rows if r["verb"] == "encode"), key=lambda r: r["images_per_s"])
+    same = ("codebook", "way", "batch", "steps")
+    (decode,) = (r for r in rows if r["verb"] == "decode" and all(r[key] == best[key] for key in same))
+    return (
+        f"**On a GPU**: one {throughput['device']} encodes {best['images_per_s']:,.0f} and decodes "
+        f"{decode['images_per_s']:,.0f} images of 32 x 32 per second, in {best['steps']} steps of a U-Net of "
+        f"{best['parameters'] / 1e6:.0f} million parameters in {best['way'].get('dtype', 'float32')}; "
+        f"{100 * best['share_outside']:.1f} % of the time of an encode is spent outside of the network "
+        f"([Speed](docs/performance.md)). <sub>{throughput['date']}, `bench/results/gpu_throughput.json`</sub>"
+    )
 
 
 AGAINST = """D = 3072. *plain*: plain launches; in brackets how many times faster than the other way at the left, for the

@@ -259,7 +259,45 @@ def test_gpu_tables_come_from_measured_json(results):
         in lines
     )
     text = "head\n<!-- gpu -->\nold\n<!-- /gpu -->\ntail\n"
-    assert page.render(text, report.TABLES) == f"head\n<!-- gpu -->\n{report_gpu.gpu()}\n<!-- /gpu -->\ntail\n"
+    assert (
+        page.render(text, report.PAGES["docs/performance.md"])
+        == f"head\n<!-- gpu -->\n{report_gpu.gpu()}\n<!-- /gpu -->\ntail\n"
+    )
+
+
+def test_the_line_of_the_readme_is_the_fastest_encode_and_its_decode(results):
+    assert report_gpu.gpu_speed() == "Nothing was measured on a GPU yet."
+    found = gpu_throughput(0.985)
+    for row in found["rows"][1:]:
+        row |= {"steps": 10, "parameters": 50_400_000}
+    slow = [row | {"way": {"dtype": "float32"}, "images_per_s": 100} for row in found["rows"][1:]]
+    (results / "gpu_throughput.json").write_text(json.dumps(found | {"rows": slow + found["rows"]}))
+    line = report_gpu.gpu_speed()
+    assert "one made-up GPU encodes 1,000 and decodes 900 images" in line
+    assert "50 million parameters in bfloat16; 1.5 % of the time" in line
+
+
+def test_presets_of_the_readme_are_the_default_network_beside_what_is_not_larger(results):
+    def run(preset, backbone, bpp, **rest):
+        images = [{"psnr": psnr, "nfe": 25, "height": h, "width": 24 - h} for psnr, h in ((30.0, 8), (20.0, 16))]
+        mean = {"bpp": bpp, "psnr": 25.0, "ssim": 0.5, "seconds": 2.0}
+        return {"preset": preset, "backbone": backbone, "mean": mean, "images": images, **rest}
+
+    def beside(*files):
+        there = [f for f in files if f]
+        return {"images": len(there), "mean": {"psnr": sum(there) / len(there) if there else None}, "rows": list(files)}
+
+    some = {"JPEG": beside(27.0, None), "WEBP": beside(None, None)}
+    runs = [run("photo", "net", 0.2, beside={kind: beside(21.0, 25.0) for kind in some}), run("photo", "other", 0.1)]
+    runs.append(run("photo-low", "net", 0.1, beside=some))
+    (results / "kodak.json").write_text(json.dumps(result(about="2 pictures", threads=1, runs=runs, **FACTS)))
+    lines = report.presets().splitlines()
+    assert lines[0].count("not larger") == 2
+    low = "27.00 dB on 1; ours there 30.00 dB | no file so small"
+    assert lines[2] == f"| `photo-low` | 0.100 | 25.00 dB | 0.500 | {low} | 2.0 s |"
+    assert lines[3] == "| `photo` | 0.200 | 25.00 dB | 0.500 | 23.00 dB | 23.00 dB | 2.0 s |"
+    assert len(lines) == 6
+    assert "16 x 8 pixels" in lines[5]
 
 
 def test_other_ways_stand_beside_the_same_work_on_the_same_number_of_images(results):
@@ -291,7 +329,7 @@ def test_figures_of_a_dry_run_are_refused(results, capsys):
 
 def test_an_open_place_is_refused():
     with pytest.raises(SystemExit, match="'gpu' is not closed"):
-        page.render("head\n<!-- gpu -->\ntail\n", report.TABLES)
+        page.render("head\n<!-- gpu -->\ntail\n", report.PAGES["docs/performance.md"])
 
 
 def test_roofline_is_drawn_from_measured_json(results):

@@ -1,4 +1,4 @@
-"""Each verb is a module of cli/ with ABOUT, add and run; it is in the table, in the help and in README."""
+"""Each verb is a module of cli/ with ABOUT, add and run; it is in the table, in the help and in docs/cli.md."""
 
 import argparse
 import ast
@@ -43,8 +43,8 @@ def test_every_verb_says_what_it_does_and_takes_json(name, capsys):
     assert " ".join(VERBS[name].ABOUT.split()) in " ".join(text.split())
 
 
-def test_readme_has_a_line_for_every_verb():
-    section = (ROOT / "README.md").read_text().split("## Command line")[1].split("## Python")[0]
+def test_the_page_of_the_command_line_has_a_line_for_every_verb():
+    section = (ROOT / "docs/cli.md").read_text().split("```bash")[1].split("```")[0]
     named = set(re.findall(r"noisebook ([a-z-]+)", section))
     assert set(VERBS) <= named
 

@@ -1,12 +1,17 @@
-"""README and docs: the examples run, the links lead somewhere, the tables are those of bench/results."""
+"""README and docs: the examples run, the links lead somewhere, the tables are those of bench/results and of the parsers."""
 
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import torch
 
 from common import ROOT
+from noisebook.cli.main import VERBS, main
+from noisebook.images.files import encode_picture
 
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -16,19 +21,42 @@ def blocks(path, language):
 
 
 def check(module):
-    """Runs a script of bench/ with --check."""
-    command = [sys.executable, "-m", f"bench.{module}", "--check"]
+    """Runs a script with --check."""
+    command = [sys.executable, "-m", module, "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_tables_come_from_the_results():
-    check("report")
-    readme = (ROOT / "README.md").read_text()
-    for name in ("kodak", "quality", "search", "threads"):
-        assert f"<!-- {name} -->\n|" in readme, name
-    measured = (ROOT / "bench/results/gpu_kernels.json").exists()
-    assert ("Nothing here was measured on a GPU yet" in readme) != measured
+    check("bench.report")
+    readme, speed = (ROOT / "README.md").read_text(), (ROOT / "docs/performance.md").read_text()
+    pages = {"rates": ["kodak"], "codebook": ["quality"], "performance": ["search", "threads"]}
+    places = [((ROOT / f"docs/{page}.md").read_text(), name) for page, names in pages.items() for name in names]
+    for text, name in [(readme, "presets"), *places]:
+        assert f"<!-- {name} -->\n|" in text, name
+    measured = [(ROOT / f"bench/results/{name}.json").exists() for name in ("gpu_kernels", "gpu_throughput", "codecs")]
+    assert ("Nothing here was measured on a GPU yet" in speed) != (measured[0] or measured[1])
+    assert ("Nothing was measured on a GPU yet" in readme) != measured[1]
+    assert ("<!-- codecs -->\n|" in readme) == measured[2]
+
+
+def test_the_tables_of_options_are_those_of_the_parsers():
+    check("tools.cli_page")
+    page = (ROOT / "docs/cli.md").read_text()
+    for name in VERBS:
+        assert f"\n### `noisebook {name}`\n" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 100
+    assert all(cell.strip() for line in rows for cell in line.replace("\\|", "/").split("|")[1:-1]), "an empty cell"
+
+
+def test_the_page_of_the_command_line_has_every_exit_code():
+    from noisebook import errors
+
+    codes = {e.code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.NoisebookError)}
+    page = (ROOT / "docs/cli.md").read_text().split("## Exit codes")[1].split("## Options")[0]
+    named = {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for code in cell.split(",")}
+    assert named == codes | {0, errors.SALVAGED, 70, 130, 141}
 
 
 @pytest.mark.parametrize(
@@ -56,13 +84,13 @@ def test_tables_come_from_the_results():
     ],
 )
 def test_findings_come_from_the_results(script, page):
-    check(script)
+    check(f"bench.{script}")
     assert "| --- |" in (ROOT / f"docs/{page}.md").read_text()
 
 
 def test_every_place_of_a_page_is_filled_by_a_script():
     """A place whose table has another name would keep its old figures, and no check would see it."""
-    tables = "".join(path.read_text() for path in (ROOT / "bench").rglob("*.py"))
+    tables = "".join(path.read_text() for folder in ("bench", "tools") for path in (ROOT / folder).rglob("*.py"))
     places = {(path.name, name) for path in DOCS for name in re.findall(r"^<!-- (\w+) -->$", path.read_text(), re.MULTILINE)}
     assert len(places) > 40
     sections = {
@@ -77,31 +105,63 @@ def test_links_lead_somewhere(path):
         assert "://" in target or (path.parent / target).exists(), target
 
 
-def test_the_python_example_of_the_readme_runs():
-    code = blocks(ROOT / "README.md", "python")[0].replace("512", "64").replace("768", "96")
+def test_the_readme_is_a_page_to_land_on():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    assert "to reach" not in text, "targets are not for readers"
+    run, tests = blocks(ROOT / "README.md", "bash")[0].splitlines()
+    assert (run.split("#")[0].strip(), "# RUN" in run) == ("pip install . && noisebook roundtrip --samples", True)
+    assert ("pytest" in tests, "# TEST" in tests) == (True, True)
+    table = re.findall("^((?:`[a-z]+`,? ?)+)\\|", text.split("## Extras")[1].replace("\n| ", "\n"), re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall("[a-z]+", "".join(table))) == set(extras)
+
+
+def test_every_block_of_the_readme_runs(tmp_path, monkeypatch):
+    """In one empty folder, on smaller pictures; test_first_hour.py runs them unchanged. The two commands are run by CI."""
+    monkeypatch.chdir(tmp_path)
+    codec, own, data = (text.replace("512", "64").replace("768", "96") for text in blocks(ROOT / "README.md", "python"))
     scope: dict = {}
-    exec(code, scope)
-    assert scope["decoded"].shape == (2, 3, 64, 96)
+    exec(codec, scope)
+    assert scope["decoded"].shape == scope["coarse"].shape == (2, 3, 64, 96)
+    assert not torch.equal(scope["decoded"], scope["coarse"])
     assert scope["tokens"].shape == (2, len(scope["layout"]))
+    exec(own, scope)
+    tokens, seen = scope["mine"].reconstruct(scope["images"])
+    assert torch.equal(seen, scope["mine"].decode(tokens, (64, 96)))
+    (tmp_path / "noisebook-out").mkdir()
+    pixels = scope["images"][0].permute(1, 2, 0).numpy()
+    (tmp_path / "noisebook-out/a.nbk").write_bytes(encode_picture(scope["codec"], pixels))
+    _, commands = blocks(ROOT / "README.md", "bash")
+    for line in commands.splitlines():
+        program, verb, *arguments = shlex.split(line, comments=True)
+        assert program == "noisebook"
+        assert main([verb, *arguments, *(["--workers", "0"] if verb == "tokenize" else [])]) == 0, line
+    exec(data, scope)
+    row = scope["row"]
+    assert (str(row["tokens"].dtype), row["height"], row["width"]) == ("uint16", 64, 96)
 
 
-def test_commands_and_options_named_in_the_readme_exist(capsys):
-    from noisebook.cli.main import VERBS, main
-
+def test_commands_and_options_named_on_their_page_exist(capsys):
     helps = ""
     for command in VERBS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         helps += capsys.readouterr().out
-    section = (ROOT / "README.md").read_text().split("## Command line")[1].split("## Python")[0]
-    for option in set(re.findall(r"`(--[a-z-]+)", section)):
+    named = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/cli.md").read_text()))
+    assert len(named) > 60
+    for option in named - {"--help"}:
         assert option in helps, option
     assert blocks(ROOT / "README.md", "bash")[0].count("\n") == 2, "two commands do all the set-up"
 
 
-def test_every_option_of_a_command_in_the_docs_exists(capsys):
-    from noisebook.cli.main import main
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_nobody_installs_a_name_that_a_stranger_could_take(path):
+    """Until there is a release: a checkout or a wheel's path."""
+    assert not re.findall(r"""pip install[^`\n&#]* ['"]?noisebook\b(?![\w-]*\.)""", path.read_text())
 
+
+def test_every_option_of_a_command_in_the_docs_exists(capsys):
     helps: dict[str, str] = {}
     for path in DOCS:
         for line in "".join(blocks(path, "bash")).replace("\\\n", " ").splitlines():
