@@ -71,6 +71,7 @@ def test_the_page_of_the_command_line_has_every_exit_code():
         ("quality.rate_distortion", "rates"),
         ("quality.codecs", "rates"),
         ("quality.dial", "concepts"),
+        ("quality.one_walk", "concepts"),
         ("quality.published", "published"),
         ("quality.cod", "cod"),
         ("quality.cod_latent", "cod"),
