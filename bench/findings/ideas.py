@@ -282,8 +282,8 @@ def entropy_table() -> str:
 
 
 TABLES: page.Tables = {
-    "turns": lambda: share_table("turns", ["at once", "in 4 turns", "in 16 turns", "at once, one pass anew"]),
-    "coefficients": lambda: share_table("coefficients", ["equal", "best, for nothing", "best, for 2 bits each"]),
+    "turns": lambda: share_table("turns", ["at once", "in 4 turns", "in 16 turns", "at once, one pass again"]),
+    "coefficients": lambda: share_table("coefficients", ["equal", "best, at no bits", "best, at 2 bits each"]),
     "orders": lambda: share_table("orders", ["order 4096, cut", "order 3072"]),
     "reuse": lambda: psnr_table("reuse", ["24 steps", "48 steps, every x0_hat twice"]),
     "ahead": lambda: psnr_table("ahead", ["1 candidate", "2 candidates", "4 candidates", "8 candidates"]),

@@ -84,9 +84,10 @@ def table() -> str:
         if name != NETWORKS[0]:
             differences = (within(paired(a, b), "+") for a, b in zip(cells, against, strict=True))
             lines.append([f"`{name}` minus `{NETWORKS[0]}`", *differences])
-    alone = f"TAEF2 only, no tokens at all: {within(result['autoencoder_alone'])}."
+    note = f"TAEF2 without any tokens has {within(result['autoencoder_alone'])}. "
+    note += f"All rows are means over {result['photos']} photographs."
     head = ["PSNR", *(f"{bpp:g} bpp" for bpp in BPP)]
-    return f"{page.table(head, lines)}\n\n{alone} {result['photos']} photographs.\n\n{page.source(result, 'latent')}"
+    return f"{page.table(head, lines)}\n\n{note}\n\n{page.source(result, 'latent')}"
 
 
 def alone(autoencoder: TinyAutoencoder, images: Tensor) -> tuple[float, float]:

@@ -213,14 +213,14 @@ def bits_table() -> str:
         "frequencies of each position",
         "transformer, learned embeddings",
         "transformer, codewords",
-        "foretold",
+        "predicted",
         "bits per image",
     ]
     shuffled = next(k["shuffled"] for k in result["kinds"] if "shuffled" in k)
     note = (
-        f"Bits per token, mean over {HELD_OUT:,} held-out images; {TRAIN:,} to train on. Control: {WORDS[SHUFFLED]} with "
-        "each position shuffled among the images, where nothing but frequencies can be learned: "
-        f"{shuffled['bits']['mean']:.3f} bits, frequencies {shuffled['frequencies']['mean']:.3f}."
+        f"Bits per token, mean over {HELD_OUT:,} held-out images; {TRAIN:,} to train on. The control is {WORDS[SHUFFLED]}, "
+        "with each position shuffled among the images, where only frequencies can be learned. "
+        f"It has {shuffled['bits']['mean']:.3f} bits, and its frequencies {shuffled['frequencies']['mean']:.3f}."
     )
     return f"{page.table(head, lines)}\n\n{note} {page.source(result, NAME)}"
 

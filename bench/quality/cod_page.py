@@ -47,11 +47,12 @@ def coded_table() -> str:
 
 def findings() -> str:
     """Each network given its condition, against the same network trained without one, rate by rate."""
-    return "\n\n".join(_findings(*pair) for pair in (("unified", "alone"), ("gpu", "gpu-alone")))
+    head = ["PSNR that the condition adds, default rule", *(f"{bpp:g} bpp" for bpp in RATES)]
+    return page.table(head, [line for pair in (("unified", "alone"), ("gpu", "gpu-alone")) for line in _findings(*pair)])
 
 
-def _findings(told_name: str, alone: str) -> str:
-    rows, parts = page.load(NAME)["coded"], []
+def _findings(told_name: str, alone: str) -> list[list[str]]:
+    rows, without, ungiven = page.load(NAME)["coded"], [], []
     one = next(r for r in page.load(NAME)["drawn"] if (r["model"], r["steps"]) == (told_name, 1))
     for bpp in RATES:
         if bpp > FEW and told_name == "gpu":
@@ -62,11 +63,13 @@ def _findings(told_name: str, alone: str) -> str:
             if (r["bpp"], r["rule"], r["solver"]) == (bpp, "default", "mean")
         }
         told = one["psnr"][0] if bpp == RATES[0] else found[told_name, True]
-        parts.append(
-            f"{bpp:g} bpp: {told - found[alone, False]:+.2f} dB against the same network trained without one, "
-            f"{told - found[told_name, False]:+.2f} against itself given no condition"
-        )
-    return f"What the condition brings {WORDS[told_name]} under the default rule: " + "; ".join(parts) + "."
+        without.append(f"{told - found[alone, False]:+.2f} dB")
+        ungiven.append(f"{told - found[told_name, False]:+.2f} dB")
+    rest, name = [""] * (len(RATES) - len(without)), WORDS[told_name]
+    return [
+        [f"{name}, against the same network trained without a condition", *without, *rest],
+        [f"{name}, against itself given no condition", *ungiven, *rest],
+    ]
 
 
 def sizes_table() -> str:

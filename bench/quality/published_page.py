@@ -29,7 +29,7 @@ SOURCE_RFID = "[2511.13387](https://arxiv.org/abs/2511.13387)"
 
 def model(result: Result | None) -> str:
     """Every rule at every rate beside the published rows, all of it named."""
-    head = ["codec", "bits a pixel", "network calls of a decode", "PSNR, dB", "LPIPS", "where from"]
+    head = ["codec", "bits per pixel", "network calls of a decode", "PSNR, dB", "LPIPS", "where from"]
     rows = (result or {}).get("rows", [])
     asked = [{"rule": rule, "bpp": bpp, "calls": CALLS} for bpp in RATES for rule in RULES]
     known = [tuple(row[k] for k in ("rule", "bpp", "calls")) for row in rows]
@@ -74,7 +74,7 @@ def edm(result: Result | None) -> str:
         f"rFID as published, {SOURCE_RFID}",
         "Frechet distance here",
         "PSNR here, dB",
-        "bits an image",
+        "bits per image",
         "network calls",
     ]
     rows = {row["way"]: row for row in (result or {}).get("rows", [])}
