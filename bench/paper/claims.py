@@ -71,7 +71,7 @@ def claims(results: Results) -> str:
     for a, b in FORCED:
         d = results.difference("forced", b, a)
         claim(
-            "Plain DDCM fails where a sampler has no noise of its own: gDDCM is above it",
+            "Plain DDCM fails where a sampler adds no noise: gDDCM is above it",
             f"{b} minus forced: {within(d, '+')}" if d else MISSING,
             verdict(d),
         )

@@ -88,7 +88,9 @@ def section(name: str) -> Callable[[Results], str]:
 
 
 def plot_link(name: str) -> str:
-    return f"![]({(plots.PLOTS / f'paper-{name}.svg').relative_to(PAGE.parent)})" if name in plots.DRAWN else ""
+    if name not in plots.DRAWN:
+        return ""
+    return f"![PSNR against {plots.DRAWN[name][0]}]({(plots.PLOTS / f'paper-{name}.svg').relative_to(PAGE.parent)})"
 
 
 # ---- what a section has beside its rows ---------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def against_pca(results: Results) -> str:
         if any(cell != MISSING for cell in cells):
             lines.append([f"`{name}`" + (f" above `{other}`" if other != PCA else ""), *cells])
     rates = [f"{bits / 1024:g} bpp" for bits in BITS]
-    return "Above the PCA prior at equal bits and network calls:\n\n" + table(["", *rates], lines)
+    return "PSNR above that of the PCA prior, at equal bits and network calls:\n\n" + table(["", *rates], lines)
 
 
 def fits(name: str) -> Callable[[Results], str]:

@@ -101,13 +101,13 @@ def summary() -> str:
     row("bad pictures", "zoo", f"{found['zoo']['tried']}, below")
     row("pictures that kill or hang their worker", "deaths", f"{found['deaths']['tried']}")
     row("bits flipped and files cut", "damaged", f"{found['damaged']['tried']:,}, below")
-    row("damaged shards and ledger entries made anew", "remade", str(found["remade"]["tried"]))
+    row("damaged shards and ledger entries made again", "remade", str(found["remade"]["tried"]))
     row("the same run again, with 0, 1 and 2 workers", "same_again", f"{found['same_again']['tried']} runs")
     ray = found["ray_kills"]
     row("SIGKILL of actors of Ray at work", "ray_kills", f"{ray['kills']} kills, a data set of {ray['shards']} shards")
     real = found["ray_commands"]
     row(
-        "the same of the command with a Ray of its own, and of the command itself",
+        "the same of the command with a separate Ray, and of the command itself",
         "ray_commands",
         f"{real['kills']} kills of actors in a data set of {real['shards']} shards, {real['driver_kills']} of the command "
         "in another",

@@ -111,7 +111,7 @@ LINES = [
         Line(f"{verb}, Turbo-DDCM's loop against ours with rule `top`, {words}", None, "x", ratio(theirs, ours))
         for verb in ("encode", "decode")
         for words, theirs, ours in (
-            ("both as they are, one image", named(verb, LOOP, 1, False, False), named(verb, "top", 1, False)),
+            ("both unchanged, one image", named(verb, LOOP, 1, False, False), named(verb, "top", 1, False)),
             ("both with batch 32, graph and `compile`", named(verb, LOOP, 32, whole=True), named(verb, "top", 32)),
         )
     ),
