@@ -12,7 +12,7 @@ PLOTS = ROOT / "docs/images"
 
 
 def rate_curves(results: Results) -> dict[str, Curve]:
-    """Network -> points (log2 of bits a pixel, PSNR)."""
+    """Network -> points (log2 of bits per pixel, PSNR)."""
     out: dict[str, Curve] = {}
     for label, r in results.sections.get("rates", {}).items():
         out.setdefault(label.split(",")[0], []).append((float(np.log2(r["bpp"])), r["psnr"][0]))
@@ -30,7 +30,7 @@ def p_curves(results: Results) -> dict[str, Curve]:
 
 
 DRAWN: dict[str, tuple[str, Callable[[Results], Mapping[str, Curve]]]] = {
-    "rates": ("log2 of bits a pixel", rate_curves),
+    "rates": ("log2 of bits per pixel", rate_curves),
     "p": ("p", p_curves),
     "k": ("log2 V", lambda results: curves(results, "k")),
     "n": ("log2 N", lambda results: curves(results, "n")),
