@@ -91,6 +91,34 @@ def test_presets_are_calibrated_until_levels_or_bins_are_asked_for(monkeypatch):
     assert levels() == levels(tokens=0) == [recipe.sigma_max, recipe.sigma_min, recipe.start_budget]
 
 
+@pytest.mark.parametrize("backbone", ["photo-2", "cifar10-edm"])
+@pytest.mark.parametrize(("asked", "spent"), [(64, 64), (9, 8), (0.3, 1)])
+def test_a_budget_by_itself_is_that_of_every_step_at_every_size(backbone, asked, spent):
+    """Nothing of the preset's last budget, 1641 tokens at 512 x 768, is left."""
+    codec = noisebook.load("photo", backbone=backbone, budget=asked)
+    assert {step.budget for step in codec.spec.schedule} == {spent}
+    for size in ((32, 32), (50, 80)):
+        assert len(codec.layout_for(*size)) == 12 * spent + 1
+    assert codec.spec == noisebook.load("photo", backbone=backbone, budget=spent, budget_last=spent, scale_pixels=0).spec
+
+
+def test_budgets_that_come_with_others_are_what_they_were():
+    recipe = presets.get("photo").recipe
+
+    def budgets(**changes) -> tuple:
+        made = presets.changed(recipe, **changes)
+        return made.budget, made.budget_last, made.scale_pixels
+
+    assert budgets(budget=43, budget_last=516) == (43, 516, recipe.scale_pixels)
+    assert budgets(budget_last=516) == (recipe.budget, 516, recipe.scale_pixels)
+    assert budgets(sigma_max=5.0) == (recipe.budget, recipe.budget_last, recipe.scale_pixels)
+    assert budgets(budget=43, scale_pixels=1024) == (43, None, 1024)
+    assert budgets(budget=1000, rule="poisson") == (1000, None, 0)
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(SpecError, match="a budget must be above 0"):
+            noisebook.load("photo", backbone="gaussian-prior", budget=bad)
+
+
 def test_tokens_are_those_that_were_asked_for():
     """A backbone without a curve refuses them, as it does a rate; 0 is what the other options alone are."""
     for name in ("cifar10-ddpm", "cifar10-consistency"):  # which have none

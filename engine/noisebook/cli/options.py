@@ -30,8 +30,9 @@ KNOBS = {
     "sigma_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
     "rho": "p = 0 only: share of the noise kept each step (default 1 - 2/steps)",
-    "budget": "what a block spends at the first step: bins of a token each, or by the rule atoms or bits",
-    "budget_last": "what a block spends at the last step (default: as at the first)",
+    "budget": "what a block spends at the first step: bins of a token each, in powers of two, or by the rule atoms or bits; "
+    "without --budget-last at every step, and for every size of picture",
+    "budget_last": "what a block spends at the last step (default: the preset's, or with --budget as at the first)",
     "scale_pixels": "budgets are for images of that many pixels and scale with the size; 0 = exact",
     "tokens": "tokens of an image of scale-pixels, spent as the backbone's curve says, as in the presets; "
     "0: as --budget says",

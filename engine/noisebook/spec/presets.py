@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import SpecError
+from noisebook.rules import RULES
 from noisebook.spec import curve as curves
 from noisebook.spec import schedule
 from noisebook.spec.spec import CodecSpec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PRESETS_FILE = Path(__file__).with_name("presets.json")
 DEFAULT = "photo"
+SIZE = (512, 768)  # (height, width) of the images that presets were made for: scale_pixels of their recipes
 DRAWN = 25  # steps in which an image is drawn from its condition only
 
 
@@ -192,8 +194,10 @@ def by_hash(codec_hash: bytes) -> Preset | None:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some fields replaced; levels or budgets that the caller gives end a calibrated schedule. Raises
-    SpecError for a field that does not exist, or for both at once."""
+    """The recipe with some fields replaced; levels or budgets that the caller gives end a calibrated schedule. A `budget`
+    without `budget_last` or `scale_pixels` is that of every step, whatever the size of the image: the preset's own last
+    budget and its size belong to the preset's own first. Raises SpecError for a field that does not exist, or for both at
+    once."""
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
         raise SpecError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in fields(Recipe))}")
@@ -204,7 +208,17 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
         raise SpecError(f"tokens make their own schedule, and do not go with {', '.join(other)}")
     if changes.get("condition", "none") != "none":  # it takes the place of a start; by itself it is drawn as in CoD's paper
         changes = {"start_budget": 0, **({"steps": DRAWN} if changes["condition"] == "only" else {}), **changes}
+    if "budget" in changes and "budget_last" not in changes:
+        changes = {"budget_last": None, **changes}
+        if "scale_pixels" not in changes:
+            changes |= {"scale_pixels": 0, "budget": _whole(changes["budget"], changes.get("rule", recipe.rule))}
     return replace(recipe, **({"tokens": 0} if other else {}) | changes)
+
+
+def _whole(budget: float, rule: str) -> float:
+    """The nearest budget that a step of that rule can spend exactly; unchanged where `build` will refuse it."""
+    powers = rule in RULES and RULES[rule].power_of_two_budget and 0 < budget < math.inf
+    return 2 ** max(0, round(math.log2(budget))) if powers else budget
 
 
 def check_tokens(backbone: "Backbone", **changes: Any) -> None:
