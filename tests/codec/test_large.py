@@ -170,6 +170,12 @@ def test_a_batch_of_large_pictures_is_coded_one_by_one(small_blocks) -> None:
     tokens = codec.encode(images)
     assert torch.equal(tokens[1], codec.encode(images[1:])[0])
     assert torch.equal(codec.decode_packed(codec.encode_packed(images), (80, 90)), codec.decode(tokens, (80, 90)))
+    heard = []
+    codec.encode(images, progress=lambda *at: heard.append(at))
+    assert heard == [(n, 6) for n in range(7)]  # a prediction of a whole picture is a call, whatever its tiles
+    heard.clear()
+    codec.decode(tokens, (80, 90), realism=0.5, progress=lambda *at: heard.append(at))
+    assert heard == [(n, 14) for n in range(15)]
     layout = codec.layout_for(80, 90)
     assert layout.step_index[:2].tolist() == [StepIndex.RESOLUTION] * 2
     assert len(layout) == tokens.shape[1]

@@ -68,6 +68,9 @@ def test_the_dial_mixes_the_mean_with_what_the_network_makes(batch, size, change
     assert torch.equal(codec.decode_packed(packed, size, realism=0.5), shown[0.5])
     assert torch.equal(codec.decode_packed(packed, size, steps=2, realism=1), codec.decode(tokens, size, 2, 1))
     assert (codec.nfe_of(None, 0.5), codec.nfe_of(None), codec.nfe, codec.nfe_of(2, 1)) == (6, 5, 5, 4)
+    heard = []
+    codec.decode(tokens, size, realism=0.5, progress=lambda *at: heard.append(at))
+    assert heard == [(n, 6) for n in range(7)]  # the realism network's call is the last
 
 
 class Halves(torch.nn.Module):

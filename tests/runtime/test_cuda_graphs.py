@@ -310,6 +310,25 @@ def test_replay_of_real_backbones(name, cuda, fresh):
     assert len(codec.graphs) == 1
 
 
+def test_of_a_graph_only_the_end_is_reported_and_listening_makes_no_graph_of_its_own(cuda, fresh):
+    few = {"steps": 1, "budget": 1, "vocab_size": 16}
+    codec, images, heard = build(Shrink(), **few), random_images(fresh, 1, 4, 4), []
+
+    def progress(done, total):
+        heard.append((done, total))
+
+    for _ in range(2):  # the first records, which runs the network three times
+        heard.clear()
+        tokens = codec.encode(images, progress=progress)
+        codec.decode(tokens, (4, 4), progress=progress)
+        assert heard == [(0, 1), (1, 1), (0, 2), (2, 2)]
+    assert torch.equal(codec.encode(images), tokens)
+    assert len(codec.graphs) == 2
+    heard.clear()
+    build(Shrink(), graphs=False, **few).decode(tokens, (4, 4), progress=progress)
+    assert heard == [(0, 2), (1, 2), (2, 2)]
+
+
 def test_results_are_the_callers_own_and_inputs_are_copied(cuda, fresh):
     codec = build(Counting())
     one, two = (random_images(fresh, 2, 16, 16) for _ in range(2))

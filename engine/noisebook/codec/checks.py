@@ -9,7 +9,11 @@ from torch import Tensor
 
 from noisebook.backbones import Backbone, shipped
 from noisebook.backbones.base import no_fingerprint
-from noisebook.errors import BackboneError, CodecMismatchError, ImageError, NoisebookError, SpecError, printable
+from noisebook.codec.stream import Stream
+from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError, printable
+from noisebook.format import container
+from noisebook.format.cost import check_cost
+from noisebook.runtime.limits import Limits
 from noisebook.spec.spec import CodecSpec, identity_fault
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -54,6 +58,24 @@ def check_tokens(tokens: Tensor, length: int, height: int, width: int) -> None:
             f"this codec takes integer tokens [B, {length}] for images of {height} x {width}, not {tokens.dtype} "
             f"{list(tokens.shape)}"
         )
+
+
+def check_payload(payload: Tensor, stream: Stream, fixed_length: bool, limits: Limits) -> None:
+    """Raises FormatError for what are no payloads uint8 [B, bytes] of that stream, or more work than `limits` allow."""
+    if payload.ndim == 2:
+        check_cost(payload.shape[1], stream.runs, limits)
+    length = -(-container.packed_bits(stream.runs) // 8) if fixed_length else None
+    if payload.ndim != 2 or payload.dtype != torch.uint8 or length not in (None, payload.shape[1]):
+        raise FormatError(
+            f"this codec takes payloads of {length or 'some'} bytes for images of {stream.height} x {stream.width}, not "
+            f"{payload.dtype} {list(payload.shape)}: damaged, or of another codec"
+        )
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises SpecError for another dtype of decoded images than there is."""
+    if dtype not in ("float32", "uint8"):
+        raise SpecError(f'images are decoded to dtype "float32" or "uint8", not {printable(repr(dtype), 60)}')
 
 
 def check_lost(lost: Any, tokens: Tensor) -> None:

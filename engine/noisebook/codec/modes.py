@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from noisebook.backbones import Backbone
 from noisebook.codec.codec import Chooser, Codec
+from noisebook.codec.inputs import Range
 from noisebook.codec.stream import Segment, Stream
 from noisebook.errors import BackboneError, CodecMismatchError, ImageError, SpecError
 from noisebook.runtime.devices import own_defaults
@@ -127,9 +128,9 @@ def restore(
 
 
 @own_defaults()
-def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
+def edit(source: Codec, target: Codec, images: Tensor, range: Range | None = None) -> Tensor:
     """Editing by replay: tokens chosen under the condition of `source`, decoded under that of `target`; images uint8 or
-    float32 [B, C, H, W] -> float32 [B, C, H, W].
+    float32 [B, C, H, W] -> float32 [B, C, H, W]. `range` is as of `Codec.encode`.
 
     Raises CodecMismatchError where more than the backbone differs, and what `Codec.encode` raises.
     """
@@ -139,7 +140,7 @@ def edit(source: Codec, target: Codec, images: Tensor) -> Tensor:
             "an edit replays tokens: give two codecs of the same schedule, codebook, rule and solver, "
             "which differ in the backbone only"
         )
-    tokens, size = source.encode(images), (images.shape[2], images.shape[3])
+    tokens, size = source.encode(images, range=range), (images.shape[2], images.shape[3])
     if source.stream(*size) != target.stream(*size):
         raise CodecMismatchError(
             f"backbones {source.backbone.name!r} and {target.backbone.name!r} have other states: an "

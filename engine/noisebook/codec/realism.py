@@ -25,6 +25,7 @@ from noisebook.codec.solvers import Denoiser, ending, solve_ode
 from noisebook.errors import SpecError, printable
 from noisebook.runtime.allocator import give_back
 from noisebook.runtime.profiler import stage
+from noisebook.runtime.progress import network_called
 from noisebook.spec.schedule import known_levels, solver_levels
 from noisebook.spec.spec import CodecSpec
 
@@ -55,6 +56,7 @@ class Dial:
                 convincing = _by_ode(mean, y, sigma, model, denoise)
             else:
                 convincing = _padded(self.network, mean, y, sigma, tiled)
+                network_called()
             mixed = torch.lerp(mean, convincing, self.realism, out=convincing)
         if tiled and mean.device.type == "cpu":
             give_back()

@@ -22,6 +22,7 @@ from noisebook.backbones.wrappers.tiled import tile_places
 from noisebook.errors import BackboneError
 from noisebook.runtime.allocator import give_back
 from noisebook.runtime.profiler import stage
+from noisebook.runtime.progress import network_called
 
 TILE, OVERLAP = 512, 64  # pixels; tiles of that size stay in the cache of a CPU
 HIGH = 1.0  # noise-to-signal ratio above which a lower resolution loses nothing
@@ -73,6 +74,7 @@ class Look:
         with stage("network"):
             octaves = self.octaves(sigma, level, (y.shape[2], y.shape[3]))
             x0_hat = predict(self.network, y, sigma, octaves, self.out)
+        network_called()
         if y.device.type == "cpu":
             give_back()
         return x0_hat

@@ -28,6 +28,7 @@ from noisebook.rules import Rule
 from noisebook.runtime.cuda_graphs import graph_cached
 from noisebook.runtime.devices import working_device
 from noisebook.runtime.profiler import stage
+from noisebook.runtime.progress import network_called
 from noisebook.spec.spec import CodecSpec
 from noisebook.spec.step import StepIndex
 
@@ -125,6 +126,7 @@ def denoise(backbone: Backbone, y: Tensor, sigma: float, cond: Any = None) -> Te
             f"backbone {backbone.name!r} gave {list(x0_hat.shape)} for a state {list(y.shape)}: "
             "its channels, size or multiple are not those of its network"
         )
+    network_called()
     return x0_hat
 
 

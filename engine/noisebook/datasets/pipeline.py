@@ -1,6 +1,5 @@
 """Tokens inside somebody else's pipeline: Ray Data's `map_batches`, Hugging Face `datasets.map`."""
 
-import contextlib
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,14 +12,12 @@ from torch import Tensor, nn
 from noisebook.backbones import Backbone
 from noisebook.codec.load import load
 from noisebook.datasets.table import largest_dtype
-from noisebook.errors import ImageError, first_line, printable
-from noisebook.images.io import FORMATS, read_image
-from noisebook.images.pixels import ORIENTATION
+from noisebook.errors import ImageError, printable
+from noisebook.images.io import read_image
+from noisebook.images.pillow import pixels_of_pil
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
 CHANNELS = range(1, 5)  # of an array: grey, grey and alpha, colours, colours and alpha
-AS_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes of Pillow that a PNG holds as they are
-AS_TIFF = ("I", "F", "CMYK", "YCbCr", "LAB")
 
 
 class TokenizeBatch:
@@ -101,7 +98,7 @@ def _pixels(value: Any, channels: int, limits: Limits) -> np.ndarray:
     if isinstance(value, bytes | bytearray | memoryview):
         return read_image(io.BytesIO(value), channels, limits)
     if isinstance(value, Image.Image):
-        return read_image(_saved(value, limits), channels, limits)
+        return pixels_of_pil(value, channels, limits)
     pixels = _array(value)
     if refusal := too_much(f"{pixels.shape[0]} x {pixels.shape[1]} pixels are", pixels[:, :, 0].size, limits, "pixels"):
         raise ImageError(refusal)
@@ -125,39 +122,6 @@ def _array(value: Any) -> np.ndarray:
     if not first and not last:
         raise ImageError(f"neither the first nor the last of {list(pixels.shape)} is a number of channels, 1 to 4")
     return pixels.transpose(1, 2, 0) if first and (is_tensor or not last) else pixels
-
-
-def _saved(image: Image.Image, limits: Limits) -> io.BytesIO:
-    """A picture of Pillow's as a file. It may not be decoded yet: then it is held against formats and limits before."""
-    if image.format is not None and image.format not in FORMATS:
-        raise ImageError(f"a picture of the format {printable(image.format, 20)}, which noisebook does not read")
-    width, height = image.size
-    if refusal := too_much(f"{height} x {width} pixels are", height * width, limits, "pixels"):
-        raise ImageError(refusal)
-    buffer, options = io.BytesIO(), {}
-    try:
-        image.load()
-        with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
-            exif = image.getexif()
-            options = {"exif": exif} if exif.get(ORIENTATION, 1) != 1 else {}
-        if profile := image.info.get("icc_profile"):  # without it, the numbers would be taken for sRGB
-            options["icc_profile"] = profile
-        if image.mode not in AS_PNG + AS_TIFF:
-            image = image.convert(
-                {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode, "I" if "I" in image.mode else "RGB")
-            )
-        if image.mode == "I" and _is_of_16_bits(image):
-            image = image.convert("I;16")
-        image.save(buffer, "PNG" if image.mode in AS_PNG else "TIFF", **options)
-    except Exception as error:  # Pillow's plug-ins raise what they like on damaged files
-        raise ImageError(f"cannot be read: {first_line(error)}") from error
-    buffer.seek(0)
-    return buffer
-
-
-def _is_of_16_bits(image: Image.Image) -> bool:
-    values = np.asarray(image)
-    return bool(values.min() >= 0 and values.max() < 1 << 16)
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
