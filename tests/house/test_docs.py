@@ -100,6 +100,29 @@ def test_every_place_of_a_page_is_filled_by_a_script():
     assert not {(page, name) for page, name in places - sections if f'"{name}": ' not in tables}
 
 
+def test_the_api_page_has_the_signatures_of_the_code():
+    from tools.api_page import PAGE, PLACE, found, written
+
+    text = PAGE.read_text()
+    assert written(text) == text, "run python -m tools.api_page"
+    assert text.count("<!-- api ") == len(PLACE.findall(text)) > 40
+    for name, signature in (
+        ("noisebook.load", "    bpp: float | None = None,"),
+        ("noisebook.codec.codec.Codec", "    def tokens_per_image(self, size: tuple[int, int] | None = None) -> int:"),
+        (
+            "noisebook.codec.codec.Codec",
+            "        read_picture: PictureReader | None = None,",
+        ),  # of a base, which has __init__
+        ("noisebook.spec.step.StepIndex", "    START = -1  # the codebook start"),
+        ("noisebook.codec.walk", "class Parts:"),
+    ):
+        (place,) = (match[0] for match in PLACE.finditer(text) if match["name"] == name)
+        assert f"\n{signature}\n" in place, name
+        assert written(text.replace(signature, "")) == text
+        assert found(name).__doc__.partition("\n")[0] in place or name == "noisebook.codec.walk"
+    assert "return " not in "".join(line for line in text.splitlines() if line.startswith("        ret")), "no bodies"
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
