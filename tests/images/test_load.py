@@ -14,7 +14,7 @@ from common import random_images
 from noisebook import BackboneError, ImageError, SpecError, backbones
 from noisebook.codec.codec import Codec
 from noisebook.codec.measure import measure
-from noisebook.datasets import CodecRecipe
+from noisebook.datasets import CodecRecipe, TokenizeBatch
 from noisebook.images.files import pixels_of
 from noisebook.images.io import read_image
 from noisebook.images.metrics import psnr
@@ -40,6 +40,12 @@ def test_a_rate_at_one_size_is_that_of_a_data_set():
         recipe = CodecRecipe(backbone=PRIOR, bpp=bpp, changes={k: v for k, v in more.items() if k == "seed"}, **calls)
         assert codec.spec == recipe.load(size).spec
         assert codec.nfe <= more.get("max_nfe", 25)
+
+
+def test_a_batch_of_somebody_elses_pipeline_has_a_rate(fresh):
+    batch = {"image": list(random_images(fresh, 3, 32, 32))}
+    tokens = TokenizeBatch(backbone=PRIOR, bpp=1.0, size=(32, 32))(batch)["tokens"]
+    assert np.array_equal(tokens, noisebook.load(backbone=PRIOR, bpp=1.0, size=(32, 32)).encode(torch.stack(batch["image"])))
 
 
 def test_a_rate_without_a_size_is_that_of_every_size():

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from noisebook.backbones import Backbone
-from noisebook.codec.load import load
 from noisebook.datasets.table import largest_dtype
 from noisebook.errors import ImageError, printable
 from noisebook.images.io import read_image
+from noisebook.images.load import load
 from noisebook.images.pillow import pixels_of_pil
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 
@@ -26,7 +26,8 @@ class TokenizeBatch:
         datasets.map(TokenizeBatch("photo"), batched=True, batch_size=32, remove_columns="image")
         ray.data.map_batches(TokenizeBatch, fn_constructor_kwargs={"preset": "photo"}, batch_size=32, concurrency=2)
 
-    preset, options   as of `noisebook.load`; the codec is made at the first call, in the process that works
+    preset, options   as of `noisebook.load`, without its `tokens`; the codec is made at the first call, in the process that
+                      works
     backbone          as of `noisebook.load`, or a function without arguments that makes a `Backbone` there. A `Backbone`
                       goes to other processes as its class pickles: one of a module; a function needs no weights to be sent
     image             the column of images: PIL images, bytes, {"bytes": ...}, or uint8 arrays or tensors, grey [H, W], or
@@ -42,7 +43,7 @@ class TokenizeBatch:
 
     def __init__(
         self,
-        preset: str = "photo",
+        preset: str | None = None,
         image: str = "image",
         tokens: str = "tokens",
         limits: Limits = DEFAULT,
