@@ -1,17 +1,15 @@
 """`noisebook report`: what the page says is what the data set has, and it needs nothing beside it."""
 
-import base64
 import hashlib
-import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_kit import Page
 
 import noisebook
 from common import TINY, random_images, tiny_backbone
@@ -23,43 +21,11 @@ from noisebook.datasets import TokenDataset
 from noisebook.format.container import packed_bits
 from noisebook.images.metrics import psnr
 from noisebook.report.charts import ticks
-from noisebook.report.collect import entropy, uniform_entropy
+from noisebook.report.counting import entropy, miller_madow, statistics, uniform_entropy
 
 pytestmark = pytest.mark.quick
 
 SIDE, COUNT = 16, 10
-EMPTY = ("meta", "img", "path", "circle", "br")
-
-
-class Page(HTMLParser):
-    """Tags that are closed as they were opened, texts, and every image."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.texts, self.images, self.addresses, self.tags = [], [], {}, [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append(tag)
-        self.addresses += [v for k, v in given.items() if k in ("src", "href", "action")]
-        if tag == "img":
-            data = base64.b64decode(given["src"].removeprefix("data:image/webp;base64,"))
-            self.images[given["alt"]] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        if tag not in EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in EMPTY:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.texts)
 
 
 @pytest.fixture
@@ -123,6 +89,29 @@ def test_what_the_page_says_is_so(tmp_path, net, made):
     assert f"{bpp:.4f}" in page.text
     total = sum(entropy(column) for column in np.stack([row["tokens"] for row in data]).T)
     assert f"{total:,.1f} bits as counted" in page.text
+    assert f"at least {estimated(data):,.1f} by the Miller-Madow estimate" in page.text  # 256 values, and 10 images
+    assert f"{len(codec.layout_for(SIDE, SIDE))} tokens, {packed_bits(codec.stream(SIDE, SIDE).runs):,} bits" in page.text
+
+
+def estimated(data: TokenDataset) -> float:
+    """The Miller-Madow estimate of all positions, as its formula is in the literature, in nats and then in bits."""
+    total = 0.0
+    for column in np.stack([row["tokens"] for row in data]).T:
+        counts = np.bincount(column)
+        share = counts[counts > 0] / len(column)
+        nats = -(share * np.log(share)).sum() + (len(share) - 1) / (2 * len(column))
+        total += min(nats / np.log(2), 8)
+    return total
+
+
+def test_the_first_table_names_the_codec_and_the_day(tmp_path, net, made):
+    out = made("tokens")
+    page = report(tmp_path, net, out)
+    table, data = page.text.split("Pictures")[0], TokenDataset(out)
+    day = data.done[0]["finished"][:10]
+    for row in (f"backbone\n{data.spec.backbone}", "steps\n4\n", "vocabulary\n256 values", f"date of the tokens\n{day}"):
+        assert row in table
+    assert re.search(r"rate\n\d\.\d{4} bits per pixel", table)
 
 
 class Distance(torch.nn.Module):
@@ -179,7 +168,7 @@ def test_several_are_compared_on_the_same_pictures(tmp_path, net, made):
         options=("--images", "3", "--inputs", str(tmp_path / "in")),
     )
     assert "Rate and distortion" in page.text
-    assert "The same images in each." in page.text
+    assert "Each has the same images." in page.text
     assert len([alt for alt in page.images if alt.startswith("original")]) == 3
     for name in ("low", "high"):
         assert len([alt for alt in page.images if alt.startswith(f"{name} of ")]) == 3
@@ -214,6 +203,9 @@ def test_errors(tmp_path, net, made, capsys):
     assert capsys.readouterr().err.count("noisebook: ") == 3
     (tmp_path / "x.html").write_text("the user's")
     call = ["report", str(out), "-o", str(tmp_path / "x.html"), "--backbone", net, "--images", "1", "--json"]
+    for wrong in (["--prompt", "a"], ["none.nbk"]):  # options of the others; both kinds at once
+        assert main([call[0], *wrong, *call[1:]]) == 2
+        assert ".nbk files" in capsys.readouterr().err
     assert main(call) == 1
     assert "--force replaces it" in capsys.readouterr().err
     assert (tmp_path / "x.html").read_text() == "the user's"
@@ -227,6 +219,19 @@ def test_entropy_as_counted():
     assert entropy(np.array([3, 3])) == 0
     assert uniform_entropy(256, 100_000) == pytest.approx(8, abs=0.01)
     assert uniform_entropy(1 << 16, 64) == pytest.approx(6, abs=0.1)  # as many as there are images
+
+
+def test_the_estimate_is_nearer_to_the_truth_and_says_at_least_of_few(fresh):
+    share = fresh.dirichlet(np.full(32, 2.0))
+    truth = -(share * np.log2(share)).sum()
+    draws = fresh.choice(32, p=share, size=(500, 100))
+    counted, corrected = (np.mean([f(row) for row in draws]) for f in (entropy, lambda row: miller_madow(row, 32)))
+    assert counted < corrected
+    assert abs(corrected - truth) < 0.5 * abs(counted - truth)
+    assert miller_madow(np.arange(64), 64) == 6  # never more than there can be
+    sizes = np.full(3, 32)
+    assert statistics(draws[:, :3].astype(np.int64)[:31], sizes).few
+    assert not statistics(draws[:, :3].astype(np.int64)[:32], sizes).few
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.1, 0.1), (-3, 17), (24.38, 24.45), (0, 5001), (0, 0)])

@@ -1,26 +1,21 @@
 """Small charts as SVG, which scales with the page and takes its colours."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from noisebook.errors import printable
+from noisebook.report.markup import escape
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
-
-
-def escape(text: object) -> str:
-    """Text of a file as HTML that shows it: neither a browser nor a reader of the source obeys it."""
-    return html.escape(printable(text))
+WIDTH, HEIGHT = 640, 286
+LEFT, RIGHT, TOP, BOTTOM = 72, 24, 42, 52  # room for the larger letters of a narrow page
 
 
 @dataclass(frozen=True)
 class Series:
-    """`points` [(x, y), ...]: joined to a line, filled down to the axis (`bars`), or each marked with its name (`marks`)."""
+    """`points` [(x, y), ...]: joined to a line, filled down to the axis (`bars`), each a bar around its x (`columns`), or
+    each a dot with its label, if there are any (`marks`)."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -30,12 +25,14 @@ class Series:
 
 
 def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], from_zero: bool = True) -> str:
-    """An SVG element: a chart with axes. `title` is what screen readers say."""
+    """An SVG element: a chart with axes. `title` is what screen readers say. The x of columns are whole numbers."""
     points = np.array([p for s in series for p in s.points], float)
-    tight = all(s.kind != "marks" for s in series) and points[:, 0].max() > points[:, 0].min()
-    x_ticks = ticks(points[:, 0].min(), points[:, 0].max())
+    columns = any(s.kind == "columns" for s in series)
+    low, high = points[:, 0].min() - columns / 2, points[:, 0].max() + columns / 2
+    tight = all(s.kind != "marks" for s in series) and high > low
+    x_ticks = [x for x in ticks(low, high) if not columns or x == round(x)]
     y_ticks = ticks(0 if from_zero else points[:, 1].min(), points[:, 1].max())
-    x0, x1 = (points[:, 0].min(), points[:, 0].max()) if tight else (x_ticks[0], x_ticks[-1])
+    x0, x1 = (low, high) if tight else (x_ticks[0], x_ticks[-1])
     y0, y1 = y_ticks[0], y_ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -53,24 +50,26 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series], from
         )
     for x in (x for x in x_ticks if x0 <= x <= x1):
         left, bottom = at(x, y0)
-        out.append(f'<text class="middle" x="{left}" y="{bottom + 20}">{number(x)}</text>')
+        out.append(f'<text class="middle" x="{left}" y="{bottom + 22}">{number(x)}</text>')
     out.append(f'<text class="middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    out.append(f'<text class="middle" transform="translate(13 {middle}) rotate(-90)">{escape(y_label)}</text>')
+    out.append(f'<text x="0" y="18">{escape(y_label)}</text>')
     for s in series:
-        out.append(_drawn(s, [at(*p) for p in s.points], at(x0, y0)[1]))
+        wide = 0.8 * (WIDTH - LEFT - RIGHT) / (x1 - x0)
+        out.append(_drawn(s, [at(*p) for p in s.points], at(x0, y0)[1], wide))
     return "".join([*out, "</svg>"])
 
 
-def _drawn(series: Series, places: Sequence[tuple[float, float]], floor: float) -> str:
+def _drawn(series: Series, places: Sequence[tuple[float, float]], floor: float, wide: float) -> str:
     colour = f"c{series.colour}"
     if series.kind == "marks":
-        out = []
-        for (x, y), label in zip(places, series.labels, strict=True):
+        out = [f'<circle class="{colour}" cx="{x}" cy="{y}" r="5"/>' for x, y in places]
+        for (x, y), label in zip(places, series.labels, strict=False):
             side, beside = ("end", x - 9) if x > 0.6 * WIDTH else ("start", x + 9)
-            out.append(f'<circle class="{colour}" cx="{x}" cy="{y}" r="5"/>')
             out.append(f'<text class="{side}" x="{beside}" y="{y + 4}">{escape(label)}</text>')
         return "".join(out)
+    if series.kind == "columns":
+        bars = "".join(f"M{x - wide / 2:.1f} {floor}V{y}h{wide:.1f}V{floor}Z" for x, y in places)
+        return f'<path class="area {colour}" d="{bars}"/>'
     line = "L".join(f"{x} {y}" for x, y in places)
     if series.kind == "bars":
         return f'<path class="area {colour}" d="M{places[0][0]} {floor}L{line}L{places[-1][0]} {floor}Z"/>'

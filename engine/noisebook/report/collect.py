@@ -14,48 +14,17 @@ from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import CodecMismatchError, ImageError, printable
 from noisebook.format.container import pack, packed_bits
-from noisebook.images.judges.judge import Judge, Verdict
-from noisebook.images.metrics import psnr, ssim
+from noisebook.images.judges.judge import Judge
+from noisebook.report.counting import Spent, TokenStatistics, spending, statistics
+from noisebook.report.shown import Shown, compared, mean_of
 from noisebook.runtime.limits import DEFAULT, Limits
+from noisebook.spec.spec import CodecSpec
 
 if TYPE_CHECKING:
     from noisebook.codec.codec import Codec
 
 ROWS = 20000  # images whose tokens are counted, at most: whole shards, spread over the data set
 BATCH = 16  # images decoded at once
-REPEATS = 8  # draws of uniform tokens whose entropy is averaged
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An image of the page: the original and the decode, uint8 [H, W, C]. `problem`: why there is no original, where inputs
-    were given."""
-
-    key: str
-    original: np.ndarray | None
-    decoded: np.ndarray
-    bpp: float
-    psnr: float | None  # dB; None without the original, or where nothing differs
-    ssim: float | None
-    problem: str = ""
-    verdict: Verdict | None = None  # of other metrics, where they were asked for and there is an original
-
-
-@dataclass(frozen=True)
-class TokenStatistics:
-    """Statistics of the tokens of `images` images, all those of the most common size.
-
-    entropy      bits per token at each position, float64 [L], as counted
-    reachable    what uniform tokens of that many images would show: counts of few images show less than there is
-    vocab_sizes  number of values of a token at each position, int64 [L]
-    histogram    how often each value is taken, at the positions with the largest vocab_size
-    """
-
-    images: int
-    entropy: np.ndarray
-    reachable: np.ndarray
-    vocab_sizes: np.ndarray
-    histogram: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,7 +32,8 @@ class ReportRun:
     """A data set as a report shows it."""
 
     name: str
-    spec: dict[str, Any]
+    spec: CodecSpec
+    written: dict[str, Any]  # the specification with the keys that the plan has
     versions: list[tuple[dict[str, str], int]]  # each with the number of shards that were made under them
     counts: dict[str, int]
     failed: Counter
@@ -71,6 +41,8 @@ class ReportRun:
     remarks: Counter
     shards: list[dict[str, Any]]  # ledger entries of those that are done, in the order of time
     nfe: int  # network calls of a decode
+    size: tuple[int, int]  # the most common (height, width)
+    spent: list[Spent]  # of an image of that size
     tokens: TokenStatistics | None  # None: codes that vary in length
     shown: list[Shown]
     with_originals: bool  # inputs were given, in which the originals were looked for
@@ -80,8 +52,7 @@ class ReportRun:
 
     def mean(self, what: str) -> float | None:
         """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
-        values = [value for s in self.shown if (value := getattr(s, what)) is not None]
-        return sum(values) / len(values) if values else None
+        return mean_of(self.shown, what)
 
 
 class ReportSource:
@@ -125,6 +96,7 @@ class ReportSource:
         verdicts = [image.verdict for image in shown if image.verdict is not None]
         return ReportRun(
             self.name,
+            data.spec,
             data.plan.settings.as_dict()["spec"],
             data.versions,
             counts,
@@ -133,6 +105,8 @@ class ReportSource:
             Counter(r["code"] for e in data.ledgers for r in e["remarks"]),
             sorted(entries, key=lambda e: (e["finished"], e["shard"])),
             codec.nfe_of(None, realism),
+            self.size,
+            spending(codec.spec_for(*self.size), codec.stream(*self.size)),
             self._tokens(codec),
             shown,
             self.with_originals,
@@ -141,23 +115,18 @@ class ReportSource:
             data.plan.factory,
         )
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """The most common (height, width)."""
+        return Counter((row["height"], row["width"]) for _, row in self.rows.values()).most_common(1)[0][0]
+
     def _tokens(self, codec: "Codec") -> TokenStatistics | None:
-        if not self.data.spec.rule_type.fixed_length or not self.rows:
+        if not self.data.spec.rule_type.fixed_length:
             return None
-        sizes = Counter((row["height"], row["width"]) for _, row in self.rows.values())
-        size = sizes.most_common(1)[0][0]
+        size = self.size
         rows = [row["tokens"] for _, row in self.rows.values() if (row["height"], row["width"]) == size]
-        tokens = np.stack(rows).astype(np.int64)
         vocab_sizes = np.asarray(codec.layout_for(*size).vocab_size).astype(np.int64)
-        largest = int(vocab_sizes.max())
-        reachable = {int(v): uniform_entropy(int(v), len(tokens)) for v in np.unique(vocab_sizes)}
-        return TokenStatistics(
-            len(tokens),
-            np.array([entropy(column) for column in tokens.T]),
-            np.array([reachable[int(v)] for v in vocab_sizes]),
-            vocab_sizes,
-            np.bincount(tokens[:, vocab_sizes == largest].ravel(), minlength=largest),
-        )
+        return statistics(np.stack(rows).astype(np.int64), vocab_sizes)
 
     def _shown(self, codec: "Codec", keys: list[str], judge: Judge | None, realism: float) -> list[Shown]:
         codec.dial(realism)  # raises where there is none, also of no image
@@ -181,27 +150,12 @@ class ReportSource:
         bits = packed_bits(runs) if fixed else 8 * len(pack(row["tokens"].astype(np.int64), runs))
         bpp = bits / (row["height"] * row["width"])
         if not self.with_originals:
-            return Shown(key, None, decoded, bpp, None, None)
+            return compared(key, None, decoded, bpp)
         try:
             original = self.data.original(index)
         except ImageError as error:
-            return Shown(key, None, decoded, bpp, None, None, str(error))
-        if original.shape != decoded.shape:
-            return Shown(key, None, decoded, bpp, None, None, "the picture has another size now")
-        verdict = judge(original, decoded) if judge else None
-        return Shown(key, original, decoded, bpp, psnr(original, decoded), ssim(original, decoded), "", verdict)
-
-
-def entropy(tokens: np.ndarray) -> float:
-    """Bits per token of integers [N], from their frequencies (the maximum-likelihood estimate, which is too low)."""
-    share = np.unique(tokens, return_counts=True)[1] / len(tokens)
-    return float(-(share * np.log2(share)).sum())
-
-
-def uniform_entropy(vocab_size: int, count: int) -> float:
-    """What `entropy` gives on average for `count` uniform tokens."""
-    rng = np.random.default_rng(0)
-    return float(np.mean([entropy(rng.integers(vocab_size, size=count)) for _ in range(REPEATS)]))
+            return compared(key, None, decoded, bpp, str(error))
+        return compared(key, original, decoded, bpp, "", judge)
 
 
 def choose(sources: Sequence[ReportSource], count: int) -> list[str]:

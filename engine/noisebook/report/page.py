@@ -1,96 +1,80 @@
-"""The page: HTML that needs no other file. Whatever comes from a file's name or a specification is escaped."""
+"""The page about data sets: HTML that needs no other file. Whatever comes from a file's name or a plan is escaped."""
 
-import base64
-import io
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from collections.abc import Sequence
 
 from noisebook.datasets.ledger import versions_text
-from noisebook.images.judges.words import BY_KEY, line_of, remarks_of, value_of
-from noisebook.report.charts import Series, chart, escape, legend
-from noisebook.report.collect import ReportRun, Shown, TokenStatistics
+from noisebook.report import markup
+from noisebook.report.charts import Series, chart, legend
+from noisebook.report.collect import ReportRun
+from noisebook.report.drawings import entropy_of, where_tokens_go
+from noisebook.report.markup import GAIN, escape, table, with_unit
+from noisebook.report.shown import Shown
 
-LARGEST = 480  # pixels per side of a picture on the page; larger ones are scaled down
-GAIN = 4  # by which errors are multiplied, around grey
-HOW = "<code>noisebook report --inputs FOLDER</code>, the pictures that were tokenised, shows them and the errors."
+HOW = "<code>noisebook report --inputs FOLDER</code>, with the pictures that were tokenised, shows them and the errors."
 VERSIONS = 20  # that are named
-BARS = 64  # of a histogram, at most
 
 
 def page(runs: Sequence[ReportRun]) -> str:
     """The whole document, about one data set or several side by side."""
-    title = "noisebook: " + ", ".join(run.name for run in runs)
-    parts = [f"<h1>{escape(title)}</h1>", _overview(runs)]
+    parts = [_overview(runs)]
     if len(runs) > 1:
         parts += ["<h2>Rate and distortion</h2>", _rates(runs)]
     parts += [
         "<h2>Pictures</h2>",
         _pictures(runs),
-        "<h2>Tokens</h2>",
+        "<h2>Where the tokens go</h2>",
+        _spending(runs),
+        "<h2>What the tokens say</h2>",
         _tokens(runs),
         "<h2>Speed</h2>",
         _speed(runs),
         "<h2>Specification</h2>",
         *(_specification(run) for run in runs),
     ]
-    style = (files("noisebook.report") / "style.css").read_text(encoding="utf-8")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    head += f"<style>\n{style}</style>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{"".join(parts)}</body></html>\n'
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    """The first cell of a row is its heading; cells are HTML already."""
-    lines = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
-    )
-    return f'<div class="wide"><table>{lines}</table></div>'
+    return markup.document("noisebook: " + ", ".join(run.name for run in runs), parts)
 
 
 def _overview(runs: Sequence[ReportRun]) -> str:
     def codes(counts: Counter) -> str:
         return ", ".join(f"{count:,} {escape(code)}" for code, count in sorted(counts.items())) or "none"
 
-    def with_unit(value: float | None, digits: int, unit: str) -> str:
-        return "unknown" if value is None else f"{value:.{digits}f}{unit}"
-
     rows = [
         ["data set", *(escape(run.name) for run in runs)],
+        *markup.about_codec([run.spec for run in runs]),
+        ["rate", *(with_unit(run.mean("bpp"), 4, " bits per pixel") for run in runs)],
+        ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],
+        ["SSIM", *(with_unit(run.mean("ssim"), 4, "") for run in runs)],
+        *markup.judged_rows([run.judged for run in runs]),
+        ["images compared below", *(str(len(run.shown)) for run in runs)],
+        ["date of the tokens", *(escape(_dates(run)) for run in runs)],
         ["images", *(f"{run.counts['n_ok']:,} of {run.counts['n_in']:,}" for run in runs)],
-        ["failed", *(codes(run.failed) for run in runs)],
-        ["passed over", *(codes(run.passed_over) for run in runs)],
+        ["failures", *(codes(run.failed) for run in runs)],
+        ["files passed over", *(codes(run.passed_over) for run in runs)],
         ["remarks", *(codes(run.remarks) for run in runs)],
         ["shards", *(f"{run.counts['shards']:,} of {run.counts['of_shards']:,}" for run in runs)],
         ["tokens", *(f"{run.counts['tokens']:,}" for run in runs)],
         ["size of the shards", *(f"{run.counts['bytes'] / 1e6:,.2f} MB" for run in runs)],
         ["network calls per decode", *(str(run.nfe) for run in runs)],
         *([["realism of the decodes", *(f"{run.realism:g}" for run in runs)]] if any(run.realism for run in runs) else []),
-        ["images compared below", *(str(len(run.shown)) for run in runs)],
-        ["bits per pixel", *(with_unit(run.mean("bpp"), 4, "") for run in runs)],
-        ["PSNR", *(with_unit(run.mean("psnr"), 2, " dB") for run in runs)],
-        ["SSIM", *(with_unit(run.mean("ssim"), 4, "") for run in runs)],
     ]
-    keys = list(runs[0].judged)
-    rows += [[escape(BY_KEY[key].title), *(value_of(key, run.judged[key]) for run in runs)] for key in keys]
-    lines = [f"{run.name}: {line_of(key, run.judged[key])}" for key in keys for run in runs]
-    metrics = f'<p class="soft">{"<br>".join(map(escape, lines))}</p>' if lines else ""
     note = (
         ""
         if all(run.counts["shards"] == run.counts["of_shards"] for run in runs)
-        else "<p>Not complete: shards are missing, <code>noisebook tokenize --resume</code> makes them.</p>"
+        else "<p>Not complete: shards are missing, and <code>noisebook tokenize --resume</code> makes them.</p>"
     )
-    return f"{_table(rows)}{metrics}{note}"
+    return f"{table(rows)}{markup.judged_lines([(run.name, run.judged) for run in runs])}{note}"
+
+
+def _dates(run: ReportRun) -> str:
+    """The day of the first shard, and of the last one where that is another."""
+    days = sorted({entry["finished"][:10] for entry in run.shards})
+    return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "unknown"
 
 
 def _rates(runs: Sequence[ReportRun]) -> str:
     series = [
-        Series(run.name, [(run.mean("bpp") or 0, run.mean("psnr") or 0)], "marks", i % 5 + 1, [run.name])
+        Series(f"{i + 1}: {run.name}", [(run.mean("bpp") or 0, run.mean("psnr") or 0)], "marks", i % 5 + 1, [str(i + 1)])
         for i, run in enumerate(runs)
         if run.mean("psnr") is not None
     ]
@@ -98,9 +82,9 @@ def _rates(runs: Sequence[ReportRun]) -> str:
         return "<p>No original was read again, so no distortion is known.</p>"
     keys = [[shown.key for shown in run.shown] for run in runs]
     alike = all(k == keys[0] for k in keys)
-    same = "The same images in each." if alike else "Other images in each: they have none in common."
+    same = "Each has the same images." if alike else "Each has other images, because they have none in common."
     drawn = chart("bits per pixel and PSNR of each data set", "bits per pixel", "PSNR, dB", series, from_zero=False)
-    return f'{drawn}<p class="soft">Means over the images below. {same}</p>'
+    return f'{drawn}{legend(series)}<p class="soft">Each point is the mean over the images below. {same}</p>'
 
 
 def _pictures(runs: Sequence[ReportRun]) -> str:
@@ -114,7 +98,8 @@ def _pictures(runs: Sequence[ReportRun]) -> str:
     if not all(run.with_originals for run in runs):
         about = f"There are no originals: {HOW}"
     note = f'<p class="soft">{about}</p>'
-    return f'{note}<div class="pictures">{"".join(figures)}</div>' if figures else "<p>There are none.</p>"
+    kind = "pictures" if len(runs) == 1 else "pictures wide-ones"
+    return f'{note}<div class="{kind}">{"".join(figures)}</div>' if figures else "<p>No picture was asked for.</p>"
 
 
 def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
@@ -123,48 +108,24 @@ def _figure(group: Sequence[Shown], names: Sequence[str]) -> str:
     for shown, name in zip(group, names, strict=True):
         cells.append(("decoded" if len(group) == 1 else name, shown.decoded))
         if shown.original is not None:
-            cells.append(("error", _error(shown)))
+            cells.append(("error" if len(group) == 1 else f"error of {name}", markup.error(shown)))
     captions = [
-        f"{shown.bpp:.3f} bpp"
-        + (f", {shown.psnr:.2f} dB" if shown.psnr is not None else "")
-        + "".join(f", {text}" for text in _judged(shown))
+        (f"{escape(name)}: " if len(group) > 1 else "")
+        + ", ".join(map(escape, shown.words))
         + (f" ({escape(shown.problem)})" if shown.problem else "")
-        for shown in group
+        for shown, name in zip(group, names, strict=True)
     ]
-    images = "".join(
-        f'<div><img alt="{escape(word)} of {escape(first.key)}" src="{_data(pixels)}"><span>{escape(word)}</span></div>'
-        for word, pixels in cells
-        if pixels is not None
-    )
-    small = " small" if max(first.decoded.shape[:2]) < 128 else ""
-    caption = f"<figcaption>{escape(first.key)}: {'; '.join(captions)}</figcaption>"
-    return f'<figure><div class="row{small}">{images}</div>{caption}</figure>'
+    images = "".join(markup.image(word, first.key, pixels) for word, pixels in cells)
+    caption = f"<figcaption><b>{escape(first.key)}</b><br>{'<br>'.join(captions)}</figcaption>"
+    return f'<figure><div class="row{markup.small(first.decoded)}">{images}</div>{caption}</figure>'
 
 
-def _judged(shown: Shown) -> list[str]:
-    """The other metrics of an image, and why it has none of them."""
-    if shown.verdict is None:
-        return []
-    values = [(BY_KEY[key], value) for key, value in shown.verdict.values.items() if value is not None]
-    return [
-        *(f"{metric.title} {metric.shown(value)}" for metric, value in values),
-        *map(escape, remarks_of(shown.verdict.remarks)),
-    ]
-
-
-def _error(shown: Shown) -> np.ndarray:
-    assert shown.original is not None
-    difference = shown.decoded.astype(np.int16) - shown.original
-    return np.clip(128 + GAIN * difference, 0, 255).astype(np.uint8)
-
-
-def _data(pixels: np.ndarray) -> str:
-    """A picture uint8 [H, W, C] as a data URI; lossless where it is small."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image.thumbnail((LARGEST, LARGEST))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=max(image.size) < 128, quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _spending(runs: Sequence[ReportRun]) -> str:
+    out = []
+    for run in runs:
+        subject = f"An image of {run.size[1]:,} x {run.size[0]:,} pixels, the most common size,"
+        out.append((f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "") + where_tokens_go(run.spent, subject))
+    return "".join(out)
 
 
 def _tokens(runs: Sequence[ReportRun]) -> str:
@@ -174,39 +135,9 @@ def _tokens(runs: Sequence[ReportRun]) -> str:
         out.append(
             "<p>Its codes vary in length, so there are no positions to count.</p>"
             if run.tokens is None
-            else _statistics(run.tokens)
+            else entropy_of(run.tokens)
         )
     return "".join(out)
-
-
-def _statistics(tokens: TokenStatistics) -> str:
-    vocab_size = len(tokens.histogram)
-    bars = min(BARS, vocab_size)
-    edges = np.linspace(0, vocab_size, bars + 1).round().astype(int)
-    share = np.add.reduceat(tokens.histogram, edges[:-1]) / max(1, tokens.histogram.sum()) / np.diff(edges) * vocab_size
-    steps = [(float(edge), float(height)) for i, height in enumerate(share) for edge in edges[i : i + 2]]
-    histogram = [Series("tokens", steps, "bars", 1), Series("uniform", [(0, 1), (vocab_size, 1)], "line", 2)]
-    length = len(tokens.entropy)
-    counted, uniform, most = tokens.entropy, tokens.reachable, np.log2(tokens.vocab_sizes)
-    entropy = [
-        Series(name, list(enumerate(bits.tolist())), "line", i)
-        for i, (name, bits) in enumerate(
-            (("counted", counted), (f"uniform tokens of {tokens.images:,} images", uniform), ("maximum", most)), 1
-        )
-    ]
-    about = (
-        f"{tokens.images:,} images of one size, {length:,} tokens each: {counted.sum():,.1f} bits as counted at each "
-        f"position by itself, {uniform.sum():,.1f} if they were uniform, {most.sum():,.1f} at most."
-    )
-    note = "Counts of few images show less entropy than there is. The second line is what uniform tokens would show."
-    return (
-        f"<p>{about}</p>"
-        + chart("frequency of token values", f"value of a token, of {vocab_size:,}", "times as often as uniform", histogram)
-        + legend(histogram)
-        + chart("entropy of the tokens at each position", "position in the stream", "bits per token", entropy)
-        + legend(entropy)
-        + f'<p class="soft">{note}</p>'
-    )
 
 
 def _speed(runs: Sequence[ReportRun]) -> str:
@@ -216,7 +147,7 @@ def _speed(runs: Sequence[ReportRun]) -> str:
         if run.shards
     ]
     if not series:
-        return "<p>No shard is done.</p>"
+        return "<p>No shard is done yet.</p>"
     where: dict[tuple[str, str, str], list[float]] = {}
     for run in runs:
         for entry in run.shards:
@@ -229,7 +160,7 @@ def _speed(runs: Sequence[ReportRun]) -> str:
         for key, (shards, images, seconds) in where.items()
     ]
     drawn = chart("images per second of each shard", "shards, in the order of time", "images per second", series)
-    return f"{drawn}{legend(series) if len(series) > 1 else ''}{_table(rows)}"
+    return f"{drawn}{legend(series) if len(series) > 1 else ''}{table(rows, columns=True)}"
 
 
 def _specification(run: ReportRun) -> str:
@@ -240,16 +171,6 @@ def _specification(run: ReportRun) -> str:
     left = len(run.versions) - len(made)
     versions = "; ".join([*made, *([f"{left:,} other versions"] if left else [])])
     given = f"--backbone {run.factory}"
-    factory = f"<p>The factory of its backbone: <code>{escape(given)}</code>.</p>" if run.factory else ""
-    spec: dict[str, Any] = run.spec
-    about = _table([[escape(str(k)), escape(_short(v))] for k, v in spec.items()])
-    whole = escape(json.dumps(spec, indent=1))
-    return (
-        f"<h3>{escape(run.name)}</h3><p>Made with {versions or 'unknown versions'}.</p>{factory}{about}"
-        f"<details><summary>As JSON</summary><pre>{whole}</pre></details>"
-    )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 160 else f"{text[:150]} ... ({len(value):,} entries)"
+    factory = f"<p>The factory of its backbone is <code>{escape(given)}</code>.</p>" if run.factory else ""
+    made = f"<p>The tokens were made with {versions or 'unknown versions'}.</p>"
+    return f"<h3>{escape(run.name)}</h3>{made}{factory}{markup.specification(run.written)}"
