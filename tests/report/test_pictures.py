@@ -79,13 +79,13 @@ def test_a_roundtrip_folder(trip, tmp_path, net, report):
         assert (page.images[f"original of {name}.nbk"] == original).all()
         assert (page.images[f"decoded of {name}.nbk"] == whole).all()
         assert (page.images[f"error map of {name}.nbk"] == heat(whole, original)).all()
-        before = page.images[f"before the first step of {name}.nbk"]
+        before = page.images[f"picture before the first step of {name}.nbk"]
         for step in (1, 2, 3, 4):
-            word = "the decode" if step == 4 else f"after {step} of 4 steps"
+            word = "decode" if step == 4 else f"picture after {step} of 4 steps"
             pixels = decode_picture(codec, container, step)
             assert (page.images[f"{word} of {name}.nbk"] == pixels).all()
             assert (page.images[f"change of {word} of {name}.nbk"] == heat(pixels, before)).all()
-            assert f"PSNR {psnr(pixels, original):.2f} dB" in page.text
+            assert f"{step * 64 / (HEIGHT * WIDTH):.3f} bits per pixel, PSNR {psnr(pixels, original):.2f} dB" in page.text
             before = pixels
         rates.append(8 * file.stat().st_size / (HEIGHT * WIDTH))
         assert f"The original is the left half of {name}.compared.png." in page.text
@@ -177,7 +177,7 @@ def test_metrics_and_fewer_images(trip, tmp_path, report, capsys):
 def test_realism_is_of_the_last_picture_only(trip, report):
     plain, dialled = report(trip / "b.nbk"), report(trip / "b.nbk", options=("--realism", "1"))
     differ = {alt for alt in plain.images if (plain.images[alt] != dialled.images[alt]).any()}
-    assert differ <= {f"{w} of b.nbk" for w in ("decoded", "the decode", "error map", "change of the decode")}
+    assert differ <= {f"{w} of b.nbk" for w in ("decoded", "decode", "error map", "change of decode")}
     assert "decoded of b.nbk" in differ
     assert "realism of the decodes\n1" in dialled.text
 

@@ -58,8 +58,8 @@ def entropy_of(tokens: TokenStatistics) -> str:
         Series("tokens that are all equally likely", [(0, 1), (vocab_size, 1)], "line", 2),
     ]
     length, most = len(tokens.entropy), np.log2(tokens.vocab_sizes)
-    estimate = "at least: Miller-Madow estimate" if tokens.few else "Miller-Madow estimate"
-    lines = (("as counted, which is too low", tokens.entropy), (estimate, tokens.corrected), ("the most there can be", most))
+    estimate = "Miller-Madow estimate: at least that much" if tokens.few else "Miller-Madow estimate"
+    lines = (("count, on average too low", tokens.entropy), (estimate, tokens.corrected), ("maximum", most))
     entropy = [Series(name, averaged(bits, POINTS), "line", i) for i, (name, bits) in enumerate(lines, 1)]
     about = (
         f"{tokens.images:,} images of one size, with {length:,} tokens each: {tokens.entropy.sum():,.1f} bits as counted at "
@@ -72,8 +72,8 @@ def entropy_of(tokens: TokenStatistics) -> str:
     )
     if tokens.few:
         note += (
-            f" Here it is still too low, since a token has up to {vocab_size:,} values, more than there are samples: read "
-            "it as “at least”."
+            f" Here it is on average still too low, since a token has up to {vocab_size:,} values, more than there are "
+            "samples: read it as “at least”."
         )
     note += (
         f" Uniform tokens of {tokens.images:,} images would count as {tokens.reachable.sum():,.1f} bits: a count near that "

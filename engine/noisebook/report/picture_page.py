@@ -57,7 +57,7 @@ def _overview(made: Pictures) -> str:
         ["SSIM", with_unit(made.mean("ssim"), 4, "")],
         *markup.judged_rows([made.judged]),
         ["network calls per decode", _range([p.nfe for p in pictures])],
-        ["network computes in", _several([[escape(p.dtype)] for p in pictures])],
+        ["number type of the network", _several([[escape(p.dtype)] for p in pictures])],
         *([["realism of the decodes", f"{made.realism:g}"]] if made.realism else []),
         [
             "date of the file",
@@ -98,7 +98,7 @@ def _each(pictures: Sequence[Picture]) -> str:
 
 def _failed(made: Pictures) -> str:
     rows = [[escape(name), escape(f"{type(error).__name__}: {error}")] for name, error in made.failed.items()]
-    return table([["file", "what is wrong"], *rows], columns=True)
+    return table([["file", "error"], *rows], columns=True)
 
 
 def _picture(picture: Picture, named: bool) -> str:
@@ -153,18 +153,13 @@ def _steps(picture: Picture) -> str:
     drawn = ""
     if len(known) > 2:
         series = [Series("PSNR", known, "line", 1), Series("PSNR", known, "marks", 1)]
-        drawn = chart("PSNR after each step", "bits per pixel up to there", "PSNR, dB", series, from_zero=False)
+        drawn = chart("PSNR after each step", "bits per pixel spent", "PSNR, dB", series, from_zero=False)
     return f'<p class="soft">{about}</p><div class="steps">{"".join(cells)}</div>{drawn}'
 
 
 def _words(look: Look, of: int) -> list[str]:
-    name = (
-        "before the first step"
-        if look.steps == 0
-        else "the decode"
-        if look.steps == of
-        else f"after {look.steps} of {of} steps"
-    )
+    after = f"picture after {look.steps} of {of} steps"
+    name = {0: "picture before the first step", of: "decode"}.get(look.steps, after)
     cost = ["the bits are not known"] if look.bpp is None else [f"{look.bpp:.3f} bits per pixel"]
     return [name, *cost, *([f"PSNR {look.psnr:.2f} dB"] if look.psnr is not None else [])]
 
