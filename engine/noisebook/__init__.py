@@ -5,8 +5,11 @@ codec = noisebook.load("photo")           # a preset, or aimed: load(bpp=0.25), 
 tokens = codec.encode(images)             # uint8 [B, 3, H, W], numpy, PIL or a list -> int64 [B, L]
 images = codec.decode(tokens, (H, W))     # -> float32 [B, 3, H, W] in about [-1, 1], or dtype="uint8"
 print(noisebook.check(backbone, images))  # whether a model of your own is plugged in as it should be
+noisebook.torch.Transform("photo")        # pictures to tokens in the workers of a DataLoader
 """
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError
@@ -16,6 +19,7 @@ from noisebook.spec.step import Step
 
 if TYPE_CHECKING:
     from noisebook.codec.checkup import check
+    from noisebook.datasets import torch
     from noisebook.images.load import load
 
 
@@ -29,6 +33,26 @@ def __getattr__(name: str) -> Any:  # these bring torch: `import noisebook` alon
 
         return check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Torch(ModuleType):
+    """`noisebook.torch` and `from noisebook.torch import ...`: datasets/torch.py, which is imported at its first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what looks through all modules must not bring torch
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        from noisebook.datasets import torch as module
+
+        return getattr(module, name)
+
+    def __dir__(self) -> list[str]:
+        from noisebook.datasets import torch as module
+
+        return module.__all__
+
+
+if not TYPE_CHECKING:  # as os does with os.path
+    torch = sys.modules["noisebook.torch"] = _Torch("noisebook.torch")
 
 
 __all__ = [

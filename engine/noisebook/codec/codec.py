@@ -13,6 +13,7 @@ from noisebook.codec.checks import check_dtype, check_images, check_lost, check_
 from noisebook.codec.engine import Engine
 from noisebook.codec.engine import rule_of as rule_of
 from noisebook.codec.inputs import Range, batch_of, batches_of, in_groups, in_range
+from noisebook.codec.sequence import Sequences
 from noisebook.codec.solvers import nfe_of
 from noisebook.codec.stream import Layout, Stream, shortened, spec_for
 from noisebook.codec.walk import Chooser, solve, walk
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from noisebook.codec.inputs import Pictures
 
 
-class Codec(Engine):
+class Codec(Engine, Sequences):
     """A codec: its specification and the denoiser it names.
 
     Token tensors are int64 [B, L], ordered by (start, step, block, bin); `layout` says what each position is. A codec of a

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from noisebook.backbones import Backbone
+from noisebook.codec.codec import Codec
 from noisebook.datasets.table import largest_dtype
 from noisebook.errors import ImageError, printable
 from noisebook.images.io import read_image
@@ -52,13 +53,13 @@ class TokenizeBatch:
     ):
         self.preset, self.image, self.tokens, self.limits, self.options = preset, image, tokens, limits, options
         self.backbone = backbone
-        self._codec: Any = None
+        self._codec: Codec | None = None
 
     def __getstate__(self) -> dict[str, Any]:  # a codec is made where it works
         return {**self.__dict__, "_codec": None}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        codec = self._codec = self._codec or self._load()
+        codec = self._codec = self._codec or codec_of(self.preset, self.backbone, self.options)
         pixels = [self._pixels(i, value, codec.backbone.channels) for i, value in enumerate(batch[self.image])]
         tokens_of: dict[int, np.ndarray] = {}
         dtype = largest_dtype(codec.spec)
@@ -70,16 +71,18 @@ class TokenizeBatch:
         rest = {name: column for name, column in batch.items() if name != self.image}
         return {**rest, self.tokens: _column([tokens_of[i] for i in range(len(pixels))])}
 
-    def _load(self) -> Any:
-        given: Any = self.backbone
-        made: Any = given() if callable(given) and not isinstance(given, nn.Module) else given
-        return load(self.preset, backbone=made, **self.options)
-
     def _pixels(self, number: int, value: Any, channels: int) -> np.ndarray:
         try:
-            return _pixels(value, channels, self.limits)
+            return pixels_of(value, channels, self.limits)
         except ImageError as error:
             raise ImageError(f"image {number} of the batch: {error}") from error
+
+
+def codec_of(preset: str, backbone: str | Backbone | Callable[[], Backbone] | None, options: Mapping[str, Any]) -> Codec:
+    """The codec of `noisebook.load`; of a backbone that is a function what it makes in this process."""
+    given: Any = backbone
+    made: Any = given() if callable(given) and not isinstance(given, nn.Module) else given
+    return load(preset, backbone=made, **options)
 
 
 def _column(rows: list[np.ndarray]) -> Any:
@@ -87,8 +90,8 @@ def _column(rows: list[np.ndarray]) -> Any:
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else rows
 
 
-def _pixels(value: Any, channels: int, limits: Limits) -> np.ndarray:
-    """uint8 [H, W, C] of an image in any form that pipelines hold."""
+def pixels_of(value: Any, channels: int, limits: Limits) -> np.ndarray:
+    """uint8 [H, W, C] of an image in any form that pipelines hold. Raises ImageError for other things and limits."""
     if isinstance(value, Mapping):
         path, value = value.get("path"), value.get("bytes")
         if value is None:
