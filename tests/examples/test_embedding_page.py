@@ -2,10 +2,14 @@
 
 import re
 
+import pytest
 import torch
 from PIL import Image
 
 from common import ROOT, random_images
+
+pytest.importorskip("pyarrow")
+from noisebook.datasets import CodecRecipe, tokenize
 
 PAGE = (ROOT / "docs/embedding.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -18,14 +22,18 @@ def test_the_blocks_run(tmp_path, monkeypatch, fresh, capsys):
     (tmp_path / "PICTURES").mkdir()
     for i, x in enumerate(random_images(fresh, 2, 64, 96)):
         Image.fromarray(x.permute(1, 2, 0).numpy()).save(f"PICTURES/{i}.png")
+    recipe = CodecRecipe("photo-low", "gaussian-prior", changes={"vocab_size": 256})
+    tokenize("PICTURES", "TOKENS", codec=recipe)
     code = "\n".join(BLOCKS)
     for large, small in SMALL.items():
         assert large in code
         code = code.replace(large, small)
     scope: dict = {"__name__": "embedding"}
     exec(code, scope)
-    assert scope["batch"].shape == (2, scope["tokens"].shape[1])
+    assert scope["first"].shape == (2, scope["tokens"].shape[1])
     assert "a picture of 64 x 96: " in capsys.readouterr().out
+    assert scope["sequence"].shape == (2, scope["ids"].length)
+    assert scope["loss"].isfinite()
     assert torch.equal(scope["again"], scope["tokens"])
     assert scope["embeddings"] == 50257 + 65536
 

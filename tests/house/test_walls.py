@@ -45,7 +45,7 @@ def test_the_house_is_small(house, capsys):
 
 
 def test_top_folders_are_not_packages_and_the_package_is_typed():
-    for folder in ("engine", "kernels", "csrc", "bench", "tests"):
+    for folder in ("engine", "kernels", "csrc", "bench", "examples", "tests"):
         assert (ROOT / folder).is_dir()
         assert not (ROOT / folder / "__init__.py").exists()  # a package `kernels` breaks diffusers
     for package in ("engine/noisebook", "kernels/noisebook_kernels"):
@@ -122,7 +122,7 @@ def test_kernels_know_nothing_of_the_engine_and_nothing_imports_bench_tests_or_t
             for item in imports:
                 top = item.name.split(".")[0]
                 assert not (folder == "kernels" and top == "noisebook"), f"{module}:{item.line}"
-                assert top not in ("bench", "tests", "tools", "common", "record"), f"{module}:{item.line}"
+                assert top not in ("bench", "examples", "tests", "tools", "common", "record"), f"{module}:{item.line}"
     for path in (ROOT / "csrc").iterdir():
         text = path.read_text()
         assert not any(word in text for word in ("#include <torch", "#include <ATen", "#include <c10", "torch::", "at::")), (

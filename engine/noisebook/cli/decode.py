@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def codec_of(args: argparse.Namespace, container: "Container") -> "Codec":
     """The codec that a file was made with, or that the options name. Raises CodecMismatchError where its hash is another."""
-    from noisebook.images.load import load
+    from noisebook.codec.load import load
     from noisebook.images.files import codec_name, spec_of
     from noisebook.spec import presets
 

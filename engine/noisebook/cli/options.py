@@ -251,7 +251,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentG
 # ---- what they make -----------------------------------------------------------------------------------------------------
 def load_codec(args: argparse.Namespace) -> "Codec":
     """The codec that the options ask for."""
-    from noisebook.images.load import load
+    from noisebook.codec.load import load
     from noisebook.spec import presets
 
     name = args.preset or presets.DEFAULT

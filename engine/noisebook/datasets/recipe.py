@@ -9,7 +9,7 @@ from noisebook import backbones
 from noisebook.backbones.factory import refusal
 from noisebook.backbones.precision import AUTO
 from noisebook.codec.codec import Codec
-from noisebook.images.load import load
+from noisebook.codec.load import load
 from noisebook.errors import BackboneError, SpecError
 from noisebook.images.targets import Aim, Target, curve_of
 from noisebook.rules import EFFORT

@@ -146,7 +146,7 @@ class Reader:
 
     def _codec(self, spec: CodecSpec) -> "Codec":
         from noisebook.codec.codec import Codec
-        from noisebook.images.load import load
+        from noisebook.codec.load import load
 
         if self.codec is None or self.codec.spec.hash != spec.hash:
             before, network = self.codec, self.realism_network
