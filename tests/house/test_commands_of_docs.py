@@ -16,8 +16,8 @@ from pathlib import Path
 
 import docs_kit
 import pytest
-from docs_kit import INSTALL, Part, blocks_of, capitals, make_environment, pages, parts_of, surroundings
-from docs_pages import AS_RUN, NAMES, SCOPE, furnish
+from docs_kit import INSTALL, blocks_of, capitals, make_environment, pages, parts_of, surroundings
+from docs_pages import AS_RUN, NAMES, SCOPE, furnish, granted
 
 from common import ROOT
 
@@ -34,12 +34,6 @@ NOT_RUN = {
 }
 
 RUN = [page for page in pages() if any(not block.why for block in blocks_of(page))]
-
-
-def known(parts: list[Part]) -> set[str]:
-    """The names of NAMES that stand in the blocks of a page that run."""
-    text = "\n".join(block.text for part in parts for block in part.blocks)
-    return {name for name in NAMES if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", text)}
 
 
 def test_marked_blocks_are_counted():
@@ -150,7 +144,7 @@ def test_every_command_of_a_page_runs(page, tmp_path, environment):
     folder = tmp_path / "reader"
     folder.mkdir()
     parts = parts_of(page, AS_RUN.get(page, {}))
-    furnish(folder, known(parts))
+    furnish(folder, granted(parts))
     (tmp_path / "home").mkdir()
     failed = []
     for i, part in enumerate(parts):
