@@ -41,6 +41,7 @@ AS_RUN: dict[str, dict[str, str]] = {
         "original(17)": "original(1)",
     },
     "docs/howto/imagenet.md": {"--resize 256": "--resize 48"},
+    "docs/howto/stable-diffusion.md": {"PICTURES": "SMALL", "--bpp .3": "--bpp 8"},
     "docs/howto/web-service.md": {"8000": str(free_port())},
     "docs/modes.md": {"label=281": "label=1", "label=207": "label=2", "size=(256, 256)": "size=(16, 16)"},
     "docs/training.md": {
@@ -49,7 +50,7 @@ AS_RUN: dict[str, dict[str, str]] = {
         "--learning-rate 2e-3": "--learning-rate 2e-3 --minutes .01",
         "--learning-rate 1e-4": "--learning-rate 1e-4 --minutes .01",
         "--pixels 262144": "--pixels 8192 --minutes .01",
-        "--minutes 180": "--minutes .01 --pairs 4 --sizes 32",
+        "--minutes 180": "--minutes .01 --pairs 16 --sizes 32",
     },
 }
 
@@ -77,9 +78,9 @@ def crops(count: int, height: int, width: int) -> list[Image.Image]:
     return out
 
 
-def pictures(path: Path) -> None:
+def pictures(path: Path, height: int = HEIGHT, width: int = WIDTH) -> None:
     path.mkdir()
-    for i, picture in enumerate(crops(2, HEIGHT, WIDTH)):
+    for i, picture in enumerate(crops(2, height, width)):
         picture.save(path / f"{i}.png")
 
 
@@ -175,6 +176,7 @@ def classes(path: Path) -> None:
 NAMES: dict[str, Callable[[Path], object]] = {
     "PICTURES": pictures,
     "FOLDER": pictures,
+    "SMALL": lambda path: pictures(path, 32, 48),
     "cat.png": lambda path: crops(2, 96, 128)[1].save(path),
     "mask.png": lambda path: Image.linear_gradient("L").resize((WIDTH, HEIGHT)).save(path),
     "FILES": lambda path: run("encode", "PICTURES", "-o", path.name, "--steps", "12"),
@@ -186,7 +188,7 @@ NAMES: dict[str, Callable[[Path], object]] = {
     "DATA.npz": lambda path: archive(path, 32),
     "cifar10.npz": lambda path: archive(path, 32),
     "cifar10_train.npz": lambda path: archive(path, 32),
-    "photos.npz": lambda path: archive(path, 96),
+    "photos.npz": lambda path: archive(path, 128),
     "photos256.npz": lambda path: archive(path, 96),
     "my_package": lambda _: own_package(Path("my_package.py")),
     "mine:make": lambda _: own_factory(Path("mine.py")),
