@@ -200,7 +200,9 @@ def test_errors(tmp_path, net, made, capsys):
     other = tiny_backbone(tmp_path / "other.safetensors", seed=3)
     assert main(["report", str(out), "-o", str(tmp_path / "x.html"), "--backbone", other]) == 5
     assert not (tmp_path / "x.html").exists()
-    assert capsys.readouterr().err.count("noisebook: ") == 3
+    said = capsys.readouterr().err
+    assert said.count("noisebook: ") == 3
+    assert "no data set (plan.json) and no .nbk file" in said
     (tmp_path / "x.html").write_text("the user's")
     call = ["report", str(out), "-o", str(tmp_path / "x.html"), "--backbone", net, "--images", "1", "--json"]
     for wrong in (["--prompt", "a"], ["none.nbk"]):  # options of the others; both kinds at once

@@ -8,7 +8,7 @@ from noisebook.cli.inputs import NBK
 from noisebook.cli.outputs import refuse_existing
 from noisebook.cli.realism import add_realism, realism_of
 from noisebook.cli.show import failure, log, say, say_json
-from noisebook.errors import NoisebookError, SpecError, printable
+from noisebook.errors import DatasetError, NoisebookError, SpecError, printable
 from noisebook.images.judges.catalogue import DEFAULT
 
 ABOUT = "Files of tokens, or whole tokenised data sets, as one page of HTML: pictures, steps, tokens, rates, speed."
@@ -66,6 +66,9 @@ def is_data_set(name: str) -> bool:
 
 
 def of_data_sets(args: argparse.Namespace) -> int:
+    for name in args.tokens:
+        if name and "\0" not in name and Path(name).is_dir() and not (Path(name) / "plan.json").exists():
+            raise DatasetError(f"{printable(name)}: there is no data set (plan.json) and no .nbk file in it")
     from noisebook.report.build import build_report
 
     if conditions := options.conditions_of(args):
