@@ -73,6 +73,7 @@ def test_the_page_of_the_command_line_has_every_exit_code():
         ("quality.dial", "concepts"),
         ("quality.one_walk", "concepts"),
         ("quality.published", "published"),
+        ("quality.tokenizers", "tokenizers"),
         ("quality.cod", "cod"),
         ("quality.cod_latent", "cod"),
         ("reliability.whole_dataset", "datasets"),

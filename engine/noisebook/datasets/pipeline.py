@@ -78,7 +78,9 @@ class TokenizeBatch:
             raise ImageError(f"image {number} of the batch: {error}") from error
 
 
-def codec_of(preset: str, backbone: str | Backbone | Callable[[], Backbone] | None, options: Mapping[str, Any]) -> Codec:
+def codec_of(
+    preset: str | None, backbone: str | Backbone | Callable[[], Backbone] | None, options: Mapping[str, Any]
+) -> Codec:
     """The codec of `noisebook.load`; of a backbone that is a function what it makes in this process."""
     given: Any = backbone
     made: Any = given() if callable(given) and not isinstance(given, nn.Module) else given
