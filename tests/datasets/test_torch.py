@@ -88,6 +88,7 @@ import noisebook.torch as short
 from noisebook import torch as also
 assert short is also
 inspect.getmodule(inspect)  # looks at the files of all modules
+assert not hasattr(short, "NoSuchName")  # as pickle asks every module
 assert "torch" not in sys.modules, "torch was imported before it was asked for"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -284,7 +284,7 @@ def test_datatrove_block(pictures, tmp_path):
 @pytest.fixture(scope="module")
 def cluster():
     needs("ray")
-    probe = "import ray; ray.init('local', num_cpus=1, include_dashboard=False)"
+    probe = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); ray.get(ray.remote(lambda: 7).remote())"
     try:  # some containers forbid what Ray needs, and it waits for ever
         subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, timeout=240)
     except subprocess.SubprocessError as error:
