@@ -24,7 +24,7 @@ OTHER = ("", "text", "json", "html")  # fences that nobody runs
 FENCE = re.compile(r"^((?: *<!--[^\n]*-->\n)*)( *)```(\w*)[^\n]*\n(.*?)^\2```[ ]*$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (not run: (?P<why>\w+)(?:, [^>]*)?|file: (?P<file>[\w./-]+)|(?P<keeps>keeps running)) -->")
 INSTALL = re.compile(r"pip install (?:-e )?'?\.(?:\[(?P<extras>[\w,]+)\])?'?(?: [a-z][a-z0-9-]*)*(?=$|\s)")
-STANDS_FOR = {"BACKBONE": "gaussian-prior"}  # names that no file can have
+STANDS_FOR = {"BACKBONE": "gaussian-prior", "PICTURE": "cat.png"}  # names that no file can have
 FOR_DEVELOPERS = {"test", "dev", "docs"}  # an install line with these counts for its own line only
 
 
