@@ -116,7 +116,7 @@ def own_package(path: Path) -> None:
         "import torch\nfrom torch import nn\n\nfrom noisebook import backbones\n\n\n"
         "class MyNetwork(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.one, self.prior = nn.Parameter(torch.ones(())), [backbones.load('gaussian-prior')]\n\n"
-        "    def forward(self, x, t):\n        t = float(t[0])\n"
+        "    def forward(self, x, t):\n        t = min(float(t[0]), 0.9999)  # nearly pure noise\n"
         "        x0 = self.one * self.prior[0].denoise(x / (1 - t), t / (1 - t))\n        return (x - x0) / t\n"
     )
     torch.save({"one": torch.ones(())}, "weights.pt")
@@ -173,7 +173,7 @@ def classes(path: Path) -> None:
             picture.save(path / name / f"{name}_{i}.JPEG")
 
 
-# a name in a page -> what makes it in the current folder; later ones may use those above
+# a name in a page -> what makes it in the current folder; later ones may use or replace those above
 NAMES: dict[str, Callable[[Path], object]] = {
     "PICTURES": pictures,
     "FOLDER": pictures,
@@ -191,6 +191,7 @@ NAMES: dict[str, Callable[[Path], object]] = {
     "cifar10_train.npz": lambda path: archive(path, 32),
     "photos.npz": lambda path: archive(path, 144),
     "photos256.npz": lambda path: archive(path, 96),
+    "weights.pt": lambda path: torch.save({name: torch.rand(1, 1475, 1, 1) for name in ("alpha", "beta")}, path),
     "my_package": lambda _: own_package(Path("my_package.py")),
     "mine:make": lambda _: own_factory(Path("mine.py")),
     "CoD_pixel_vpred.pt": published_cod,
@@ -199,7 +200,6 @@ NAMES: dict[str, Callable[[Path], object]] = {
     "FILE": program,
     "alexnet-owt-7be5be79.pth": lambda path: trunk(path, ALEXNET),
     "vgg16-397923af.pth": lambda path: trunk(path, VGG16),
-    "weights.pt": lambda path: torch.save({name: torch.rand(1, 1475, 1, 1) for name in ("alpha", "beta")}, path),
     "MODEL": lambda path: pipeline(path, "dit"),
     "SD": lambda path: pipeline(path, "sd"),
     "IMAGENET": classes,
