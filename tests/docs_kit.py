@@ -20,7 +20,7 @@ from common import ROOT
 
 REASONS = ("GPU", "hub", "cluster", "docker", "minutes", "fragment")
 COMMANDS = ("bash", "python")
-OTHER = ("", "text", "json", "html")  # fences that nobody runs
+OTHER = ("", "text", "json", "html", "py")  # fences that nobody runs; `py`: signatures of docs/api.md
 FENCE = re.compile(r"^((?: *<!--[^\n]*-->\n)*)( *)```(\w*)[^\n]*\n(.*?)^\2```[ ]*$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (not run: (?P<why>\w+)(?:, [^>]*)?|file: (?P<file>[\w./-]+)|(?P<keeps>keeps running)) -->")
 INSTALL = re.compile(r"pip install (?:-e )?'?\.(?:\[(?P<extras>[\w,]+)\])?'?(?: [a-z][a-z0-9-]*)*(?=$|\s)")

@@ -78,7 +78,8 @@ def test_every_shipped_name_has_weights_of_a_known_kind():
 
 
 @pytest.mark.parametrize("name", ["photos", "a/b/c", "../x"])
-def test_no_such_backbone(name):
+def test_no_such_backbone(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(BackboneError, match="photo"):
         backbones.load(name)
 

@@ -309,5 +309,5 @@ def test_the_examples_of_the_page_run(monkeypatch):
 
     monkeypatch.setattr(backbones, "load", tinted)
     exec(code.replace('"steps": 100', '"steps": 4').replace("(256, 256)", "(32, 32)"), scope)
-    assert scope["large"].shape == scope["filled"].shape == (4, 3, 32, 32)
+    assert scope["large"].shape == scope["filled"].shape == (8, 3, 32, 32)
     assert scope["edited"].shape == (4, 3, 32, 32)

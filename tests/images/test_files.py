@@ -91,11 +91,22 @@ def test_work_of_a_payload_is_limited_where_it_is_decoded_and_described(codec, t
             call(Limits(work=10))
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((1, 3, 8, 8), np.uint8), [[1]], None, "image"])
-def test_what_is_no_tensor_is_refused_in_words(codec, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            np.zeros((1, 3, 8, 8), np.uint8),
+            r"\[B, H, W, 3\] for this codec, not \[1, 3, 8, 8\]: torch.from_numpy\(array\) is for",
+        ),
+        ([[1]], r"image 0 of the list: images must be a torch tensor .*, a numpy array .*, a PIL image, .* not list"),
+        (None, r"images must be a torch tensor .*, a numpy array .*, a PIL image, or a list of them, not NoneType"),
+        ("image", r"images must be a torch tensor .*, a numpy array .*, a PIL image, or a list of them, not str"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_in_words(codec, wrong, words):
     images, match = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"must be a torch tensor, .*torch.from_numpy"
     for call in (codec.encode, codec.reconstruct, codec.encode_packed):
-        with pytest.raises(ImageError, match=match):
+        with pytest.raises(ImageError, match=words if call == codec.encode else match):
             call(wrong)
     for call in (codec.decode, codec.decode_packed):
         with pytest.raises(CodecMismatchError, match=match):
