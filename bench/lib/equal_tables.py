@@ -140,7 +140,7 @@ def _about(comparison: Comparison) -> str:
         parts = [entry["by"] or "noisebook", *(f"{n['file']} sha256:{n['sha256'][:16]}" for n in entry["networks"])]
         lines.append(f"- {BY_KEY[key].title}: {', '.join(parts)}")
     lines += [f"- {name} was not measured: {why}" for name, why in result["absent"].items()]
-    return "\n".join([*lines, "", f"{result['about']}. {source(result, NAME)}"])
+    return "\n".join([*lines, "", f"{result['about']}. {fewer_bits(comparison)} {source(result, NAME)}"])
 
 
 def equal_wins() -> str:
@@ -201,5 +201,18 @@ def short() -> str:
             lines.append([codec, f"{bpp:.3f}" if bpp else f"no file of {asked:g}", *(cells if bpp else [""] * len(cells))])
     titles = (f"{BY_KEY[key].title}, {BY_KEY[key].direction.split()[0]}" for key in comparison.metrics)
     text = table(["", "bits per pixel", *titles], lines)
-    about = f"{comparison.result['about']}. {source(comparison.result, NAME)}"
+    about = f"{comparison.result['about']}. {fewer_bits(comparison)} {source(comparison.result, NAME)}"
     return f"{text}\n\n{sentences(comparison)}\n\n{about}"
+
+
+def fewer_bits(comparison: Comparison) -> str:
+    """How far the files of rivals stay below ours, whose rates any number of tokens can meet."""
+    shares = []
+    for asked in comparison.rates:
+        ours = comparison.values(comparison.ours[0], asked, "bpp")
+        for rival in comparison.rivals:
+            theirs = comparison.values(rival, asked, "bpp")
+            if theirs:
+                shares.append(1 - sum(theirs.values()) / sum(ours[image] for image in theirs))
+    most = f"{100 * max(shares):.0f} %" if shares else "0 %"
+    return f"A rival's file is the largest of its quality steps that is not above ours: it has up to {most} fewer bits."

@@ -207,6 +207,14 @@ def test_what_was_not_measured_is_not_called_too_large(made_up):
     assert cells(equal_tables.equal_bytes_table(), WEBP)[0][2] == "not measured"
 
 
+def test_bits_that_rivals_leave_unused_are_said(made_up):
+    for row in made_up["rows"]:
+        if row["codec"] == WEBP and row["bytes"]:
+            row["bpp"] = 0.08
+    assert "up to 20 % fewer bits" in equal_tables.equal_bytes_table()
+    assert "up to 20 % fewer bits" in equal_tables.short()
+
+
 def test_wins_and_losses_are_counted_alike(made_up):
     text = equal_tables.equal_wins()
     half = "2 of 4 pictures"

@@ -104,6 +104,6 @@ def test_the_index_lists_every_script_and_every_result():
     results = {path.name for path in (BENCH / "results").glob("*.json")}
     listed = set(re.findall(r"`(\w+\.json)`", index))
     assert results <= listed
-    waiting = {"gpu_tokenizing.json", "gpu_latent.json", "published.json", "codecs.json"}
+    waiting = {"gpu_tokenizing.json", "gpu_latent.json", "published.json"}
     waiting |= {"bit_errors.json", "levels_per_picture.json", "diffc.json"}
     assert listed - results <= waiting, "a result that is not there, but for those that wait for a GPU or a network"
