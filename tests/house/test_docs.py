@@ -150,14 +150,14 @@ def test_every_block_of_the_readme_runs(tmp_path, monkeypatch):
     scope: dict = {}
     exec(codec, scope)
     assert scope["decoded"].shape == scope["coarse"].shape == (1, 3, 64, 96)
-    assert not torch.equal(scope["decoded"], scope["coarse"])
+    assert (scope["decoded"].dtype, scope["coarse"].dtype) == (torch.uint8, torch.float32)
+    assert not torch.equal(scope["codec"].decode(scope["tokens"], (64, 96)), scope["coarse"])
     assert scope["tokens"].shape == (1, len(scope["layout"]))
     exec(own, scope)
-    tokens, seen = scope["mine"].reconstruct(scope["images"])
+    tokens, seen = scope["mine"].reconstruct(torch.from_numpy(scope["image"]).permute(2, 0, 1)[None])
     assert torch.equal(seen, scope["mine"].decode(tokens, (64, 96)))
     (tmp_path / "noisebook-out").mkdir()
-    pixels = scope["images"][0].permute(1, 2, 0).numpy()
-    (tmp_path / "noisebook-out/a.nbk").write_bytes(encode_picture(scope["codec"], pixels))
+    (tmp_path / "noisebook-out/a.nbk").write_bytes(encode_picture(scope["codec"], scope["image"]))
     _, commands = blocks(ROOT / "README.md", "bash")
     for line in commands.splitlines():
         program, verb, *arguments = shlex.split(line, comments=True)
