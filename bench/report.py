@@ -48,9 +48,9 @@ def _beside(run: Result, kind: str) -> str:
     if not there:
         return "no file so small"
     mean = f"{other['mean']['psnr']:.2f} dB"
-    return (
-        mean if len(there) == len(run["images"]) else f"{mean} on {len(there)}; ours there {sum(there) / len(there):.2f} dB"
-    )
+    if len(there) == len(run["images"]):
+        return mean
+    return f"{mean} ({len(there)} pictures; noisebook on these {sum(there) / len(there):.2f} dB)"
 
 
 def kodak() -> str:

@@ -293,7 +293,7 @@ def test_presets_of_the_readme_are_the_default_network_beside_what_is_not_larger
     (results / "kodak.json").write_text(json.dumps(result(about="2 pictures", threads=1, runs=runs, **FACTS)))
     lines = report.presets().splitlines()
     assert lines[0].count("not larger") == 2
-    low = "27.00 dB on 1; ours there 30.00 dB | no file so small"
+    low = "27.00 dB (1 pictures; noisebook on these 30.00 dB) | no file so small"
     assert lines[2] == f"| `photo-low` | 0.100 | 25.00 dB | 0.500 | {low} | 2.0 s |"
     assert lines[3] == "| `photo` | 0.200 | 25.00 dB | 0.500 | 23.00 dB | 23.00 dB | 2.0 s |"
     assert len(lines) == 6

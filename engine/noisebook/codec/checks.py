@@ -32,7 +32,8 @@ def check_images(images: Any, channels: int, device: torch.device) -> Tensor:
     """The images on the device, uint8 or float32. Values are looked at there, by the walk. Raises ImageError."""
     check_tensor(images, "images", ImageError)
     if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
-        raise ImageError(f"images must be [B, {channels}, H, W] and not empty, not {list(images.shape)}")
+        hint = f" (the backbone's `channels` is {channels})" if images.ndim == 4 and 0 not in images.shape else ""
+        raise ImageError(f"images must be [B, {channels}, H, W] and not empty, not {list(images.shape)}{hint}")
     if images.dtype == torch.uint8:
         return images.to(device)
     if not images.is_floating_point():

@@ -325,7 +325,8 @@ def shipped_curve(backbone: "Backbone") -> Curve | None:
 
 def no_curve(backbone: "Backbone") -> str:
     """What to say of a backbone without a curve: the beginning of a message."""
-    return f"backbone {backbone.name!r} has no curve: run `noisebook calibrate {backbone.name} IMAGES -o FILE`"
+    call = f"run `noisebook calibrate {backbone.name} IMAGES -o FILE`"
+    return f"backbone {backbone.name!r} has no curve: {call}, with MODULE:FACTORY for the name if the class is yours"
 
 
 def by_number(number: int) -> Curve | None:
