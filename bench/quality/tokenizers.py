@@ -68,7 +68,7 @@ def measure(ours: Ours, judge: Judge) -> list[dict[str, Any]]:
             for realism in REALISMS:
                 decoded = shown(data, codec, realism)
                 row = {"image": name, "asked": bits, "bits": 8 * len(data), "tokens": len(tokens), "realism": realism}
-                row |= {"encode_calls": codec.encode_nfe, "decode_calls": codec.nfe_of(None, realism)}
+                row |= {"encode_nfe": codec.encode_nfe, "decode_nfe": codec.nfe_of(None, realism)}
                 values = judge(small, decoded).values
                 rows.append(row | values)
         print(name, flush=True)
@@ -100,7 +100,7 @@ def tokenizers_ours() -> str:
         for realism in REALISMS:
             of = [row for row in result["rows"] if (row["asked"], row["realism"]) == (bits, realism)]
             tokens, files = (f"{mean(of, key):,.0f}" for key in ("tokens", "bits"))
-            calls = ", ".join(f"{mean(of, key):.0f}" for key in ("encode_calls", "decode_calls"))
+            calls = ", ".join(f"{mean(of, key):.0f}" for key in ("encode_nfe", "decode_nfe"))
             figures = [f"{mean(of, 'psnr'):.2f} dB", f"{mean(of, 'lpips'):.3f}", f"{mean(of, 'dists'):.3f}"]
             rows.append([name_of(realism), tokens, files, *figures, calls])
     note = f"{result['about']} {page.source(result, NAME)}"
