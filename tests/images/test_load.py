@@ -98,7 +98,9 @@ def test_a_curve_of_ones_own(shrink, tmp_path):
     codecs = [noisebook.load(backbone=shrink, tokens=40, curve=c) for c in (curve, tmp_path / "shrink.json")]
     assert codecs[0].spec == codecs[1].spec
     assert codecs[0].tokens_per_image() == pytest.approx(40, abs=2)
-    with pytest.raises(SpecError, match=r"noisebook calibrate shrink IMAGES -o FILE`, with MODULE:FACTORY .*, then give curve=FILE"):
+    with pytest.raises(
+        SpecError, match=r"noisebook calibrate shrink IMAGES -o FILE`, with MODULE:FACTORY .*, then give curve=FILE"
+    ):
         noisebook.load(backbone=shrink, tokens=40, size=(32, 32))
     with pytest.raises(BackboneError, match="the curve was measured of 'shrink'"):
         noisebook.load(backbone=PRIOR, tokens=40, curve=curve)
