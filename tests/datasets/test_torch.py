@@ -109,3 +109,10 @@ def test_the_stub_has_the_modules_names():
     stub = Path(noisebook.__file__).with_name("torch.pyi")
     names = [line.split(" as ")[1] for line in stub.read_text().splitlines() if line.startswith("from")]
     assert names == module.__all__
+
+
+def test_an_aim_takes_the_place_of_the_preset():
+    transform = Transform(backbone="gaussian-prior", bpp=1.0, max_nfe=4)
+    assert len(transform(np.full((32, 32, 3), 90, np.uint8))) == transform.codec.tokens_per_image((32, 32))
+    with pytest.raises(SpecError, match="preset 'photo' has already"):
+        Transform("photo", backbone="gaussian-prior", bpp=1.0)(np.zeros((32, 32, 3), np.uint8))

@@ -50,7 +50,7 @@ class Transform:
     backbone          as of `noisebook.load`, or a function without arguments that makes a `Backbone`
     limits            of pictures: `pixels`
 
-    Each process makes a codec of its own at its first picture, so a `Transform` is small where it is pickled. A picture is
+    Each process makes its own codec at its first picture, so a `Transform` is small where it is pickled. A picture is
     in any form that `TokenizeBatch` takes. Pictures of one batch must have one size, unless your `collate_fn` takes lists.
 
     It encodes one picture at a time, and again in every epoch: `cost` says how long that takes. Tokenise what you read more
@@ -61,7 +61,7 @@ class Transform:
 
     def __init__(
         self,
-        preset: str = "photo",
+        preset: str | None = None,
         backbone: str | Backbone | Callable[[], Backbone] | None = None,
         limits: Limits = DEFAULT,
         **options: Any,
