@@ -2,7 +2,7 @@
 
     python examples/input_ids.py PICTURE "a photo of a cat" drawn.png
 
-A small random GPT-2 of the library transformers stands for a model of yours. Its vocabulary grows by the ids of tokens, and
+A small random GPT-2 of the library transformers is in the place of yours. Its vocabulary grows by the ids of tokens, and
 generation is held to the ids that are tokens at each place, so that whatever it draws decodes. Needs the extra `text`.
 """
 

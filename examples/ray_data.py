@@ -16,7 +16,7 @@ def main(pictures: str, output: str, side: int = 64, actors: int = 1, preset: st
     """`options` are those of noisebook.load. Returns the data set that was written, as Ray reads it."""
     images = ray.data.read_images(pictures, size=(side, side), mode="RGB", include_paths=True)
     tokens = images.map_batches(
-        TokenizeBatch,  # takes the column `image`, gives `tokens`, and leaves the others as they are
+        TokenizeBatch,  # takes the column `image`, gives `tokens`, and leaves the others unchanged
         fn_constructor_kwargs={"preset": preset, **options},
         batch_size=32,
         concurrency=actors,

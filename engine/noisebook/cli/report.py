@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def is_data_set(name: str) -> bool:
-    """Whether a name that was given stands for a data set: a URL, a folder that holds a plan or no .nbk file, or what is not
+    """Whether a name that was given is that of a data set: a URL, a folder that holds a plan or no .nbk file, or what is not
     there and has not the name of a .nbk file."""
     path = Path(name)
     if not name or "://" in name or "\0" in name or (path / "plan.json").exists():

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from noisebook.codec import packing
 from noisebook.codec.checks import check_dtype, check_images, check_lost, check_payload, check_tensor, check_tokens
-from noisebook.codec.engine import Engine
 from noisebook.codec.engine import rule_of as rule_of
 from noisebook.codec.inputs import Range, batch_of, batches_of, in_groups, in_range
 from noisebook.codec.sequence import Sequences
-from noisebook.codec.solvers import nfe_of
 from noisebook.codec.stream import Layout, Stream, shortened, spec_for
 from noisebook.codec.walk import Chooser, solve, walk
 from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from noisebook.codec.inputs import Pictures
 
 
-class Codec(Engine, Sequences):
+class Codec(Sequences):
     """A codec: its specification and the denoiser it names.
 
     Token tensors are int64 [B, L], ordered by (start, step, block, bin); `layout` says what each position is. A codec of a
@@ -81,22 +79,14 @@ class Codec(Engine, Sequences):
 
     def nfe_of(self, steps: int | None, realism: float = 0.0) -> int:
         """Network calls of a decode of the first `steps` steps, with what `realism` above 0 adds, see `decode`."""
-        dial = self.dial(realism, steps)
-        return nfe_of(self.spec, steps) + (dial.calls if dial else 0)
+        return self._calls_of_decode(steps, realism)
 
     @property
     def encode_nfe(self) -> int:
         """Network calls of an encode, without what it takes to see the result."""
-        if self.candidates == 1:
-            return self.spec.coded_steps
-        return self.candidates * (len(self.spec.schedule) + (self.spec.sigma_last > 0))
+        return self.candidates * self._calls_of_encode
 
     # ---- sizes and layouts ----------------------------------------------------------------------------------------------
-    @own_defaults()
-    def layout_for(self, height: int, width: int) -> Layout:
-        """Step, block, bin and vocab_size of every token position for images of that size."""
-        return self.stream(height, width).layout()
-
     def tokens_per_image(self, size: tuple[int, int] | None = None) -> int:
         """The tokens L of an image of that size (H, W), by default `default_size`."""
         return self.stream(*(size or self.default_size)).length

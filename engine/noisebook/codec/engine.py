@@ -19,7 +19,7 @@ from noisebook.codec.inputs import PictureReader
 from noisebook.codec.lost import without
 from noisebook.codec.realism import Dial, dial_for
 from noisebook.codec.solvers import nfe_of
-from noisebook.codec.stream import Stream, stream_for
+from noisebook.codec.stream import Layout, Stream, stream_for
 from noisebook.codec.tiles import network_for
 from noisebook.codec.walk import Parts
 from noisebook.errors import ImageError, SpecError
@@ -84,9 +84,25 @@ class Engine:
         backbone = self._network() if tiled and realism else self.backbone
         return dial_for(realism, self._realism, backbone, self.spec, steps)
 
+    def _calls_of_decode(self, steps: int | None, realism: float, tiled: bool = False) -> int:
+        """Network calls of a decode of the first `steps` steps (None: all), perhaps of a large picture."""
+        dial = self.dial(realism, steps, tiled)
+        return nfe_of(self.spec, steps) + (dial.calls if dial else 0)
+
+    @property
+    def _calls_of_encode(self) -> int:
+        """Network calls of an encode, of which each has all `candidates`."""
+        ahead = self.candidates > 1  # it also predicts what the last step leaves
+        return len(self.spec.schedule) + (self.spec.sigma_last > 0) if ahead else self.spec.coded_steps
+
     def stream(self, height: int, width: int) -> Stream:
         """What the codec does with images of that size. Raises SpecError if tokens or blocks do not fit it."""
         return stream_for(self.spec, self.backbone, self.rule, self.start_rule, height, width)
+
+    @own_defaults()
+    def layout_for(self, height: int, width: int) -> Layout:
+        """Step, block, bin and vocab_size of every token position for images of that size."""
+        return self.stream(height, width).layout()
 
     # ---- walks ----------------------------------------------------------------------------------------------------------
     def _encode(
@@ -103,7 +119,7 @@ class Engine:
         stream = self.stream(*images.shape[2:])
         if stream.tiled and self.candidates > 1:
             raise SpecError("an image of more than 2^24 dimensions is encoded with 1 candidate only")
-        if stream.tiled and len(images) > 1:  # one by one: each has resolutions of its own
+        if stream.tiled and len(images) > 1:  # one by one: each has its own resolutions
             parts = weights.split(1) if weights is not None and len(weights) > 1 else [weights] * len(images)
             each = zip(images.split(1), parts, strict=True)
             found = [self._encode(x, w, with_images, packed, realism, progress) for x, w in each]
@@ -138,16 +154,13 @@ class Engine:
         """What counts the calls of encodes of these batches for `tell`."""
         if tell is None:
             return None
-        ahead = self.candidates > 1  # copies of an image are a batch
-        calls = len(self.spec.schedule) + (self.spec.sigma_last > 0) if ahead else self.spec.coded_steps
-        return Progress(tell, calls, sum(len(x) if self.stream(*x.shape[2:]).tiled else 1 for x in batches))
+        return Progress(tell, self._calls_of_encode, sum(len(x) if self.stream(*x.shape[2:]).tiled else 1 for x in batches))
 
     def _decoding(self, tell: Tell | None, stream: Stream, batch: int, realism: float, apart: bool) -> Progress | None:
         """What counts the calls of a decode for `tell`; `apart`: whether images are decoded one by one in any case."""
         if tell is None:
             return None
-        dial = self.dial(realism, stream.steps, stream.tiled)
-        calls = nfe_of(self.spec, stream.steps) + (dial.calls if dial else 0)
+        calls = self._calls_of_decode(stream.steps, realism, stream.tiled)
         return Progress(tell, calls, batch if stream.tiled or apart else 1)
 
     @property

@@ -88,7 +88,7 @@ def in_groups(batches: Sequence[Tensor]) -> list[list[int]]:
 
 def in_range(batches: Sequence[Tensor], span: Range | None) -> list[Tensor]:
     """The batches, of which floats are in [-1, 1]; `span`: the values of theirs that are black and white. Without it floats
-    are taken as they are, unless none of them is negative: then they look like another range. Raises ImageError."""
+    are unchanged, unless none of them is negative: then they look like another range. Raises ImageError."""
     floats = [batch for batch in batches if batch.dtype != torch.uint8]
     if span is None:
         if floats and all(batch.min() >= 0 for batch in floats):

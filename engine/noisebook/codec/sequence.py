@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from noisebook.codec.checks import TOKEN_DTYPES, check_tensor, check_tokens
-from noisebook.codec.stream import Layout
+from noisebook.codec.engine import Engine
 from noisebook.errors import CodecMismatchError, SpecError
 
 
@@ -65,13 +65,8 @@ class Vocabulary:
         return tokens
 
 
-class Sequences:
+class Sequences(Engine):
     """What a codec has for sequence models; `Codec` is one."""
-
-    default_size: tuple[int, int]
-
-    def layout_for(self, height: int, width: int) -> Layout:
-        raise NotImplementedError
 
     def vocabulary(
         self,
@@ -88,7 +83,7 @@ class Sequences:
         bos, eos   ids outside of the tokens'; they may be one id
         per_position   False: value v has the id offset + v at every position, and tokens take the largest vocab_size ids. A
                  value means another codeword at each position, so the model must know the position (it has embeddings of
-                 positions). True: each position has ids of its own, and tokens take the sum of all vocab_size ids: for
+                 positions). True: each position has its own ids, and tokens take the sum of all vocab_size ids: for
                  codecs of few tokens
 
         Raises SpecError for a negative id, for bos or eos among the ids of tokens, and for ids that no int64 holds.

@@ -77,7 +77,7 @@ def load(
     device    where the backbone is put and the work is done; of other kinds than cpu and cuda, where the network runs
     dtype, channels_last, compile   how the network computes inside, see `Backbone.accelerate`: float32, bfloat16, ...;
               auto: bfloat16 where the device has instructions for it and that loses next to nothing, else float32
-              (docs/performance.md); a backbone that is given as an object stays as it is. `Codec.dtype` says which
+              (docs/performance.md); a backbone that is given as an object is unchanged. `Codec.dtype` says which
     graphs    on CUDA: replay a whole encode or decode as one graph, see docs/performance.md
     effort    how often an encoder chooses the tokens of a step again, given the others (rule `bins`, steps with more than
               one bit for 40 dimensions); by default once, as in `Codec`; decoding does not depend on it

@@ -19,7 +19,7 @@ BEFORE = {StepIndex.RESOLUTION: "resolutions", StepIndex.CONDITION: "condition",
 
 @dataclass(frozen=True)
 class Spent:
-    """What an image of some size spends at one step: so many tokens of at most `vocab_size` values, and bits in a file.
+    """What an image of some size spends at one step: its tokens, of at most `vocab_size` values, and bits in a file.
 
     sigma  the noise level at which they are chosen; None: they come before the steps
     bits   None: they depend on the image, and no tokens were given

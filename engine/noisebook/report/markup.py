@@ -38,7 +38,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 def table(rows: Iterable[Sequence[str]], columns: bool = False) -> str:
     """The first cell of a row is its heading, and with `columns` the first row has those of the columns; cells are HTML
-    already. A table that is wider than the page scrolls in a box of its own."""
+    already. A table that is wider than the page scrolls in its own box."""
     lines, head = list(rows), ""
     if columns:
         head = f"<thead><tr>{''.join(f'<th>{cell}</th>' for cell in lines.pop(0))}</tr></thead>"

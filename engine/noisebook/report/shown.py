@@ -1,4 +1,4 @@
-"""A picture beside its original, as a page shows both, and what stands under it."""
+"""A picture beside its original, as a page shows both, and the lines below it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
