@@ -209,7 +209,9 @@ def test_bits_of_a_code_whose_length_varies(fresh):
     assert total_bits(spending(codec.spec, stream)) is None
     found = total_bits(spending(codec.spec, stream, unpack(container.payload, stream.runs)))
     assert found is not None
-    assert 0 <= 8 * len(container.payload) - found <= 80  # what the range coder rounds up
+    # What the range coder rounds up. It may also fall short: zero bytes at the end are left out, and one picture in 2^k has a
+    # code of k bits less than its probability says.
+    assert -24 <= 8 * len(container.payload) - found <= 80
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 1), (3, 3), (7, 7), (8, 7), (50, 7), (1000, 7)])
