@@ -128,12 +128,12 @@ def _call(data: bytes, *options: str) -> bytes:
     return subprocess.run(command, input=data, capture_output=True, check=True).stdout
 
 
-def _vvc(pixels: np.ndarray, qp: int, _: str, qpa: int = 0, weight: float = 1.0) -> bytes:
+def _vvc(pixels: np.ndarray, qp: int, preset: str, qpa: int = 0, weight: float = 1.0) -> bytes:
     """`weight` of rate against error, beside what the QP sets: one QP is a factor of 1.15 in bytes, so 0.9 and 0.8 are
     about thirds of a QP."""
     pixels = np.pad(pixels, [(0, n % 2) for n in pixels.shape[:2]] + [(0, 0)], "edge")  # 4:2:0 has even sides
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{pixels.shape[1]}x{pixels.shape[0]}", "-i", "-", "-vf", TO_YUV]
-    coder = ["-c:v", "libvvenc", "-preset", "slow", "-qp", str(qp), "-qpa", str(qpa)]
+    coder = ["-c:v", "libvvenc", "-preset", preset, "-qp", str(qp), "-qpa", str(qpa)]
     coder += ["-vvenc-params", f"LambdaModifierI={weight}"] if weight != 1 else []
     return _call(pixels.tobytes(), *raw, *coder, "-frames:v", "1", "-f", "vvc", "-")
 

@@ -99,18 +99,18 @@ def _thirds(step: int) -> tuple[int, dict[str, Any]]:
     return 63 - step // 3, {"weight": (1.0, 0.9, 0.8)[step % 3]}
 
 
-def rivals(speed: int = 0) -> dict[str, Rival]:
-    """Name -> rival. `speed` of libaom, 0 (slowest) to 10. Its quality ends at 99: at 100, without loss, it refuses to be
-    tuned to the eye."""
+def rivals(speed: int = 0, preset: str = "slow") -> dict[str, Rival]:
+    """Name -> rival. `speed` of libaom, 0 (slowest) to 10; `preset` of VVenC. The quality of libaom ends at 99: at 100,
+    without loss, it refuses to be tuned to the eye."""
     both, aom = ("4:2:0", "4:4:4"), f"libaom, speed {speed}, 4:2:0 or 4:4:4"
     iq, own = {"tune": "iq", "speed": speed}, {"tune": "psnr", "speed": speed}
-    vvc = "VVenC, preset slow, one intra picture, 10 bits, 4:2:0"
+    vvc = f"VVenC, preset {preset}, one intra picture, 10 bits, 4:2:0"
     return {
         "AVIF for PSNR": Rival("AVIF", f"{aom}, tune psnr", 100, _plain, both, own),
         "AVIF for the eye": Rival("AVIF", f"{aom}, tune iq", 100, _plain, both, iq),
         "WebP": Rival("WebP", "method 6", 101, _plain, ("4:2:0",)),
-        "VVC for PSNR": Rival("VVC", f"{vvc}, without perceptual QP adaptation", 192, _thirds, ("slow",)),
-        "VVC for the eye": Rival("VVC", f"{vvc}, perceptual QP adaptation", 192, _thirds, ("slow",), {"qpa": 1}),
+        "VVC for PSNR": Rival("VVC", f"{vvc}, without perceptual QP adaptation", 192, _thirds, (preset,)),
+        "VVC for the eye": Rival("VVC", f"{vvc}, perceptual QP adaptation", 192, _thirds, (preset,), {"qpa": 1}),
         "JPEG XL": Rival("JPEG XL", "VarDCT, effort 9", 100, _plain, ("effort 9",)),
     }
 

@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--backbone", help="in place of the preset's")
     parser.add_argument("--curve", type=Path, help="of that backbone")
     parser.add_argument("--nfe", type=int, help="network calls of a decode, in place of the preset's")
+    parser.add_argument("--vvc", default="slow", help="preset of VVenC: faster, fast, medium, slow")
     add_crop(parser, NAME)
     judging.add_metric_options(parser)
     page.add_options(parser)
@@ -149,7 +150,7 @@ def main() -> None:
     refuse_dry_result(args)
     args.device, args.metrics = "cpu", args.metrics or METRICS
     judge, ours = judging.judge_of(args), Ours(args.backbone, args.curve, args.nfe)
-    every = equal_bytes.rivals(args.speed)
+    every = equal_bytes.rivals(args.speed, args.vvc)
     if lost := set(args.codecs or ()) - every.keys():
         raise SystemExit(f"no codec {', '.join(sorted(lost))}: there are {', '.join(every)}")
     rivals = {name: rival for name, rival in every.items() if args.codecs is None or name in args.codecs}

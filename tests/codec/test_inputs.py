@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import random_images
-from noisebook import ImageError, SpecError
+from common import Shrink, random_images
+from noisebook import CodecMismatchError, ImageError, SpecError
 from noisebook.codec import inputs
 from noisebook.codec.codec import Codec
 from noisebook.runtime.pixels import to_uint8
@@ -33,6 +33,29 @@ def test_arrays_are_the_tensors_that_they_hold(shrink, fresh):
     assert torch.equal(codec.encode(array[1]), codec.encode(images[1:2]))
     for dtype in (np.float32, np.float64, ">f4"):
         assert torch.equal(codec.encode((array * np.float32(2 / 255) - 1).astype(dtype)), tokens)
+
+
+def test_grey_arrays_need_no_axis_for_their_channel(fresh):
+    grey = Shrink()
+    grey.channels = 1
+    codec, images = build(grey), random_images(fresh, 2, 12, 20)[:, :1]
+    tokens, array = codec.encode(images), images.permute(0, 2, 3, 1).numpy()
+    for same in (array, array[..., 0]):
+        assert torch.equal(codec.encode(same), tokens)
+    assert torch.equal(codec.encode(array[1, :, :, 0]), tokens[1:])
+    with pytest.raises(ImageError, match=r"\[H, W\], \[B, H, W\], \[H, W, 1\] or .* not \[2, 12, 20, 3\]"):
+        codec.encode(array.repeat(3, -1))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i4", ">i4", "u8"])
+def test_tokens_decode_from_arrays_of_integers(shrink, fresh, dtype):
+    codec = build(shrink)
+    tokens = codec.encode(random_images(fresh, 2, 12, 20))
+    array = tokens.numpy().astype(dtype)
+    array.flags.writeable = False
+    assert torch.equal(codec.decode(array, size=(12, 20)), codec.decode(tokens, size=(12, 20)))
+    with pytest.raises(CodecMismatchError, match="torch tensor"):
+        codec.decode(tokens.numpy().astype(float), size=(12, 20))
 
 
 def test_a_list_gives_a_list_in_its_order_whatever_the_sizes(shrink, fresh, monkeypatch):
@@ -117,7 +140,7 @@ def test_a_list_is_one_batch_of_floats(shrink, fresh):
         (torch.full((1, 3, 8, 8), 0.5), "unit", "the two values"),
         (torch.full((1, 3, 8, 8), 99.0), (0, 1), "from 99 to 99 are not in the range"),
         (torch.full((1, 3, 8, 8), -0.5), (0, 1), "from -0.5 to -0.5"),
-        (torch.full((1, 3, 8, 8), 2.0), (-1, 1), "finite and in"),
+        (torch.full((1, 3, 8, 8), 2.0), (-1, 1), r"in \[-1, 1\], and these are from 2 to 2: .* range=\(black, white\)"),
         (torch.full((1, 3, 8, 8), float("nan")), (0, 1), "finite"),
     ],
 )

@@ -209,7 +209,7 @@ def test_bits_of_a_code_whose_length_varies(fresh):
     assert total_bits(spending(codec.spec, stream)) is None
     found = total_bits(spending(codec.spec, stream, unpack(container.payload, stream.runs)))
     assert found is not None
-    # What the range coder rounds up. It may also fall short: zero bytes at the end are left out, and one picture in 2^k has a
+    # What the range coder rounds up. It may fall short: zero bytes at the end are left out, and one picture in 2^k has a
     # code of k bits less than its probability says.
     assert -24 <= 8 * len(container.payload) - found <= 80
 

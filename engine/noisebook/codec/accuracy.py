@@ -109,7 +109,7 @@ def _row(level: Level, square: float, slack: float, unknown: bool) -> Row:
     elif level.sigma**2 > square:
         why = ": is your data in [-1, 1]? Are times, their direction and the prediction (eps, v, x0) those of the network?"
     else:
-        why = ": are the level that the network is given and the scale of its input those of its training?"
+        why = ": are the level given to the network, the scale of its input and its range [-1, 1] those of its training?"
     return Row(name, False, found, do + why)
 
 

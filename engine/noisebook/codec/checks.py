@@ -4,6 +4,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,14 @@ def check_weights(weights: Any, images: Tensor, device: torch.device) -> Tensor:
     if not torch.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
         raise ImageError("weights must be finite, 0 or above, and somewhere above 0")
     return weights.to(device, torch.float32)
+
+
+def as_tensor(tokens: Any) -> Tensor:
+    """Tokens as a tensor: numpy's arrays of integers are copied. Raises CodecMismatchError for what is neither."""
+    if isinstance(tokens, np.ndarray) and tokens.dtype.name in INTEGERS:
+        return torch.from_numpy(tokens.astype(tokens.dtype.newbyteorder("="), order="C"))
+    check_tensor(tokens, "tokens", CodecMismatchError)
+    return tokens
 
 
 def check_tokens(tokens: Tensor, length: int, height: int, width: int) -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from noisebook.codec import packing
-from noisebook.codec.checks import check_dtype, check_images, check_lost, check_payload, check_tensor, check_tokens
+from noisebook.codec.checks import (
+    as_tensor,
+    check_dtype,
+    check_images,
+    check_lost,
+    check_payload,
+    check_tensor,
+    check_tokens,
+)
 from noisebook.codec.engine import rule_of as rule_of
 from noisebook.codec.inputs import Range, batch_of, batches_of, in_groups, in_range
 from noisebook.codec.sequence import Sequences
@@ -114,7 +122,7 @@ class Codec(Sequences):
         """Images -> tokens int64 [B, L] on the codec's device. Images are uint8, or float in [-1, 1], as one of
 
             a tensor [B, C, H, W]
-            a numpy array [H, W, C] or [B, H, W, C]
+            a numpy array [H, W, C] or [B, H, W, C]; grey ones also [H, W] or [B, H, W]
             a PIL image, read as from a file: upright, in sRGB, what is transparent over white (of `noisebook.load`'s codecs)
             a list of these, or of tensors [C, H, W], of any sizes: then a list of tokens comes back, [1, L] for each image,
             and L depends on its size. Those of one size are coded together, up to 2^20 pixels
@@ -188,7 +196,7 @@ class Codec(Sequences):
     @own_defaults()
     def decode(
         self,
-        tokens: Tensor,
+        tokens: Tensor | np.ndarray,
         size: tuple[int, int] | None = None,
         steps: int | None = None,
         realism: float = 0.0,
@@ -196,7 +204,8 @@ class Codec(Sequences):
         dtype: Literal["float32", "uint8"] = "float32",
         progress: Tell | None = None,
     ) -> Tensor:
-        """Tokens [B, L] of any integer dtype -> images [B, C, H, W] of that size (H, W), by default `default_size`.
+        """Tokens [B, L], a tensor or numpy array of any integer dtype -> images [B, C, H, W] of that size (H, W), by
+        default `default_size`.
 
         steps  only the first steps of the schedule, then the solver from there: what the beginning of the stream says. The
                tokens of later steps are not needed. Of a codec without steps: steps of the solver, even in the time of a
@@ -213,7 +222,7 @@ class Codec(Sequences):
         SpecError for more steps than there are, for another realism than 0 ... 1 and where the solver is not `mean`, and for
         tokens that cannot be lost; BackboneError where the realism network that the user named is not for the backbone.
         """
-        check_tensor(tokens, "tokens", CodecMismatchError)
+        tokens = as_tensor(tokens)
         check_dtype(dtype)
         stream = shortened(self.stream(*(size or self.default_size)), self.spec, steps)
         check_lost(lost, tokens)

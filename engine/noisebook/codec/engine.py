@@ -15,7 +15,7 @@ from noisebook.codebook import NOT_FINITE, Codebook
 from noisebook.codec.checks import check, check_weights, warn_of_stall
 from noisebook.codec.decoder import decode
 from noisebook.codec.encoder import encode
-from noisebook.codec.inputs import PictureReader
+from noisebook.codec.inputs import PictureReader, out_of_range
 from noisebook.codec.lost import without
 from noisebook.codec.realism import Dial, dial_for
 from noisebook.codec.solvers import nfe_of
@@ -129,7 +129,7 @@ class Engine:
         arguments = (parts, self.candidates, stream, with_images, packed)
         (in_range, finite, *errors), *out = self._run("encode", encode, arguments, given, not stream.tiled, progress)
         if not in_range:
-            raise ImageError("float images must be finite and in [-1, 1], or in the range=(0, 255) that you name")
+            raise ImageError(out_of_range(images))
         if not finite:
             raise ImageError(NOT_FINITE)
         warn_of_stall(errors)

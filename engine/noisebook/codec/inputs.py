@@ -42,12 +42,15 @@ def batch_of(images: Any, channels: int, read: PictureReader | None) -> Tensor:
 
 
 def _of_array(array: np.ndarray, channels: int) -> Tensor:
-    batch = array[None] if array.ndim == 3 else array
+    grey = channels == 1 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 1))
+    batch = array[..., None] if grey else array  # [H, W] or [B, H, W]
+    batch = batch[None] if batch.ndim == 3 else batch
     if batch.ndim != 4 or batch.shape[-1] != channels:
         hint = ": torch.from_numpy(array) is for [B, C, H, W]" if batch.ndim == 4 and batch.shape[1] == channels else ""
+        plain = "[H, W], [B, H, W], " if channels == 1 else ""
         raise ImageError(
-            f"a numpy array of images is [H, W, {channels}] or [B, H, W, {channels}] for this codec, not {list(array.shape)}"
-            f"{hint}"
+            f"a numpy array of images is {plain}[H, W, {channels}] or [B, H, W, {channels}] for this codec, not "
+            f"{list(array.shape)}{hint}"
         )
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ImageError(f"images must be uint8, or float in [-1, 1], not {array.dtype}")
@@ -106,6 +109,17 @@ def in_range(batches: Sequence[Tensor], span: Range | None) -> list[Tensor]:
     return [batch if batch.dtype == torch.uint8 else _scaled(batch, low, high) for batch in batches]
 
 
+def out_of_range(images: Tensor) -> str:
+    """Of float images that `encode` refused: which values they have, and what to do."""
+    if not torch.isfinite(images).all():
+        return "float images must be finite: these have NaN or infinite values"
+    least, most = (float(value) for value in images.aminmax())
+    return (
+        f"float images are taken in [-1, 1], and these are from {least:.4g} to {most:.4g}: scale them, or give "
+        "range=(black, white), the values that are black and white in them"
+    )
+
+
 def _checked(span: Any) -> Range:
     try:
         low, high = map(float, span)
@@ -124,4 +138,4 @@ def _scaled(batch: Tensor, low: float, high: float) -> Tensor:
     return (batch - low) * (2 / (high - low)) - 1
 
 
-__all__ = ["PictureReader", "Range", "batch_of", "batches_of", "in_groups", "in_range"]
+__all__ = ["PictureReader", "Range", "batch_of", "batches_of", "in_groups", "in_range", "out_of_range"]
