@@ -1,4 +1,4 @@
-"""Tables of the comparison at equal bytes (bench/results/codecs.json): for docs/rates.md, and a short one for the README.
+"""Tables of the comparison at equal bytes (bench/results/codecs.json) for docs/rates.md, and its sentences for the README.
 
 Wins and losses are counted alike: the better mean over the pictures that both codecs have a file for.
 """
@@ -12,7 +12,7 @@ from bench.lib.page import Result, load, source, table
 from noisebook.images.judges.words import BY_KEY
 
 NAME = "codecs"
-SHORT = (0.1, 0.25)  # rates of the README's table
+PLOTTED = ("psnr", "lpips")  # metrics of the README's picture
 
 
 @dataclass(frozen=True)
@@ -191,18 +191,16 @@ def _listed(names: Sequence[str], counts: Sequence[tuple[int, int]]) -> str:
 
 # ---- the README ---------------------------------------------------------------------------------------------------------
 def short() -> str:
-    """All codecs at two rates, and the sentences."""
+    """The picture that rate_plot.py draws, and the sentences. All tables are in docs/rates.md."""
     comparison = Comparison(load(NAME))
-    lines = []
-    for asked in (rate for rate in comparison.rates if rate in SHORT):
-        for codec in comparison.codecs:
-            bpp = comparison.mean(codec, asked, "bpp")
-            cells = [cell(comparison, codec, asked, key) for key in comparison.metrics]
-            lines.append([codec, f"{bpp:.3f}" if bpp else f"no file of {asked:g}", *(cells if bpp else [""] * len(cells))])
-    titles = (f"{BY_KEY[key].title}, {BY_KEY[key].direction.split()[0]}" for key in comparison.metrics)
-    text = table(["", "bits per pixel", *titles], lines)
-    about = f"{comparison.result['about']}. {fewer_bits(comparison)} {source(comparison.result, NAME)}"
-    return f"{text}\n\n{sentences(comparison)}\n\n{about}"
+    titles = " and ".join(BY_KEY[key].title for key in PLOTTED if key in comparison.metrics)
+    caption = (
+        f"*{titles} of whole files, means over {comparison.result['about']}. A codec has no point at a rate where it "
+        f"lacks a file for some picture. {fewer_bits(comparison)} [All tables](docs/rates.md#at-equal-bytes).*"
+    )
+    about = source(comparison.result, NAME)
+    picture = f"![{titles} against bits per pixel, noisebook and other codecs](docs/images/codecs.svg)"
+    return f"{picture}\n\n{caption}\n\n{sentences(comparison)} {about}"
 
 
 def fewer_bits(comparison: Comparison) -> str:

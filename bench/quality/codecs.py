@@ -5,8 +5,8 @@
 For each picture and rate: our file (as `--bpp` makes it, all its bytes), decoded with the least error and at each
 `--realism`, and the largest file of each rival that is not larger (bench/lib/equal_bytes.py). Writes
 bench/results/codecs.json after every picture and rate. A call that was stopped goes on where it was; one with more
-`--realism`, rates or codecs adds their rows. `--report` writes the tables of docs/rates.md, once they are measured, and
-`python -m bench.report` that of the README.
+`--realism`, rates or codecs adds their rows. `--report` writes the tables of docs/rates.md and docs/images/codecs.svg,
+`python -m bench.report` the sentences of the README.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import noisebook
-from bench.lib import equal_bytes, page
+from bench.lib import equal_bytes, page, rate_plot
 from bench.lib.equal_bytes import RATES, File, Ours, Rival, Tried, name_of
 from bench.lib.equal_tables import NAME, Comparison, equal_bytes_table, equal_wins, means
 from bench.lib.images import add_crop, kodak, refuse_dry_result
@@ -146,6 +146,7 @@ def main() -> None:
     page.add_options(parser)
     args = parser.parse_args()
     if page.only_page(args, PAGE, TABLES):
+        rate_plot.write(args.check)
         return
     refuse_dry_result(args)
     args.device, args.metrics = "cpu", args.metrics or METRICS
@@ -156,6 +157,7 @@ def main() -> None:
     rivals = {name: rival for name, rival in every.items() if args.codecs is None or name in args.codecs}
     absent = {name: equal_bytes.MISSING[rival.kind] for name, rival in rivals.items() if rival.version is None}
     rivals = {name: rival for name, rival in rivals.items() if name not in absent}
+    absent |= {name: "the command left it out" for name in every if name not in rivals and name not in absent}
     for name, why in absent.items():
         print(f"{name}: {why}")
     realisms = [0.0, *(r for r in args.realism if r)]

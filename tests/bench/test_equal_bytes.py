@@ -4,6 +4,7 @@ pairs."""
 import json
 import math
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("scipy", reason="needs what bench needs", exc_type=ImportError)
-from bench.lib import equal_bytes, equal_tables, record
+from bench.lib import equal_bytes, equal_tables, rate_plot, record
 from bench.quality import blind, codecs, pictures
 
 
@@ -225,10 +226,21 @@ def test_wins_and_losses_are_counted_alike(made_up):
     assert "By rate: 0.1 bpp 3 won, 1 lost, 1 bpp 2 won, 0 lost." in text
 
 
-def test_the_readme_has_the_same_figures_at_its_rates(made_up):
+def test_the_readme_has_the_picture_and_the_same_sentences(made_up):
     text = equal_tables.short()
-    assert cells(text, AVIF) == [[AVIF, "0.100", "**25.75**", "0.4050"]]
+    assert "](docs/images/codecs.svg)" in text
     assert equal_tables.sentences(equal_tables.Comparison(made_up)) in text
+
+
+def test_a_codec_has_a_point_where_it_has_a_file_for_every_picture(made_up):
+    comparison = equal_tables.Comparison(made_up)
+    assert rate_plot.points(comparison, AVIF, "psnr") == [(0.1, 25.75), (1, 34.5)]
+    assert rate_plot.points(comparison, WEBP, "psnr") == []
+    picture = ElementTree.fromstring(rate_plot.drawn(made_up))
+    svg = "{http://www.w3.org/2000/svg}"
+    lines = [path for path in picture.iter(f"{svg}path") if path.get("d").count("L") == 1]  # between two points
+    assert len(lines) == 2 * len([A, B, AVIF])
+    assert {AVIF, WEBP} <= {text.text for text in picture.iter(f"{svg}text")}  # the key names all codecs
 
 
 # ---- pictures and blind pairs -------------------------------------------------------------------------------------------

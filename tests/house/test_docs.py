@@ -37,7 +37,7 @@ def test_tables_come_from_the_results():
     measured = [(ROOT / f"bench/results/{name}.json").exists() for name in ("gpu_kernels", "gpu_throughput", "codecs")]
     assert ("Nothing here was measured on a GPU yet" in speed) != (measured[0] or measured[1])
     assert ("Nothing was measured on a GPU yet" in readme) != measured[1]
-    assert ("<!-- codecs -->\n|" in readme) == measured[2]
+    assert ("<!-- codecs -->\n![" in readme) == measured[2]
 
 
 def test_the_tables_of_options_are_those_of_the_parsers():
