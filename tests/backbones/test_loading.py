@@ -251,7 +251,9 @@ def test_a_codec_of_before_keeps_its_specification(pixels, fresh):
     assert codec.spec == old
     assert [c.spec for c in codec.aliases()] == [old, now.spec]
     assert [c.spec for c in now.aliases()] == [now.spec, old]
-    assert now.as_recorded(old).spec == old
+    now.default_size = (24, 40)
+    again = now.as_recorded(old)
+    assert (again.spec, again.default_size) == (old, (24, 40))
     assert now.as_recorded(replace(old, seed=7)) is now
     images = random_images(fresh, 2, 16, 16)
     assert torch.equal(codec.encode(images), now.encode(images))

@@ -61,7 +61,9 @@ class Codec(Sequences):
         yield self
         for fingerprint in (self.backbone.fingerprint, *self.backbone.earlier_fingerprints()):
             if fingerprint != self.spec.fingerprint:
-                yield Codec(replace(self.spec, fingerprint=fingerprint), self.backbone, *self._how)
+                other = Codec(replace(self.spec, fingerprint=fingerprint), self.backbone, *self._how)
+                other.default_size = self.default_size
+                yield other
 
     def as_recorded(self, spec: CodecSpec) -> "Codec":
         """The same codec as `spec` calls it, see `aliases`; itself where that is another codec."""
