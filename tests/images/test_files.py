@@ -10,7 +10,7 @@ import noisebook
 from noisebook import CodecMismatchError, FormatError, ImageError
 from noisebook.codec.codec import Codec
 from noisebook.format.container import Container
-from noisebook.images.files import check_decode, decode_picture, describe, encode_picture
+from noisebook.images.files import check_decode, decode_picture, describe, encode_picture, spec_of
 from noisebook.runtime.limits import Limits
 from noisebook.spec import schedule
 
@@ -115,3 +115,10 @@ def test_what_is_no_tensor_is_refused_in_words(codec, wrong, words):
     if wrong is not None:
         with pytest.raises(ImageError, match=match):
             codec.encode(images, wrong)
+
+
+def test_a_file_of_another_codec_is_refused_and_not_decoded_to_noise(codec, file):
+    other = Codec(replace(codec.spec, seed=codec.spec.seed + 1), codec.backbone)
+    with pytest.raises(CodecMismatchError, match=f"another codec \\({codec.spec.hash.hex()}, this one .*spec_of"):
+        decode_picture(other, file)
+    assert decode_picture(Codec(spec_of(file), codec.backbone), file).shape == (16, 24, 3)

@@ -53,6 +53,27 @@ def test_bytes_are_not_exceeded(size, prior, fresh):
     assert 0.98 * size - 3 <= len(data) <= size
 
 
+def test_small_pictures_with_a_curve_of_ones_own_get_every_size_that_there_is(prior):
+    """Each token brings a step at first, and each step some 25 bytes of specification."""
+    own = replace(curve_of(prior), number=0)
+
+    def size_of(tokens: int, **target) -> int:
+        return Aim(Target(**target), prior, own)._size(28, 28, tokens)
+
+    least = size_of(2, bytes=99)
+    assert size_of(20, bytes=99) - least > 20 * 18  # where 18 tokens by themselves are 36 bytes
+    for tokens in (2, 5, 10, 23, 40):
+        size = size_of(tokens, bytes=99)
+        found = Aim(Target(bytes=size), prior, own).tokens_for_bytes(28, 28, size)
+        assert 0.9 * size <= size_of(found, bytes=size) <= size
+        found = Aim(Target(bpp=8 * size / 28**2), prior, own).tokens_for_bytes(28, 28, size)
+        assert abs(size_of(found, bytes=size) - size) <= max(4, 0.02 * size)
+    with pytest.raises(SpecError, match=rf"the nearest is {least}: ask for a larger file \(the specification in it"):
+        Aim(Target(bytes=least - 30), prior, own).tokens_for_bytes(28, 28, least - 30)
+    with pytest.raises(SpecError, match="ask for a smaller file, or allow more calls"):
+        Aim(Target(bytes=9000, max_nfe=6), prior, own).tokens_for_bytes(28, 28, 9000)
+
+
 @pytest.mark.parametrize("decibels", [27.0, 32.0])
 def test_a_quality_is_met_within_a_tenth_of_a_decibel(decibels, prior, fresh):
     pixels = picture(fresh, 160, 192)

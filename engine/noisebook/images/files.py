@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import FormatError, SpecError
+from noisebook.errors import CodecMismatchError, FormatError, SpecError
 from noisebook.format.container import Container, pack, read_file, unpack
 from noisebook.format.derived import Derived, scaling_of
 from noisebook.format.runs import Run
@@ -131,6 +131,17 @@ def refuse_costly(
     check_decode(codec.spec, *codec.stream(*size).padded, limits, steps, realism)
 
 
+def check_codec(codec: "Codec", container: Container) -> None:
+    """Raises CodecMismatchError where the file was made by another codec: its tokens would decode to noise."""
+    size, wanted = (container.height, container.width), container.codec_hash
+    if wanted in (codec.spec.hash, codec.spec_for(*size).hash) or any(a.spec.hash == wanted for a in codec.aliases()):
+        return
+    raise CodecMismatchError(
+        f"the file was made by another codec ({wanted.hex()}, this one is {codec.spec.hash.hex()}): "
+        "noisebook.images.files.spec_of(container) gives the specification of the file, and noisebook.load(it) its codec"
+    )
+
+
 def decode_picture(
     codec: "Codec", container: Container, steps: int | None = None, limits: Limits = DEFAULT, realism: float = 0.0
 ) -> "np.ndarray":
@@ -142,6 +153,7 @@ def decode_picture(
 
     size = (container.height, container.width)
     refuse_costly(codec, size, limits, steps, realism)
+    check_codec(codec, container)
     payload = torch.from_numpy(np.frombuffer(container.payload, np.uint8).copy())
     image = codec.decode_packed(payload[None], size, steps, limits, realism)[0]
     return pixels_of(image)

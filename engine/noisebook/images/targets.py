@@ -161,13 +161,45 @@ class Aim:
             if tokens + change < 2:
                 break
             tokens += change
-        if best is None or abs(best[1] - size) > max(0.1 * size, 2 * each):
-            got = f"; the nearest is {best[1]}" if best else ""
+        if best is None or abs(best[1] - size) > max(0.02 * size, 2 * each):
+            best = self._halved(height, width, size, scaling, tokens)
+        if abs(best[1] - size) > max(0.1 * size, 2 * each) or (self.target.bytes is not None and best[1] > size):
             raise SpecError(
-                f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_nfe} "
-                f"network calls{got}: ask for another rate, or more calls"
+                f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_nfe} network calls; "
+                f"the nearest is {best[1]}: {self._why_not(height, width, size, best[0], scaling)}"
             )
         return best[0]
+
+    def _halved(self, height: int, width: int, size: float, scaling: int, high: int) -> tuple[int, int]:
+        """(tokens, bytes) of the file nearest to `size` bytes, by halving. A specification in the file grows by some 25
+        bytes with each step, and a small picture's token brings a step, so that bytes do not follow tokens as
+        `tokens_for_bytes` assumes. Of a target in bytes: the largest that is not above it, or the smallest of all."""
+
+        def at(tokens: int) -> float:
+            try:
+                return self._size(height, width, tokens, scaling)
+            except SpecError:  # more than the calls can spend
+                return math.inf
+
+        low, least = 2, at(2)
+        while least <= size and at(high) <= size and high < 1 << 23:
+            high *= 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if at(middle) <= size else (low, middle)
+        sizes = [(tokens, int(have)) for tokens in (low, high) if (have := at(tokens)) < math.inf]
+        under = [found for found in sizes if found[1] <= size]
+        return min(under if under and self.target.bytes is not None else sizes, key=lambda found: abs(found[1] - size))
+
+    def _why_not(self, height: int, width: int, size: float, tokens: int, scaling: int) -> str:
+        """What to do where the file nearest to `size` bytes, of that many tokens, is not near."""
+        have = self._size(height, width, tokens, scaling)
+        if have < size:
+            return "ask for a smaller file, or allow more calls with max_nfe"
+        if self.derived(tokens, scaling) is not None:
+            return "ask for a larger file"
+        written = len(self.codec(height, width, tokens, scaling).spec.to_json())
+        return f"ask for a larger file (the specification in it, of no shipped curve, is {written} bytes before compression)"
 
     def tokens_for_psnr(self, height: int, width: int, decibels: float, scaling: int = UNSCALED) -> int:
         """The tokens that the curve predicts to need for that PSNR, on an image as those it was measured on, or, scaled, on
@@ -251,6 +283,8 @@ class Aim:
             tried[tokens] = got = made[key][0]
             if abs(got - wanted) <= CLOSE or (tokens == 2 and got > wanted):  # no file is smaller
                 break
+            if _coarse(tried, wanted):
+                break
             tokens = _next(tried, wanted)
             if not 2 <= tokens < 1 << 24:
                 break
@@ -270,6 +304,11 @@ class Aim:
         what = "what the smallest file has that reaches" if reach else "the nearest to"
         warnings.warn(f"{got:.2f} dB is {what} {wanted:g} dB, of {len(made)} tries", RuntimeWarning, stacklevel=4)
         return Chosen(data, codec, scaling, encodes, nfe)
+
+
+def _coarse(tried: dict[int, float], wanted: float) -> bool:
+    """Whether the wanted PSNR lies in the middle of what one token more brings."""
+    return any(p < wanted and tried.get(t + 1, 0.0) >= wanted and tried[t + 1] - p > FAR for t, p in tried.items())
 
 
 def _next(tried: dict[int, float], wanted: float) -> int:
