@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import noisebook
+from noisebook.backbones import Backbone
 from noisebook.backbones.wrappers.tiled import tile_starts
 from noisebook.cli.main import main
 from noisebook.codebook import Codebook, native, reference, start_noise
@@ -180,6 +182,23 @@ def test_a_batch_of_large_pictures_is_coded_one_by_one(small_blocks) -> None:
     assert layout.step_index[:2].tolist() == [StepIndex.RESOLUTION] * 2
     assert len(layout) == tokens.shape[1]
     assert set(layout.block.tolist()) == set(range(codec.stream(80, 90).blocks))
+
+
+class Grey(Backbone):
+    name, channels, fingerprint = "grey", 1, "ab" * 32
+
+    def denoise(self, y: torch.Tensor, sigma: float, cond: Any = None) -> torch.Tensor:
+        return y / (1 + sigma * sigma)
+
+
+@pytest.mark.filterwarnings("ignore:quality stalls")
+def test_floats_of_one_channel_in_rows_of_blocks_have_the_tokens_of_their_bytes(small_blocks) -> None:
+    """Such a block lies together in the picture, which the encoder must not write to."""
+    codec = noisebook.load("photo", backbone=Grey())
+    image = torch.randint(0, 256, (1, 1, 6001, 5), dtype=torch.uint8)
+    grid = codec.stream(6001, 5).grid
+    assert grid[0] > 1 == grid[1]
+    assert torch.equal(codec.encode(image * (2 / 255) - 1, range=(-1, 1)), codec.encode(image))
 
 
 def test_weights_draw_tokens_to_where_they_are(small_blocks) -> None:

@@ -106,7 +106,8 @@ def _encode_large(
             chosen.append(torch.tensor([found], device=x0.device))
             return chosen[-1]
         block = segment.block
-        residual = from_uint8(stream.views(x0) if block is None else stream.view(x0, block)).sub_(x0_hat)
+        values = stream.views(x0) if block is None else stream.view(x0, block)  # of one channel it may be x0's own memory
+        residual = from_uint8(values).sub_(x0_hat) if values.dtype == torch.uint8 else values - x0_hat
         errors.setdefault(segment.step_index, []).append(residual.square().mean())
         if counts is not None:
             residual = residual * (stream.views(counts) if block is None else stream.view(counts, block))

@@ -118,13 +118,14 @@ class Stream:
         return Layout(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
     def views(self, state: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, U, D]: blocks in raster order, each flattened as [channel, row, column]."""
+        """[B, C, h, w] -> [B, U, D]: blocks in raster order, each flattened as [channel, row, column]; a copy unless they
+        lie so in the state."""
         (c, h, w), (r, q) = self.state, self.grid
         cut = state.reshape(len(state), c, r, h // r, q, w // q)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(state), self.blocks, self.dims)
 
     def view(self, state: Tensor, block: int) -> Tensor:
-        """[1, C, h, w] -> [1, 1, D], a copy: that block as in `views`."""
+        """[1, C, h, w] -> [1, 1, D]: that block as in `views`, a copy unless it lies together in the state."""
         return self._cut_out(state, block).reshape(1, 1, self.dims)
 
     def put(self, state: Tensor, block: int, view: Tensor) -> None:
