@@ -6,7 +6,8 @@
 #   latent      Stable Diffusion 2.1, SDXL, SD3 and Flux, random weights, beside bare network, Turbo-DDCM's and DiffC's loops; needs
 #               diffusers, which `pip download --no-deps -d carry/wheels diffusers importlib_metadata zipp` packs -> latent.json
 #   cod         CoD of full size, random weights: tokens a second, a decode -> cod_speed.json
-#   tokenizing  `noisebook tokenize` beside the codec by itself, on what carry/ has or random images; needs pyarrow -> tokenizing.json
+#   tokenizing  `noisebook tokenize` from a folder, tars and Parquet beside the codec by itself, on what carry/ has or random images;
+#               needs pyarrow -> tokenizing.json
 #   train       $MODEL (default photo; cifar10-edm, cifar10-flow, cifar10-consistency, cifar10-cod, realism); needs what `python -m tools.carry photos`
 #               or `... cifar10` packs, realism both photos and `... vgg16 FILE` -> $MODEL.safetensors, $MODEL.json, state*.pt
 #               a run whose files are in carry/runs/$MODEL goes on from there
@@ -18,8 +19,8 @@
 # with twice as many a second call continues the run in runs/$MODEL while the machine is warm; two calls are what a model
 # may cost. The first three steps stay below nine.
 # DRY=1, and any machine without CUDA: all at tiny sizes on the CPU, which proves this script and measures nothing.
-# To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput and latent, then python -m bench.report
-# and python -m bench.speed.latent_speed --report
+# To publish: cp $OUT/kernels.json bench/results/gpu_kernels.json, the same for throughput, latent and tokenizing, then
+# python -m bench.report, python -m bench.speed.latent_speed --report and python -m bench.speed.tokenizing --report
 set -uo pipefail
 OUT=$(mkdir -p "${OUT:?where results go}" && cd "$OUT" && pwd)
 cd "$(dirname "$0")/.."
@@ -85,7 +86,7 @@ run_step() {
       within "${COD_MINUTES:-2}" -m bench.speed.cod_speed "$OUT/cod_speed.json" --minutes "${COD_MINUTES:-2}" $dry ;;
     tokenizing)  # needs pyarrow, which the package asks for with the extra `datasets`
       NOISEBOOK_DATA=${NOISEBOOK_DATA:-carry} within "${TOKENIZING_MINUTES:-3}" -m bench.speed.tokenizing "$OUT/tokenizing.json" \
-        --minutes "${TOKENIZING_MINUTES:-2}" $dry ;;
+        --minutes "${TOKENIZING_MINUTES:-2.25}" --rounds 2 $dry ;;
     train) train "${MODEL:-photo}" ;;
     paper)
       local results=runs/paper.json device=(--device cuda --minutes "${PAPER_MINUTES:-8}")

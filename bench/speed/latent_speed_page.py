@@ -1,9 +1,12 @@
-"""What docs/performance.md says of latent_speed.py: what is to be reached, and every row; unmeasured until a GPU ran it."""
+"""What docs/performance.md says of latent_speed.py: what is to be reached, and every row; unmeasured until a GPU ran it.
+Beside it what data sets and refinement are to reach on a GPU, which gpu.sh's steps `tokenizing` and `kernels` measure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from bench.lib import page
+from bench.lib.cases import GPU_CASES
 from bench.lib.page import Result
 from bench.lib.record import ROOT
 
@@ -180,4 +183,33 @@ def gpu_hours() -> str:
     return "\n\n".join([page.table(head, lines), *sources.values()])
 
 
-TABLES: page.Tables = {"gpu_hours": gpu_hours, "latent_speed": latent_speed}
+REFINED = "hadamard_refined D=16384 K=2^21 B=1 M=64"
+
+
+def share(case: dict[str, Any]) -> Callable[[Rows], float | None]:
+    """Per cent of the codec's own speed that a case of tokenizing.py reached."""
+    name = f"{case['name']}, {case['input']}"
+    return lambda rows: 100 * rows[name]["ratio"] if name in rows else None
+
+
+def refined(rows: Rows) -> float | None:
+    """Milliseconds of one pass that chooses tokens again, in a graph."""
+    return rows[REFINED]["times"]["graph"]["median_ms"] if REFINED in rows else None
+
+
+DATASETS = [Line(f"{case['name']}, from {case['input']}", 100 * case["least"], "%", share(case), True) for case in GPU_CASES]
+PASS = Line("tokens of one step chosen again (`effort` 1), one image, 4 x 64 x 64, 64 tokens", 0.2, "ms", refined)
+
+
+def gpu_lines() -> str:
+    """What `tokenize` is to reach of the codec's own speed, and a pass of refinement."""
+    results = {name: page.measured(name) for name in ("gpu_tokenizing", "gpu_kernels")}
+    of_datasets = {f"{row['name']}, {row['input']}": row for row in (results["gpu_tokenizing"] or {}).get("rows", [])}
+    of_kernels = {row["name"]: row for row in (results["gpu_kernels"] or {}).get("rows", [])}
+    lines = [*(line.cells(of_datasets) for line in DATASETS), PASS.cells(of_kernels)]
+    used = {"gpu_tokenizing": bool(of_datasets), "gpu_kernels": REFINED in of_kernels}
+    sources = [page.source(result, name) for name, result in results.items() if result and used[name]]
+    return "\n\n".join([page.table(["on one H200", "to reach", "measured", "reached"], lines), *sources])
+
+
+TABLES: page.Tables = {"gpu_hours": gpu_hours, "latent_speed": latent_speed, "gpu_lines": gpu_lines}

@@ -4,10 +4,12 @@
     python -m bench.speed.tokenizing --report      # only write the page; --check: only say whether it is up to date
 
 Both sides in turns in one process, the same images in batches of the same size, `rounds` times after one of warm-up. The
-pipeline reads PNG or Parquet, decodes in worker processes, encodes, and commits shards to disk (with fsync); its clock runs
-from the first batch that the codec is given to the last ledger entry, and the time before (processes start, the first
-pictures are decoded) is shown beside it. A GPU is used where there is one. Without FILE: bench/results/tokenizing.json and
-the table of docs/datasets.md. Images: those of $NOISEBOOK_DATA, or smooth random ones, which decode as slowly.
+pipeline reads a folder, tars or Parquet, decodes in worker processes, encodes, and commits shards to disk (with fsync); its
+clock runs from the first batch that the codec is given to the last ledger entry, and the time before (processes start, the
+first pictures are decoded) is shown beside it. Where there is a GPU, the cases are those whose share of the codec's own
+speed is to be reached there (bench/lib/cases.py). Without FILE: bench/results/tokenizing.json and the table of
+docs/datasets.md; FILE is whole after each case. Images: those of $NOISEBOOK_DATA, or smooth random ones, which decode as
+slowly.
 """
 
 import argparse
@@ -20,33 +22,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import noisebook
 from bench.lib import page
-from bench.lib.cases import CASES, archive, pictures
-from bench.lib.images import write_parquet
+from bench.lib.cases import CASES, COD, GPU_CASES, archive, pictures, prepare
 from bench.lib.record import ROOT, provenance, save, write
 from noisebook.codec.codec import Codec
 from noisebook.datasets.plan import Plan, PlanSettings
 from noisebook.datasets.shard import Tokenizer
 from noisebook.datasets.sources import enumerate_inputs
 from noisebook.datasets.store import Store
-from noisebook.images.io import png_bytes
 
 NAME, PAGE = "tokenizing", ROOT / "docs/datasets.md"
-
-
-def prepare(folder: Path, case: dict[str, Any], images: np.ndarray) -> Path:
-    if case["input"] == "parquet":
-        write_parquet(folder / "in.parquet", images, np.zeros(len(images), int))
-        return folder / "in.parquet"
-    (folder / "in").mkdir()
-    for i, image in enumerate(images):
-        (folder / f"in/{i:05d}.png").write_bytes(png_bytes(image))
-    return folder / "in"
 
 
 def alone(codec: Codec, images: Tensor, batch: int) -> float:
@@ -87,41 +76,35 @@ def pipeline(
 
 
 def row(case: dict[str, Any], device: str, threads: int, workers: int, rounds: int, dry: bool) -> dict[str, Any]:
-    cuda, batch = device == "cuda", case["batch"][device == "cuda"]
-    count = 2 * batch if dry else case["images"][cuda]
-    images = pictures(case, count)
+    batch, count = case["batch"], 2 * case["batch"] if dry else case["images"]
     torch.set_num_threads(threads)
     codec = noisebook.load(device=device, **case["codec"])
-    given, side = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), images.shape[1]
+    given, side = torch.from_numpy(pictures(case, count)).permute(0, 3, 1, 2).contiguous(), case["side"]
+    shard = max(batch, count // (16 if device == "cuda" else 4))  # the last one is written while no codec works
     speeds: dict[str, list[float]] = {"alone": [], "pipeline": [], "ratio": [], "before": [], "busy": []}
     with tempfile.TemporaryDirectory() as folder:
-        source = prepare(Path(folder), case, images)
+        source = prepare(Path(folder), case, count, [case["input"]])[case["input"]]
         for k in range(rounds + 1):
             speed = alone(codec, given, batch)
-            made, before, busy = pipeline(
-                codec, source, Path(folder) / f"out-{k}", side, batch, workers, max(batch, count // 4)
-            )
+            made, before, busy = pipeline(codec, source, Path(folder) / f"out-{k}", side, batch, workers, shard)
             if k:  # the first is warm-up
-                for name, value in (
-                    ("alone", speed),
-                    ("pipeline", made),
-                    ("ratio", made / speed),
-                    ("before", before),
-                    ("busy", busy),
-                ):
+                for name, value in zip(speeds, (speed, made, made / speed, before, busy), strict=True):
                     speeds[name].append(value)
     return {
-        "name": case["name"],
-        "input": case["input"],
-        "real": archive(case)[1] is not None,
+        **{key: case[key] for key in ("name", "input", "batch", "least") if key in case},
+        "real": archive(case) is not None,
         "images": count,
-        "batch": batch,
         "threads": threads,
         "workers": workers,
         "rounds": rounds,
         **{name: statistics.median(values) for name, values in speeds.items()},
         "ratios": [round(r, 4) for r in speeds["ratio"]],
     }
+
+
+def dry_cases() -> list[dict[str, Any]]:
+    """The cases of a GPU with the fastest codec, on a few small pictures."""
+    return [{**case, "codec": COD, "side": 32, "batch": 8} for case in GPU_CASES]
 
 
 def table() -> str:
@@ -164,6 +147,7 @@ def gpu_table() -> str:
     lines = [
         [
             r["name"],
+            r["input"],
             str(r["batch"]),
             str(r["workers"]),
             f"{r['alone']:.0f}",
@@ -175,6 +159,7 @@ def gpu_table() -> str:
     ]
     head = [
         "images, codec",
+        "input",
         "batch",
         "workers",
         "codec by itself, images/s",
@@ -200,23 +185,28 @@ def main() -> int:
         return 0
     device = "cuda" if torch.cuda.is_available() and not options.dry else "cpu"
     ways = [(torch.get_num_threads(), 8)] if device == "cuda" else [(1, 1)] if options.dry else [(1, 1), (2, 1)]
-    begin, rows, left_out, load = time.monotonic(), [], [], round(os.getloadavg()[0], 1)
-    for case in CASES[2:] if options.dry else CASES:
-        for threads, workers in ways:
-            if time.monotonic() - begin > 60 * options.minutes:
-                left_out.append([case["name"], threads])
-                continue
-            rows.append(row(case, device, threads, workers, 1 if options.dry else options.rounds, options.dry))
-            print(
-                f"{rows[-1]['name']}: {rows[-1]['pipeline']:.1f} of {rows[-1]['alone']:.1f} images/s, "
-                f"{100 * rows[-1]['ratio']:.1f} %",
-                flush=True,
-            )
-    result = {"dry": options.dry, "load": load, "rows": rows, "left_out": left_out}
-    if options.file:
-        save(options.file, {**provenance(0, device), **result})
-    else:
-        write(NAME, result, 0, device)
+    cases = dry_cases() if options.dry else GPU_CASES if device == "cuda" else CASES
+    begin, load, took = time.monotonic(), round(os.getloadavg()[0], 1), 0.0
+    todo = [(case, *way) for case in cases for way in ways]
+    rows, left_out = [], []
+    for case, threads, workers in todo:
+        started = time.monotonic()
+        if started - begin + took > 60 * options.minutes:  # as long as the one before took
+            left_out.append([case["name"], case["input"], threads])
+            continue
+        rows.append(row(case, device, threads, workers, 1 if options.dry else options.rounds, options.dry))
+        took = time.monotonic() - started
+        r = rows[-1]
+        print(
+            f"{r['name']}, {r['input']}: {r['pipeline']:.1f} of {r['alone']:.1f} images/s, {100 * r['ratio']:.1f} %",
+            flush=True,
+        )
+        if options.file:
+            rest = [[case["name"], case["input"], threads] for case, threads, _ in todo[len(rows) + len(left_out) :]]
+            result = {"dry": options.dry, "load": load, "rows": rows, "left_out": [*left_out, *rest]}
+            save(options.file, {**provenance(0, device), **result})
+    if not options.file:
+        write(NAME, {"dry": options.dry, "load": load, "rows": rows, "left_out": left_out}, 0, device)
         page.fill(PAGE, TABLES, False)
     return 0
 

@@ -203,8 +203,8 @@ def test_every_row_is_planned_once_and_searches_come_first():
 # ---- gpu.sh -------------------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_gpu_sh_runs_dry(tmp_path):
-    """Every step at tiny sizes on the CPU; no figure of it passes for a result."""
-    minutes = {f"{step}_MINUTES": "9" for step in ("TESTS", "KERNELS", "THROUGHPUT", "LATENT")}  # on a busy machine, too
+    """Every step at tiny sizes on the CPU, on a busy machine, too; no figure of it passes for a result."""
+    minutes = {f"{step}_MINUTES": "9" for step in ("TESTS", "KERNELS", "THROUGHPUT", "LATENT", "TOKENIZING")}
     environment = {**os.environ, **minutes, "OUT": str(tmp_path / "out"), "DRY": "1", "PYTHON": sys.executable}
     command = ["bash", ROOT / "bench/gpu.sh", "tests", "kernels", "throughput", "latent", "cod", "tokenizing", "train"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -243,6 +243,13 @@ def test_gpu_sh_runs_dry(tmp_path):
             assert 0 < times["q1_ms"] <= times["median_ms"] <= times["q3_ms"]
     assert {b["kind"].split()[0] for b in kernels["baselines"]} == {"chunked", "DDCM", "Turbo-DDCM", "DiffC", "arrival"}
     assert {r.get("verb") for r in read["throughput.json"]["rows"]} == {"encode", "decode", None}
+    assert {(r["input"], r["least"]) for r in read["tokenizing.json"]["rows"]} == {
+        ("folder", 0.85),
+        ("folder", 0.97),
+        ("tar", 0.95),
+        ("parquet", 0.9),
+    }
+    assert not read["tokenizing.json"]["left_out"]
     done = subprocess.run([sys.executable, "-m", "bench.speed.compare", *[files["kernels.json"]] * 2], cwd=ROOT)
     assert done.returncode == 2
 

@@ -112,6 +112,7 @@ class FakeEvent:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests run on the GPU itself")
+@pytest.mark.usefixtures("tiny")  # diffusers is imported before a part of torch is replaced
 def test_what_is_recorded_on_a_gpu_reads_nothing_back(monkeypatch):
     """The CPU stands for a GPU: network, autoencoder and Turbo-DDCM's loop are captured by a recorder that refuses what CUDA
     refuses, and replayed. A codec that could not be recorded says so in its row."""
@@ -294,3 +295,24 @@ def test_the_page_says_what_is_not_measured_and_what_a_run_reached(monkeypatch):
     assert "failed: RuntimeError: no" in text
     assert "for lack of minutes: X, B=8" in text
     assert "no graph could be recorded" in text
+
+
+def test_the_page_lists_what_data_sets_and_refinement_are_to_reach(monkeypatch):
+    from bench.speed import gpu_kernels  # not before all tests are collected: the kernels are decorated then
+
+    monkeypatch.setattr(latent_speed_page.page, "measured", lambda name: None)
+    text = latent_speed_page.gpu_lines()
+    assert text.count(latent_speed_page.UNMEASURED) == len(latent_speed_page.DATASETS) + 1
+    assert [line.limit for line in latent_speed_page.DATASETS] == [85, 97, 95, 90]
+    facts = {"versions": {}, "threads": 1, "device": "D", "date": "2026-01-01", "command": "c"}
+    cases = latent_speed_page.GPU_CASES
+    rows = [{"name": case["name"], "input": case["input"], "ratio": 0.93} for case in cases]
+    kernels = [case.name for case in gpu_kernels.plan(dry=False)]
+    assert latent_speed_page.REFINED in kernels
+    times = [{"name": name, "times": {"graph": {"median_ms": 0.25}}} for name in kernels]
+    found = {"gpu_tokenizing": {**facts, "rows": rows}, "gpu_kernels": {**facts, "rows": times}}
+    monkeypatch.setattr(latent_speed_page.page, "measured", found.get)
+    lines = [line for line in latent_speed_page.gpu_lines().splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[-1] for line in lines] == ["yes |", "no |", "no |", "yes |", "no |"]
+    assert "| >= 97 % | 93 % | no |" in lines[1]
+    assert "| <= 0.2 ms | 0.25 ms | no |" in lines[-1]
