@@ -4,8 +4,9 @@
     python -m bench.quality.pictures dial             # the dial: realism 0, .5 and 1 of the same tokens
     python -m bench.quality.pictures worst            # the Kodak picture with the worst LPIPS of bench/results/codecs.json
 
-`rates` shows crops of photographs that scikit-image carries: NASA's astronaut, and the CC0 cat and coffee. The others show
-Kodak pictures. AVIF is tuned to the eye. What was shown, with its figures, goes to bench/results/pictures.json.
+`rates` and `dial` show crops of photographs that scikit-image carries: NASA's astronaut, and the CC0 cat and coffee.
+`worst` shows a Kodak picture, which the project may not carry: give it --out. AVIF is tuned to the eye. What was shown, with
+its figures, goes to bench/results/pictures.json.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from noisebook.images import io as images
 from noisebook.images.metrics import psnr
 
 CROPS = {"astronaut": (0, 110), "cat": (20, 100), "coffee": (60, 130)}  # top, left of the 224 x 224 pixels shown
-FACES = {"kodim04": (290, 180), "kodim11": (100, 230)}  # a face; rust and water
 SIDE, GAP, BAR = 224, 6, 20
 RATES, DIAL, RIVAL = (0.1, 0.25), (0.0, 0.5, 1.0), "AVIF for the eye"
 MOST = 290_000  # bytes of a picture in docs
@@ -103,8 +103,8 @@ def rates(args: argparse.Namespace, ours: Ours) -> tuple[Image.Image, list[dict[
 
 def dial(args: argparse.Namespace, ours: Ours) -> tuple[Image.Image, list[dict[str, Any]]]:
     grid, found = [], []
-    for name, at in FACES.items():
-        pixels = images.read_image(DATA / f"kodak/{name}.png")
+    for name, at in CROPS.items():
+        pixels = images.sample(name)
         for bpp in (args.rates or RATES)[:1]:
             data, codec = ours.file(pixels, bpp)
             row = [(cut(pixels, *at), f"original (the file has {8 * len(data) / pixels[..., 0].size:.3f} bpp)")]
