@@ -12,10 +12,12 @@ from torch import nn
 
 import noisebook
 from common import Shrink, random_images
+from noisebook import backbones
 from noisebook.backbones.families.flow import Flow
 from noisebook.backbones.wrappers.latent import Latent
 from noisebook.backbones.wrappers.ranged import Ranged
 from noisebook.cli.main import main
+from noisebook.codec.accuracy import other_range
 from noisebook.codec.baseline import gaussian_errors, multiple_error
 from noisebook.codec.checkup import check
 from noisebook.errors import BackboneError, ImageError, SpecError
@@ -51,14 +53,19 @@ def test_a_backbone_without_a_fault(images):
     assert result.seconds is not None
     assert 0 < result.seconds < 60
     names = [row.name for row in result.rows]
-    assert names[:7] == ["fingerprint", "description", "state", "call", "levels", "finite", "range"]
-    assert names[-6:] == ["input", "repeatable", "rows of a batch", "sizes", "time", "memory"]
+    assert names[:6] == ["fingerprint", "description", "state", "call", "levels", "finite"]
+    assert names[-7:] == ["range", "input", "repeatable", "rows of a batch", "sizes", "time", "memory"]
 
 
-def test_errors_are_beside_those_of_a_gaussian():
-    """The prior of photographs is a Gaussian: about as good as the best one for two photographs; both beat doing nothing."""
+@pytest.fixture(scope="module")
+def photos() -> torch.Tensor:
     crops = [images_io.sample(name)[40:104, 100:164].copy() for name in ("astronaut", "coffee")]
-    result = check("gaussian-prior", torch.stack([torch.from_numpy(crop).permute(2, 0, 1) for crop in crops]))
+    return torch.stack([torch.from_numpy(crop).permute(2, 0, 1) for crop in crops])
+
+
+def test_errors_are_beside_those_of_a_gaussian(photos):
+    """The prior of photographs is a Gaussian: about as good as the best one for two photographs; both beat doing nothing."""
+    result = check("gaussian-prior", photos)
     assert not faults(result)
     for level in result.levels:
         assert 0.85 * level.gaussian < level.mse < 2 * level.gaussian, level
@@ -107,6 +114,13 @@ def only_one(x0_hat, y, sigma):
     return x0_hat
 
 
+def far_out(x0_hat, y, sigma):
+    """Two in a hundred values beyond 1.5, whose errors are lost in those of the rest."""
+    flat = x0_hat.flatten().clone()
+    flat[::50] = 1.6 if sigma > 1 else flat[::50]
+    return flat.view_as(x0_hat)
+
+
 def in_place(x0_hat, y, sigma):
     return y.copy_(x0_hat)
 
@@ -129,13 +143,11 @@ FAULTS = {
     "levels that move": (Sick(round_sigma=lambda s: 1.01 * s), "levels", "round_sigma.*a level that it knows as it is"),
     "levels of infinity": (Sick(round_sigma=lambda s: math.inf), "levels", "is inf"),
     "NaN": (Sick(lambda x, y, s: x / (0 if s > 5 else 1)), "finite", "at sigma = 8.5, 20: look for a division"),
-    "noise in place of x0": (Sick(lambda x, y, s: (y - x) / s * 3), "range", "beyond 1.5 at sigma = .*prediction of noise"),
-    "y itself": (
-        Sick(lambda x, y, s: y),
-        "error at 3.61",
-        r"worse than doing nothing at sigma = 3.61: is your data in \[-1, 1\]\?",
-    ),
-    "another time": (Sick(lambda x, y, s: -x), "error at 0.05", "worse than doing nothing at sigma = 0.05: are the level"),
+    "some values far out": (Sick(far_out), "range", "beyond 1.5 at sigma = .*prediction of noise"),
+    "noise in place of x0": (Sick(lambda x, y, s: (y - x) / s * 3), "range", "beyond 1.5 at sigma = .*: see errors"),
+    "y itself": (Sick(lambda x, y, s: y), "errors", r"sigma = .*, 3.61, .* Were the images .* trained on in \[-1, 1\]\?"),
+    "the error of a level": (Sick(lambda x, y, s: y), "error at 3.61", "worse than doing nothing, see errors"),
+    "another time": (Sick(lambda x, y, s: -x), "errors", "sigma = 0.05, .* direction"),
     "one image only": (Sick(only_one), "errors", "raises IndexError: one at a time: it worked with one image"),
     "y is changed": (Sick(in_place), "input", "denoise changes y: work on a copy"),
     "dropout": (Sick(lambda x, y, s: x + 0.01 * torch.randn(y.shape)), "repeatable", r"by 0.0\d+: call .eval\(\)"),
@@ -152,6 +164,25 @@ def test_a_fault_is_found_and_says_what_to_do(fault, images):
     found = faults(check(backbone, images))
     assert name in found, found
     assert re.search(said, found[name]), found[name]
+
+
+PREDICTIONS = {  # eps(y, sigma) of the prior -> x0_hat; what is said of it
+    "another unit of the level": (lambda eps, y, s: y - s * eps(y, 2 * s), "4 of 8 levels.*the level in its own unit"),
+    "a wrong sign": (lambda eps, y, s: y + s * eps(y, s), "noise is added and not taken away: change the sign"),
+    "eps": (lambda eps, y, s: eps(y, s), "x0_hat looks like the noise: make x0_hat of what"),
+    "a score": (lambda eps, y, s: -eps(y, s) / s, "x0_hat looks like the noise: make x0_hat of what"),
+}
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_prediction_that_is_taken_wrongly_is_told_once(prediction, photos):
+    change, said = PREDICTIONS[prediction]
+    prior = backbones.load("gaussian-prior")
+    made = Sick(lambda x0_hat, y, sigma: change(lambda y, s: (y - prior(y, s)) / s, y, sigma))
+    found = faults(check(made, photos))
+    assert next(iter(found)) == "errors", found
+    assert re.search(said, found["errors"]), found["errors"]
+    assert all(text.endswith("see errors") for name, text in found.items() if name.startswith(("error at", "range")))
 
 
 def test_grey_for_colour_is_said(images):
@@ -213,10 +244,25 @@ def test_a_model_of_another_range_is_told_which_and_is_well_in_it(ends, fresh):
     found = faults(check(Foreign(*ends), images))
     assert shown in found["images"], found
     assert "error at 20" not in found or found["error at 20"].endswith(", see images")
+    assert not found.keys() & {"errors"}
     well = check(Ranged(Foreign(*ends), *ends), images)
     assert not faults(well)
-    for level, right in zip(well.levels, check(Binary(), images).levels, strict=True):
-        assert level.mse == pytest.approx(right.mse, rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "declared", "right", "said"),
+    [
+        (Foreign(-0.5, 0.5), (0, 1), (-0.5, 0.5), "ranged.Ranged(inner, -0.5, 0.5) in place of Ranged(inner, 0, 1);"),
+        (Foreign(0, 255), (-0.5, 0.5), (0, 255), "ranged.Ranged(inner, 0, 255) in place of Ranged(inner, -0.5, 0.5);"),
+        (Binary(), (0, 255), (-1, 1), "take inner itself in place of Ranged(inner, 0, 255);"),
+    ],
+)
+def test_a_wrong_range_around_a_model_is_told(model, declared, right, said, fresh):
+    x = torch.from_numpy(fresh.integers(0, 2, (4, 3, 16, 16)) * 2.0 - 1).float()
+    row = other_range(Ranged(model, *declared), x, torch.Generator().manual_seed(0))
+    assert row is not None
+    assert said in row.do
+    assert other_range(Ranged(model, *right), x, torch.Generator().manual_seed(0)) is None
 
 
 def test_what_is_no_backbone_and_what_is_no_image(images):
