@@ -112,6 +112,10 @@ def test_attributes_and_refusals():
     for overlap in (-1, 8):
         with pytest.raises(BackboneError, match="overlap"):
             Tiled(inner, overlap)
+    with pytest.raises(
+        ImageError, match=r"pixels only, .* noisebook\.backbones\.wrappers\.tiled\.Tiled, which takes larger"
+    ):
+        inner.padded(9, 12)
     inner.size = None
     with pytest.raises(BackboneError, match="size"):
         Tiled(inner)

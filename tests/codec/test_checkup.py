@@ -139,6 +139,11 @@ FAULTS = {
     ),
     "float64": (Sick(lambda x, y, s: x.double()), "call", r"float64 for .*shape and type of y"),
     "an error": (Sick(lambda x, y, s: x + [][0]), "call", "raises IndexError: list .*denoise.y, sigma, cond=None. takes"),
+    "a level that is no tensor": (
+        Sick(lambda x, y, s: x * s.reshape(-1)),
+        "call",
+        r"has no attribute 'reshape': .*and a float; for a network that takes a tensor \[B\], .*network.full\(y, sigma\)",
+    ),
     "channels": (Flow(nn.Identity(), channels=3), "call", "raises BackboneError"),
     "levels that move": (Sick(round_sigma=lambda s: 1.01 * s), "levels", "round_sigma.*a level that it knows as it is"),
     "levels of infinity": (Sick(round_sigma=lambda s: math.inf), "levels", "is inf"),

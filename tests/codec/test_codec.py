@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common import Shrink, random_images
-from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError
+from noisebook import CodecMismatchError, CodecSpec, FormatError, ImageError, SpecError, backbones
+from noisebook.backbones.wrappers.ranged import Ranged
 from noisebook.backbones.wrappers.tiled import Tiled
 from noisebook.codebook import reference
 from noisebook.codec.codec import Codec
@@ -203,10 +204,25 @@ def test_bad_tokens_are_refused(shrink):
     assert torch.equal(codec.decode(good.int(), (8, 8)), codec.decode(good, (8, 8)))  # any integers will do
 
 
-def test_another_backbone_is_refused_naming_both(shrink):
-    spec = dataclasses.replace(build(shrink).spec, fingerprint="0" * 64, backbone="wanted")
-    with pytest.raises(CodecMismatchError, match=r"'wanted' \(0{16}\), not 'shrink'"):
-        Codec(spec, shrink)
+@pytest.mark.parametrize(
+    ("of", "name", "why"),
+    [
+        (
+            Ranged,
+            "wanted",
+            "; if it is the same model under a new name, its weights, its configuration or its Ranged differ",
+        ),
+        (Ranged, "shrink", ": its weights, its configuration or its Ranged differ from"),
+        (None, "shrink", ": its weights, its configuration or its Ranged differ from"),
+        (Tiled, "photo-2", ": most likely it was loaded under another prompt"),
+    ],
+)
+def test_another_backbone_is_refused_naming_both(of, name, why, shrink):
+    """Of the user's own class, or of one in a `Ranged`, nothing is said of a prompt."""
+    made = {Ranged: lambda: Ranged(shrink, 0, 1), Tiled: lambda: backbones.load("photo-2"), None: lambda: shrink}[of]()
+    spec = dataclasses.replace(build(shrink).spec, fingerprint="0" * 64, backbone=name)
+    with pytest.raises(CodecMismatchError, match=rf"'{name}' \(0{{16}}\), not '{made.name}' \(\w{{16}}\){why}"):
+        Codec(spec, made)
 
 
 def test_what_cannot_be_walked_is_refused(shrink):

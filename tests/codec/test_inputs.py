@@ -56,6 +56,8 @@ def test_tokens_decode_from_arrays_of_integers(shrink, fresh, dtype):
     assert torch.equal(codec.decode(array, size=(12, 20)), codec.decode(tokens, size=(12, 20)))
     with pytest.raises(CodecMismatchError, match="torch tensor"):
         codec.decode(tokens.numpy().astype(float), size=(12, 20))
+    with pytest.raises(CodecMismatchError, match=r"\[B, L\], and not a list of 2: decode them one by one, .* torch.cat"):
+        codec.decode([tokens, array], size=(12, 20))  # pyright: ignore
 
 
 def test_a_list_gives_a_list_in_its_order_whatever_the_sizes(shrink, fresh, monkeypatch):
@@ -141,7 +143,8 @@ def test_a_list_is_one_batch_of_floats(shrink, fresh):
         (torch.full((1, 3, 8, 8), 99.0), (0, 1), "from 99 to 99 are not in the range"),
         (torch.full((1, 3, 8, 8), -0.5), (0, 1), "from -0.5 to -0.5"),
         (torch.full((1, 3, 8, 8), 2.0), (-1, 1), r"in \[-1, 1\], and these are from 2 to 2: .* range=\(black, white\)"),
-        (torch.full((1, 3, 8, 8), float("nan")), (0, 1), "finite"),
+        (torch.full((1, 3, 8, 8), float("nan")), (0, 1), "these have NaN or infinite values"),
+        (torch.full((1, 3, 8, 8), -float("inf")), None, "these have NaN or infinite values"),
     ],
 )
 def test_ranges_that_are_none(images, span, words, shrink):

@@ -122,3 +122,8 @@ def test_a_file_of_another_codec_is_refused_and_not_decoded_to_noise(codec, file
     with pytest.raises(CodecMismatchError, match=f"another codec \\({codec.spec.hash.hex()}, this one .*spec_of"):
         decode_picture(other, file)
     assert decode_picture(Codec(spec_of(file), codec.backbone), file).shape == (16, 24, 3)
+
+
+def test_a_grey_picture_without_channels_is_refused_in_words(codec):
+    with pytest.raises(ImageError, match=r"not \[8, 8\]: a grey one is \[H, W, 1\], that is pixels\[..., None\]"):
+        encode_picture(codec, np.zeros((8, 8), np.uint8))

@@ -188,7 +188,10 @@ class Backbone(nn.Module):
         """The smallest (height, width) it takes that holds such an image. Raises ImageError where none does."""
         if self.size is not None:
             if height > self.size[0] or width > self.size[1]:
-                raise ImageError(f"backbone {self.name!r} takes {self.size} pixels only, not {(height, width)}: use Tiled")
+                raise ImageError(
+                    f"backbone {self.name!r} takes {self.size} pixels only, not {(height, width)}: put it in a "
+                    "noisebook.backbones.wrappers.tiled.Tiled, which takes larger images"
+                )
             return self.size
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
 

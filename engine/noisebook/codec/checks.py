@@ -10,6 +10,8 @@ from torch import Tensor
 
 from noisebook.backbones import Backbone, shipped
 from noisebook.backbones.base import no_fingerprint
+from noisebook.backbones.wrappers.base import Wrapper
+from noisebook.backbones.wrappers.ranged import Ranged
 from noisebook.codec.stream import Stream
 from noisebook.errors import BackboneError, CodecMismatchError, FormatError, ImageError, NoisebookError, SpecError, printable
 from noisebook.format import container
@@ -30,7 +32,7 @@ def check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
 
 
 def check_images(images: Any, channels: int, device: torch.device) -> Tensor:
-    """The images on the device, uint8 or float32. Values are looked at there, by the walk. Raises ImageError."""
+    """The images on the device, uint8 or float32. The walk sees there whether floats are in range. Raises ImageError."""
     check_tensor(images, "images", ImageError)
     if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
         hint = f" (the backbone's `channels` is {channels})" if images.ndim == 4 and 0 not in images.shape else ""
@@ -39,6 +41,8 @@ def check_images(images: Any, channels: int, device: torch.device) -> Tensor:
         return images.to(device)
     if not images.is_floating_point():
         raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
+    if images.device.type == "cpu" and not torch.isfinite(images).all():  # on a GPU that would wait for an answer
+        raise ImageError("float images must be finite: these have NaN or infinite values")
     return images.to(device, torch.float32)
 
 
@@ -57,6 +61,11 @@ def as_tensor(tokens: Any) -> Tensor:
     """Tokens as a tensor: numpy's arrays of integers are copied. Raises CodecMismatchError for what is neither."""
     if isinstance(tokens, np.ndarray) and tokens.dtype.name in INTEGERS:
         return torch.from_numpy(tokens.astype(tokens.dtype.newbyteorder("="), order="C"))
+    if isinstance(tokens, list | tuple) and any(isinstance(item, Tensor | np.ndarray) for item in tokens):
+        raise CodecMismatchError(
+            f"tokens are one tensor or array [B, L], and not a {type(tokens).__name__} of {len(tokens)}: decode them one by "
+            "one, each with the size of its image, or join those of one size with torch.cat"
+        )
     check_tensor(tokens, "tokens", CodecMismatchError)
     return tokens
 
@@ -116,7 +125,7 @@ def check(spec: CodecSpec, backbone: Backbone) -> None:
     if not backbone.answers_to(spec.fingerprint):
         raise CodecMismatchError(
             f"the codec needs backbone {spec.backbone!r} ({spec.fingerprint[:16]}), not {backbone.name!r} "
-            f"({backbone.fingerprint[:16]}){_why(spec.backbone, backbone.name)}"
+            f"({backbone.fingerprint[:16]}){_why(spec.backbone, backbone)}"
         )
     if spec.sigma_first == math.inf and not backbone.pure_noise:
         raise SpecError(f"backbone {backbone.name!r} knows no pure noise: begin at a finite sigma")
@@ -131,12 +140,26 @@ def check(spec: CodecSpec, backbone: Backbone) -> None:
             raise SpecError(f"backbone {backbone.name!r} has no level sigma = {sigma}; nearest: {known}")
 
 
-def _why(wanted: str, given: str) -> str:
-    """What has likely made another backbone of one that goes by `given`."""
+def _why(wanted: str, backbone: Backbone) -> str:
+    """What has likely made another backbone of one that goes by the name of `backbone`."""
     conditions = "prompt, negative prompt, guidance, label or variant"
-    if wanted == given:
+    if not _takes_conditions(backbone):
+        differ = "its weights, its configuration or its Ranged differ from those that the file was made with"
+        return f": {differ}" if wanted == backbone.name else f"; if it is the same model under a new name, {differ}"
+    if wanted == backbone.name:
         return f": most likely it was loaded under another {conditions} than the file was made with; or its weights changed"
-    return "" if given in shipped() else f"; if it is the same model under a new name, its {conditions} may differ"
+    return "" if backbone.name in shipped() else f"; if it is the same model under a new name, its {conditions} may differ"
+
+
+def _takes_conditions(backbone: Backbone) -> bool:
+    """Whether it may have been loaded under conditions: not where a factory or a class of the user's own made it, or where
+    it is in a `Ranged`, which nothing that is found by a name is."""
+    inner = backbone
+    while isinstance(inner, Wrapper):
+        if isinstance(inner, Ranged) or inner.factory:
+            return False
+        inner = inner.inner
+    return not inner.factory and type(inner).__module__.partition(".")[0] == "noisebook"
 
 
 def warn_of_stall(errors: list[float]) -> None:

@@ -86,7 +86,11 @@ def call(model: Backbone, y: Tensor) -> list[Row]:
     if row.ok or row.do:
         return [row]
     hint = _other_channels(model, y) or _other_multiple(model)
-    return [Row(name, False, row.found, hint or "denoise(y, sigma, cond=None) takes y float32 [B, C, H, W] and a float")]
+    takes = (
+        "denoise(y, sigma, cond=None) takes y float32 [B, C, H, W] and a float; for a network that takes a tensor [B], "
+        "noisebook.backbones.families.network.full(y, sigma) makes one of it"
+    )
+    return [Row(name, False, row.found, hint or takes)]
 
 
 def same_answers(model: Backbone, y: Tensor) -> list[Row]:

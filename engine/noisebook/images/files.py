@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebook.errors import CodecMismatchError, FormatError, SpecError
+from noisebook.errors import CodecMismatchError, FormatError, ImageError, SpecError
 from noisebook.format.container import Container, pack, read_file, unpack
 from noisebook.format.derived import Derived, scaling_of
 from noisebook.format.runs import Run
@@ -162,6 +162,9 @@ def decode_picture(
 def _tensors(pixels: "np.ndarray", weights: "np.ndarray | None") -> "tuple[torch.Tensor, torch.Tensor | None]":
     import torch
 
+    if pixels.ndim != 3:
+        hint = ", that is pixels[..., None]" if pixels.ndim == 2 else ""
+        raise ImageError(f"a picture is uint8 [H, W, C], not {list(pixels.shape)}: a grey one is [H, W, 1]{hint}")
     counts = None if weights is None else torch.from_numpy(weights.copy())[None, None].float()
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], counts
 
