@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from noisebook.cli import options
+from noisebook.errors import SpecError
 from noisebook.runtime.limits import OPTIONS, Limits
 
 pytestmark = pytest.mark.quick
@@ -47,3 +48,18 @@ def test_what_is_no_size_is_refused(text, capsys):
     with pytest.raises(SystemExit):
         parsed(f"--memory={text}")
     assert "is no size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--tokens", "10"], r"--tokens \(in Python: noisebook.load\(tokens=, size=, curve=\)\)$"),
+        (["--steps", "3"], "--steps$"),
+    ],
+)
+def test_a_schedule_of_a_curve_of_ones_own_takes_no_tokens_and_says_who_does(more, said):
+    parser = argparse.ArgumentParser()
+    options.add_codec_options(parser)
+    options.add_target_options(parser)
+    with pytest.raises(SpecError, match=f"--curve makes its own schedule: .*, not with {said}"):
+        options.aim_of(parser.parse_args(["--curve", "mine.curve.json", *more]), "curve")

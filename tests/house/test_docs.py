@@ -154,6 +154,7 @@ def test_every_block_of_the_readme_runs(tmp_path, monkeypatch):
     assert not torch.equal(scope["codec"].decode(scope["tokens"], (64, 96)), scope["coarse"])
     assert scope["tokens"].shape == (1, len(scope["layout"]))
     exec(own, scope)
+    assert f"# {scope['mine'].tokens_per_image((64, 96))} tokens, whatever the size" in own
     tokens, seen = scope["mine"].reconstruct(torch.from_numpy(scope["image"]).permute(2, 0, 1)[None])
     assert torch.equal(seen, scope["mine"].decode(tokens, (64, 96)))
     (tmp_path / "noisebook-out").mkdir()

@@ -14,8 +14,9 @@ from noisebook.cli.main import main
 from noisebook.images import io as images
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL)
-EXAMPLE, SHORT, RANGED = (block for block in BLOCKS if "my_network" in block)
+EXAMPLE, TILED, SHORT, RANGED = (block for block in BLOCKS if "my_network" in block)
 (FACTORY,) = (block for block in BLOCKS if "def make()" in block)
+(GREY,) = (block for block in BLOCKS if "channels=1" in block)
 (AROUND,) = (block for block in BLOCKS if "(Wrapper)" in block)
 
 
@@ -121,6 +122,22 @@ def test_a_network_of_images_in_0_1_gives_the_same(network):
     y, mine = torch.randn(2, 3, 16, 16), plugged(EXAMPLE, network).backbone
     for sigma in (0.1, 1.0, 9.0):
         torch.testing.assert_close(scope["backbone"].denoise(y, sigma), mine.denoise(y, sigma), rtol=0, atol=1e-3)
+
+
+class Eps(nn.Module):
+    """The noise in grey images of which each pixel is Gaussian, of standard deviation .5."""
+
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.view(-1, 1, 1, 1)
+        return y * s / (0.25 + s * s)
+
+
+def test_a_grey_network_of_one_size_is_right_and_takes_larger_images():
+    scope = {"my_network": Eps()}
+    exec("\n".join([EXAMPLE.split("class")[0], GREY, TILED]), scope)
+    y = torch.randn(1, 1, 40, 30)
+    for sigma in (0.1, 9.0):
+        torch.testing.assert_close(scope["backbone"].denoise(y, sigma), y * 0.25 / (0.25 + sigma * sigma))
 
 
 def test_the_factory_of_the_page_works_on_the_command_line(tmp_path, monkeypatch):

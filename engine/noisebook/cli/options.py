@@ -33,9 +33,10 @@ KNOBS = {
     "budget": "what a block spends at the first step: bins of a token each, in powers of two, or by the rule atoms or bits; "
     "without --budget-last at every step, and for every size of picture",
     "budget_last": "what a block spends at the last step (default: the preset's, or with --budget as at the first)",
-    "scale_pixels": "budgets are for images of that many pixels and scale with the size; 0 = exact",
-    "tokens": "tokens of an image of scale-pixels, spent as the backbone's curve says, as in the presets; "
-    "0: as --budget says",
+    "scale_pixels": "budgets and --tokens are for an image of that many pixels: one of twice as many gets twice as many "
+    "tokens; 0: budgets are for images of every size",
+    "tokens": "tokens of an image of --scale-pixels pixels, which are 512 x 768 in the presets: larger images get more, and "
+    "smaller ones fewer; the backbone's curve shares them out among the steps; 0: no such number, --budget says it",
     "codebook": "hadamard or independent",
     "vocab_size": "number of values of a token: an atom and its sign",
     "seed": "seed of the codebooks",
@@ -313,7 +314,10 @@ def aim_of(args: argparse.Namespace, option: str) -> "Aim":
     other = [k for k in KNOBS if k not in ("vocab_size", "seed") and getattr(args, k) is not None]
     if args.preset or other:
         both = [name.replace("_", "-") for name in (option, (other or ["preset"])[0])]
-        raise SpecError(f"--{both[0]} makes its own schedule: it goes with --vocab-size and --seed, not with --{both[1]}")
+        python = " (in Python: noisebook.load(tokens=, size=, curve=))" if "tokens" in both else ""
+        raise SpecError(
+            f"--{both[0]} makes its own schedule: it goes with --vocab-size and --seed, not with --{both[1]}{python}"
+        )
     options = {k: getattr(args, k, None) for k in ("bpp", "bytes", "psnr", "max_nfe", "vocab_size", "seed")}
     target = Target(**{k: v for k, v in options.items() if v is not None})
     name, how = args.backbone or get(DEFAULT).spec.backbone, network(args)

@@ -89,7 +89,7 @@ def each(
             code = code or its_code
             row = row_of(name, **blank, error=text)
         rows.append(row)
-        log(line_of(row))
+        log(line_of(row, both=judged is not None))
         for remark in remarks_of(row.get("remarks", {})):
             log(f"{name}: {remark}")
     for row in rows:  # a folder may be deleted, or replaced, meanwhile
@@ -104,7 +104,7 @@ def each(
         more = {"output": written} if hasattr(args, "output") else {}
         say_json({"images": rows, "codec": codec(), **({"metrics": judged.summary()} if judged else {}), **more})
     else:
-        print_table(rows)
+        print_table(rows, both=judged is not None)
         for line in judged.lines() if judged else ():
             say(line)
     return code or (judged.code if judged else 0)

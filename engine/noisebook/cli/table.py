@@ -30,6 +30,7 @@ COLUMNS = (  # key, title, form
     ("nfe", "NFE", "{:d}"),
     ("seconds", "seconds", "{:.2f}"),
 )
+OF_BOTH = "NFE of both"  # the title of `nfe` where a picture was encoded and decoded: the calls of both together
 WIDEST = 200  # characters of a cell
 
 
@@ -45,12 +46,13 @@ def file_row(name: str, data: bytes, container: "Container", **values: Any) -> d
     return row_of(name, **sizes, height=container.height, width=container.width, **values)
 
 
-def line_of(row: dict[str, Any]) -> str:
-    """A row in one line."""
+def line_of(row: dict[str, Any], both: bool = False) -> str:
+    """A row in one line; `both`: of a picture that was encoded and decoded."""
     name = shown(row["name"], WIDEST)
     if row["error"]:
         return f"{name}: {row['error']}"
-    parts = [f"{row[key]:.{decimals}f} {unit}" for key, decimals, unit in LINE if row.get(key) is not None]
+    units = [(key, decimals, OF_BOTH if both and key == "nfe" else unit) for key, decimals, unit in LINE]
+    parts = [f"{row[key]:.{decimals}f} {unit}" for key, decimals, unit in units if row.get(key) is not None]
     return f"{name}: " + ", ".join(parts)
 
 
@@ -58,8 +60,8 @@ def _cell(value: Any, form: str) -> str:
     return "" if value is None else shown(form.format(value), WIDEST)
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """The rows without an error as a table, with their mean; then what failed."""
+def print_table(rows: list[dict[str, Any]], both: bool = False) -> None:
+    """The rows without an error as a table, with their mean; then what failed. `both` is as of `line_of`."""
     good = [row for row in rows if not row["error"]]
     columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in good)]
     cells = [[_cell(row.get(key), form) for key, _, form in columns] for row in good]
@@ -70,7 +72,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             mean.append(form.replace("d", ".0f").format(sum(values) / len(values)))
         cells.append(mean)
     if cells:
-        lines = [[title for _, title, _ in columns], *cells]
+        lines = [[OF_BOTH if both and key == "nfe" else title for key, title, _ in columns], *cells]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             first, *others = zip(line, widths, strict=True)

@@ -62,8 +62,9 @@ def load(
     bpp       bits of tokens per pixel; a file has 24 bytes more, or its whole specification
     psnr      dB that the curve predicts for pictures like those it was measured on, of 8 bits. Other pictures differ from
               that by several dB, and nothing is tried: `noisebook encode --psnr` tries until a picture has it
-    tokens    tokens per image, about: budgets are powers of two, and `tokens_per_image` says the number. Without size, curve
-              and max_nfe it is a change of the preset, whose number is for 512 x 768 pixels
+    tokens    tokens per image, about: budgets are powers of two, and `tokens_per_image` says the number. With none of size,
+              curve and max_nfe it changes only the preset's number, which is for images of 512 x 768 pixels: an image of
+              another size then has more or fewer tokens, in proportion to its pixels
 
     and with it
 
