@@ -26,9 +26,12 @@ TOKEN_DTYPES = tuple(getattr(torch, name) for name in INTEGERS)  # that `decode`
 def check_tensor(value: Any, name: str, error: type[NoisebookError]) -> None:
     """Raises `error` for what is no tensor."""
     if not isinstance(value, Tensor):
-        raise error(
-            f"{name} must be a torch tensor, not {type(value).__name__}: torch.from_numpy(array) makes one of an array"
-        )
+        raise _no_tensor(value, name, error)
+
+
+def _no_tensor(value: Any, name: str, error: type[NoisebookError]) -> NoisebookError:
+    kind = type(value).__name__
+    return error(f"{name} must be a torch tensor, not {kind}: torch.from_numpy(array) makes one of an array")
 
 
 def check_images(images: Any, channels: int, device: torch.device) -> Tensor:
@@ -59,6 +62,8 @@ def check_weights(weights: Any, images: Tensor, device: torch.device) -> Tensor:
 
 def as_tensor(tokens: Any) -> Tensor:
     """Tokens as a tensor: numpy's arrays of integers are copied. Raises CodecMismatchError for what is neither."""
+    if isinstance(tokens, Tensor):
+        return tokens
     if isinstance(tokens, np.ndarray) and tokens.dtype.name in INTEGERS:
         return torch.from_numpy(tokens.astype(tokens.dtype.newbyteorder("="), order="C"))
     if isinstance(tokens, list | tuple) and any(isinstance(item, Tensor | np.ndarray) for item in tokens):
@@ -66,8 +71,7 @@ def as_tensor(tokens: Any) -> Tensor:
             f"tokens are one tensor or array [B, L], and not a {type(tokens).__name__} of {len(tokens)}: decode them one by "
             "one, each with the size of its image, or join those of one size with torch.cat"
         )
-    check_tensor(tokens, "tokens", CodecMismatchError)
-    return tokens
+    raise _no_tensor(tokens, "tokens", CodecMismatchError)
 
 
 def check_tokens(tokens: Tensor, length: int, height: int, width: int) -> None:
