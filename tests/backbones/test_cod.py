@@ -95,8 +95,7 @@ def published(path, net, top="state_dict", **changes):
     return path
 
 
-@pytest.mark.parametrize("case", SMALLS)
-@pytest.mark.parametrize("top", ["state_dict", "module", None])
+@pytest.mark.parametrize(("case", "top"), [*((case, "state_dict") for case in SMALLS), ("pixel", "module"), ("pixel", None)])
 def test_a_published_file_loads_and_converts(case, top, tmp_path, fresh):
     made = small(SMALLS[case])
     path = published(tmp_path / "a.pt", made.net, top)
