@@ -7,14 +7,16 @@
 Prints bits a token on the held-out images, beside those of a table of frequencies for each position and of a uniform guess,
 and writes out/samples.png, tokens drawn one by one and decoded.
 
-What a token means depends on its position, for each step has codebooks of its own. So each position has embeddings of its
-own (`--embedding index`), or, for codecs with steps, each token is shown as the codeword that it names (`--embedding
-codeword`): its coordinates on the main axes of the training images, known without any training.
+What a token means depends on its position, for each step has codebooks of its own; positions may also differ in the number
+of their values, as those of a codebook start do. So each position has a table of embeddings of its own. With `--embedding
+index` the tables are learned. With `--embedding codeword` nothing in them is learned: a token's row says how much of each
+main axis of the training images is in the noise that the token adds. A codec without steps (CoD) has no such noise.
 """
 
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +33,26 @@ from noisebook.spec.step import StepIndex
 
 AXES = 64  # main axes of the images on which codewords are seen
 LEARNED = 32  # numbers of an embedding that is learned
+AT_ONCE = 4096  # codewords in memory
 PATIENCE = 4  # looks at the validation images without a gain, after which training ends
 
 
 class Transformer(nn.Module):
-    """Tokens int64 [B, L] -> logits [B, L, V] of each from those before it.
+    """Tokens int64 [B, L] -> logits of each from those before it: L tensors [B, V], of as many values as the position has.
 
-    table  float32 [L, V, F], what is known of each token; None: learned
+    values  number of values of a token at each position, L of them
+    table   float32 [sum of values, F], what is known of each token, position after position; None: learned
     """
 
-    def __init__(self, length: int, values: int, table: Tensor | None, width: int = 96, layers: int = 2, heads: int = 4):
+    def __init__(self, values: Sequence[int], table: Tensor | None, width: int = 96, layers: int = 2, heads: int = 4):
         super().__init__()
+        self.values, length = list(values), len(values)
+        self.register_buffer("begins", torch.tensor([0, *self.values[:-1]]).cumsum(0))
         if table is None:
-            self.table = nn.Parameter(torch.randn(length, values, LEARNED) / math.sqrt(LEARNED))
+            self.table = nn.Parameter(torch.randn(sum(values), LEARNED) / math.sqrt(LEARNED))
         else:
             self.register_buffer("table", table)
-        features = self.table.shape[2]
+        features = self.table.shape[1]
         self.first = nn.Parameter(torch.zeros(1, 1, width))
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
         self.inside = nn.Linear(features, width)
@@ -56,14 +62,14 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.outside.weight)
         nn.init.zeros_(self.outside.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> list[Tensor]:
         seen = tokens[:, : len(self.place) - 1]
-        places = torch.arange(seen.shape[1])
-        x = torch.cat([self.first.expand(len(tokens), -1, -1), self.inside(self.table[places, seen])], 1)
+        known = self.table[self.begins[: seen.shape[1]] + seen]
+        x = torch.cat([self.first.expand(len(tokens), -1, -1), self.inside(known)], 1)
         x = x + self.place[: x.shape[1]]
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
         wanted = self.outside(self.body(x, mask, is_causal=True))
-        return torch.einsum("blf,lvf->blv", wanted, self.table[: x.shape[1]])
+        return [row @ part.T for row, part in zip(wanted.unbind(1), self.table.split(self.values), strict=False)]
 
 
 @dataclass
@@ -81,48 +87,60 @@ def tokens_of(folder: str) -> Tensor:
     return torch.from_numpy(np.stack([row["tokens"] for row in TokenDataset(folder)]).astype(np.int64))
 
 
-def codewords(codec: Codec, size: tuple[int, int], values: int, images: Tensor) -> Tensor:
-    """float32 [L, V, 2 AXES]: for every value at every position the noise that it adds, on the main axes of uint8 `images`
-    [N, C, H, W], and its squares, which tell how a spread along an axis favours it; each of variance 1 / AXES over the
-    values. The other tokens of the step are held, which all but fixes their part."""
-    stream, x = codec.stream(*size), images.flatten(1).float()
-    axes = torch.pca_lowrank(x - x.mean(0), AXES, center=False)[2]  # [C H W, AXES]
+def values_of(codec: Codec, size: tuple[int, int]) -> list[int]:
+    """The number of values of a token at each position."""
+    return codec.layout_for(*size).vocab_size.tolist()
+
+
+def codewords(codec: Codec, size: tuple[int, int], images: Tensor) -> Tensor:
+    """float32 [sum of V, 2 A]: for every value at every position the noise that it adds, on the A main axes of uint8 images
+    [N, C, H, W], and its squares, which tell how a spread along an axis favours it; each of variance 1 / A over the values.
+    The other tokens of the step are held, which all but fixes their part."""
+    stream, x, values = codec.stream(*size), images.flatten(1).float(), iter(values_of(codec, size))
+    axes = torch.pca_lowrank(x - x.mean(0), min(AXES, *x.shape), center=False)[2]  # [C H W, A]
     out = []
     for some in stream.segments:
         rule = codec.start_rule if some.step_index == StepIndex.START else codec.rule
         for slot in range(some.count):
-            tokens = torch.zeros(values, some.count, dtype=torch.int64)
-            tokens[:, slot] = torch.arange(values)
-            noise = rule.noise(tokens, (stream.blocks, stream.dims), some.budget, some.step_index)
-            seen = stream.join(noise).flatten(1) @ axes
+            tokens = torch.zeros(next(values), some.count, dtype=torch.int64)
+            tokens[:, slot] = torch.arange(len(tokens))
+            how = (stream.blocks, stream.dims), some.budget, some.step_index
+            seen = torch.cat([stream.join(rule.noise(t, *how)).flatten(1) @ axes for t in tokens.split(AT_ONCE)])
             both = torch.cat([seen - seen.mean(0), seen.square() - seen.square().mean(0)], 1)
             out.append(both / both.std(0).clamp(min=1e-6))
-    return torch.stack(out) / math.sqrt(AXES)
+    return torch.cat(out) / math.sqrt(axes.shape[1])
+
+
+def nats(model: Transformer, tokens: Tensor) -> Tensor:
+    """Cross-entropy of each token of [B, L], [B, L]."""
+    pairs = zip(model(tokens), tokens.T, strict=True)
+    return torch.stack([F.cross_entropy(logits, wanted, reduction="none") for logits, wanted in pairs], 1)
 
 
 def bits_of(model: Transformer, tokens: Tensor) -> Tensor:
     """Mean bits of the token at each position, [L]."""
     model.eval()
     with torch.no_grad():
-        parts = [F.cross_entropy(model(t).flatten(0, 1), t.flatten(), reduction="none").view_as(t) for t in tokens.split(50)]
-    return torch.cat(parts).mean(0) / math.log(2)
+        return torch.cat([nats(model, some) for some in tokens.split(50)]).mean(0) / math.log(2)
 
 
-def frequency_bits(train: Tensor, held_out: Tensor, values: int) -> Tensor:
+def frequency_bits(train: Tensor, held_out: Tensor, values: Sequence[int]) -> Tensor:
     """The same of a table of frequencies for each position, every value counted once more than it was seen."""
-    counts = torch.stack([torch.bincount(column, minlength=values) for column in train.T]) + 1.0
-    share = counts / counts.sum(1, keepdim=True)
-    return -torch.log2(share.gather(1, held_out.T)).mean(1)
+    out = []
+    for seen, asked, size in zip(train.T, held_out.T, values, strict=True):
+        counts = torch.bincount(seen, minlength=size) + 1.0
+        out.append(-torch.log2(counts / counts.sum())[asked].mean())
+    return torch.stack(out)
 
 
 def learn(
-    train: Tensor, held_out: Tensor, values: int, table: Tensor | None, epochs: int, seed: int = 0, batch: int = 50
+    train: Tensor, held_out: Tensor, values: Sequence[int], table: Tensor | None, epochs: int, seed: int = 0, batch: int = 50
 ) -> Learned:
     """Trains on nine tenths of `train` until the last tenth gains no more, `epochs` times at most; the best state counts."""
     torch.manual_seed(seed)
     cut = len(train) * 9 // 10
     part, rest = train[:cut], train[cut:]
-    model = Transformer(train.shape[1], values, table)
+    model = Transformer(values, table)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -131,7 +149,7 @@ def learn(
     while worse < PATIENCE and epoch < epochs:
         model.train()
         for rows in torch.randperm(cut).split(batch):
-            loss = F.cross_entropy(model(part[rows]).flatten(0, 1), part[rows].flatten())
+            loss = nats(model, part[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -151,7 +169,7 @@ def draw(model: Transformer, count: int, seed: int = 0) -> Tensor:
     model.eval()
     tokens = torch.zeros(count, 0, dtype=torch.int64)
     for _ in range(len(model.place)):
-        chances = model(tokens)[:, -1].softmax(1)
+        chances = model(tokens)[-1].softmax(1)
         tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=random)], 1)
     return tokens
 
@@ -179,13 +197,14 @@ def main() -> None:
     data = TokenDataset(args.tokens, inputs=args.inputs)
     train, held_out = tokens_of(args.tokens), tokens_of(args.held_out)
     codec, size = noisebook.load(data.spec, backbone=args.backbone), (data[0]["height"], data[0]["width"])
-    values, table = int(codec.layout_for(*size).vocab_size.max()), None
+    values, table = values_of(codec, size), None
     if args.embedding == "codeword":
         images = torch.from_numpy(np.stack([data.original(i) for i in range(min(1000, len(data)))])).permute(0, 3, 1, 2)
-        table = codewords(codec, size, values, images)
+        table = codewords(codec, size, images)
     found = learn(train, held_out, values, table, args.epochs, args.seed)
+    uniform = sum(map(math.log2, values)) / len(values)
     print(
-        f"bits a token on {len(held_out)} images: {float(found.bits.mean()):.3f} of {math.log2(values):.3f}, a table of "
+        f"bits a token on {len(held_out)} images: {float(found.bits.mean()):.3f} of {uniform:.3f}, a table of "
         f"frequencies {float(frequency_bits(train, held_out, values).mean()):.3f}; {found.epochs} epochs"
     )
     args.output.mkdir(parents=True, exist_ok=True)

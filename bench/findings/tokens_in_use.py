@@ -104,8 +104,9 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
     train, held_out = ar.tokens_of(str(work / f"{kind}-train")), ar.tokens_of(str(work / f"{kind}-held-out"))
     codec = noisebook.load(data.spec, dtype="float32")
     layout = codec.layout_for(*SIZE)
-    values = int(layout.vocab_size.max())
-    uniform = math.log2(values)
+    values = ar.values_of(codec, SIZE)
+    assert len(set(values)) == 1, "all kinds have one vocabulary"
+    uniform = math.log2(values[0])
     frequency = ar.frequency_bits(train, held_out, values)
     out: dict[str, Any] = {
         "kind": kind,
@@ -118,7 +119,7 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
     tables: dict[str, Tensor | None] = {"index": None}
     if kind != "cod":
         originals = torch.from_numpy(np.stack([data.original(i) for i in range(1000)])).permute(0, 3, 1, 2)
-        tables["codeword"] = ar.codewords(codec, SIZE, values, originals)
+        tables["codeword"] = ar.codewords(codec, SIZE, originals)
     best: ar.Learned | None = None
     for name, table in tables.items():
         found = ar.learn(train, held_out, values, table, epochs, SEED)
@@ -151,7 +152,7 @@ def study(kind: str, work: Path, epochs: int, judge: Judge) -> dict[str, Any]:
         if name == "learned":
             tokens = ar.draw(best.model, SAMPLES, SEED)
         else:
-            tokens = torch.randint(values, (SAMPLES, len(layout)), generator=random)
+            tokens = torch.randint(values[0], (SAMPLES, len(layout)), generator=random)
         shown = pictures(codec, tokens)
         out["samples"][name] = {"fd": judge.distance(shown)}
         ar.grid(shown[:16].float() / 127.5 - 1, 8).save(work / f"{kind}-{name}.png")
