@@ -22,6 +22,7 @@ from PIL import Image
 import noisebook
 from bench.reliability import whole_dataset
 from common import TINY, random_images, tiny_backbone
+from noisebook.cli import show
 from noisebook.cli.main import main
 from noisebook.datasets import TokenDataset, TokenizeBatch, TokenStream, ledger, loader
 from noisebook.datasets.decoding import Request
@@ -297,7 +298,7 @@ def test_a_resumed_run_reads_no_input_again_to_know_what_is_in_it(tmp_path, pixe
     assert "the input has changed since (a.tar)" in capsys.readouterr().err
 
 
-def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, capsys):
+def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, capsys, monkeypatch):
     good = png(pixels[0])
     bad = {"a/!empty.png": b"", "a/!text.png": b"not a picture", "a/!cut.png": good[: len(good) // 2]}
     for name, content in bad.items():
@@ -305,8 +306,10 @@ def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, caps
     gray = Image.fromarray(pixels[0]).convert("LA")
     gray.save(pictures / "a/!gray.png")
     out = tokenize(pictures, tmp_path / "out", net, "--json", code=3)
-    found = json.loads(capsys.readouterr().out)
+    stdout, named = capsys.readouterr()
+    found = json.loads(stdout)
     assert found["failed_by_code"] == {"empty": 1, "not_an_image": 1, "damaged": 1}
+    assert [row["key"] for row in found["failed"]] == ["a/!cut.png", "a/!empty.png", "a/!text.png"]
     data = TokenDataset(out)
     for entry in data.ledgers:
         assert entry["n_in"] == entry["n_ok"] + entry["n_failed"]
@@ -322,7 +325,15 @@ def test_bad_images_are_rows_of_the_ledger(tmp_path, pictures, pixels, net, caps
     keys = [row["key"] for row in data]
     assert keys == sorted(keys)
     assert len(keys) == COUNT + 1
+    assert main(["verify", str(out), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["failed"] == found["failed"] == [f for e in data.ledgers for f in e["failed"]]
+    assert not said.err
+    monkeypatch.setattr(show, "FAILURES", 2)
     assert main(["verify", str(out)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [line for line in named.splitlines() if line.startswith("failed: ")][:2]
+    assert lines[1:] == ["failed: a/!empty.png: empty: no bytes", f"... and 1 more: {out}/ledger names all"]
     tokenize(pictures, tmp_path / "few", net, "--max-errors", "1", code=3)
     assert "more than --max-errors 1" in capsys.readouterr().err
     assert len(shards(tmp_path / "few")) < 5
@@ -386,6 +397,15 @@ def test_verify_finds_what_is_wrong(tmp_path, pictures, net, capsys, fresh):
         assert main(["verify", str(out)]) == (0 if same else 4), (name, bit)
         (out / name).write_bytes(data)
     assert main(["verify", str(out)]) == 0
+    entry = (out / "ledger/000001.json").read_bytes()
+    (out / "ledger/000001.json").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 7  # as every other command that needs all of it
+    assert f"{out}: not complete: 3 of 4 shards whole" in capsys.readouterr().out
+    (out / "ledger/000001.json").write_bytes(entry[:-9])
+    (out / "ledger/000002.json").unlink()
+    assert main(["verify", str(out)]) == 4  # damage is worse
+    assert f"{out}: damaged: 2 of 4" in capsys.readouterr().out
     (out / "shards/000009.parquet").write_bytes(b"")
     assert main(["verify", str(out)]) == 4
     assert "not a shard of the plan" in capsys.readouterr().out

@@ -299,7 +299,7 @@ def test_a_plan_of_very_many_shards_is_checked_in_no_time(monkeypatch):
 def test_text_of_a_ledger_is_escaped(capsys):
     entry = {**entry_of(), "status": "poisoned", "failed": [{"key": "a", "code": "b", "message": "\x1b[31mred"}]}
     put("webdataset", entry=entry)
-    assert main(["verify", "webdataset"]) == 4
+    assert main(["verify", "webdataset"]) == 7
     out = capsys.readouterr().out
     assert "\\x1b[31mred" in out
     assert "\x1b" not in out

@@ -66,7 +66,7 @@ def test_a_golden_data_set_is_whole_and_reads_for_ever(name, capsys):
     expected, half = EXPECTED[name], name == HALF
     code, found = verified(name, capsys)
     done = len(expected["shards"])
-    assert (code, found["complete"]) == ((4, False) if half else (0, True))
+    assert (code, found["complete"]) == ((7, False) if half else (0, True))
     assert (found["shards"], found["of_shards"]) == (done, 3)
     assert (found["n_ok"], found["n_failed"]) == (len(expected["rows"]), len(expected["failed"]))
     assert [p["name"] for p in found["problems"]] == [f"shards/{n:06d}.parquet" for n in range(done, 3)]

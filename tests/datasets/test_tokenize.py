@@ -19,6 +19,7 @@ pytest.importorskip("pyarrow")
 
 from noisebook.datasets import CodecRecipe, Rank, TokenDataset, tokenize
 from noisebook.datasets.recipe import decoder
+from noisebook.datasets.table import token_words
 from noisebook.errors import DatasetError, NoisebookError, SpecError
 
 COUNT, SIDE = 7, 16
@@ -74,6 +75,7 @@ def test_the_same_options_give_the_data_set_of_the_command(tmp_path, net, pictur
         "shards": 3,
         "of_shards": 3,
         "failed_by_code": {},
+        "failed": [],
         "remarks": 0,
     }
     plans = [json.loads((tmp_path / name / "plan.json").read_text()) for name in "ab"]
@@ -195,9 +197,25 @@ def test_a_decoder_is_conditioned_as_the_plan_says(net, monkeypatch):
     }
 
 
+WORDS = [
+    ({}, "34 tokens an image: 2 of 1,024 values (start), 32 of 256 values; 276 bits"),
+    ({"rule": "poisson", "start_budget": 0}, ""),
+    ({"rule": "pursuit", "coefficient_bits": 2}, "62 tokens an image: 2 of 1,024 values (start), 32 of 256 values, "),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), WORDS)
+def test_a_line_names_all_vocabularies(net, changes, words):
+    start = {"start_budget": 2, "start_vocab_size": 1024}
+    codec = noisebook.load(backbone=net, **CHANGES | start | changes)
+    assert token_words(codec.spec, 16, 16).startswith(words)
+    assert bool(words) == bool(token_words(codec.spec, 16, 16))
+
+
 def test_lines_for_people_go_where_they_are_wanted(tmp_path, net, pictures, caplog, capsys):
     recipe, lines = CodecRecipe(backbone=net, changes=CHANGES), []
     tokenize(pictures, tmp_path / "a", codec=recipe, log=lines.append, **SIZES)
+    assert lines[-2] == "32 tokens an image: 32 of 256 values; 256 bits"
     assert lines[-1] == f"0 shards done, 3 to do ({COUNT} images, 3 shards)"
     assert lines[0].startswith("warning: ")
     tokenize(pictures, tmp_path / "b", codec=recipe, **SIZES)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from noisebook.images.files import decode_picture, encode_picture, spec_of
 from noisebook.images.metrics import psnr
 from noisebook.report.build_pictures import build_picture_report
 from noisebook.report.counting import spending, total_bits
-from noisebook.report.markup import HEAT, HOTTEST, heat
+from noisebook.report.markup import HEAT, HOTTEST, heat, vocabulary
 from noisebook.report.pictures import looked_at, walked
 from rules_kit import build
 
@@ -92,6 +93,13 @@ def test_a_roundtrip_folder(trip, tmp_path, net, report):
     assert f"{np.mean(rates):.4f} bits per pixel" in first
     assert page.text.count('\n "law": "hadamard",\n') == 1  # one specification for both, as JSON, in lines
     assert page.text.count("32 tokens, 256 bits, in 4 steps.") == 2
+
+
+def test_the_vocabularies_of_steps_and_start_are_both_named():
+    spec = build(Shrink()).spec
+    assert vocabulary(replace(spec, vocab_size=4096, start_budget=0)) == "4,096 values of a token"
+    both = replace(spec, vocab_size=4096, start_budget=1, start_vocab_size=1 << 16)
+    assert vocabulary(both) == "4,096 values of a token, 65,536 of a token of the start"
 
 
 def test_one_file_and_where_its_original_is(trip, tmp_path, report):

@@ -66,6 +66,7 @@ def test_what_the_page_says_is_so(tmp_path, net, made):
     codec = noisebook.load(data.spec, backbone=net)
     assert f"{COUNT} of {COUNT + 1}" in page.text
     assert "1 not_an_image" in page.text
+    assert "Failures of tokens image code what is wrong bad.png not_an_image " in " ".join(page.text.split())
     assert data.spec.backbone in page.text
     assert not [url for url in page.addresses if not url.startswith("data:")]
     assert "script" not in page.tags

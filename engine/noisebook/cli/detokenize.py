@@ -4,11 +4,10 @@ import argparse
 
 from noisebook.cli import options
 from noisebook.cli.realism import add_realism, realism_of
-from noisebook.cli.show import log, say, say_json
-from noisebook.errors import ImageError, SpecError, printable
+from noisebook.cli.show import log_failures, say, say_json
+from noisebook.errors import ImageError, SpecError
 
 ABOUT = "A tokenised data set back to PNG pictures."
-SHOWN = 20  # failures on a terminal
 MEMORY = (
     "memory that may be taken, such as 512M or 4G: batches of large pictures are smaller (default: half of the machine's)"
 )
@@ -57,10 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say_json({**counts, "realism": realism})
     else:
-        for row in counts["failed"][:SHOWN]:
-            log(f"{printable(row['key'], 200)}: {row['code']}: {row['message']}")
-        if counts["n_failed"] > SHOWN:
-            log(f"... and {counts['n_failed'] - SHOWN:,} more: --json names them")
+        log_failures(counts["failed"], counts["n_failed"], "--json names them")
         codes = ", ".join(f"{count} {code}" for code, count in sorted(counts["failed_by_code"].items()))
         failed = f", {counts['n_failed']} failed ({codes})" if counts["n_failed"] else ""
         say(f"{args.output}: {counts['written']} written, {counts['skipped']} were there{failed}")

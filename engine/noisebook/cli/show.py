@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from noisebook.errors import NoisebookError, first_line, printable, said
@@ -10,6 +11,7 @@ from noisebook.errors import NoisebookError, first_line, printable, said
 FAULT = 70  # the exit code of an error that nobody foresaw: EX_SOFTWARE of sysexits.h
 ALLOCATOR = "can't allocate memory"  # what torch says, in a RuntimeError
 MOST = 500  # characters of a message, or of a cell of a table
+FAILURES = 20  # images that failed, on a terminal
 
 
 def shown(text: object, most: int = MOST) -> str:
@@ -35,6 +37,15 @@ def say_json(value: Any) -> None:
 def log(message: str) -> None:
     """One line on stderr; a log that cannot be written ends nothing: the exit code still says how it went."""
     _write(printable(message))
+
+
+def log_failures(rows: Sequence[dict[str, str]], count: int, rest: str) -> None:
+    """A line on stderr for each of the first `rows` (key, code, message) of `count` images that failed; `rest` says who
+    names the others."""
+    for row in rows[:FAILURES]:
+        log(f"failed: {printable(row['key'], 200)}: {row['code']}: {shown(row['message'])}")
+    if count > FAILURES:
+        log(f"... and {count - FAILURES:,} more: {rest}")
 
 
 def failure(error: BaseException, with_traceback: bool = False) -> tuple[str, int]:

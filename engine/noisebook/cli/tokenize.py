@@ -5,7 +5,7 @@ import csv
 from typing import TYPE_CHECKING
 
 from noisebook.cli import options
-from noisebook.cli.show import log, say, say_json
+from noisebook.cli.show import log, log_failures, say, say_json, shown
 from noisebook.errors import ImageError
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
     values = {name: getattr(args, name) for name in JOB}
     limits, codec = options.limits_of(args), recipe_of(args)
     counts = tokenize(args.inputs, args.output, codec=codec, engine=args.engine, log=log, limits=limits, **values)
+    log_failures(counts["failed"], counts["n_failed"], f"{shown(args.output)}/ledger names all")
     if args.json:
         say_json(counts)
     else:

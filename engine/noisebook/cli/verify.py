@@ -6,8 +6,8 @@ from typing import Any
 
 from noisebook.cli import options
 from noisebook.cli.inspect import describe_all
-from noisebook.cli.show import failure, say, say_json, shown
-from noisebook.errors import FormatError
+from noisebook.cli.show import failure, log_failures, say, say_json, shown
+from noisebook.errors import DatasetError, FormatError
 
 ABOUT = "Checks .nbk files and tokenised data sets: checksums, sizes, tokens, counts; needs no backbone."
 
@@ -50,7 +50,8 @@ def show(row: dict[str, Any]) -> None:
 
 
 def check_set(args: argparse.Namespace, path: str) -> tuple[dict[str, Any], int]:
-    """(what was found of a data set, or its error; 0 where it is whole)."""
+    """(what was found of a data set, or its error; its exit code: 0 where it is whole, 4 where something is damaged, and 7
+    where the only problem is that shards have not been made yet)."""
     from noisebook.datasets.verify import check
 
     try:
@@ -58,7 +59,10 @@ def check_set(args: argparse.Namespace, path: str) -> tuple[dict[str, Any], int]
     except Exception as error:
         text, code = failure(error, args.traceback)
         return {"name": path, "error": text, "code": code}, code
-    return {"name": path, **state}, 0 if state["complete"] else FormatError.code
+    if not args.json:
+        log_failures(state["failed"], state["n_failed"], f"{shown(path)}/ledger names all")
+    code = FormatError.code if state["damaged"] else DatasetError.code
+    return {"name": path, **state}, 0 if state["complete"] else code
 
 
 def show_set(path: str, state: dict[str, Any]) -> None:
@@ -77,4 +81,5 @@ def show_set(path: str, state: dict[str, Any]) -> None:
         say(f"{name}: ... and with {len(state['versions']) - SHOWN:,} other versions: --json names them")
     counts = f"{state['shards']} of {state['of_shards']} shards whole, {state['n_in']} images: {state['n_ok']} ok"
     left = f"{state['n_failed']} failed; {state['n_passed_over']} were passed over"
-    say(f"{name}: {'ok' if state['complete'] else 'not complete, or damaged'}: {counts}, {left}")
+    verdict = "damaged" if state["damaged"] else "ok" if state["complete"] else "not complete"
+    say(f"{name}: {verdict}: {counts}, {left}")

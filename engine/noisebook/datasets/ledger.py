@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from noisebook.datasets.store import Store
@@ -14,6 +15,7 @@ SHARDS, LEDGER = "shards", "ledger"
 DONE, POISONED = "done", "poisoned"
 MIXED = "tokens may differ in the last bits between them, and `verify` and `report` list them all"
 MOST = 1 << 26  # bytes of a JSON file
+NAMED = 100  # failures that a summary names; the ledger has all
 
 
 def shard_name(shard: int) -> str:
@@ -185,7 +187,7 @@ def summary(
 ) -> dict[str, Any]:
     """Counts over the entries of these shards: images `n_in`, `n_ok`, `n_failed`, `failed_by_code`, `remarks`, and `shards`
     with an entry, `of_shards`; and `n_found` = n_in + `n_passed_over`, which are the pictures of `passed_over` (why -> how
-    many), of which the plan has no items."""
+    many), of which the plan has no items. `failed` names the first of what failed, as `failures` does."""
     entries = [e for e in (read_ledger(store, shard) for shard in shards) if e is not None and e["plan"] == plan_hash]
     total = {key: sum(entry[key] for entry in entries) for key in ("n_in", "n_ok", "n_failed")}
     return {
@@ -196,5 +198,12 @@ def summary(
         "shards": len(entries),
         "of_shards": len(shards),
         "failed_by_code": dict(Counter(failure["code"] for entry in entries for failure in entry["failed"])),
+        "failed": failures(entries),
         "remarks": sum(len(entry["remarks"]) for entry in entries),
     }
+
+
+def failures(entries: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """The first 100 images of these entries that failed: {"key", "code", "message"} each."""
+    rows = ({name: row[name] for name in ITEM["failed"]} for entry in entries for row in entry["failed"])
+    return list(islice(rows, NAMED))

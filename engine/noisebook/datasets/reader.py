@@ -55,7 +55,7 @@ class _Shards:
         if len(self.done) < plan.shards and not partial:
             raise DatasetError(
                 f"{printable(folder)}: {len(self.done)} of {plan.shards} shards are done: tokenize --resume, or take "
-                "what is there with partial=True"
+                "what is there (partial=True, --partial)"
             )
         self.dtype = None if dtype is None else _integer(dtype, largest_vocabulary(self.spec))
 

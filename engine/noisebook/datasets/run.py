@@ -19,6 +19,7 @@ from noisebook.datasets.recipe import CodecMaker, CodecRecipe, CodecSource, OwnC
 from noisebook.datasets.shard import Tokenizer, versions
 from noisebook.datasets.sources import Source, enumerate_inputs
 from noisebook.datasets.store import Store
+from noisebook.datasets.table import token_words
 from noisebook.errors import DatasetError, SpecError, printable
 from noisebook.images.folders import PassedOver
 from noisebook.runtime.devices import every_gpu, named_devices
@@ -94,7 +95,8 @@ def tokenize(
     limits        of pictures (`pixels`), and the `memory` that this process and its workers may take; a picture that needs
                   more fails, and batches of large images are smaller, as the plan then says
 
-    Returns the counts of this rank's shards: n_in = n_ok + n_failed images, failed_by_code, remarks, shards, of_shards; and
+    Returns the counts of this rank's shards: n_in = n_ok + n_failed images, failed_by_code, failed (the first 100 of them:
+    key, code and message), remarks, shards, of_shards; and
     n_found = n_ok + n_failed + n_passed_over, where passed_over says why pictures were passed over (of all ranks the first
     counts them), and other_files how many other files there were of each ending.
 
@@ -179,6 +181,8 @@ def run_job(
         left = PassedOver(Counter(plan.source.passed_over), Counter(plan.source.other_files)) if of_all else PassedOver()
         for line in left.lines():
             log(line)
+        if of_all and (size := plan.settings.size) and (words := token_words(codec.spec_for(*size), *size)):
+            log(words)
         mine = list(range(rank.number, plan.shards, rank.world))
         todo, done, failed = states(store, mine, plan.hash, log, versions())
         log(

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from noisebook.format.container import pack, unpack
 from noisebook.format.runs import Run
 from noisebook.runtime.limits import DEFAULT, Limits, too_much
 from noisebook.spec.spec import CodecSpec
+from noisebook.spec.step import StepIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +32,7 @@ HELD, MANY = 1 << 22, 1 << 16  # bytes, and rows, that are looked at together
 WORK, WORK_OF_STEP = 20, 2  # microseconds to work out what a size of image has
 OWN = ("key", "tokens", "payload", "height", "width", "original_height", "original_width")
 ROW_GROUP = 1024
+KINDS = 4  # vocabularies that are named
 SIDES = (64, 512)  # of images that between them have all vocabularies of a codec
 
 
@@ -55,6 +59,21 @@ def largest_dtype(spec: CodecSpec) -> np.dtype:
 def token_count(spec: CodecSpec, height: int, width: int) -> int:
     """Tokens of an image of that size."""
     return sum(run.count for _, run in spec.runs_for(height, width))
+
+
+def token_words(spec: CodecSpec, height: int, width: int) -> str:
+    """How many tokens an image of that size has, and of how many values: "33 tokens an image: 1 of 65,536 values (start), 32
+    of 4,096 values; 400 bits". "" where codes vary in length, or there are no tokens."""
+    counts: Counter[tuple[int, str]] = Counter()
+    for step_index, run in spec.runs_for(height, width) if spec.rule_type.fixed_length else ():
+        counts[run.vocab_size, f" ({StepIndex(step_index).name.lower()})" if step_index < 0 else ""] += run.count
+    if not counts:
+        return ""
+    kinds = [f"{count:,} of {values:,} values{where}" for (values, where), count in counts.items()]
+    if len(kinds) > KINDS:
+        kinds = [f"of {min(counts)[0]:,} to {max(counts)[0]:,} values"]
+    bits = sum(count * math.log2(values) for (values, _), count in counts.items())
+    return f"{counts.total():,} tokens an image: {', '.join(kinds)}; {round(bits):,} bits"
 
 
 def token_column_name(spec: CodecSpec) -> str:

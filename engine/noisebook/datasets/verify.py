@@ -1,11 +1,22 @@
 """Is a data set whole? Offline, without a model."""
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from noisebook.datasets.ledger import POISONED, SHARDS, read_ledger, sha256, shard_name, shards_with_entry, versions_made
+from noisebook.datasets.ledger import (
+    NAMED,
+    POISONED,
+    SHARDS,
+    failures,
+    read_ledger,
+    sha256,
+    shard_name,
+    shards_with_entry,
+    versions_made,
+)
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
 from noisebook.datasets.table import Vocabularies, batches_of, open_shard, token_column_name, tokens_of
@@ -18,10 +29,13 @@ WORK_OF_ROW, WORK_OF_BYTE = 30, 2  # microseconds: to unpack a row, and allowed 
 
 
 def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
-    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "n_passed_over", "versions", "problems":
-    [{"name", "error"}], "complete"}; of more than 1,000 problems the last entry says how many are left out. "versions" is a
-    list of {"noisebook": ..., "torch": ..., ..., "shards": how many were made under these}: several where a run was resumed
-    under others.
+    """Reads all of a data set: {"shards", "of_shards", "n_in", "n_ok", "n_failed", "n_passed_over", "failed", "versions",
+    "problems": [{"name", "error"}], "damaged", "complete"}.
+
+    "failed" has the key, code and message of the first 100 images that failed, from the ledger: they are no problem. Of more
+    than 1,000 problems the last entry says how many are left out. "damaged" says whether one of them is another than a
+    shard that has not been made yet. "versions" is a list of {"noisebook": ..., "torch": ..., ..., "shards": how many were
+    made under these}: several where a run was resumed under others.
 
     Of every shard: the ledger's own hash, the file's SHA-256, page checksums, that keys are those of the plan in its order
     without the failed ones, n_in = n_ok + n_failed, and that every token is below its vocab_size. Columns that were carried
@@ -35,14 +49,17 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
     out: dict[str, Any] = {"shards": 0, "n_in": 0, "n_ok": 0, "n_failed": 0, "problems": [], "of_shards": plan.shards}
     out["n_passed_over"] = sum(plan.source.passed_over.values())
     there, after, whole = shards_with_entry(store, plan.shards), 0, list[dict[str, Any]]()
+    failed: list[dict[str, str]] = []
     for shard in there:
         problems.not_made(range(after, shard))
         after, name = shard + 1, shard_name(shard)
         try:
             entry = read_ledger(store, shard)
-            if entry is None or entry["status"] == POISONED:
-                why = "not made yet" if entry is None else f"given up: {printable(entry['failed'][0]['message'], 300)}"
-                problems.add(name, f"{why}: tokenize --resume")
+            if entry is None:
+                problems.not_made([shard])
+                continue
+            if entry["status"] == POISONED:
+                problems.not_made([shard], f"given up: {printable(entry['failed'][0]['message'], 300)}")
                 continue
             _check_shard(plan, shard, entry, store.read(name), name, limits)
         except NoisebookError as error:
@@ -50,6 +67,7 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
             continue
         out["shards"] += 1
         whole.append({"versions": entry["versions"]})
+        failed = (failed + failures([entry]))[:NAMED]
         for key in ("n_in", "n_ok", "n_failed"):
             out[key] += entry[key]
     problems.not_made(range(after, plan.shards))
@@ -59,7 +77,8 @@ def check(folder: str, limits: Limits = DEFAULT) -> dict[str, Any]:
         if not known or shard_name(int(stem)) != f"{SHARDS}/{extra}":
             problems.add(f"{SHARDS}/{printable(extra)}", "not a shard of the plan: remove it")
     out["versions"] = [{**versions, "shards": count} for versions, count in versions_made(whole)]
-    return {**out, "problems": problems.named(), "complete": out["shards"] == plan.shards and not problems.count}
+    complete = out["shards"] == plan.shards and not problems.count
+    return {**out, "failed": failed, "problems": problems.named(), "damaged": problems.damaged, "complete": complete}
 
 
 class _Problems:
@@ -68,16 +87,21 @@ class _Problems:
     def __init__(self) -> None:
         self.rows: list[dict[str, str]] = []
         self.count = 0
+        self.damaged = False  # whether one of them is another than a shard that is not made
 
     def add(self, name: str, error: str) -> None:
+        self.damaged = True
+        self._add(name, error)
+
+    def _add(self, name: str, error: str) -> None:
         self.count += 1
         if len(self.rows) < SHOWN:
             self.rows.append({"name": name, "error": error})
 
-    def not_made(self, shards: range) -> None:
-        """Shards without an entry: there may be very many."""
+    def not_made(self, shards: Sequence[int], why: str = "not made yet") -> None:
+        """There may be very many of these shards."""
         for shard in islice(shards, SHOWN):
-            self.add(shard_name(shard), "not made yet: tokenize --resume")
+            self._add(shard_name(shard), f"{why}: tokenize --resume")
         self.count += max(0, len(shards) - SHOWN)
 
     def named(self) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noisebook.datasets.detokenize import decoded
+from noisebook.datasets.ledger import failures
 from noisebook.datasets.reader import TokenDataset
 from noisebook.datasets.sources.located import Inputs
 from noisebook.errors import CodecMismatchError, ImageError, printable
@@ -49,6 +50,7 @@ class ReportRun:
     judged: dict[str, dict[str, Any]]  # other metrics over the shown images, as `Judge.summary` has them
     realism: float = 0.0  # of the decodes
     factory: str = ""  # MODULE:FACTORY of the backbone, where the plan records one
+    failures: Sequence[dict[str, str]] = ()  # the first images that failed: key, code, message
 
     def mean(self, what: str) -> float | None:
         """Mean of `psnr`, `ssim` or `bpp` over the images that have it."""
@@ -113,6 +115,7 @@ class ReportSource:
             judge.summary(verdicts) if judge else {},
             realism,
             data.plan.factory,
+            failures(data.ledgers),
         )
 
     @property

@@ -103,7 +103,8 @@ def about_codec(specs: Sequence[CodecSpec]) -> list[list[str]]:
 
 def vocabulary(spec: CodecSpec) -> str:
     """The values of a token, in words."""
-    return f"{spec.vocab_size:,} values of a token"
+    start = f", {spec.start_vocab_size:,} of a token of the start" if spec.start_budget else ""
+    return f"{spec.vocab_size:,} values of a token{start}"
 
 
 def with_unit(value: float | None, digits: int, unit: str) -> str:

@@ -13,11 +13,12 @@ from noisebook.report.shown import Shown
 
 HOW = "<code>noisebook report --inputs FOLDER</code>, with the pictures that were tokenised, shows them and the errors."
 VERSIONS = 20  # that are named
+FAILURES = 20  # images that are named of each data set
 
 
 def page(runs: Sequence[ReportRun]) -> str:
     """The whole document, about one data set or several side by side."""
-    parts = [_overview(runs)]
+    parts = [_overview(runs), *(_failures(run) for run in runs if run.failures)]
     if len(runs) > 1:
         parts += ["<h2>Rate and distortion</h2>", _rates(runs)]
     parts += [
@@ -64,6 +65,15 @@ def _overview(runs: Sequence[ReportRun]) -> str:
         else "<p>Not complete: shards are missing, and <code>noisebook tokenize --resume</code> makes them.</p>"
     )
     return f"{table(rows)}{markup.judged_lines([(run.name, run.judged) for run in runs])}{note}"
+
+
+def _failures(run: ReportRun) -> str:
+    """A list of the first images that failed."""
+    rows = [["image", "code", "what is wrong"]]
+    rows += [[escape(row["key"]), escape(row["code"]), escape(row["message"])] for row in run.failures[:FAILURES]]
+    left = run.failed.total() - len(rows) + 1
+    more = f"<p>... and {left:,} more: the ledger of the data set names all.</p>" if left else ""
+    return f"<h2>Failures of {escape(run.name)}</h2>{table(rows, columns=True)}{more}"
 
 
 def _dates(run: ReportRun) -> str:
