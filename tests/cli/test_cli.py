@@ -220,6 +220,8 @@ def test_backbones_lists_what_is_shipped(capsys):
     listed = json.loads(stdout)
     assert code == 0
     entries = {b["name"]: b for b in listed["backbones"]}
+    sizes = {name: "32 x 32" if name.startswith("cifar10") else "any size" for name in entries}
+    assert all(sizes[name] in entry["about"] for name, entry in entries.items())
     assert entries["cifar10-ddpm"]["view_of"] == "cifar10-edm"
     assert [entries[name]["view_of"] for name in ("gaussian-prior", "cifar10-edm", "cifar10-flow")] == [None] * 3
     from noisebook.backbones.registry import REALISM, WEIGHTS

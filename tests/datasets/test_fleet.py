@@ -110,7 +110,7 @@ def deadly(ground: Ground, monkeypatch, times: int) -> None:
 
 
 def test_two_children_make_the_bytes_of_one_process(ground, recipe, capfd):
-    """Of the command, the function and a list; plan, shards and ledgers, in one line of progress."""
+    """Of the command, the function and a list; plan, shards and ledgers, in common lines of progress."""
     wanted = ground.output()
     tokenize(ground.input, wanted, codec=recipe, **SIZES)
     lines: list[str] = []
@@ -127,9 +127,9 @@ def test_two_children_make_the_bytes_of_one_process(ground, recipe, capfd):
     output, options = ground.output(), ("--resize", "16", "--shard-size", "4", "--batch-size", "2")
     capfd.readouterr()
     assert main(ground.arguments(output, "--device", "cpu,cpu", *options)) == 3  # two pictures are bad
-    bars = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if "|" in line]
-    assert bars
-    assert all("/20 [" in bar for bar in bars)  # one line, of all images
+    told = [line for line in capfd.readouterr().err.splitlines() if line.endswith("images/s")]
+    assert all(" of 5 shards, " in line and " of 20 images, " in line for line in told)  # of all children together
+    assert told[-1].startswith("5 of 5 shards, 20 of 20 images, ")
     assert sorted(p.read_bytes() for p in (output / "shards").iterdir()) == sorted(
         p.read_bytes() for p in (wanted / "shards").iterdir()
     )

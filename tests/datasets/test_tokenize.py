@@ -17,7 +17,7 @@ from noisebook.cli.main import main
 
 pytest.importorskip("pyarrow")
 
-from noisebook.datasets import CodecRecipe, Rank, TokenDataset, tokenize
+from noisebook.datasets import CodecRecipe, Rank, TokenDataset, progress, tokenize
 from noisebook.datasets.recipe import decoder
 from noisebook.datasets.table import token_words
 from noisebook.errors import DatasetError, NoisebookError, SpecError
@@ -212,14 +212,22 @@ def test_a_line_names_all_vocabularies(net, changes, words):
     assert bool(words) == bool(token_words(codec.spec, 16, 16))
 
 
-def test_lines_for_people_go_where_they_are_wanted(tmp_path, net, pictures, caplog, capsys):
+def test_lines_for_people_go_where_they_are_wanted(tmp_path, net, pictures, caplog, capsys, monkeypatch):
     recipe, lines = CodecRecipe(backbone=net, changes=CHANGES), []
+    monkeypatch.setitem(progress.EVERY, "shard", 0.0)
     tokenize(pictures, tmp_path / "a", codec=recipe, log=lines.append, **SIZES)
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.rsplit(", ", 1)[0] for line in shown][-1] == f"3 of 3 shards, {COUNT} of {COUNT} images"
+    assert [line[: len("1 of 3 shards")] for line in shown] == [f"{n} of 3 shards" for n in (1, 2, 3)]
+    monkeypatch.setitem(progress.EVERY, "shard", 1e6)  # of very many shards, too near to the line before
     assert lines[-2] == "32 tokens an image: 32 of 256 values; 256 bits"
     assert lines[-1] == f"0 shards done, 3 to do ({COUNT} images, 3 shards)"
     assert lines[0].startswith("warning: ")
     tokenize(pictures, tmp_path / "b", codec=recipe, **SIZES)
-    assert not capsys.readouterr().out
+    stdout, shown = capsys.readouterr()
+    assert not stdout
+    assert shown.startswith("3 of 3 shards")
+    assert len(shown.splitlines()) == 1
     assert not caplog.records
     with caplog.at_level(logging.INFO, "noisebook.datasets"):
         tokenize(pictures, tmp_path / "b", codec=recipe, resume=True, **SIZES)

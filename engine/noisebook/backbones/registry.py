@@ -47,6 +47,17 @@ VIEWS: dict[str, tuple[Callable[[Backbone], Backbone], str]] = {
     "cifar10-ddpm": (ddpm_view, "cifar10-edm"),
     "cifar10-flow": (flow_view, "cifar10-flow"),
 }
+# shipped name -> what it is for; its card, the .md beside the weights, says more
+ABOUT_SHIPPED = {
+    "cifar10-cod": "32 x 32 pictures such as CIFAR-10's; a condition codec (CoD)",
+    "cifar10-consistency": "32 x 32 pictures such as CIFAR-10's; a consistency model",
+    "cifar10-ddpm": "32 x 32 pictures such as CIFAR-10's; DDPM",
+    "cifar10-edm": "32 x 32 pictures such as CIFAR-10's; EDM",
+    "cifar10-flow": "32 x 32 pictures such as CIFAR-10's; rectified flow",
+    "gaussian-prior": "photographs of any size; a baseline without a network",
+    "photo": "photographs of any size; for files from before photo-2",
+    "photo-2": "photographs of any size; the default",
+}
 
 
 def shipped() -> list[str]:

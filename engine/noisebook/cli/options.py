@@ -30,8 +30,8 @@ KNOBS = {
     "sigma_min": "last noise-to-signal level",
     "p": "share of the de-noised log-distance that is kept: 0.5 = DDPM posterior (DDCM), 0 = gDDCM's fixed point",
     "rho": "p = 0 only: share of the noise kept each step (default 1 - 2/steps)",
-    "budget": "what a block spends at the first step: bins of a token each, in powers of two, or by the rule atoms or bits; "
-    "without --budget-last at every step, and for every size of picture",
+    "budget": "tokens of each block at the first step, a power of two (rules top, pursuit: atoms; poisson: bits). Without "
+    "--budget-last every step has that many, whatever the size of the picture",
     "budget_last": "what a block spends at the last step (default: the preset's, or with --budget as at the first)",
     "scale_pixels": "budgets and --tokens are for an image of that many pixels: one of twice as many gets twice as many "
     "tokens; 0: budgets are for images of every size",
@@ -40,7 +40,8 @@ KNOBS = {
     "codebook": "hadamard or independent",
     "vocab_size": "number of values of a token: an atom and its sign",
     "seed": "seed of the codebooks",
-    "start_budget": "tokens of the codebook start; 0 = a fixed draw",
+    "start_budget": "tokens of each block that come first and choose where the walk begins, of --start-vocab-size values; "
+    "0: none, it begins at a fixed draw",
     "start_vocab_size": "number of values of a token of the start",
     "rows": "blocks down the image, each with tokens of its own",
     "columns": "blocks across the image",
