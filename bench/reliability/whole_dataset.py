@@ -141,6 +141,7 @@ def run(folder: Path, count: int) -> dict[str, Any]:
 
 def table() -> str:
     result = page.load(NAME)
+    codec = result["codec"].replace("--max-calls", "--max-nfe")  # what the option is called since that run
     rows = [
         [r["reader"], f"{r['missing']} was not installed" if "missing" in r else f"{r['same']:,} of {r['images']:,}"]
         for r in result["readers"]
@@ -148,7 +149,7 @@ def table() -> str:
     text = page.table(["read with", "images with the same tokens"], rows)
     return (
         f"{text}\n\n{result['images']:,} test images of CIFAR-10 in a Parquet file of Hugging Face's layout, "
-        f"`{result['codec']}`, {result['tokens_an_image']} tokens per image. Decoded from the npy export: "
+        f"`{codec}`, {result['tokens_an_image']} tokens per image. Decoded from the npy export: "
         f"{result['decoded_as_detokenize']:,} pictures are those of `noisebook detokenize` to the last bit, mean PSNR "
         f"{result['psnr']:.2f} dB. {page.source(result, NAME)}"
     )
