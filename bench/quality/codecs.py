@@ -157,9 +157,9 @@ def main() -> None:
     rivals = {name: rival for name, rival in every.items() if args.codecs is None or name in args.codecs}
     absent = {name: equal_bytes.MISSING[rival.kind] for name, rival in rivals.items() if rival.version is None}
     rivals = {name: rival for name, rival in rivals.items() if name not in absent}
-    absent |= {name: "the command left it out" for name in every if name not in rivals and name not in absent}
     for name, why in absent.items():
         print(f"{name}: {why}")
+    absent |= {name: "the command left it out" for name in every if name not in rivals and name not in absent}
     realisms = [0.0, *(r for r in args.realism if r)]
     about = f"backbone `{ours.backbone.name}`, {ours.nfe} network calls of the codec"
     codecs = {name_of(r): {"about": about, "version": f"noisebook {noisebook.__version__}"} for r in realisms}

@@ -72,6 +72,7 @@ def test_every_animal_of_the_zoo_has_its_row(ground):
     assert found["good_unchanged"] == 16
 
 
+@pytest.mark.slow
 def test_pictures_that_kill_or_hang(ground):
     assert not faults_inputs.deaths(ground, (1,))["faults"]
 
@@ -93,6 +94,7 @@ def test_the_same_run_gives_the_same_bytes(ground):
     assert not faults_bits.same_again(ground, (0, 1, 2))["faults"]
 
 
+@pytest.mark.slow
 def test_the_bench_sees_faults(ground, monkeypatch):
     """A store that writes in place and lets half of a file stand is caught."""
     from noisebook.datasets import store

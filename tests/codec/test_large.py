@@ -105,6 +105,7 @@ def test_a_block_by_itself_has_the_codewords_of_its_number(kind: str, vocab_size
         assert torch.equal(start_noise(1, 96, 7, y.device, block)[0], start_noise(5, 96, 7, y.device)[block])
 
 
+@pytest.mark.slow
 def test_tiles_change_hardly_anything_and_their_seams_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE", 160)
     monkeypatch.setattr(tiles, "OVERLAP", 64)

@@ -99,6 +99,7 @@ def test_a_codec_that_cannot_go_to_actors_is_an_error(cluster, ground):
         tokenize(ground.input, ground.output(), codec=lambda device, size: lock and codec, engine="ray", actors=1)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_for_all_actors_is_an_error_and_poisons_nothing(cluster, ground):
     output = ground.output()
     with pytest.raises(BackboneError, match="not on this node"):

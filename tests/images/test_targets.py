@@ -74,7 +74,7 @@ def test_small_pictures_with_a_curve_of_ones_own_get_every_size_that_there_is(pr
         Aim(Target(bytes=9000, max_nfe=6), prior, own).tokens_for_bytes(28, 28, 9000)
 
 
-@pytest.mark.parametrize("decibels", [27.0, 32.0])
+@pytest.mark.parametrize("decibels", [27.0, pytest.param(32.0, marks=pytest.mark.slow)])
 def test_a_quality_is_met_within_a_tenth_of_a_decibel(decibels, prior, fresh):
     pixels = picture(fresh, 160, 192)
     data, codec = aim(prior, psnr=decibels).file(pixels)
