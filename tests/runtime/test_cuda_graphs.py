@@ -517,7 +517,7 @@ def test_bad_values_are_refused_after_a_replay_as_well(cuda, fresh):
     for value in (1.1, -2.0, float("nan"), float("inf")):
         bad = good.clone()
         bad[0, 1, 2, 3] = value
-        with pytest.raises(ImageError, match="finite and in"):
+        with pytest.raises(ImageError, match=r"finite|are from"):
             codec.encode(bad)
     for bad in (tokens - 1000, tokens + 1000):
         with pytest.raises(CodecMismatchError):
