@@ -197,9 +197,9 @@ def test_a_run_learns_resumes_and_writes_a_tokenizer(tmp_path, fresh, capsys):
     images = random_images(fresh, 40, 16, 16)
     np.savez(tmp_path / "data.npz", images=images.permute(0, 2, 3, 1).numpy())
     call = ["train", "cod", str(tmp_path / "data.npz"), "-o", str(tmp_path / "run"), *OPTIONS, "--learning-rate", "2e-3"]
-    minutes, log = 0.15, []
-    while not log or log[-1]["iteration"] < 100 or log[-1]["minutes"] < 0.25:  # a busy machine needs more of them
-        assert cli.main([*call, "--minutes", f"{minutes}", "--save-every", "0.05", "--json"]) == 0
+    minutes, log = 0.06, []
+    while not log or log[-1]["iteration"] < 100 or log[-1]["minutes"] < 0.1:  # a busy machine needs more of them
+        assert cli.main([*call, "--minutes", f"{minutes}", "--save-every", "0.03", "--json"]) == 0
         log, minutes = json.loads((tmp_path / "run" / "log.json").read_text()), 2 * minutes
     assert log[-1]["loss"] < log[0]["loss"]
     backbone = backbones.load(tmp_path / "run" / "model.safetensors")

@@ -195,9 +195,10 @@ def test_the_loss_is_the_error_at_the_levels_scale_and_the_features(fresh):
     assert rows["psnr"] == pytest.approx((10 * (4 / mse).log10()).mean().item(), rel=1e-5)
 
 
-def test_a_few_steps_lower_the_loss_and_the_discriminator_learns(fresh):
+def test_a_few_steps_lower_the_loss_and_the_discriminator_learns():
+    """Of the same pictures every time: how far so few steps lead depends on them (by a tenth to a third)."""
     torch.manual_seed(0)
-    kept, net = some_decodes(fresh), RealismNetwork(widths=(8, 8), blocks=1, embedding=8, patch=2)
+    kept, net = some_decodes(np.random.default_rng(1)), RealismNetwork(widths=(8, 8), blocks=1, embedding=8, patch=2)
     objective = Realism(lambda count, side: kept.draw(count), build_trunk(trunk_tensors()), "cpu", False, 1.0, 0.1)
     optimizer, x0 = torch.optim.Adam(net.parameters(), 3e-3), torch.zeros(8, 3, SIZE, SIZE)
     before = objective.state_dict()["patches"]["0.weight"].clone()
