@@ -31,6 +31,7 @@ def free_port() -> int:
 
 
 AS_RUN: dict[str, dict[str, str]] = {
+    "README.md": {"--dist loadfile ": "--dist loadfile --version"},  # CI runs it whole, in a checkout
     "docs/backbones.md": {"roundtrip PICTURES --backbone DIR": "roundtrip cat.png --backbone cifar10-ddpm"},
     "docs/cod.md": {"--minutes 75": "--minutes .01", "--minutes 45": "--minutes .01", "--bpp .1": "--bpp .5"},
     "docs/datasets.md": {

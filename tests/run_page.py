@@ -48,6 +48,7 @@ def started(text: str, running: list[subprocess.Popen]) -> str | None:
 
 
 def main() -> int:
+    sys.path[0] = ""  # what a reader writes lies in the current folder
     blocks, scope = json.loads(Path(sys.argv[1]).read_text()), {"__name__": "__main__"}
     running: list[subprocess.Popen] = []
     failed = []
