@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.lib.equal_bytes import OURS
-from bench.lib.page import Result, load, source, table
+from bench.lib.page import Result, load, source, table, with_commands
 from noisebook.images.judges.words import BY_KEY
 
 NAME = "codecs"
@@ -140,7 +140,7 @@ def _about(comparison: Comparison) -> str:
         parts = [entry["by"] or "noisebook", *(f"{n['file']} sha256:{n['sha256'][:16]}" for n in entry["networks"])]
         lines.append(f"- {BY_KEY[key].title}: {', '.join(parts)}")
     lines += [f"- {name} was not measured: {why}" for name, why in result["absent"].items()]
-    return "\n".join([*lines, "", f"{result['about']}. {fewer_bits(comparison)} {source(result, NAME)}"])
+    return "\n".join([*lines, "", f"{result['about']}. {fewer_bits(comparison)} {source(with_commands(result), NAME)}"])
 
 
 def equal_wins() -> str:
@@ -198,7 +198,8 @@ def short() -> str:
         f"*{titles} of whole files, means over {comparison.result['about']}. A codec has no point at a rate where it "
         f"lacks a file for some picture. {fewer_bits(comparison)} [All tables](docs/rates.md#at-equal-bytes).*"
     )
-    about = source(comparison.result, NAME)
+    facts = comparison.result
+    about = f"<sub>{facts['device']}, {facts['date']}; `bench/results/{NAME}.json` has versions and commands</sub>"
     picture = f"![{titles} against bits per pixel, noisebook and other codecs](docs/images/codecs.svg)"
     return f"{picture}\n\n{caption}\n\n{sentences(comparison)} {about}"
 

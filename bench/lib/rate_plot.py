@@ -15,6 +15,7 @@ from noisebook.report.charts import ticks
 
 PICTURE = ROOT / "docs/images/codecs.svg"
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 960, 400, 56, 34, 72, 70
+LETTER = 6.6  # about the width of a letter of the key
 PANEL = (WIDTH - LEFT - 16 - GAP) / 2
 COLOURS = {  # of a codec's name; realism is told apart by dashes
     "noisebook": "#c2570c",
@@ -93,11 +94,11 @@ def drawn(result: Result) -> str:
     ]
     for i, key in enumerate(keys):
         out += _panel(comparison, key, LEFT + i * (PANEL + GAP))
-    step = (WIDTH - LEFT) / len(comparison.codecs)
-    for i, codec in enumerate(comparison.codecs):
-        x = LEFT + i * step
+    x: float = 8
+    for codec in comparison.codecs:
         out.append(f'<path d="M{x:.1f} {HEIGHT - 12}h22" {_look(codec)}/>')
         out.append(_text(x + 27, HEIGHT - 8, codec, "start", ' font-size="12"'))
+        x += 45 + LETTER * len(codec)
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
