@@ -33,6 +33,11 @@ def free_port() -> int:
 AS_RUN: dict[str, dict[str, str]] = {
     "README.md": {"--dist loadfile ": "--dist loadfile --version"},  # CI runs it whole, in a checkout
     "docs/backbones.md": {"roundtrip PICTURES --backbone DIR": "roundtrip cat.png --backbone cifar10-ddpm"},
+    "docs/cli.md": {
+        "convert FILE -o FILE": "convert CoD_pixel_vpred.pt -o CoD.safetensors",
+        "spectrum DATA.npz": "pca DATA.npz",
+        "edm DATA.npz -o DIR": "edm DATA.npz -o DIR --sizes 32 --minutes .01",
+    },
     "docs/cod.md": {"--minutes 75": "--minutes .01", "--minutes 45": "--minutes .01", "--bpp .1": "--bpp .5"},
     "docs/datasets.md": {
         'device="cuda"': 'device="cpu"',
