@@ -51,6 +51,11 @@ AS_RUN: dict[str, dict[str, str]] = {
     "docs/howto/stable-diffusion.md": {"PICTURES": "SMALL", "--bpp .3": "--bpp 4.4"},
     "docs/howto/web-service.md": {"8000": str(free_port())},
     "docs/modes.md": {"label=281": "label=1", "label=207": "label=2", "size=(256, 256)": "size=(16, 16)"},
+    "docs/report.md": {
+        "out/NAME.nbk": "out/0.nbk",
+        "FILE.nbk --inputs PICTURE ": "out/1.nbk --inputs PICTURES/1.png ",
+        " --lpips FILE --metrics ms-ssim": " --metrics psnr",  # the others need an extra, which metrics.md installs
+    },
     "docs/training.md": {
         "--minutes 60": "--minutes .01",
         "minutes=60": "minutes=.02",
