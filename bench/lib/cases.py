@@ -108,7 +108,7 @@ def saved(image: np.ndarray, form: str) -> bytes:
 
 
 def prepare(folder: Path, case: dict[str, Any], count: int, inputs: Sequence[str] = INPUTS) -> dict[str, Path]:
-    """`count` pictures as each of these kinds of input, in a folder of its own: the same ones in all."""
+    """`count` pictures as each of these kinds of input, each in its own folder: the same ones in all."""
     data = [saved(image, case["format"]) for image in pictures(case, min(count, DISTINCT))]
     data = [data[i % len(data)] for i in range(count)]
     names = [f"{i:06d}.{SUFFIXES[case['format']]}" for i in range(count)]

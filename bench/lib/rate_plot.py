@@ -1,12 +1,13 @@
 """The comparison at equal bytes as a picture: PSNR and LPIPS against bits per pixel, docs/images/codecs.svg.
 
-A codec's point at a rate is its mean over all pictures, at the mean size of its own files. A rate at which it lacks a file
+A codec's point at a rate is its mean over all pictures, at the mean size of its files. A rate at which it lacks a file
 for some picture has no point: a mean over the easier pictures would flatter it.
 """
 
 import math
 from html import escape
 
+from bench.lib.equal_bytes import OURS
 from bench.lib.equal_tables import NAME, PLOTTED, Comparison
 from bench.lib.page import Result, load
 from bench.lib.record import ROOT
@@ -17,12 +18,13 @@ PICTURE = ROOT / "docs/images/codecs.svg"
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 960, 400, 56, 34, 72, 70
 LETTER = 6.6  # about the width of a letter of the key
 PANEL = (WIDTH - LEFT - 16 - GAP) / 2
-COLOURS = {  # of a codec's name; realism is told apart by dashes
-    "noisebook": "#c2570c",
+COLOURS = {  # what a codec's name begins with; lines with realism have dashes
+    OURS: "#c2570c",
     "AVIF for PSNR": "#2563b8",
     "AVIF for the eye": "#5f9be8",
     "WebP": "#2b7a3d",
     "VVC for PSNR": "#7a2b8f",
+    "VVC for the eye": "#b77fc6",
     "JPEG XL": "#777777",
 }
 RATES = (0.05, 0.1, 0.2, 0.5, 1.0)  # ticks of the axis, in powers of about two
@@ -44,11 +46,15 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", more: str = ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
 
 
+def _colour(codec: str) -> str:
+    return next(colour for name, colour in COLOURS.items() if codec.startswith(name))
+
+
 def _look(codec: str) -> str:
-    """Colour and dashes of a codec's line."""
-    name = next(name for name in COLOURS if codec.startswith(name))
-    dashes = ' stroke-dasharray="6 4"' if codec.startswith("noisebook") and not codec.endswith(" 0") else ""
-    return f'stroke="{COLOURS[name]}" fill="none" stroke-width="{2.6 if name == "noisebook" else 1.6}"{dashes}'
+    """Colour, width and dashes of a codec's line."""
+    ours = codec.startswith(OURS)
+    dashes = ' stroke-dasharray="6 4"' if ours and not codec.endswith(" 0") else ""
+    return f'stroke="{_colour(codec)}" fill="none" stroke-width="{2.6 if ours else 1.6}"{dashes}'
 
 
 def _panel(comparison: Comparison, key: str, left: float) -> list[str]:
@@ -78,7 +84,7 @@ def _panel(comparison: Comparison, key: str, left: float) -> list[str]:
         if places:
             out.append(f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}" {_look(codec)}/>')
             dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places)
-            out.append(f'<g fill="{COLOURS[next(n for n in COLOURS if codec.startswith(n))]}">{dots}</g>')
+            out.append(f'<g fill="{_colour(codec)}">{dots}</g>')
     return out
 
 

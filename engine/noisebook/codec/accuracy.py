@@ -21,14 +21,9 @@ RANGES = ((0.0, 1.0), (-0.5, 0.5), (0.0, 255.0))  # of the images of other peopl
 RANGE_LEVELS, BETTER = (0.3, 1.0, 3.0, 10.0), 1.4  # where ranges are compared; how many times better another one must be
 ALIKE = 1.1  # how many times as large errors may be in a range that is named beside the best
 FEW = 4  # images for that
-LOW = (
-    2 * LOWEST
-)  # the highest level at which it is seen what x0_hat has of the noise; at higher ones also a good one has some
-AS_NOISE, ADDED = (
-    0.5,
-    0.3,
-)  # correlations with the noise, of x0_hat where it is a prediction of noise, of x0_hat - y where it
-# has a wrong sign
+LOW = 2 * LOWEST  # up to this level it is seen what x0_hat has of the noise; at higher ones a good one has some too
+AS_NOISE = 0.5  # correlation of x0_hat with the noise above which it is a prediction of noise
+ADDED = 0.3  # the same of x0_hat - y, above which the prediction has the wrong sign
 
 
 @dataclass(frozen=True)

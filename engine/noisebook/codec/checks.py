@@ -20,6 +20,7 @@ from noisebook.runtime.limits import Limits
 from noisebook.spec.spec import CodecSpec, identity_fault
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+NO_NUMBERS = "float images must be finite: these have NaN or infinite values"
 TOKEN_DTYPES = tuple(getattr(torch, name) for name in INTEGERS)  # that `decode` takes: of tokens as data sets hold them
 
 
@@ -45,7 +46,7 @@ def check_images(images: Any, channels: int, device: torch.device) -> Tensor:
     if not images.is_floating_point():
         raise ImageError(f"images must be uint8, or float in [-1, 1], not {images.dtype}")
     if images.device.type == "cpu" and not torch.isfinite(images).all():  # on a GPU that would wait for an answer
-        raise ImageError("float images must be finite: these have NaN or infinite values")
+        raise ImageError(NO_NUMBERS)
     return images.to(device, torch.float32)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisebook.codec.checks import check_images
+from noisebook.codec.checks import NO_NUMBERS, check_images
 from noisebook.errors import ImageError, printable
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def in_range(batches: Sequence[Tensor], span: Range | None) -> list[Tensor]:
 def out_of_range(images: Tensor) -> str:
     """Of float images that `encode` refused: which values they have, and what to do."""
     if not torch.isfinite(images).all():
-        return "float images must be finite: these have NaN or infinite values"
+        return NO_NUMBERS
     least, most = (float(value) for value in images.aminmax())
     return (
         f"float images are taken in [-1, 1], and these are from {least:.4g} to {most:.4g}: scale them, or give "

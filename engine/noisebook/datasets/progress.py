@@ -11,7 +11,7 @@ from noisebook.datasets.job import Rank
 from noisebook.datasets.plan import Plan
 from noisebook.datasets.store import Store
 
-EVERY = {"batch": 30.0, "shard": 5.0}  # seconds after the line before, from which one of these is told off a terminal
+EVERY = {"batch": 30.0, "shard": 5.0}  # seconds between lines, where stderr is no terminal
 
 
 class Progress:

@@ -166,7 +166,7 @@ class Aim:
         if abs(best[1] - size) > max(0.1 * size, 2 * each) or (self.target.bytes is not None and best[1] > size):
             raise SpecError(
                 f"no file of {size:.0f} bytes for an image of {height} x {width} in {self.target.max_nfe} network calls; "
-                f"the nearest is {best[1]}: {self._why_not(height, width, size, best[0], scaling)}"
+                f"the nearest is {best[1]}: {self._why_not(height, width, size, best, scaling)}"
             )
         return best[0]
 
@@ -191,9 +191,9 @@ class Aim:
         under = [found for found in sizes if found[1] <= size]
         return min(under if under and self.target.bytes is not None else sizes, key=lambda found: abs(found[1] - size))
 
-    def _why_not(self, height: int, width: int, size: float, tokens: int, scaling: int) -> str:
-        """What to do where the file nearest to `size` bytes, of that many tokens, is not near."""
-        have = self._size(height, width, tokens, scaling)
+    def _why_not(self, height: int, width: int, size: float, best: tuple[int, int], scaling: int) -> str:
+        """What to do where `best`, the (tokens, bytes) nearest to `size` bytes, is not near."""
+        tokens, have = best
         if have < size:
             return "ask for a smaller file, or allow more calls with max_nfe"
         if self.derived(tokens, scaling) is not None:
@@ -281,9 +281,8 @@ class Aim:
                 tokens //= 2
                 continue
             tried[tokens] = got = made[key][0]
-            if abs(got - wanted) <= CLOSE or (tokens == 2 and got > wanted):  # no file is smaller
-                break
-            if _coarse(tried, wanted):
+            smallest = tokens == 2 and got > wanted
+            if abs(got - wanted) <= CLOSE or smallest or _coarse(tried, wanted):
                 break
             tokens = _next(tried, wanted)
             if not 2 <= tokens < 1 << 24:
